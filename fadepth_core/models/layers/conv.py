@@ -1,0 +1,54 @@
+"""Convolution + BatchNorm + activation, the unit everything here is made of, and its folding for deployment.
+
+`conv2d` is the one place that decides whether a spatial filter is a plain convolution or an ETM; `folded` turns either,
+with the BatchNorm behind it, into one plain convolution.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from fadepth_core.models.layers.etm import ETMConfig, ETMConv2d
+
+
+def conv2d(cin, cout, kernel, stride=1, dilation=1, groups=1, bias=False, etm: ETMConfig | None = None) -> nn.Module:
+    """A "same"-padded convolution; with `etm` set and a kernel larger than 1×1, its ETM form."""
+    if etm is not None and kernel > 1:
+        return ETMConv2d(cin, cout, kernel, stride, dilation, groups, bias, etm)
+    conv = nn.Conv2d(cin, cout, kernel, stride, dilation * (kernel - 1) // 2, dilation, groups, bias=bias)
+    nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
+    if bias:
+        nn.init.zeros_(conv.bias)
+    return conv
+
+
+class ConvBN(nn.Module):
+    """Convolution (no bias) -> BatchNorm -> optional ReLU: `CBA` and `CB` of the specification.
+
+    Shapes: [B, Ci, H, W] -> [B, Co, ceil(H / s), ceil(W / s)].
+    """
+
+    def __init__(self, cin, cout, kernel=1, stride=1, dilation=1, groups=1, relu=True, etm: ETMConfig | None = None):
+        super().__init__()
+        self.conv = conv2d(cin, cout, kernel, stride, dilation, groups, etm=etm)
+        self.bn = nn.BatchNorm2d(cout)
+        self.act = nn.ReLU(inplace=True) if relu else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(self.bn(self.conv(x)))
+
+    def folded(self) -> nn.Conv2d:
+        """The plain convolution with bias that equals convolution and BatchNorm in evaluation; activation left out."""
+        return fold(self.conv, self.bn)
+
+
+def fold(conv: nn.Module, bn: nn.BatchNorm2d) -> nn.Conv2d:
+    """Merge an ETM if there is one, then fold the BatchNorm's running statistics into the kernel and a bias."""
+    plain = conv.reparameterize() if isinstance(conv, ETMConv2d) else conv
+    # fuse_conv_bn_eval insists on evaluation mode of both; folding is defined on running statistics only.
+    was_training = bn.training
+    folded = fuse_conv_bn_eval(plain.eval(), bn.eval())
+    bn.train(was_training)
+    conv.train(was_training)
+    return folded

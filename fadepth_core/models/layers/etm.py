@@ -1,0 +1,251 @@
+"""Equivalent transformation module, ETM (FA-Depth section III-B, eq. 13-19).
+
+While training, one convolution's kernel is the sum of several kernels of different shapes (identity, K×1, 1×K, a K×K
+whose elements are dropped at random, and the plain K×K), each scaled by a learned, variance-normalised factor and
+sometimes dropped whole. Only the sum is convolved. For deployment the sum is stored: `reparameterize` returns an
+ordinary `nn.Conv2d` with the same output.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fadepth_core.models.layers.drop import ScheduledRate
+
+_EPS = 1e-5
+
+
+@dataclass(frozen=True)
+class ETMConfig:
+    """Hyper-parameters of the ETM (Table VII).
+
+    Args:
+        branch_drop: p_b, maximum probability that a whole branch is dropped; scheduled by eq. 5.
+        element_drop: p_e, probability that one weight of the dropconv branch is dropped (eq. 14).
+        dropconv: whether the dropconv branch exists; without it this is the paper's ETM*.
+        dropconv_scale: α, coefficient of the dropconv branch (third number of Table VII).
+        init_from_largest: start every smaller kernel from the centred crop of the largest one (the paper's ETM#).
+        all_shapes: use every odd shape up to K×K instead of only K×1 and 1×K.
+        variance: "weight" divides γ by the spread of the branch's own weights, "none" uses γ alone.
+        constant_rate: p_b from the first iteration on instead of the linear schedule.
+    """
+
+    branch_drop: float = 0.1
+    element_drop: float = 0.1
+    dropconv: bool = True
+    dropconv_scale: float = 1.0
+    init_from_largest: bool = False
+    all_shapes: bool = False
+    variance: str = "weight"
+    constant_rate: bool = False
+
+    def __post_init__(self):
+        if self.variance not in ("weight", "none"):
+            raise ValueError(f"ETM variance must be 'weight' or 'none', got '{self.variance}'")
+        if not 0.0 <= self.element_drop < 1.0:
+            raise ValueError(f"ETM element_drop must lie in [0, 1), got {self.element_drop}")
+
+
+_BASE = ETMConfig()
+#: The variants of section III-B by the names the paper's tables use.
+ETM_VARIANTS: dict[str, ETMConfig] = {
+    "etm": _BASE,
+    "etm*": replace(_BASE, dropconv=False),
+    "etm#": replace(_BASE, init_from_largest=True),
+}
+
+
+def etm_config(etm: str | ETMConfig | None) -> ETMConfig | None:
+    """Turn a variant's name ("etm", "etm*", "etm#"), a config or None into a config or None."""
+    if etm is None or isinstance(etm, ETMConfig):
+        return etm
+    if etm not in ETM_VARIANTS:
+        raise ValueError(f"unknown ETM variant '{etm}'; known variants: {', '.join(ETM_VARIANTS)}")
+    return ETM_VARIANTS[etm]
+
+
+class _Branch(nn.Module):
+    """One kernel W_t with its scale γ_t. `shape` None marks the identity, whose kernel is a constant."""
+
+    def __init__(self, shape, out_channels, fan_in_channels, variance, coefficient=1.0, droppable=True, element_drop=0.0):
+        super().__init__()
+        self.shape = shape
+        self.coefficient = coefficient
+        self.droppable = droppable
+        self.element_drop = element_drop
+        self.fan_in = 0 if shape is None else fan_in_channels * shape[0] * shape[1]
+        # A single weight, and the constant identity, have no spread to divide by.
+        self.normalised = variance == "weight" and self.fan_in > 1
+        if shape is not None:
+            self.weight = nn.Parameter(torch.empty(out_channels, fan_in_channels, *shape))
+        self.gamma = nn.Parameter(torch.ones(out_channels))
+
+    def spread(self) -> Tensor | float:
+        """sqrt(var_t + ε) per output channel, [Co, 1, 1, 1].
+
+        For depthwise kernels the mean square replaces the variance: the variance of three numbers is too noisy.
+        """
+        if not self.normalised:
+            return 1.0
+        dims = (1, 2, 3)
+        if self.weight.shape[1] == 1:
+            var = self.weight.square().mean(dims, keepdim=True)
+        else:
+            var = self.weight.var(dims, unbiased=False, keepdim=True)
+        return torch.sqrt(var + _EPS)
+
+    @torch.no_grad()
+    def reset_gamma(self) -> None:
+        """γ starts at the spread, so that every branch starts with factor 1."""
+        spread = self.spread()
+        self.gamma.copy_(spread.flatten() if isinstance(spread, Tensor) else torch.ones_like(self.gamma))
+
+    def kernel(self, identity: Tensor | None, element_mask: Tensor | None = None) -> Tensor:
+        """α_t · γ_t / sqrt(var_t + ε) ⊙ W̃_t (eq. 15d without the branch's own Bernoulli factor)."""
+        weight = identity if self.shape is None else self.weight
+        if element_mask is not None:
+            weight = weight * element_mask
+        return weight * (self.coefficient * self.gamma[:, None, None, None] / self.spread())
+
+
+class ETMConv2d(nn.Module):
+    """Drop-in replacement of `nn.Conv2d` (odd or even kernel, "same" padding) trained as several merged kernels.
+
+    Shapes: [B, Ci, H, W] -> [B, Co, ceil(H / s), ceil(W / s)] for odd kernels.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, int],
+        stride: int = 1,
+        dilation: int = 1,
+        groups: int = 1,
+        bias: bool = False,
+        config: ETMConfig = _BASE,
+    ):
+        super().__init__()
+        kh, kw = (kernel_size, kernel_size) if isinstance(kernel_size, int) else kernel_size
+        self.in_channels, self.out_channels, self.kernel_size = in_channels, out_channels, (kh, kw)
+        self.stride, self.dilation, self.groups, self.config = stride, dilation, groups, config
+        self.padding = (dilation * (kh - 1) // 2, dilation * (kw - 1) // 2)
+        fan_in = in_channels // groups
+
+        def branch(shape, **options):
+            return _Branch(shape, out_channels, fan_in, config.variance, **options)
+
+        branches = [branch(None)] if in_channels == out_channels else []
+        branches += [branch(shape) for shape in self._small_shapes(kh, kw, config.all_shapes)]
+        if config.dropconv:
+            branches.append(branch((kh, kw), coefficient=config.dropconv_scale, element_drop=config.element_drop))
+        branches.append(branch((kh, kw), droppable=False))
+        self.branches = nn.ModuleList(branches)
+        self.branch_rate = ScheduledRate(config.branch_drop, config.constant_rate)
+        self.bias = nn.Parameter(torch.zeros(out_channels)) if bias else None
+        self.register_buffer("identity", self._identity_kernel(), persistent=False)
+        self.reset_parameters()
+
+    @staticmethod
+    def _small_shapes(kh: int, kw: int, all_shapes: bool) -> list[tuple[int, int]]:
+        if all_shapes:
+            shapes = [(h, w) for h in range(1, kh + 1, 2) for w in range(1, kw + 1, 2)]
+        else:
+            shapes = [(kh, 1), (1, kw)]
+        return [shape for shape in dict.fromkeys(shapes) if shape != (kh, kw)]
+
+    def _identity_kernel(self) -> Tensor:
+        kernel = torch.zeros(self.out_channels, self.in_channels // self.groups, 1, 1)
+        # Output channel o of group g reads input g·(Ci/groups) + (o mod Ci/groups), which is o itself when Ci = Co.
+        index = torch.arange(self.out_channels)
+        kernel[index, index % kernel.shape[1]] = 1.0
+        return kernel
+
+    def reset_parameters(self) -> None:
+        largest = self.branches[-1]
+        nn.init.kaiming_normal_(largest.weight, nonlinearity="relu")
+        for branch in self.branches:
+            if branch.shape is None or branch is largest:
+                continue
+            if self.config.init_from_largest:
+                with torch.no_grad():
+                    branch.weight.copy_(_centre_crop(largest.weight, branch.shape))
+            else:
+                nn.init.normal_(branch.weight, std=largest.weight.detach().std().item())
+        for branch in self.branches:
+            branch.reset_gamma()
+
+    def sample_masks(self) -> list[tuple[Tensor | float, Tensor | None]]:
+        """Draw the random factors of one training step: per branch (b_t / (1 - p_b), M / (1 - p_e) or None).
+
+        One draw serves the whole batch, because one merged kernel does (eq. 16).
+        """
+        masks = []
+        rate = self.branch_rate.rate
+        for branch in self.branches:
+            keep: Tensor | float = 1.0
+            if branch.droppable and rate > 0.0:
+                keep = torch.empty((), device=branch.gamma.device, dtype=branch.gamma.dtype).bernoulli_(1 - rate)
+                keep = keep / (1 - rate)
+            elements = None
+            if branch.element_drop > 0.0:
+                elements = torch.empty_like(branch.weight).bernoulli_(1 - branch.element_drop)
+                elements = elements / (1 - branch.element_drop)
+            masks.append((keep, elements))
+        return masks
+
+    def branch_kernels(self, masks=None) -> list[Tensor]:
+        """Ŵ_t of eq. 15d, each at its own shape; `masks` None means the deterministic kernels of eq. 18."""
+        masks = masks or [(1.0, None)] * len(self.branches)
+        return [
+            keep * branch.kernel(self.identity, elements)
+            for branch, (keep, elements) in zip(self.branches, masks, strict=True)
+        ]
+
+    def merged_kernel(self, masks=None) -> Tensor:
+        """Σ_t Z(Ŵ_t) (eq. 16 and 18): smaller kernels zero-padded about the centre, [Co, Ci/g, Kh, Kw]."""
+        return sum(_centre_pad(kernel, self.kernel_size) for kernel in self.branch_kernels(masks))
+
+    def forward(self, x: Tensor) -> Tensor:
+        kernel = self.merged_kernel(self.sample_masks() if self.training else None)
+        return F.conv2d(x, kernel, self.bias, self.stride, self.padding, self.dilation, self.groups)
+
+    @torch.no_grad()
+    def reparameterize(self) -> nn.Conv2d:
+        """The equivalent plain convolution (eq. 18, 19)."""
+        conv = nn.Conv2d(
+            self.in_channels,
+            self.out_channels,
+            self.kernel_size,
+            self.stride,
+            self.padding,
+            self.dilation,
+            self.groups,
+            bias=self.bias is not None,
+        )
+        kernel = self.merged_kernel()
+        conv.to(device=kernel.device, dtype=kernel.dtype)
+        conv.weight.copy_(kernel)
+        if self.bias is not None:
+            conv.bias.copy_(self.bias)
+        return conv
+
+
+def _centre_offsets(small, large) -> tuple[int, int]:
+    # Centre index floor((K-1)/2), as the limits of the sums in eq. 13 fix it for even kernels too.
+    return (large[0] - 1) // 2 - (small[0] - 1) // 2, (large[1] - 1) // 2 - (small[1] - 1) // 2
+
+
+def _centre_pad(kernel: Tensor, shape: tuple[int, int]) -> Tensor:
+    small = kernel.shape[-2:]
+    top, left = _centre_offsets(small, shape)
+    return F.pad(kernel, (left, shape[1] - small[1] - left, top, shape[0] - small[0] - top))
+
+
+def _centre_crop(kernel: Tensor, shape: tuple[int, int]) -> Tensor:
+    top, left = _centre_offsets(shape, kernel.shape[-2:])
+    return kernel[:, :, top : top + shape[0], left : left + shape[1]]

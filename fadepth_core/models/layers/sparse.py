@@ -1,0 +1,163 @@
+"""The three modules SmallDepth is made of (FA-Depth section III-A): sparse downsampling (eq. 2), the double-scale
+sparse residual module (eq. 3) and sparse upsampling (eq. 6). "Sparse" means that channels and pixels are never
+connected by the same filter: spatial filters are depthwise, channel filters are 1×1.
+
+Each module has a `fuse()` that returns its deployment form: same function, BatchNorm and ETM merged into plain
+convolutions, and the exact rewrites that make it cheaper to run.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fadepth_core.models.layers.conv import ConvBN, conv2d, fold
+from fadepth_core.models.layers.drop import DropBranch
+from fadepth_core.models.layers.etm import ETMConfig
+
+
+def upsample_to(x: Tensor, size: tuple[int, int]) -> Tensor:
+    """Bilinear interpolation to (height, width), half-pixel centres: [B, C, h, w] -> [B, C, H, W]."""
+    return F.interpolate(x, size=size, mode="bilinear", align_corners=False)
+
+
+class SparseDownsample(nn.Module):
+    """SD: halves the resolution, Ci -> Co with Co a multiple of Ci (eq. 2).
+
+    A strided depthwise filter gathers context, a strided 1×1 filter connects channels; their sum is activated. The
+    context term alone may be dropped: the 1×1 term is the only one that mixes channels and must survive.
+
+    The channel-multiplying depthwise filter is written as Co/Ci plain depthwise filters whose outputs are concatenated
+    (the same function up to a channel order; grouped convolutions with a multiplier miss the fast kernels of several
+    engines).
+
+    Shapes: [B, Ci, H, W] -> [B, Co, ceil(H / 2), ceil(W / 2)].
+    """
+
+    def __init__(self, cin: int, cout: int, kernel: int = 3, drop: DropBranch | None = None, etm: ETMConfig | None = None):
+        super().__init__()
+        if cout % cin:
+            raise ValueError(f"sparse downsampling needs output channels that are a multiple of {cin}, got {cout}")
+        self.context = nn.ModuleList(
+            conv2d(cin, cin, kernel, stride=2, groups=cin, etm=etm) for _ in range(cout // cin)
+        )
+        self.context_bn = nn.BatchNorm2d(cout)
+        self.drop = drop or DropBranch(0.0)
+        self.channel = ConvBN(cin, cout, stride=2, relu=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        context = self.context_bn(torch.cat([conv(x) for conv in self.context], dim=1))
+        return F.relu(self.drop(context) + self.channel(x))
+
+    def fuse(self) -> FusedSparseDownsample:
+        parts = self.context_bn.num_features // len(self.context)
+        context = [
+            fold(conv, _bn_slice(self.context_bn, slice(i * parts, (i + 1) * parts)))
+            for i, conv in enumerate(self.context)
+        ]
+        return FusedSparseDownsample(context, self.channel.folded())
+
+
+def _bn_slice(bn: nn.BatchNorm2d, channels: slice) -> nn.BatchNorm2d:
+    part = nn.BatchNorm2d(channels.stop - channels.start, eps=bn.eps).to(bn.weight)
+    part.load_state_dict(
+        {name: (value if value.dim() == 0 else value[channels]) for name, value in bn.state_dict().items()}
+    )
+    return part
+
+
+class FusedSparseDownsample(nn.Module):
+    """Deployment form of `SparseDownsample`. Shapes as there."""
+
+    def __init__(self, context: list[nn.Conv2d], channel: nn.Conv2d):
+        super().__init__()
+        self.context = nn.ModuleList(context)
+        self.channel = channel
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(torch.cat([conv(x) for conv in self.context], dim=1) + self.channel(x))
+
+
+class DoubleScaleResidual(nn.Module):
+    """DSRM: local and dilated depthwise context in a hidden width E, around a residual connection (eq. 3a-d).
+
+    Shapes: [B, C, H, W] -> [B, C, H, W].
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        hidden: int,
+        kernel: int = 3,
+        dilation: int = 2,
+        drops: tuple[DropBranch, DropBranch] | None = None,
+        etm: ETMConfig | None = None,
+    ):
+        super().__init__()
+        self.expand = ConvBN(channels, hidden)
+        self.local = ConvBN(hidden, hidden, kernel, groups=hidden, etm=etm)
+        self.dilated = ConvBN(hidden, hidden, kernel, dilation=dilation, groups=hidden, etm=etm)
+        # Two modules: each branch draws its own mask.
+        self.drop_local, self.drop_dilated = drops or (DropBranch(0.0), DropBranch(0.0))
+        self.project = ConvBN(hidden, channels, relu=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        expanded = self.expand(x)
+        context = self.drop_local(self.local(expanded)) + self.drop_dilated(self.dilated(expanded))
+        return F.relu(x + self.project(expanded + context))
+
+    def fuse(self) -> FusedDoubleScaleResidual:
+        return FusedDoubleScaleResidual(
+            self.expand.folded(), self.local.folded(), self.dilated.folded(), self.project.folded()
+        )
+
+
+class FusedDoubleScaleResidual(nn.Module):
+    """Deployment form of `DoubleScaleResidual`. Shapes as there."""
+
+    def __init__(self, expand: nn.Conv2d, local: nn.Conv2d, dilated: nn.Conv2d, project: nn.Conv2d):
+        super().__init__()
+        self.expand, self.local, self.dilated, self.project = expand, local, dilated, project
+
+    def forward(self, x: Tensor) -> Tensor:
+        expanded = F.relu(self.expand(x))
+        return F.relu(x + self.project(expanded + F.relu(self.local(expanded)) + F.relu(self.dilated(expanded))))
+
+
+class SparseUpsample(nn.Module):
+    """SU: doubles the resolution, Ci -> Co (eq. 6): channels first at low resolution, then interpolate, then refine.
+
+    Shapes: [B, Ci, h, w] -> [B, Co, *size] with size the skip it will meet, (2h, 2w) for even stages.
+    """
+
+    def __init__(self, cin: int, cout: int, low_kernel: int = 3, high_kernel: int = 5, etm: ETMConfig | None = None):
+        super().__init__()
+        self.reduce = ConvBN(cin, cout)
+        self.low = ConvBN(cout, cout, low_kernel, groups=cout, etm=etm)
+        self.connect = ConvBN(cout, cout)
+        self.refine = ConvBN(cout, cout, high_kernel, groups=cout, etm=etm)
+
+    def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
+        return self.refine(self.connect(upsample_to(self.low(self.reduce(x)), size)))
+
+    def fuse(self) -> FusedSparseUpsample:
+        return FusedSparseUpsample(
+            self.reduce.folded(), self.low.folded(), self.connect.folded(), self.refine.folded()
+        )
+
+
+class FusedSparseUpsample(nn.Module):
+    """Deployment form of `SparseUpsample`. Shapes as there.
+
+    The 1×1 filter runs before the interpolation, at a quarter of the cost: both are linear and bilinear weights sum to
+    one, so they commute, bias included. The activation stays behind the interpolation.
+    """
+
+    def __init__(self, reduce: nn.Conv2d, low: nn.Conv2d, connect: nn.Conv2d, refine: nn.Conv2d):
+        super().__init__()
+        self.reduce, self.low, self.connect, self.refine = reduce, low, connect, refine
+
+    def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
+        x = self.connect(F.relu(self.low(F.relu(self.reduce(x)))))
+        return F.relu(self.refine(F.relu(upsample_to(x, size))))

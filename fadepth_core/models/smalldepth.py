@@ -1,0 +1,196 @@
+"""SmallDepth (FA-Depth section III-A, eq. 8-12): a 2.4 M parameter encoder-decoder for monocular disparity.
+
+The table of widths below IS the architecture. `SmallDepth` is the training form; `SmallDepth.fuse()` gives
+`FusedSmallDepth`, the plain-convolution net that is exported, with the same output.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from fadepth_core.models.layers.conv import ConvBN
+from fadepth_core.models.layers.drop import DropBranch
+from fadepth_core.models.layers.etm import ETMConfig, etm_config
+from fadepth_core.models.layers.head import MAX_DEPTH, MIN_DEPTH, DisparityHead
+from fadepth_core.models.layers.sparse import DoubleScaleResidual, SparseDownsample, SparseUpsample
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One encoder stage: output channels, number of DSRMs behind the downsampling, their hidden width."""
+
+    channels: int
+    blocks: int
+    hidden: int
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Widths of one SmallDepth. Stage i runs at 1/2^i of the input."""
+
+    stages: tuple[Stage, ...]
+    residual_kernel: int  # k of the DSRM filters
+    full_channels: int  # channels of R_1, at full resolution
+
+
+# The paper prints no widths; these were fitted to its complexity table (2.07 + 0.28 M parameters, 0.25 + 0.17 G
+# multiply-accumulates at 128×416, six DSRMs). Several layouts fit equally well.
+LAYOUTS = {
+    "smalldepth": Layout(
+        stages=(Stage(32, 0, 0), Stage(64, 1, 64), Stage(128, 1, 128), Stage(256, 2, 256), Stage(512, 2, 768)),
+        residual_kernel=3,
+        full_channels=16,
+    ),
+    "smalldepth_k5": Layout(
+        stages=(Stage(32, 0, 0), Stage(64, 1, 64), Stage(128, 1, 192), Stage(256, 1, 256), Stage(512, 3, 512)),
+        residual_kernel=5,
+        full_channels=16,
+    ),
+}
+
+#: ImageNet statistics, for inputs in [0, 1].
+PIXEL_MEAN = (0.485, 0.456, 0.406)
+PIXEL_STD = (0.229, 0.224, 0.225)
+
+
+@dataclass
+class DepthFeatures:
+    """What the losses look at.
+
+    Attributes:
+        disparities: x_j in (0, 1) at 1, 1/2 and 1/4 of the input, each [B, 1, h, w].
+        encoder: E_1..E_5, at 1/2 .. 1/32.
+        decoder: R_1..R_5, at 1/1 .. 1/16.
+    """
+
+    disparities: tuple[Tensor, ...]
+    encoder: tuple[Tensor, ...]
+    decoder: tuple[Tensor, ...]
+
+
+class SmallDepth(nn.Module):
+    """Training form.
+
+    Args:
+        layout: a name in `LAYOUTS`.
+        residual_drop: P_A, maximum drop rate of the two DSRM branches (Table V, first column).
+        downsample_drop: P_B, maximum drop rate of the context term of sparse downsampling (Table V, second column).
+        constant_drop: rates at their maximum from the first iteration on (Table V, sch4).
+        etm: None, a variant's name ("etm", "etm*", "etm#") or an `ETMConfig`; replaces every filter larger than 1×1.
+        min_depth, max_depth: metres that the sigmoid's range is mapped to.
+
+    Shapes: image [B, 3, H, W], normalised with `PIXEL_MEAN` and `PIXEL_STD`; any H, W of at least 32 pixels.
+    """
+
+    def __init__(
+        self,
+        layout: str = "smalldepth",
+        residual_drop: float = 0.9,
+        downsample_drop: float = 0.0,
+        constant_drop: bool = False,
+        etm: str | ETMConfig | None = None,
+        min_depth: float = MIN_DEPTH,
+        max_depth: float = MAX_DEPTH,
+    ):
+        super().__init__()
+        if layout not in LAYOUTS:
+            raise ValueError(f"unknown SmallDepth layout '{layout}'; known layouts: {', '.join(LAYOUTS)}")
+        self.layout_name = layout
+        self.min_depth, self.max_depth = min_depth, max_depth
+        table, etm = LAYOUTS[layout], etm_config(etm)
+
+        def drop(rate):
+            return DropBranch(rate, constant_drop)
+
+        downs, blocks = [], []
+        previous = 3
+        for index, stage in enumerate(table.stages):
+            if index == 0:
+                downs.append(ConvBN(previous, stage.channels, 3, stride=2, etm=etm))
+            else:
+                downs.append(SparseDownsample(previous, stage.channels, drop=drop(downsample_drop), etm=etm))
+            blocks.append(
+                nn.Sequential(
+                    *(
+                        DoubleScaleResidual(
+                            stage.channels,
+                            stage.hidden,
+                            table.residual_kernel,
+                            drops=(drop(residual_drop), drop(residual_drop)),
+                            etm=etm,
+                        )
+                        for _ in range(stage.blocks)
+                    )
+                )
+            )
+            previous = stage.channels
+        self.downs, self.blocks = nn.ModuleList(downs), nn.ModuleList(blocks)
+
+        widths = [table.full_channels] + [stage.channels for stage in table.stages]
+        # ups[i] is SU_{i+1}: from stage i+1 to the resolution and width of stage i.
+        self.ups = nn.ModuleList(SparseUpsample(widths[i + 1], widths[i], etm=etm) for i in range(len(table.stages)))
+        self.heads = nn.ModuleList(DisparityHead(widths[j], etm=etm) for j in range(3))
+
+    def forward(self, image: Tensor) -> DepthFeatures:
+        encoder = _encode(self.downs, self.blocks, image)
+        decoder = _decode(self.ups, encoder, image)
+        disparities = tuple(head(feature) for head, feature in zip(self.heads, decoder, strict=False))
+        return DepthFeatures(disparities, tuple(encoder), tuple(decoder))
+
+    def fuse(self) -> FusedSmallDepth:
+        """The deployment net: BatchNorm folded, ETM merged, exact rewrites applied. This module is left unchanged."""
+        return FusedSmallDepth(self)
+
+    def encoder_modules(self) -> list[nn.Module]:
+        return [self.downs, self.blocks]
+
+    def decoder_modules(self) -> list[nn.Module]:
+        """What runs at inference behind the encoder: the upsamplers and the finest head."""
+        return [self.ups, self.heads[0]]
+
+
+class FusedSmallDepth(nn.Module):
+    """Deployment form of `SmallDepth`: image [B, 3, H, W] -> disparity x in (0, 1) [B, 1, H, W]."""
+
+    def __init__(self, trained: SmallDepth):
+        super().__init__()
+        self.layout_name = trained.layout_name
+        self.min_depth, self.max_depth = trained.min_depth, trained.max_depth
+        with torch.no_grad():
+            stem, *downs = trained.downs
+            self.downs = nn.ModuleList([nn.Sequential(stem.folded(), nn.ReLU()), *(down.fuse() for down in downs)])
+            self.blocks = nn.ModuleList(nn.Sequential(*(block.fuse() for block in stage)) for stage in trained.blocks)
+            self.ups = nn.ModuleList(up.fuse() for up in trained.ups)
+            self.head = trained.heads[0].fuse()
+        self.eval().requires_grad_(False)
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.head(_decode(self.ups, _encode(self.downs, self.blocks, image), image)[0])
+
+
+def _encode(downs: nn.ModuleList, blocks: nn.ModuleList, image: Tensor) -> list[Tensor]:
+    """E_1..E_5 (eq. 8)."""
+    features = []
+    x = image
+    for down, stage in zip(downs, blocks, strict=True):
+        x = stage(down(x))
+        features.append(x)
+    return features
+
+
+def _decode(ups: nn.ModuleList, encoder: list[Tensor], image: Tensor) -> list[Tensor]:
+    """R_1..R_5 (eq. 9-11): skips are sums of maps of equal resolution and width."""
+    decoder: list[Tensor] = []
+    s = encoder[-1]
+    for index in reversed(range(len(ups))):
+        skip = encoder[index - 1] if index > 0 else None
+        # The size of the map it will meet, not 2h×2w: strided filters round odd sizes up.
+        target = image if skip is None else skip
+        r = ups[index](s, target.shape[-2:])
+        decoder.insert(0, r)
+        if skip is not None:
+            s = skip + r
+    return decoder

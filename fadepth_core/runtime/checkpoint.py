@@ -1,0 +1,161 @@
+"""Checkpoints: a safetensors file with a JSON description in its header; beside it, for engines that run without torch,
+the exported graph as ONNX. Nothing is ever unpickled.
+
+    smalldepth.safetensors   weights of the deployment net (or of a training run), golden input and output, description
+    smalldepth.onnx          the same net as `ShapeCarriedGraph`, named in the description by its SHA-256
+
+This module needs numpy and safetensors only.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+FORMAT = 1
+#: What `checkpoint: ""` means.
+DEFAULT_CHECKPOINT = Path(__file__).resolve().parent.parent / "assets" / "smalldepth.safetensors"
+_HEADER_KEY = "fadepth"
+_GOLDEN = "golden."
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be used; the message names the file and the reason."""
+
+
+@dataclass(frozen=True)
+class Description:
+    """What a checkpoint says of itself.
+
+    Attributes:
+        model: name of the network, a key of `fadepth_core.models.MODELS`; it stands for the table of widths.
+        form: "deploy" (BatchNorm folded, ETM merged) or "training".
+        network_size: (height, width) it was trained at, pixels.
+        depth_range: metres that the head's output spans.
+        pixel_mean, pixel_std: normalisation of inputs in [0, 1].
+        trained: False for random weights.
+        options: further arguments of the network's constructor (training form).
+        provenance: free text by key: data, method, iterations, date, licence ...
+        onnx_sha256: digest of the ONNX file that belongs to it, "" if none was made.
+    """
+
+    model: str
+    form: str
+    network_size: tuple[int, int]
+    depth_range: tuple[float, float]
+    pixel_mean: tuple[float, float, float]
+    pixel_std: tuple[float, float, float]
+    trained: bool
+    options: dict = field(default_factory=dict)
+    provenance: dict[str, str] = field(default_factory=dict)
+    onnx_sha256: str = ""
+
+    @classmethod
+    def from_json(cls, text: str) -> Description:
+        """Parse and check. Raises ValueError, TypeError or KeyError with the reason."""
+        values = json.loads(text)
+        version = values.pop("format", None)
+        if version != FORMAT:
+            raise ValueError(f"its format is {version!r}, this program reads format {FORMAT}")
+        if values["form"] not in ("deploy", "training"):
+            raise ValueError(f"its form is {values['form']!r}, not 'deploy' or 'training'")
+        for key, length in (("network_size", 2), ("depth_range", 2), ("pixel_mean", 3), ("pixel_std", 3)):
+            values[key] = tuple(values[key])
+            if len(values[key]) != length:
+                raise ValueError(f"its {key} has {len(values[key])} numbers, not {length}")
+        near, far = values["depth_range"]
+        if not 0 < near < far:
+            raise ValueError(f"its depth_range {near} to {far} m is empty")
+        return cls(**values)
+
+    def to_json(self) -> str:
+        return json.dumps({"format": FORMAT, **asdict(self)}, sort_keys=True)
+
+
+class Checkpoint:
+    """An opened checkpoint file: its description, its weights as numpy arrays, and its ONNX file.
+
+    Raises:
+        CheckpointError: the file is missing, truncated, foreign, or not self-consistent.
+    """
+
+    def __init__(self, path: str | os.PathLike | None = None):
+        self.path = Path(path) if path else DEFAULT_CHECKPOINT
+        if not self.path.is_file():
+            raise CheckpointError(f"{self.path}: no such file")
+        try:
+            with safe_open(self.path, framework="np") as file:
+                header = (file.metadata() or {}).get(_HEADER_KEY)
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(f"{self.path}: not a complete safetensors file ({error})") from error
+        if header is None:
+            raise CheckpointError(f"{self.path}: a safetensors file, but not one of fadepth's (no '{_HEADER_KEY}' header)")
+        try:
+            self.description = Description.from_json(header)
+        except (ValueError, TypeError, KeyError) as error:
+            raise CheckpointError(f"{self.path}: its description cannot be used: {error}") from error
+        self.weights = {name: value for name, value in tensors.items() if not name.startswith(_GOLDEN)}
+        self.golden = {name.removeprefix(_GOLDEN): v for name, v in tensors.items() if name.startswith(_GOLDEN)}
+        if self.description.form == "deploy" and set(self.golden) != {"image", "depth"}:
+            raise CheckpointError(f"{self.path}: a deployment checkpoint without its golden image and depth")
+
+    @property
+    def onnx_path(self) -> Path:
+        return self.path.with_suffix(".onnx")
+
+    @cached_property
+    def weights_sha256(self) -> str:
+        """Digest of names, types, shapes and values of the weights."""
+        digest = hashlib.sha256()
+        for name in sorted(self.weights):
+            value = self.weights[name]
+            digest.update(f"{name}{value.dtype}{value.shape}".encode())
+            digest.update(np.ascontiguousarray(value).data)
+        return digest.hexdigest()
+
+    def onnx_problem(self) -> str | None:
+        """Why the ONNX file beside this checkpoint cannot be used; None when it can."""
+        if not self.description.onnx_sha256:
+            return f"{self.path} was saved without an exported graph"
+        if not self.onnx_path.is_file():
+            return f"{self.onnx_path}: no such file"
+        if hashlib.sha256(self.onnx_path.read_bytes()).hexdigest() != self.description.onnx_sha256:
+            return f"{self.onnx_path}: damaged, or of another checkpoint (SHA-256 differs from the one in {self.path.name})"
+        return None
+
+
+def save_checkpoint(
+    path: str | os.PathLike,
+    weights: dict[str, np.ndarray],
+    description: Description,
+    golden: dict[str, np.ndarray] | None = None,
+) -> None:
+    """Write a checkpoint; the previous file of that name survives unless the new one is complete on disk."""
+    tensors = {name: np.ascontiguousarray(value) for name, value in weights.items()}
+    tensors |= {_GOLDEN + name: np.ascontiguousarray(value) for name, value in (golden or {}).items()}
+    write_atomically(path, lambda part: save_file(tensors, part, {_HEADER_KEY: description.to_json()}))
+
+
+def write_atomically(path: str | os.PathLike, write: Callable[[str], None]) -> None:
+    """Call `write(temporary path)` and move the result to `path`, so that a full disk or a crash leaves the old file."""
+    path = Path(path)
+    handle, part = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.close(handle)
+    try:
+        write(part)
+        os.chmod(part, 0o644)
+        os.replace(part, path)
+    except BaseException:
+        os.unlink(part)
+        raise

@@ -1,0 +1,117 @@
+"""From a network to the two files a robot needs: the deployment checkpoint and its ONNX graph."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import warnings
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import torch
+from torch import nn
+
+from fadepth_core.runtime.checkpoint import Checkpoint, Description, save_checkpoint, write_atomically
+from fadepth_core.runtime.graph import DepthGraph, ShapeCarriedGraph
+from fadepth_core.runtime.network import load_network
+
+#: Size of the golden frame: small, since it travels in every checkpoint, and not square, so that a swap shows.
+GOLDEN_SIZE = (64, 96)
+
+
+def export_checkpoint(network: nn.Module, description: Description, path: str | os.PathLike) -> None:
+    """Write `path` (half-precision weights, golden input and output, description) and its ONNX file beside it.
+
+    Args:
+        network: fused network. Its parameters are rounded to half precision in place first, so that what is stored,
+            the golden output and the exported graph agree to the last bit.
+    """
+    path = Path(path)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.copy_(parameter.half())
+    onnx_path = path.with_suffix(".onnx")
+    write_onnx(network, onnx_path)
+    digest = hashlib.sha256(onnx_path.read_bytes()).hexdigest()
+    weights = {name: value.half().numpy() for name, value in network.state_dict().items()}
+    save_checkpoint(path, weights, replace(description, form="deploy", onnx_sha256=digest), golden_frame(network))
+
+
+def ensure_onnx(checkpoint: Checkpoint, directory: Path) -> Path:
+    """The ONNX file of a checkpoint: the one beside it if that is sound, else one exported into `directory` (kept there
+    under the digest of the weights)."""
+    if checkpoint.onnx_problem() is None:
+        return checkpoint.onnx_path
+    path = directory / f"{checkpoint.description.model}-{checkpoint.weights_sha256[:32]}.onnx"
+    if not path.is_file():
+        directory.mkdir(parents=True, exist_ok=True)
+        write_onnx(load_network(checkpoint), path)
+    return path
+
+
+def golden_frame(network: nn.Module) -> dict[str, np.ndarray]:
+    """A smooth coloured frame and the depth that `network` gives for it in float32 PyTorch."""
+    h, w = GOLDEN_SIZE
+    v, u = np.mgrid[0:h, 0:w]
+    waves = [np.sin(u / 9 + phase) * np.cos(v / 7 - phase) + 0.5 * np.sin((u * v) / 211) for phase in (0.0, 1.3, 2.6)]
+    image = np.clip(127 + 80 * np.stack(waves, -1), 0, 255).astype(np.uint8)
+    with torch.inference_mode():
+        depth, _ = DepthGraph(network)(
+            torch.from_numpy(image), torch.eye(3), torch.ones(1), torch.tensor([0.0, torch.inf])
+        )
+    return {"image": image, "depth": depth.numpy()}
+
+
+def write_onnx(network: nn.Module, path: Path) -> None:
+    """Export `ShapeCarriedGraph` with every size dynamic; weights are stored in half precision, computed in float32."""
+    h, w = GOLDEN_SIZE
+    inputs = (
+        torch.zeros(h, w, 3, dtype=torch.uint8),
+        torch.eye(3),
+        torch.ones(1),
+        torch.tensor([0.1, 100.0]),
+        torch.zeros(2 * h, 2 * w, dtype=torch.uint8),
+    )
+    with warnings.catch_warnings():
+        # The tracing exporter keeps the sizes of the skips symbolic; the graph-capturing one cannot prove that
+        # ceil(ceil(h/2)/2) of the encoder equals the interpolation target for every h.
+        warnings.simplefilter("ignore")
+        write_atomically(
+            path,
+            lambda part: torch.onnx.export(
+                ShapeCarriedGraph(network).eval(),
+                inputs,
+                part,
+                dynamo=False,
+                opset_version=18,
+                input_names=["image", "intrinsics", "scale", "limits", "output_grid"],
+                output_names=["depth", "points"],
+                dynamic_axes={
+                    "image": {0: "height", 1: "width"},
+                    "output_grid": {0: "output_height", 1: "output_width"},
+                    "depth": {0: "output_height", 1: "output_width"},
+                    "points": {0: "output_height", 1: "output_width"},
+                },
+            ),
+        )
+    model = _with_half_weights(onnx.load(path))
+    write_atomically(path, lambda part: onnx.save(model, part))
+
+
+def _with_half_weights(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Store large float32 initializers as float16 behind a Cast: half the file, the same arithmetic."""
+    casts = []
+    for tensor in model.graph.initializer:
+        value = onnx.numpy_helper.to_array(tensor)
+        if value.dtype != np.float32 or value.size < 64 or not np.array_equal(value.astype(np.float16), value):
+            continue
+        name = tensor.name
+        tensor.CopyFrom(onnx.numpy_helper.from_array(value.astype(np.float16), f"{name}.half"))
+        casts.append(onnx.helper.make_node("Cast", [f"{name}.half"], [name], to=onnx.TensorProto.FLOAT))
+    nodes = casts + list(model.graph.node)
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    onnx.checker.check_model(model)
+    return model

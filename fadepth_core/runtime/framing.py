@@ -1,0 +1,145 @@
+"""From the camera's pixels to the network's and to the published ones: sizes, crop, resize, and the intrinsics of each.
+
+No torch here: this is on the CPU path, and everything is plain arithmetic on pixel grids. Pixel (u, v) is the centre of
+the pixel in column u and row v, as in OpenCV and ROS; so a resize by s moves a point to s·(u + ½) - ½.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+#: The network's input sides are multiples of this (five halvings).
+STRIDE = 32
+#: The paper's pixel count, 128 × 416, kept when the camera's aspect ratio differs.
+PIXELS = 128 * 416
+#: Frames outside this many pixels a side are refused: smaller carries no scene, larger is a corrupt header.
+MIN_SIDE, MAX_SIDE = 16, 16384
+
+
+class FramingError(ValueError):
+    """A size that no image can have, or a crop that leaves nothing."""
+
+
+def choose_network_size(camera_size: tuple[int, int], pixels: int = PIXELS) -> tuple[int, int]:
+    """The (height, width) in multiples of 32 that keeps the camera's aspect ratio at about `pixels` pixels.
+
+    The candidates are the two multiples around the ideal width with the height that fits each best; distortion of the
+    aspect ratio weighs twice as much as the pixel count.
+    """
+    height, width = camera_size
+    aspect = width / height
+
+    def cost(size: tuple[int, int]) -> float:
+        h, w = size
+        return 2 * abs(math.log(w / h / aspect)) + abs(math.log(h * w / pixels))
+
+    ideal_height = math.sqrt(pixels / aspect) / STRIDE
+    ideal_width = math.sqrt(pixels * aspect) / STRIDE
+    rows = {max(1, math.floor(ideal_height) + d) for d in (-1, 0, 1, 2)}
+    columns = {max(1, math.floor(ideal_width) + d) for d in (-1, 0, 1, 2)}
+    return min(((STRIDE * r, STRIDE * c) for r in rows for c in columns), key=cost)
+
+
+@dataclass(frozen=True)
+class Framing:
+    """Which camera pixels the network sees, at which size, and at which size depth is published.
+
+    Attributes:
+        camera_size: (height, width) of the frames that arrive, pixels.
+        crop: (top, left, height, width) of the part that is used, camera pixels.
+        network_size: (height, width) of the network's input.
+        output_size: (height, width) of the published depth.
+    """
+
+    camera_size: tuple[int, int]
+    crop: tuple[int, int, int, int]
+    network_size: tuple[int, int]
+    output_size: tuple[int, int]
+
+    @classmethod
+    def plan(
+        cls,
+        camera_size: tuple[int, int],
+        network_size: tuple[int, int] | None = None,
+        crop_to_aspect: bool = False,
+        full_resolution: bool = False,
+    ) -> Framing:
+        """Plan the way of a frame.
+
+        Args:
+            camera_size: (height, width), pixels.
+            network_size: (height, width), multiples of 32; None chooses by `choose_network_size`.
+            crop_to_aspect: cut the largest centred part that has the network's aspect ratio instead of stretching.
+            full_resolution: publish depth at the size of the crop instead of the network's size.
+
+        Raises:
+            FramingError: a size that cannot be.
+        """
+        if not all(MIN_SIDE <= side <= MAX_SIDE for side in camera_size):
+            height, width = camera_size
+            raise FramingError(f"image of {width}x{height} pixels; sides must be between {MIN_SIDE} and {MAX_SIDE}")
+        if network_size is None:
+            network_size = choose_network_size(camera_size)
+        if any(side < STRIDE or side % STRIDE for side in network_size):
+            raise FramingError(f"network size {list(network_size)} (height, width) must be positive multiples of {STRIDE}")
+        crop = _centred_crop(camera_size, network_size) if crop_to_aspect else (0, 0, *camera_size)
+        return cls(camera_size, crop, network_size, crop[2:] if full_resolution else network_size)
+
+    def to_network(self, image: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+        """Crop and resize camera pixels to the network's size; a frame already at that size is returned as it is.
+
+        Args:
+            image: [H, W] or [H, W, C], 8-bit, at the camera's size.
+            out: array to write into, [h, w] or [h, w, C].
+
+        Reduction is bilinear to a whole multiple of the target, then averaging: bilinear interpolation alone reads two
+        pixels a side and would skip, and so alias, the rest. The exported graph does the same (`resize_to_network`).
+        """
+        top, left, height, width = self.crop
+        image = image[top : top + height, left : left + width]
+        h, w = self.network_size
+        if (height, width) == (h, w):
+            return image
+        fy, fx = box_factors((height, width), (h, w))
+        if fy == fx == 1:
+            return cv2.resize(image, (w, h), dst=out, interpolation=cv2.INTER_LINEAR)
+        multiple = cv2.resize(image, (w * fx, h * fy), interpolation=cv2.INTER_LINEAR)
+        return cv2.resize(multiple, (w, h), dst=out, interpolation=cv2.INTER_AREA)
+
+    def _pixel_map(self) -> np.ndarray:
+        """Affine map A [3, 3] from camera pixels to published pixels: p' = A p."""
+        top, left, height, width = self.crop
+        sy, sx = self.output_size[0] / height, self.output_size[1] / width
+        return np.array(
+            [[sx, 0.0, sx * (0.5 - left) - 0.5], [0.0, sy, sy * (0.5 - top) - 0.5], [0.0, 0.0, 1.0]], np.float64
+        )
+
+    def output_intrinsics(self, matrix: np.ndarray) -> np.ndarray:
+        """K [3, 3] or P [3, 4] of the camera -> that of the published depth image (float64)."""
+        return self._pixel_map() @ np.asarray(matrix, np.float64)
+
+    def output_pixels(self, image: np.ndarray) -> np.ndarray:
+        """The camera pixels at the published size, for colouring points: [H, W, C] -> [h, w, C]."""
+        if self.output_size == self.network_size:
+            return self.to_network(image)
+        top, left, height, width = self.crop
+        return image[top : top + height, left : left + width]
+
+
+def box_factors(size: tuple[int, int], target: tuple[int, int]) -> tuple[int, int]:
+    """Averaging factors (rows, columns) that leave a reduction of about two to the bilinear step before them."""
+    return max(1, round(size[0] / (2 * target[0]))), max(1, round(size[1] / (2 * target[1])))
+
+
+def _centred_crop(size: tuple[int, int], network_size: tuple[int, int]) -> tuple[int, int, int, int]:
+    height, width = size
+    aspect = network_size[1] / network_size[0]
+    crop_height, crop_width = (height, round(height * aspect)) if width / height > aspect else (round(width / aspect), width)
+    crop_height, crop_width = min(crop_height, height), min(crop_width, width)
+    if min(crop_height, crop_width) < MIN_SIDE:
+        raise FramingError(f"an image of {width}x{height} leaves {crop_width}x{crop_height} at the network's aspect ratio")
+    return (height - crop_height) // 2, (width - crop_width) // 2, crop_height, crop_width

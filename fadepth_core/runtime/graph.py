@@ -1,0 +1,106 @@
+"""DepthGraph: everything between a camera frame and metric depth and points, as one module to export.
+
+uint8 frame -> crop, resize -> normalise -> fused network -> disparity -> (resize) -> depth in metres -> points.
+Every backend compiles this same graph, so nothing bounces between host and device and one comparison against plain
+PyTorch covers preprocessing, network and unprojection together.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fadepth_core.models.layers.head import disparity_to_depth
+from fadepth_core.models.smalldepth import PIXEL_MEAN, PIXEL_STD
+from fadepth_core.runtime.framing import Framing, box_factors
+
+
+class DepthGraph(nn.Module):
+    """The deployment graph for one camera size.
+
+    Args:
+        network: fused network, [1, 3, h, w] normalised image -> x in (0, 1) [1, 1, h, w], with `min_depth` and
+            `max_depth` in metres.
+        framing: sizes and crop; None takes the frame as it comes (already at the network's size).
+    """
+
+    def __init__(self, network: nn.Module, framing: Framing | None = None):
+        super().__init__()
+        self.network = network
+        self.framing = framing
+        self.register_buffer("mean", 255.0 * torch.tensor(PIXEL_MEAN).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", 255.0 * torch.tensor(PIXEL_STD).view(1, 3, 1, 1), persistent=False)
+
+    def forward(self, image: Tensor, intrinsics: Tensor, scale: Tensor, limits: Tensor) -> tuple[Tensor, Tensor]:
+        """Estimate depth.
+
+        Args:
+            image: [H, W, 3] uint8 RGB, at the camera's size or already at the network's.
+            intrinsics: [3, 3] float32, K of the *published* depth image (`Framing.output_intrinsics`), pixels.
+            scale: [1] float32, factor on depth.
+            limits: [2] float32, nearest and farthest depth that count as measured, metres.
+
+        Returns:
+            depth [h, w] float32 in metres along the optical axis, -inf nearer and +inf farther than `limits` (REP-117);
+            points [h, w, 3] float32, x right, y down, z forward in metres (REP-103 optical), NaN where depth is not
+            finite.
+        """
+        x = image.permute(2, 0, 1).unsqueeze(0).to(self.mean.dtype)
+        if self.framing is not None:
+            x = resize_to_network(x, self.framing)
+        disparity = self.network((x - self.mean) / self.std).float()
+        size = self.output_size(disparity)
+        if size != tuple(disparity.shape[-2:]):
+            # Disparity, not depth, is interpolated: as the published protocols do before they measure accuracy.
+            disparity = F.interpolate(disparity, size=size, mode="bilinear", align_corners=False)
+        depth = scale * disparity_to_depth(disparity[0, 0], self.network.min_depth, self.network.max_depth)
+        return limit_depth(depth, limits), unproject(depth, intrinsics, limits)
+
+    def output_size(self, disparity: Tensor) -> tuple[int, int]:
+        return tuple(disparity.shape[-2:]) if self.framing is None else self.framing.output_size
+
+
+class ShapeCarriedGraph(DepthGraph):
+    """DepthGraph for one portable file: frames come at the network's size, the published size is that of a dummy input.
+
+    Exported with dynamic axes, it becomes fully static once an engine is told the shapes of its inputs.
+    """
+
+    def forward(self, image, intrinsics, scale, limits, output_grid):  # noqa: D102 - see DepthGraph.forward
+        x = (image.permute(2, 0, 1).unsqueeze(0).to(self.mean.dtype) - self.mean) / self.std
+        disparity = F.interpolate(self.network(x), size=output_grid.shape, mode="bilinear", align_corners=False)
+        depth = scale * disparity_to_depth(disparity[0, 0], self.network.min_depth, self.network.max_depth)
+        return limit_depth(depth, limits), unproject(depth, intrinsics, limits)
+
+
+def resize_to_network(x: Tensor, framing: Framing) -> Tensor:
+    """`Framing.to_network` as tensor operations: [1, C, H, W] -> [1, C, h, w]; a frame of that size passes unchanged."""
+    h, w = framing.network_size
+    if tuple(x.shape[-2:]) == (h, w):
+        return x
+    top, left, height, width = framing.crop
+    x = x[..., top : top + height, left : left + width]
+    if (height, width) == (h, w):
+        return x
+    fy, fx = box_factors((height, width), (h, w))
+    x = F.interpolate(x, size=(h * fy, w * fx), mode="bilinear", align_corners=False)
+    return F.avg_pool2d(x, (fy, fx)) if fy > 1 or fx > 1 else x
+
+
+def limit_depth(depth: Tensor, limits: Tensor) -> Tensor:
+    """Replace depths outside `limits` as REP-117 asks: -inf too close, +inf too far. Shapes [h, w], [2] -> [h, w]."""
+    infinity = torch.full_like(depth, torch.inf)
+    return torch.where(depth > limits[1], infinity, torch.where(depth < limits[0], -infinity, depth))
+
+
+def unproject(depth: Tensor, intrinsics: Tensor, limits: Tensor) -> Tensor:
+    """Points in the optical frame: depth [h, w], K [3, 3], limits [2] -> [h, w, 3]; NaN outside the limits."""
+    h, w = depth.shape
+    u = torch.arange(w, device=depth.device, dtype=depth.dtype).unsqueeze(0)
+    v = torch.arange(h, device=depth.device, dtype=depth.dtype).unsqueeze(1)
+    inside = (depth >= limits[0]) & (depth <= limits[1])
+    z = torch.where(inside, depth, torch.full_like(depth, torch.nan))
+    return torch.stack(
+        [z * (u - intrinsics[0, 2]) / intrinsics[0, 0], z * (v - intrinsics[1, 2]) / intrinsics[1, 1], z], dim=-1
+    )

@@ -1,0 +1,31 @@
+"""From a checkpoint to a PyTorch network. The torch side of `checkpoint.py`."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from fadepth_core.models import build_model
+from fadepth_core.runtime.checkpoint import Checkpoint, CheckpointError
+
+
+def load_network(checkpoint: Checkpoint) -> nn.Module:
+    """The fused, evaluation-mode network of a checkpoint, float32 on the CPU.
+
+    Raises:
+        CheckpointError: its weights are not those of the network its description names.
+    """
+    description = checkpoint.description
+    near, far = description.depth_range
+    try:
+        network = build_model(description.model, min_depth=near, max_depth=far, **description.options).eval()
+    except (ValueError, TypeError) as error:
+        raise CheckpointError(f"{checkpoint.path}: {error}") from error
+    if description.form == "deploy":
+        network = network.fuse()
+    state = {name: torch.from_numpy(value).float() for name, value in checkpoint.weights.items()}
+    try:
+        network.load_state_dict(state)
+    except RuntimeError as error:
+        raise CheckpointError(f"{checkpoint.path}: not the weights of '{description.model}': {error}") from error
+    return network if description.form == "deploy" else network.fuse()

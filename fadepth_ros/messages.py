@@ -1,0 +1,413 @@
+"""sensor_msgs <-> arrays, on serialized messages.
+
+Building a typed Image or PointCloud2 in Python copies its data several times; at hundreds of frames per second that is
+most of a node's time. So incoming messages are read in place from their CDR bytes, and outgoing ones are a prepared
+header, the array's bytes, and a tail. The prepared parts are serialized by rclpy itself, so their layout is the
+middleware's own.
+
+Conventions: REP-118 (depth images), REP-117 (out of range), REP-103 (optical frame).
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+from rclpy.serialization import deserialize_message, serialize_message
+from sensor_msgs.msg import CameraInfo, Image, PointCloud2, PointField
+
+from fadepth_core.runtime.framing import MAX_SIDE, MIN_SIDE
+
+
+class MessageError(ValueError):
+    """A message that cannot be used.
+
+    Attributes:
+        cause: a short fixed key, for counting.
+    """
+
+    def __init__(self, cause: str, text: str):
+        super().__init__(text)
+        self.cause = cause
+
+
+class Stamp(NamedTuple):
+    """builtin_interfaces/Time."""
+
+    sec: int
+    nanosec: int
+
+    @property
+    def nanoseconds(self) -> int:
+        return self.sec * 1_000_000_000 + self.nanosec
+
+
+# ----------------------------------------------------------------------------------------------------------- encodings
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """How the pixels of one `sensor_msgs/Image.encoding` lie in memory and become RGB.
+
+    Attributes:
+        dtype: numpy type of one value.
+        channels: values per pixel; 0 for planar formats, whose rows hold one byte per pixel.
+        to_rgb: [H, W, C] or [H, W] of `dtype` -> [H, W, 3] uint8 RGB.
+        resizable: neighbouring values are neighbouring pixels, so a frame may be resized before `to_rgb`, which is
+            cheaper; false for mosaics and subsampled colour.
+        rows: rows of data per row of image.
+        even: which sides must be even, (height, width).
+    """
+
+    dtype: str
+    channels: int
+    to_rgb: Callable[[np.ndarray], np.ndarray]
+    resizable: bool = True
+    rows: float = 1.0
+    even: tuple[bool, bool] = (False, False)
+
+
+def _cv(code: int) -> Callable[[np.ndarray], np.ndarray]:
+    return lambda pixels: cv2.cvtColor(pixels, code)
+
+
+def _mono16_to_rgb(pixels: np.ndarray) -> np.ndarray:
+    return cv2.cvtColor((pixels >> 8).astype(np.uint8), cv2.COLOR_GRAY2RGB)
+
+
+def _packed_422(code: int) -> Encoding:
+    return Encoding("u1", 2, _cv(code), resizable=False, even=(False, True))
+
+
+def _mosaic(code: int) -> Encoding:
+    return Encoding("u1", 1, _cv(code), resizable=False, even=(True, True))
+
+
+_RGB = Encoding("u1", 3, lambda pixels: pixels)
+_BGR = Encoding("u1", 3, _cv(cv2.COLOR_BGR2RGB))
+_MONO = Encoding("u1", 1, _cv(cv2.COLOR_GRAY2RGB))
+_UYVY = _packed_422(cv2.COLOR_YUV2RGB_UYVY)
+_YUYV = _packed_422(cv2.COLOR_YUV2RGB_YUYV)
+
+#: OpenCV names a mosaic by its second row and second column, ROS by its first row: rggb is OpenCV's "BG".
+ENCODINGS: dict[str, Encoding] = {
+    "rgb8": _RGB,
+    "bgr8": _BGR,
+    "8UC3": _BGR,
+    "rgba8": Encoding("u1", 4, _cv(cv2.COLOR_RGBA2RGB)),
+    "bgra8": Encoding("u1", 4, _cv(cv2.COLOR_BGRA2RGB)),
+    "mono8": _MONO,
+    "8UC1": _MONO,
+    "mono16": Encoding("u2", 1, _mono16_to_rgb),
+    "16UC1": Encoding("u2", 1, _mono16_to_rgb),
+    "yuv422": _UYVY,
+    "uyvy": _UYVY,
+    "yuv422_yuy2": _YUYV,
+    "yuyv": _YUYV,
+    "nv12": Encoding("u1", 0, _cv(cv2.COLOR_YUV2RGB_NV12), resizable=False, rows=1.5, even=(True, True)),
+    "nv21": Encoding("u1", 0, _cv(cv2.COLOR_YUV2RGB_NV21), resizable=False, rows=1.5, even=(True, True)),
+    "bayer_rggb8": _mosaic(cv2.COLOR_BayerBG2RGB),
+    "bayer_bggr8": _mosaic(cv2.COLOR_BayerRG2RGB),
+    "bayer_gbrg8": _mosaic(cv2.COLOR_BayerGR2RGB),
+    "bayer_grbg8": _mosaic(cv2.COLOR_BayerGB2RGB),
+}
+
+
+# ------------------------------------------------------------------------------------------------------------ incoming
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One camera frame.
+
+    Attributes:
+        size: (height, width) of the image in pixels.
+        pixels: view of the message's data as `encoding` describes it.
+    """
+
+    stamp: Stamp
+    frame_id: str
+    size: tuple[int, int]
+    encoding: Encoding
+    pixels: np.ndarray
+
+
+class _CdrReader:
+    """Reads CDR primitives from a serialized message; every read is checked against its end."""
+
+    def __init__(self, raw: bytes):
+        if len(raw) < 4 or raw[0] != 0 or raw[1] not in (0, 1):
+            raise MessageError("malformed", "not a CDR-encoded message")
+        self._raw = raw
+        self._order = "<" if raw[1] else ">"
+        self._at = 4
+
+    def _unpack(self, code: str, size: int):
+        # Alignment counts from behind the four bytes of the encapsulation header.
+        at = self._at + (-(self._at - 4) % size)
+        if at + size > len(self._raw):
+            raise MessageError("malformed", f"the message ends after {len(self._raw)} bytes, inside its header")
+        self._at = at + size
+        return struct.unpack_from(self._order + code, self._raw, at)[0]
+
+    def uint8(self) -> int:
+        return self._unpack("B", 1)
+
+    def uint32(self) -> int:
+        return self._unpack("I", 4)
+
+    def stamp(self) -> Stamp:
+        return Stamp(self._unpack("i", 4), self.uint32())
+
+    def sequence(self) -> memoryview:
+        length = self.uint32()
+        if self._at + length > len(self._raw):
+            raise MessageError(
+                "malformed", f"a field claims {length} bytes where {len(self._raw) - self._at} are left in the message"
+            )
+        self._at += length
+        return memoryview(self._raw)[self._at - length : self._at]
+
+    def string(self) -> str:
+        try:
+            return bytes(self.sequence()).rstrip(b"\0").decode()
+        except UnicodeDecodeError as error:
+            raise MessageError("malformed", "a text field is not UTF-8") from error
+
+
+def read_image(raw: bytes) -> Frame:
+    """A serialized sensor_msgs/Image as a `Frame`, without copying its pixels.
+
+    Raises:
+        MessageError: with what is wrong with it.
+    """
+    reader = _CdrReader(raw)
+    stamp, frame_id = reader.stamp(), reader.string()
+    height, width = reader.uint32(), reader.uint32()
+    name, big_endian, step, data = reader.string(), reader.uint8(), reader.uint32(), reader.sequence()
+    if not (MIN_SIDE <= height <= MAX_SIDE and MIN_SIDE <= width <= MAX_SIDE):
+        raise MessageError("size", f"the image is {width}x{height}; sides must be between {MIN_SIDE} and {MAX_SIDE}")
+    encoding = ENCODINGS.get(name)
+    if encoding is None:
+        return _read_by_cv_bridge(raw, name, stamp, frame_id)
+    if (encoding.even[0] and height % 2) or (encoding.even[1] and width % 2):
+        raise MessageError("size", f"the image is {width}x{height}, '{name}' needs even sides")
+    dtype = np.dtype(encoding.dtype)
+    row_bytes = width * max(encoding.channels, 1) * dtype.itemsize
+    if step < row_bytes:
+        raise MessageError("step", f"step is {step}, a row of {width} pixels in '{name}' takes {row_bytes} bytes")
+    rows = int(height * encoding.rows)
+    if len(data) < rows * step:
+        raise MessageError("short", f"{len(data)} bytes of data, {rows} rows of step {step} make {rows * step}")
+    if dtype.itemsize > 1:
+        dtype = dtype.newbyteorder(">" if big_endian else "<")
+    shape = (rows, width, encoding.channels) if encoding.channels > 1 else (rows, width)
+    strides = (step, max(encoding.channels, 1) * dtype.itemsize, dtype.itemsize)[: len(shape)]
+    pixels = np.ndarray(shape, dtype, data, strides=strides)
+    return Frame(stamp, frame_id, (height, width), encoding, _native(pixels))
+
+
+def _native(pixels: np.ndarray) -> np.ndarray:
+    """OpenCV reads native byte order only; nearly all frames are native already and pass through."""
+    return pixels if pixels.dtype.isnative else pixels.astype(pixels.dtype.newbyteorder("="))
+
+
+def _read_by_cv_bridge(raw: bytes, name: str, stamp: Stamp, frame_id: str) -> Frame:
+    """Anything outside the table, where cv_bridge is installed."""
+    try:
+        from cv_bridge import CvBridge, CvBridgeError
+    except ImportError:
+        known = ", ".join(ENCODINGS)
+        raise MessageError(
+            "encoding", f"unknown encoding '{name}' (known: {known}; others where cv_bridge is installed)"
+        ) from None
+    try:
+        pixels = CvBridge().imgmsg_to_cv2(deserialize_message(raw, Image), "rgb8")
+    except CvBridgeError as error:
+        raise MessageError("encoding", f"encoding '{name}': {error}") from error
+    return Frame(stamp, frame_id, pixels.shape[:2], _RGB, pixels)
+
+
+def read_compressed(raw: bytes) -> Frame:
+    """A serialized sensor_msgs/CompressedImage (JPEG, PNG, ... what OpenCV decodes) as a `Frame`.
+
+    Raises:
+        MessageError: with what is wrong with it.
+    """
+    reader = _CdrReader(raw)
+    stamp, frame_id, kind, data = reader.stamp(), reader.string(), reader.string(), reader.sequence()
+    pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR) if len(data) else None
+    if pixels is None:
+        raise MessageError("encoding", f"{len(data)} bytes of '{kind}' are not an image that OpenCV can decode")
+    if min(pixels.shape[:2]) < MIN_SIDE:
+        raise MessageError("size", f"the image is {pixels.shape[1]}x{pixels.shape[0]}; sides must be {MIN_SIDE} or more")
+    return Frame(stamp, frame_id, pixels.shape[:2], _BGR, pixels)
+
+
+@dataclass(frozen=True)
+class Camera:
+    """What a CameraInfo says of the image it comes with.
+
+    Attributes:
+        size: (height, width) of the image, region of interest and binning applied.
+        matrix: [3, 3] intrinsics to unproject with: P's left part (REP-104: the processed image) where P is set, else K.
+        info: the message; its K and P are of the full sensor, see `roi_matrix`.
+        roi_matrix: [3, 3] affine map from full-sensor pixels to the pixels of the image.
+    """
+
+    frame_id: str
+    size: tuple[int, int]
+    matrix: np.ndarray
+    info: CameraInfo
+    roi_matrix: np.ndarray
+
+
+def read_camera_info(raw: bytes) -> Camera:
+    """A serialized sensor_msgs/CameraInfo.
+
+    Raises:
+        MessageError: it is malformed, uncalibrated (K[0] is 0) or holds numbers no camera has.
+    """
+    _CdrReader(raw).stamp()
+    try:
+        info = deserialize_message(raw, CameraInfo)
+    except Exception as error:  # rclpy raises its own RCLError or a plain RuntimeError, by distribution
+        raise MessageError("malformed", f"not a CameraInfo: {error}") from error
+    k, p = np.array(info.k, np.float64).reshape(3, 3), np.array(info.p, np.float64).reshape(3, 4)
+    if not (np.isfinite(k).all() and np.isfinite(p).all()):
+        raise MessageError("calibration", "K or P holds numbers that are not finite")
+    if k[0, 0] == 0.0:
+        raise MessageError("uncalibrated", "K[0] is 0, which means uncalibrated")
+    if min(k[0, 0], k[1, 1]) <= 0.0 or (p[0, 0] != 0.0 and min(p[0, 0], p[1, 1]) <= 0.0):
+        raise MessageError("calibration", f"the focal lengths must be positive (K {k[0, 0]}, {k[1, 1]}; P {p[0, 0]}, {p[1, 1]})")
+    bx, by = max(info.binning_x, 1), max(info.binning_y, 1)
+    roi = info.roi
+    height, width = roi.height or info.height, roi.width or info.width
+    to_image = np.array(
+        [
+            [1 / bx, 0, (0.5 - roi.x_offset) / bx - 0.5],
+            [0, 1 / by, (0.5 - roi.y_offset) / by - 0.5],
+            [0, 0, 1],
+        ]
+    )
+    matrix = to_image @ (p[:, :3] if p[0, 0] != 0.0 else k)
+    return Camera(info.header.frame_id, (height // by, width // bx), matrix, info, to_image)
+
+
+# ------------------------------------------------------------------------------------------------------------ outgoing
+
+
+class _Template:
+    """The bytes of a message around one byte sequence, with a stamp that can be set."""
+
+    def __init__(self, message, tail: int = 0):
+        raw = serialize_message(message)
+        self._order = "<" if raw[1] else ">"
+        # `message` holds an empty sequence: its length is the last uint32 before the `tail` bytes that follow it.
+        self._head = bytearray(raw[: len(raw) - tail])
+        self._tail = raw[len(raw) - tail :]
+
+    def render(self, stamp: Stamp, data: np.ndarray | None = None) -> bytes:
+        """The serialized message with `data` (C-contiguous) as its sequence."""
+        struct.pack_into(self._order + "iI", self._head, 4, *stamp)
+        if data is None:
+            return bytes(self._head)
+        struct.pack_into(self._order + "I", self._head, len(self._head) - 4, data.nbytes)
+        return b"".join((self._head, memoryview(data).cast("B"), self._tail))
+
+
+class ImageWriter:
+    """Writes one kind of sensor_msgs/Image."""
+
+    _CHANNELS = {"32FC1": 4, "16UC1": 2, "rgb8": 3}
+
+    def __init__(self, frame_id: str, size: tuple[int, int], encoding: str):
+        message = Image(height=size[0], width=size[1], encoding=encoding, step=size[1] * self._CHANNELS[encoding])
+        message.header.frame_id = frame_id
+        self._template = _Template(message)
+
+    def write(self, stamp: Stamp, pixels: np.ndarray) -> bytes:
+        return self._template.render(stamp, pixels)
+
+
+class CloudWriter:
+    """Writes organised sensor_msgs/PointCloud2: float32 x y z, and packed rgb at offset 12 when coloured."""
+
+    def __init__(self, frame_id: str, size: tuple[int, int], coloured: bool):
+        names = ("x", "y", "z", "rgb") if coloured else ("x", "y", "z")
+        fields = [PointField(name=n, offset=4 * i, datatype=PointField.FLOAT32, count=1) for i, n in enumerate(names)]
+        step = 4 * len(names)
+        message = PointCloud2(
+            height=size[0], width=size[1], fields=fields, point_step=step, row_step=step * size[1], is_dense=False
+        )
+        message.header.frame_id = frame_id
+        self._template = _Template(message, tail=1)
+        self._points = np.empty((*size, len(names)), np.float32)
+
+    def write(
+        self, stamp: Stamp, points: np.ndarray, rgb: np.ndarray | None, z_range: tuple[float, float] | None
+    ) -> bytes:
+        """Args:
+        points: [h, w, 3] float32 of this writer's size.
+        rgb: [h, w, 3] uint8 of the same size when coloured, else None.
+        z_range: nearest and farthest z to keep, metres; None keeps all.
+        """
+        self._points[..., :3] = points
+        if rgb is not None:
+            packed = cv2.cvtColor(np.ascontiguousarray(rgb), cv2.COLOR_RGB2BGRA)
+            packed[..., 3] = 0
+            self._points.view(np.uint32)[..., 3] = packed.view(np.uint32)[..., 0]
+        if z_range is not None:
+            z = points[..., 2]
+            self._points[(z < z_range[0]) | (z > z_range[1]), :3] = np.nan
+        return self._template.render(stamp, self._points)
+
+
+class CameraInfoWriter:
+    """Writes the CameraInfo of the depth image: the camera's own, K and P moved to the published pixels."""
+
+    def __init__(self, frame_id: str, size: tuple[int, int], camera: Camera, to_output: Callable[[np.ndarray], np.ndarray]):
+        """Args:
+        to_output: moves a matrix [3, N] of the camera's image to the published image (`Framing.output_intrinsics`).
+        """
+        source = camera.info
+        k = to_output(camera.roi_matrix @ np.array(source.k).reshape(3, 3))
+        p = np.array(source.p).reshape(3, 4)
+        # Some drivers leave P empty; whoever unprojects this depth image needs it.
+        p = to_output(camera.roi_matrix @ p) if p[0, 0] != 0.0 else np.hstack([k, np.zeros((3, 1))])
+        message = CameraInfo(
+            height=size[0],
+            width=size[1],
+            distortion_model=source.distortion_model,
+            d=source.d,
+            k=k.ravel(),
+            r=source.r,
+            p=p.ravel(),
+        )
+        message.header.frame_id = frame_id
+        self._template = _Template(message)
+
+    def write(self, stamp: Stamp) -> bytes:
+        return self._template.render(stamp)
+
+
+def depth_to_millimetres(depth: np.ndarray) -> np.ndarray:
+    """REP-118's 16-bit form: metres float32 [h, w] -> uint16 millimetres, 0 where unknown or beyond 65.535 m."""
+    valid = (depth >= 0.0) & (depth <= 65.535)
+    return np.where(valid, depth * 1000.0 + 0.5, 0.0).astype(np.uint16)
+
+
+def depth_to_color(depth: np.ndarray, near: float, far: float) -> np.ndarray:
+    """Depth for people: log scale from `near` (red) to `far` (blue), metres; black where depth is not finite.
+
+    Shapes: [h, w] float32 -> [h, w, 3] uint8 RGB.
+    """
+    finite = np.isfinite(depth)
+    level = np.log(far / np.clip(np.where(finite, depth, far), near, far)) * (255.0 / np.log(far / near))
+    color = cv2.cvtColor(cv2.applyColorMap(level.astype(np.uint8), cv2.COLORMAP_TURBO), cv2.COLOR_BGR2RGB)
+    color[~finite] = 0
+    return color

@@ -1,0 +1,247 @@
+"""The lifecycle node: wires topics, parameters and diagnostics to the pipeline.
+
+Subscribes to `image` (or `image/compressed`) and `camera_info`, publishes `depth/image`, `depth/camera_info`,
+`depth/points`, `depth/color` and `/diagnostics`. All names are relative: remap them, or give the node a namespace.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import traceback
+from collections.abc import Callable
+
+import rclpy
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
+from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
+from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
+from rclpy.qos import QoSProfile, ReliabilityPolicy, qos_profile_sensor_data
+from rclpy.qos_overriding_options import QoSOverridingOptions
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image, PointCloud2
+
+from fadepth_core.runtime.checkpoint import Checkpoint, CheckpointError
+from fadepth_ros.parameters import Parameters, Settings
+from fadepth_ros.pipeline import COLOR, DEPTH, INFO, POINTS, Pipeline, load_engine
+from fadepth_ros.statistics import Report
+
+#: Whoever needs every depth image needs it reliably; two deep, so that a slow reader is not served old depth.
+_OUTPUT_QOS = QoSProfile(depth=2, reliability=ReliabilityPolicy.RELIABLE)
+_OUTPUT_TYPES = {DEPTH: Image, INFO: CameraInfo, POINTS: PointCloud2, COLOR: Image}
+
+
+class DepthNode(LifecycleNode):
+    """Answers camera images with depth.
+
+    Args:
+        engine_loader: see `Pipeline`.
+        options: passed on to `rclpy.node.Node`.
+    """
+
+    def __init__(self, engine_loader: Callable = load_engine, **options):
+        super().__init__("depth", **options)
+        self._pipeline: Pipeline | None = None
+        self._engine_loader = engine_loader
+        self._output_publishers: dict = {}
+        self._inputs: list = []
+        self._active = False
+        self._logging = _forward_logging(self)
+        self._parameters = Parameters(self, lambda: self._active, self._on_parameters)
+        self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", 10)
+        self._timer = self.create_timer(1.0, self._publish_diagnostics)
+
+    def autostart(self) -> None:
+        """Configure and activate, unless the parameter `autostart` says otherwise; a failure stays logged."""
+        if not self._parameters.autostart:
+            return
+        if self.trigger_configure() == TransitionCallbackReturn.SUCCESS:
+            self.trigger_activate()
+
+    # ------------------------------------------------------------------------------------------------------ transitions
+
+    def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
+        settings = self._parameters.settings
+        try:
+            description = Checkpoint(settings.engine.checkpoint or None).description
+        except CheckpointError as error:
+            self.get_logger().error(f"cannot configure: {error}")
+            return TransitionCallbackReturn.FAILURE
+        if not description.trained:
+            self.get_logger().warning(
+                "THE CHECKPOINT IS UNTRAINED: what is published has the form of depth but means nothing. "
+                "Set the parameter 'checkpoint' to a trained one."
+            )
+        for output, kind in _OUTPUT_TYPES.items():
+            self._output_publishers[output] = self.create_lifecycle_publisher(
+                kind, output, _OUTPUT_QOS, qos_overriding_options=QoSOverridingOptions.with_default_policies()
+            )
+        return TransitionCallbackReturn.SUCCESS
+
+    def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
+        settings = self._parameters.settings
+        compressed = settings.image_transport == "compressed"
+        # A transport is a suffix of the image's name, after remapping: image:=/cam/image_raw gives ../image_raw/compressed.
+        image = self.resolve_topic_name("image") + ("/compressed" if compressed else "")
+        info = self.resolve_topic_name("camera_info")
+        self._pipeline = Pipeline(settings, self, self._logging, image, info, self._engine_loader)
+        self._pipeline.start()
+        self._inputs = [
+            self.create_subscription(
+                kind,
+                topic,
+                callback,
+                qos_profile_sensor_data,
+                raw=True,
+                qos_overriding_options=QoSOverridingOptions.with_default_policies(),
+            )
+            for kind, topic, callback in (
+                (CompressedImage if compressed else Image, image, self._pipeline.offer_image),
+                (CameraInfo, info, self._pipeline.offer_camera_info),
+            )
+        ]
+        self._active = True
+        self.get_logger().info(f"waiting for images on {image} and intrinsics on {info}")
+        return super().on_activate(state)
+
+    def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
+        self._end_pipeline()
+        return super().on_deactivate(state)
+
+    def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
+        self._end_pipeline()
+        for publisher in self._output_publishers.values():
+            self.destroy_lifecycle_publisher(publisher)
+        self._output_publishers = {}
+        return TransitionCallbackReturn.SUCCESS
+
+    def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
+        return self.on_cleanup(state)
+
+    def on_error(self, state: LifecycleState) -> TransitionCallbackReturn:
+        return self.on_cleanup(state)
+
+    def destroy_node(self) -> None:
+        self._end_pipeline()
+        super().destroy_node()
+
+    def _end_pipeline(self) -> None:
+        self._active = False
+        for subscription in self._inputs:
+            self.destroy_subscription(subscription)
+        self._inputs = []
+        if self._pipeline is not None:
+            self._pipeline.stop()
+            self._pipeline = None
+
+    # ------------------------------------------------------------------------------------------- the pipeline's Outputs
+
+    def wanted(self) -> set[str]:
+        return {name for name, publisher in self._output_publishers.items() if publisher.get_subscription_count()}
+
+    def publish(self, output: str, message: bytes) -> None:
+        self._output_publishers[output].publish(message)
+
+    def now(self) -> int:
+        return self.get_clock().now().nanoseconds
+
+    # ---------------------------------------------------------------------------------------- parameters, diagnostics
+
+    def _on_parameters(self, settings: Settings) -> None:
+        if self._pipeline is not None:
+            self._pipeline.configure(settings)
+
+    def _publish_diagnostics(self) -> None:
+        status = DiagnosticStatus(name=f"{self.get_fully_qualified_name()}: depth", hardware_id="")
+        if self._pipeline is None:
+            status.level, status.message = DiagnosticStatus.OK, "not active"
+        else:
+            report = self._pipeline.statistics.report()
+            status.level, status.message = _judge(report, self._pipeline.engine_failures)
+            status.hardware_id = self._pipeline.engine_description
+            status.values = [KeyValue(key=k, value=v) for k, v in _values(report, self._pipeline).items()]
+        message = DiagnosticArray(status=[status])
+        message.header.stamp = self.get_clock().now().to_msg()
+        self._diagnostics.publish(message)
+
+
+def _judge(report: Report, failures: list[str]) -> tuple[bytes, str]:
+    """The level and one line for /diagnostics."""
+    bad = {cause: n for cause, n in report.dropped.items() if cause not in ("overtaken", "no_subscriber")}
+    if "engine" in bad or "internal" in bad:
+        return DiagnosticStatus.ERROR, report.last_error[0]
+    if bad:
+        return DiagnosticStatus.WARN, report.last_error[0]
+    if report.received == 0:
+        return DiagnosticStatus.STALE, "no images arrive"
+    if failures:
+        return DiagnosticStatus.WARN, "running on a fallback: " + failures[-1]
+    if report.dropped.get("no_subscriber"):
+        return DiagnosticStatus.OK, "resting, nobody subscribes"
+    return DiagnosticStatus.OK, f"{report.published.get(DEPTH, 0) / report.seconds:.1f} depth images per second"
+
+
+def _values(report: Report, pipeline: Pipeline) -> dict[str, str]:
+    values = {"images received per second": f"{report.received / report.seconds:.1f}"}
+    values |= {f"{name} per second": f"{n / report.seconds:.1f}" for name, n in sorted(report.published.items())}
+    if report.latency is not None:
+        values["latency p50 (ms)"] = f"{report.latency[0]:.2f}"
+        values["latency p99 (ms)"] = f"{report.latency[1]:.2f}"
+        values["age of stamp p50 (ms)"] = f"{report.age:.2f}"
+    values |= {f"dropped: {cause}": str(n) for cause, n in sorted(report.dropped_total.items())}
+    values["engine"] = pipeline.engine_description
+    values |= {f"passed over {i}": text for i, text in enumerate(pipeline.engine_failures, 1)}
+    if report.last_error is not None:
+        values["last error"] = f"{report.last_error[0]} ({report.last_error[1]:.0f} s ago)"
+    return values
+
+
+def _forward_logging(node: LifecycleNode) -> logging.Logger:
+    """A Python logger, for the code that knows no ROS, whose records come out of the node's own."""
+    logger = logging.Logger(node.get_fully_qualified_name(), logging.INFO)
+
+    class ToRos(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            text = record.getMessage()
+            if record.exc_info and record.exc_info[0]:
+                text += "\n" + "".join(traceback.format_exception(*record.exc_info)).rstrip()
+            ros = node.get_logger()
+            # One call site per level: rclpy remembers the level of each place that logs.
+            if record.levelno >= logging.ERROR:
+                ros.error(text)
+            elif record.levelno >= logging.WARNING:
+                ros.warning(text)
+            else:
+                ros.info(text)
+
+    logger.addHandler(ToRos())
+    return logger
+
+
+def run(engine_loader: Callable = load_engine, args: list[str] | None = None) -> int:
+    """Start the node and serve until it is told to stop; the exit status."""
+    rclpy.init(args=args)
+    try:
+        node = DepthNode(engine_loader)
+        executor = SingleThreadedExecutor()
+        executor.add_node(node)
+        try:
+            node.autostart()
+            executor.spin()
+        except (KeyboardInterrupt, ExternalShutdownException):
+            pass  # how a node is asked to end
+        finally:
+            executor.shutdown()
+            node.destroy_node()
+    except ValueError as error:
+        print(f"depth_node: {error}", file=sys.stderr)
+        return 1
+    finally:
+        rclpy.try_shutdown()
+    return 0
+
+
+def main() -> int:
+    return run()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

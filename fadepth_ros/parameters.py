@@ -1,0 +1,226 @@
+"""The node's parameters, declared once: name, type, default, range, description, and whether they may change while the
+node runs. A refused value gets a reason that the user sees (`ros2 param set` prints it)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor, SetParametersResult
+from rclpy.parameter import Parameter
+
+from fadepth_core.runtime import backends
+from fadepth_core.runtime.checkpoint import Checkpoint, CheckpointError
+from fadepth_core.runtime.engine import CHECK_BOUNDS
+from fadepth_core.runtime.framing import STRIDE
+
+
+@dataclass(frozen=True)
+class Spec:
+    """One parameter.
+
+    Attributes:
+        limits: smallest and largest value, for numbers.
+        choices: allowed values, for strings.
+        check: returns why a value is refused, or None.
+        live: may change while the node is active.
+    """
+
+    name: str
+    default: Any
+    description: str
+    limits: tuple[float, float] | None = None
+    choices: Sequence[str] = ()
+    check: Callable[[Any], str | None] | None = None
+    live: bool = True
+
+    def descriptor(self) -> ParameterDescriptor:
+        descriptor = ParameterDescriptor(name=self.name, description=self.description)
+        if self.choices:
+            descriptor.additional_constraints = "one of: " + ", ".join(self.choices)
+        if not self.live:
+            descriptor.additional_constraints += " (not while the node is active)"
+        if self.limits and isinstance(self.default, float):
+            descriptor.floating_point_range = [FloatingPointRange(from_value=self.limits[0], to_value=self.limits[1])]
+        elif self.limits:
+            descriptor.integer_range = [IntegerRange(from_value=int(self.limits[0]), to_value=int(self.limits[1]))]
+        return descriptor
+
+    def refuse(self, value: Any) -> str | None:
+        """Why `value` cannot be had, beyond its type and range, which rclpy checks; None when it can."""
+        if self.choices and value not in self.choices:
+            return f"'{value}' is not one of {', '.join(self.choices)}"
+        return self.check(value) if self.check else None
+
+
+def _check_network_size(value: Sequence[int]) -> str | None:
+    if len(value) != 2:
+        return f"takes two numbers, height and width, got {len(value)}"
+    if list(value) != [0, 0] and any(side <= 0 or side % STRIDE or side > 4096 for side in value):
+        return f"height and width must be multiples of {STRIDE} up to 4096, or both 0 for automatic, got {list(value)}"
+    return None
+
+
+def _check_checkpoint(value: str) -> str | None:
+    try:
+        Checkpoint(value or None)
+    except CheckpointError as error:
+        return str(error)
+    return None
+
+
+_METRES = (0.0, 1000.0)
+
+SPECS: tuple[Spec, ...] = (
+    Spec("checkpoint", "", "Checkpoint file (.safetensors); empty for the one that is shipped.", check=_check_checkpoint),
+    Spec(
+        "backend",
+        "auto",
+        "What runs the network. The named one is tried first, the others stay behind it as fallbacks.",
+        choices=("auto", *backends.NAMES),
+    ),
+    Spec("precision", "auto", "Arithmetic; auto is each backend's default.", choices=("auto", *CHECK_BOUNDS)),
+    Spec("threads", 0, "CPU threads for the network; 0 means up to four.", limits=(0, 256)),
+    Spec(
+        "network_size",
+        [0, 0],
+        f"Height and width of the network's input, multiples of {STRIDE}; [0, 0] follows the camera's aspect ratio.",
+        check=_check_network_size,
+    ),
+    Spec("crop_to_aspect", False, "Crop frames to the network's aspect ratio instead of stretching them to it."),
+    Spec("full_resolution", False, "Publish depth and points at the camera's size instead of the network's."),
+    Spec("image_transport", "raw", "How images arrive.", choices=("raw", "compressed"), live=False),
+    Spec("depth_scale", 1.0, "Factor on depth, to correct the scale for a camera.", limits=(1e-3, 1e3)),
+    Spec("min_depth", 0.1, "Nearer depth is published as -Inf (REP-117), metres.", limits=_METRES),
+    Spec("max_depth", 100.0, "Farther depth is published as +Inf (REP-117), metres.", limits=_METRES),
+    Spec(
+        "depth_encoding", "32FC1", "32FC1 in metres, or 16UC1 in millimetres with 0 for unknown (REP-118).",
+        choices=("32FC1", "16UC1"),
+    ),
+    Spec("points.rgb", True, "Colour the points (16 bytes a point instead of 12)."),
+    Spec("points.stride", 1, "Keep every n-th row and column of points.", limits=(1, 64)),
+    Spec("points.min_z", 0.0, "Drop points nearer than this, metres.", limits=_METRES),
+    Spec("points.max_z", 0.0, "Drop points farther than this, metres; 0 keeps all.", limits=_METRES),
+    Spec("points.max_rate", 0.0, "Most clouds per second; 0 for one with every depth image.", limits=(0.0, 1000.0)),
+    Spec("color.near", 2.0, "Depth drawn in red on depth/color, metres.", limits=(0.01, 1000.0)),
+    Spec("color.far", 80.0, "Depth drawn in blue on depth/color, metres.", limits=(0.01, 1000.0)),
+    Spec("autostart", True, "Configure and activate the node when it starts.", live=False),
+)
+_BY_NAME = {spec.name: spec for spec in SPECS}
+#: Pairs whose first must stay below the second.
+_ORDERED = (("min_depth", "max_depth"), ("color.near", "color.far"))
+
+
+@dataclass(frozen=True)
+class EngineSettings:
+    """What an engine is built from; a change builds another."""
+
+    checkpoint: str
+    backend: str
+    precision: str
+    threads: int
+    network_size: tuple[int, int] | None
+    crop_to_aspect: bool
+    full_resolution: bool
+
+
+@dataclass(frozen=True)
+class Settings:
+    """One consistent set of parameter values, as the pipeline uses them."""
+
+    engine: EngineSettings
+    image_transport: str
+    depth_scale: float
+    limits: tuple[float, float]
+    depth_encoding: str
+    points_rgb: bool
+    points_stride: int
+    points_z_range: tuple[float, float] | None
+    points_period: float
+    color_range: tuple[float, float]
+
+    @classmethod
+    def from_values(cls, values: dict[str, Any]) -> Settings:
+        size = tuple(values["network_size"])
+        min_z, max_z = values["points.min_z"], values["points.max_z"] or float("inf")
+        rate = values["points.max_rate"]
+        return cls(
+            engine=EngineSettings(
+                checkpoint=values["checkpoint"],
+                backend=values["backend"],
+                precision=values["precision"],
+                threads=values["threads"],
+                network_size=None if size == (0, 0) else size,
+                crop_to_aspect=values["crop_to_aspect"],
+                full_resolution=values["full_resolution"],
+            ),
+            image_transport=values["image_transport"],
+            depth_scale=values["depth_scale"],
+            limits=(values["min_depth"], values["max_depth"]),
+            depth_encoding=values["depth_encoding"],
+            points_rgb=values["points.rgb"],
+            points_stride=values["points.stride"],
+            points_z_range=None if (min_z, max_z) == (0.0, float("inf")) else (min_z, max_z),
+            points_period=1.0 / rate if rate > 0 else 0.0,
+            color_range=(values["color.near"], values["color.far"]),
+        )
+
+
+class Parameters:
+    """Declares `SPECS` on a node and keeps a `Settings` up to date.
+
+    Args:
+        node: any rclpy node.
+        is_active: tells whether parameters that are not live are locked.
+        on_change: called with the new settings after an accepted change.
+    """
+
+    def __init__(self, node, is_active: Callable[[], bool], on_change: Callable[[Settings], None]):
+        self._node, self._is_active, self._on_change = node, is_active, on_change
+        for spec in SPECS:
+            node.declare_parameter(spec.name, spec.default, spec.descriptor())
+        self._values = {spec.name: _plain(node.get_parameter(spec.name).value) for spec in SPECS}
+        reason = self._refuse(self._values)
+        if reason:
+            raise ValueError(f"parameter {reason}")
+        self.settings = Settings.from_values(self._values)
+        node.add_on_set_parameters_callback(self._on_set)
+
+    @property
+    def autostart(self) -> bool:
+        return self._values["autostart"]
+
+    def _on_set(self, changes: list[Parameter]) -> SetParametersResult:
+        ours = {p.name: _plain(p.value) for p in changes if p.name in _BY_NAME}
+        if self._is_active():
+            locked = [name for name, value in ours.items() if not _BY_NAME[name].live and value != self._values[name]]
+            if locked:
+                return SetParametersResult(
+                    successful=False, reason=f"{locked[0]} cannot change while the node is active; deactivate it first"
+                )
+        values = self._values | ours
+        reason = self._refuse(ours, values)
+        if reason:
+            return SetParametersResult(successful=False, reason=reason)
+        self._values = values
+        self.settings = Settings.from_values(values)
+        self._on_change(self.settings)
+        return SetParametersResult(successful=True)
+
+    def _refuse(self, changes: dict[str, Any], values: dict[str, Any] | None = None) -> str | None:
+        for name, value in changes.items():
+            reason = _BY_NAME[name].refuse(value)
+            if reason:
+                return f"{name}: {reason}"
+        values = values or changes
+        for low, high in _ORDERED:
+            if not values[low] < values[high]:
+                return f"{low} ({values[low]}) must be below {high} ({values[high]})"
+        if values["points.max_z"] and not values["points.min_z"] < values["points.max_z"]:
+            return f"points.min_z ({values['points.min_z']}) must be below points.max_z ({values['points.max_z']})"
+        return None
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if hasattr(value, "tolist") else value

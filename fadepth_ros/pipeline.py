@@ -1,0 +1,322 @@
+"""The way of a frame: newest-frame mailbox -> engine -> outputs. No ROS types besides bytes and stamps.
+
+The executor's thread calls `offer_image` and `offer_camera_info` and returns at once; one worker thread takes the newest
+frame, runs the engine and publishes. Nothing queues up: a frame that arrives while another waits replaces it.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from typing import Protocol
+
+import numpy as np
+
+from fadepth_core.runtime.checkpoint import CheckpointError
+from fadepth_core.runtime.engine import DepthEngine, DepthResult, EngineError
+from fadepth_core.runtime.framing import FramingError
+from fadepth_ros import messages
+from fadepth_ros.messages import Camera, CameraInfoWriter, CloudWriter, Frame, ImageWriter, MessageError, Stamp
+from fadepth_ros.parameters import EngineSettings, Settings
+from fadepth_ros.statistics import Statistics
+
+DEPTH, INFO, POINTS, COLOR = "depth/image", "depth/camera_info", "depth/points", "depth/color"
+OUTPUTS = (DEPTH, INFO, POINTS, COLOR)
+
+#: Seconds between two warnings of one kind, and between two attempts to start an engine that will not.
+WARN_PERIOD, RETRY_PERIOD = 5.0, 5.0
+#: A stamp this much older than the last one (ns) is a clock that was set back or a bag that began anew; less is a frame
+#: that was overtaken on its way.
+CLOCK_RESET = 1_000_000_000
+
+
+class Outputs(Protocol):
+    """Where results go."""
+
+    def wanted(self) -> set[str]:
+        """The outputs somebody subscribes to."""
+
+    def publish(self, output: str, message: bytes) -> None: ...
+
+    def now(self) -> int:
+        """The ROS clock, nanoseconds."""
+
+
+def load_engine(settings: EngineSettings, camera_size: tuple[int, int], logger: logging.Logger) -> DepthEngine:
+    """The engine that `settings` describe, for frames of `camera_size` (height, width)."""
+    return DepthEngine.load(
+        settings.checkpoint or None,
+        settings.network_size,
+        camera_size,
+        settings.backend,
+        settings.precision,
+        crop_to_aspect=settings.crop_to_aspect,
+        full_resolution=settings.full_resolution,
+        threads=settings.threads,
+        logger=logger,
+    )
+
+
+class Pipeline:
+    """Turns serialized images into serialized depth.
+
+    Args:
+        settings: the current parameter values; replaced by `configure`.
+        outputs: where results go.
+        logger: gets warnings, at most one of a kind every `WARN_PERIOD` seconds.
+        image_topic, info_topic: resolved names, for warnings.
+        engine_loader: makes an engine for a camera size.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        outputs: Outputs,
+        logger: logging.Logger,
+        image_topic: str = "image",
+        info_topic: str = "camera_info",
+        engine_loader: Callable[..., DepthEngine] = load_engine,
+    ):
+        self.statistics = Statistics()
+        self.engine_description = "no engine yet"
+        self.engine_failures: list[str] = []
+        self._settings = settings
+        self._outputs, self._log, self._load = outputs, logger, engine_loader
+        self._image_topic, self._info_topic = image_topic, info_topic
+        self._read = messages.read_compressed if settings.image_transport == "compressed" else messages.read_image
+        self._warned: dict[str, float] = {}
+
+        self._mailbox: tuple[bytes, float] | None = None
+        self._wake = threading.Condition()
+        self._stop = False
+        self._worker = threading.Thread(target=self._work, name="depth", daemon=True)
+
+        # Written by the executor's thread, read by the worker; each assignment is atomic.
+        self._camera: Camera | None = None
+        self._camera_problem: MessageError | None = MessageError("no_camera_info", "no camera_info has arrived")
+        self._camera_raw = b""
+
+        # The worker's own.
+        self._engine: DepthEngine | None = None
+        self._engine_key: tuple | None = None
+        self._engine_retry = 0.0
+        self._last_stamp: int | None = None
+        self._last_cloud = 0.0
+        self._writers: dict[str, tuple[tuple, object]] = {}
+
+    # --------------------------------------------------------------------------------------------- executor's thread
+
+    def start(self) -> None:
+        self._worker.start()
+
+    def stop(self) -> None:
+        """Finish the frame at hand and end the worker."""
+        with self._wake:
+            self._stop = True
+            self._wake.notify()
+        if self._worker.is_alive():
+            self._worker.join()
+
+    def configure(self, settings: Settings) -> None:
+        """Use other parameter values from the next frame on."""
+        self._settings = settings
+
+    def offer_image(self, raw: bytes) -> None:
+        """A serialized image has arrived."""
+        self.statistics.received()
+        with self._wake:
+            overwritten = self._mailbox is not None
+            self._mailbox = (raw, time.monotonic())
+            self._wake.notify()
+        if overwritten:
+            self.statistics.dropped("overtaken")
+
+    def offer_camera_info(self, raw: bytes) -> None:
+        """A serialized CameraInfo has arrived. One that differs from the last in its stamp only is not read again."""
+        if self._camera_raw[12:] == raw[12:] and self._camera_raw:
+            return
+        self._camera_raw = raw
+        try:
+            self._camera, self._camera_problem = messages.read_camera_info(raw), None
+        except MessageError as error:
+            self._camera, self._camera_problem = None, error
+
+    # ------------------------------------------------------------------------------------------------ worker's thread
+
+    def _work(self) -> None:
+        while True:
+            with self._wake:
+                while self._mailbox is None and not self._stop:
+                    self._wake.wait()
+                if self._stop:
+                    return
+                (raw, arrival), self._mailbox = self._mailbox, None
+            try:
+                self.process(raw, arrival)
+            except MessageError as error:
+                self.statistics.dropped(error.cause)
+                self._warn(f"{self._image_topic}: {error}; frame dropped", error.cause)
+            except (EngineError, CheckpointError, FramingError, ValueError) as error:
+                self._engine, self._engine_key = None, None
+                self._engine_retry = time.monotonic() + RETRY_PERIOD
+                self.engine_description = "no engine"
+                self.statistics.dropped("engine")
+                self._warn(f"no depth: {error}; next attempt in {RETRY_PERIOD:.0f} s", "engine")
+            except Exception as error:
+                # A robot keeps its depth node: the frame is lost, its traceback logged and counted.
+                self.statistics.dropped("internal")
+                self._warn(f"internal error on a frame from {self._image_topic}: {error}", "internal", exc_info=True)
+
+    def process(self, raw: bytes, arrival: float) -> None:
+        """Bring one serialized image all the way to the outputs.
+
+        Raises:
+            MessageError: the message cannot be used.
+            EngineError, CheckpointError, FramingError: no engine can be had.
+        """
+        wanted = self._outputs.wanted()
+        if not wanted:
+            self.statistics.dropped("no_subscriber")
+            return
+        settings = self._settings
+        frame = self._read(raw)
+        self._check_stamp(frame.stamp)
+        if time.monotonic() < self._engine_retry:
+            self.statistics.dropped("engine")
+            return
+        engine = self._engine_for(settings.engine, frame.size)
+        camera = self._camera_for(frame)
+
+        cloud = POINTS in wanted and camera is not None and self._cloud_is_due(settings, arrival)
+        published = []
+
+        def publish(output: str, message: bytes) -> None:
+            self._outputs.publish(output, message)
+            published.append(output)
+
+        if wanted & {DEPTH, COLOR} or cloud:
+            rgb = _rgb_for(engine, frame)
+            result = engine.infer(
+                rgb,
+                None if camera is None else camera.matrix,
+                points=cloud,
+                scale=settings.depth_scale,
+                limits=settings.limits,
+            )
+            if engine.backend_name not in self.engine_description:
+                self._note_engine(engine)
+            if DEPTH in wanted:
+                publish(DEPTH, self._depth_message(settings, frame, result))
+            if COLOR in wanted:
+                size = result.depth.shape
+                writer = self._writer(COLOR, (frame.frame_id, size), lambda: ImageWriter(frame.frame_id, size, "rgb8"))
+                publish(COLOR, writer.write(frame.stamp, messages.depth_to_color(result.depth, *settings.color_range)))
+            if cloud:
+                publish(POINTS, self._cloud_message(settings, frame, engine, rgb, result))
+        if INFO in wanted and camera is not None:
+            size, to_output = engine.framing.output_size, engine.framing.output_intrinsics
+            writer = self._writer(
+                INFO,
+                (frame.frame_id, id(camera), id(engine)),
+                lambda: CameraInfoWriter(frame.frame_id, size, camera, to_output),
+            )
+            publish(INFO, writer.write(frame.stamp))
+        self.statistics.finished(
+            published, time.monotonic() - arrival, 1e-9 * (self._outputs.now() - frame.stamp.nanoseconds)
+        )
+
+    def _check_stamp(self, stamp: Stamp) -> None:
+        now, last = stamp.nanoseconds, self._last_stamp
+        if last is not None and now < last:
+            if last - now < CLOCK_RESET:
+                raise MessageError("stamp", f"stamp {1e-9 * (last - now):.3f} s before the last frame's; it was overtaken")
+            self.statistics.dropped("clock_reset")
+            self._warn(
+                f"{self._image_topic}: stamps jumped back by {1e-9 * (last - now):.1f} s; going on from there", "clock_reset"
+            )
+        self._last_stamp = now
+
+    def _engine_for(self, settings: EngineSettings, camera_size: tuple[int, int]) -> DepthEngine:
+        key = (settings, camera_size)
+        if self._engine is None or self._engine_key != key:
+            if self._engine_key is not None and self._engine_key[1] != camera_size:
+                (h0, w0), (h, w) = self._engine_key[1], camera_size
+                self._warn(f"{self._image_topic}: frames changed from {w0}x{h0} to {w}x{h}; making an engine for them", "resize")
+            self._engine, self._engine_key = None, None
+            self._engine = self._load(settings, camera_size, self._log)
+            self._engine_key = key
+            self._note_engine(self._engine)
+        return self._engine
+
+    def _note_engine(self, engine: DepthEngine) -> None:
+        self.engine_description, self.engine_failures = engine.description, list(engine.failures)
+
+    def _camera_for(self, frame: Frame) -> Camera | None:
+        """The camera of this frame; None, with a warning, when what is known of it cannot be used."""
+        camera, problem = self._camera, self._camera_problem
+        if problem is None and camera.frame_id != frame.frame_id:
+            problem = MessageError("camera_info_frame", f"it is of frame '{camera.frame_id}', the image of '{frame.frame_id}'")
+        if problem is None and camera.size != frame.size:
+            (h, w), (fh, fw) = camera.size, frame.size
+            problem = MessageError("camera_info_size", f"it is of {w}x{h}, the image {fw}x{fh}")
+        if problem is None:
+            return camera
+        cause = problem.cause if problem.cause.startswith(("no_", "camera_info")) else f"camera_info_{problem.cause}"
+        self.statistics.dropped(cause)
+        self._warn(f"{self._info_topic}: {problem}; depth/points and depth/camera_info are withheld", cause)
+        return None
+
+    def _cloud_is_due(self, settings: Settings, arrival: float) -> bool:
+        # A tenth of a period early is in time: a 30 Hz camera must give 10 clouds a second, not 7.5.
+        if arrival - self._last_cloud < 0.9 * settings.points_period:
+            return False
+        self._last_cloud = arrival
+        return True
+
+    def _depth_message(self, settings: Settings, frame: Frame, result: DepthResult) -> bytes:
+        encoding, size = settings.depth_encoding, result.depth.shape
+        pixels = result.depth if encoding == "32FC1" else messages.depth_to_millimetres(result.depth)
+        key = (frame.frame_id, size, encoding)
+        return self._writer(DEPTH, key, lambda: ImageWriter(frame.frame_id, size, encoding)).write(frame.stamp, pixels)
+
+    def _cloud_message(self, settings: Settings, frame: Frame, engine: DepthEngine, rgb, result: DepthResult) -> bytes:
+        every = slice(None, None, settings.points_stride)
+        points = result.points[every, every]
+        color = None
+        if settings.points_rgb:
+            framing = engine.framing
+            if rgb.shape[:2] != framing.output_size:
+                rgb = framing.output_pixels(frame.encoding.to_rgb(frame.pixels))
+            color = rgb[every, every]
+        key = (frame.frame_id, points.shape, settings.points_rgb)
+        writer = self._writer(
+            POINTS, key, lambda: CloudWriter(frame.frame_id, points.shape[:2], coloured=settings.points_rgb)
+        )
+        return writer.write(frame.stamp, points, color, settings.points_z_range)
+
+    def _writer(self, output: str, key: tuple, make: Callable[[], object]):
+        """The writer of an output, made anew when what it was made for has changed."""
+        known = self._writers.get(output)
+        if known is None or known[0] != key:
+            known = (key, make())
+            self._writers[output] = known
+        return known[1]
+
+    def _warn(self, text: str, kind: str, exc_info: bool = False) -> None:
+        self.statistics.error(text)
+        now = time.monotonic()
+        if now >= self._warned.get(kind, 0.0):
+            self._warned[kind] = now + WARN_PERIOD
+            self._log.warning(text, exc_info=exc_info)
+
+
+def _rgb_for(engine: DepthEngine, frame: Frame) -> np.ndarray:
+    """The frame as the engine likes it: RGB, already small where that is cheaper."""
+    to_rgb = frame.encoding.to_rgb
+    if not engine.takes_network_size:
+        return to_rgb(frame.pixels)
+    if frame.encoding.resizable:
+        return to_rgb(engine.framing.to_network(frame.pixels))
+    return engine.framing.to_network(to_rgb(frame.pixels))
