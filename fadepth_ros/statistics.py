@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections import Counter, deque
 from dataclasses import dataclass, field
@@ -45,39 +44,33 @@ class _Window:
 
 
 class Statistics:
-    """Counts from the receiving thread and the working thread; reports to a third."""
+    """Counts between two reports."""
 
     def __init__(self):
-        self._lock = threading.Lock()
         self._window = _Window()
         self._total = Counter()
         self._last_error: tuple[str, float] | None = None
 
-    def received(self) -> None:
-        with self._lock:
-            self._window.received += 1
+    def received(self, frames: int) -> None:
+        self._window.received += frames
 
-    def dropped(self, cause: str) -> None:
-        with self._lock:
-            self._window.dropped[cause] += 1
-            self._total[cause] += 1
+    def dropped(self, cause: str, frames: int = 1) -> None:
+        self._window.dropped[cause] += frames
+        self._total[cause] += frames
 
     def finished(self, outputs: list[str], latency: float, age: float) -> None:
         """A frame is out: `outputs` published, seconds since arrival and since its stamp."""
-        with self._lock:
-            self._window.published.update(outputs)
-            self._window.latencies.append(latency)
-            self._window.ages.append(age)
+        self._window.published.update(outputs)
+        self._window.latencies.append(latency)
+        self._window.ages.append(age)
 
     def error(self, text: str) -> None:
-        with self._lock:
-            self._last_error = (text, time.monotonic())
+        self._last_error = (text, time.monotonic())
 
     def report(self) -> Report:
         """What happened since the last report."""
-        with self._lock:
-            window, self._window = self._window, _Window()
-            total, last = dict(self._total), self._last_error
+        window, self._window = self._window, _Window()
+        total, last = dict(self._total), self._last_error
         now = time.monotonic()
         latencies, ages = sorted(window.latencies), sorted(window.ages)
         return Report(

@@ -1,0 +1,54 @@
+"""What every data set yields: three consecutive frames of one camera and what is known about them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+
+@dataclass
+class Sample:
+    """Three frames t-1, t, t+1; with a leading batch dimension B on every tensor once collated.
+
+    Attributes:
+        frames: [3, 3, H, W] float32 RGB in [0, 1], in temporal order.
+        intrinsics: [3, 3] float32, pixels of `frames` (pixel centres at whole numbers).
+        interval: [] float32, seconds between two consecutive frames.
+        name: where the middle frame comes from, for people.
+        speed: [] float32, measured speed of the camera in metres per second, if known.
+        poses: [3, 4, 4] float32 camera-to-world (optical frame, metres) of each frame, if known.
+        depth: [h, w] float32 true depth of the middle frame in metres, 0 where unknown, at its own size, if known.
+    """
+
+    frames: Tensor
+    intrinsics: Tensor
+    interval: Tensor
+    name: str | list[str]
+    speed: Tensor | None = None
+    poses: Tensor | None = None
+    depth: Tensor | None = None
+
+    def to(self, device: torch.device | str, non_blocking: bool = True) -> Sample:
+        """The same sample with its tensors on `device`."""
+        return Sample(
+            **{
+                f.name: value.to(device, non_blocking=non_blocking) if isinstance(value, Tensor) else value
+                for f in fields(self)
+                for value in [getattr(self, f.name)]
+            }
+        )
+
+
+def collate(samples: Sequence[Sample]) -> Sample:
+    """Stack samples into a batch. What one of them lacks, the batch lacks."""
+    batch = {}
+    for f in fields(Sample):
+        values = [getattr(sample, f.name) for sample in samples]
+        if f.name == "name":
+            batch[f.name] = values
+        else:
+            batch[f.name] = None if any(value is None for value in values) else torch.stack(values)
+    return Sample(**batch)
