@@ -42,6 +42,9 @@ class PassThroughEngine:
 
         from fadepth_core.runtime.framing import Framing
 
+        from fadepth_core.runtime.checkpoint import Checkpoint
+
+        self.checkpoint = Checkpoint()
         self.framing = Framing.plan(camera_size)
         self._depth = np.full(self.framing.output_size, 5.0, np.float32)
         self._points = np.zeros((*self.framing.output_size, 3), np.float32)

@@ -179,6 +179,11 @@ class _CdrReader:
             raise MessageError("malformed", "a text field is not UTF-8") from error
 
 
+def read_stamp(raw: bytes) -> Stamp:
+    """The stamp of any serialized message that begins with a std_msgs/Header."""
+    return _CdrReader(raw).stamp()
+
+
 def read_image(raw: bytes) -> Frame:
     """A serialized sensor_msgs/Image as a `Frame`, without copying its pixels.
 

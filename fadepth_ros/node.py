@@ -215,6 +215,7 @@ def _values(report: Report, pipeline: Pipeline) -> dict[str, str]:
         values["age of stamp p50 (ms)"] = f"{report.age:.2f}"
     values |= {f"dropped: {cause}": str(n) for cause, n in sorted(report.dropped_total.items())}
     values["engine"] = pipeline.engine_description
+    values["checkpoint"] = pipeline.checkpoint_description
     values |= {f"passed over {i}": text for i, text in enumerate(pipeline.engine_failures, 1)}
     if report.last_error is not None:
         values["last error"] = f"{report.last_error[0]} ({report.last_error[1]:.0f} s ago)"

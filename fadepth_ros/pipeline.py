@@ -82,6 +82,7 @@ class Pipeline:
         self.statistics = Statistics()
         self.engine_description = "no engine yet"
         self.engine_failures: list[str] = []
+        self.checkpoint_description = ""
         self._settings = settings
         self._outputs, self._log, self._load = outputs, logger, engine_loader
         self._image_topic, self._info_topic = image_topic, info_topic
@@ -174,7 +175,7 @@ class Pipeline:
                 scale=settings.depth_scale,
                 limits=settings.limits,
             )
-            if engine.backend_name not in self.engine_description:
+            if engine.description != self.engine_description:  # it has fallen back
                 self._note_engine(engine)
             if DEPTH in wanted:
                 publish(DEPTH, self._depth_message(settings, frame, result))
@@ -221,6 +222,8 @@ class Pipeline:
 
     def _note_engine(self, engine: DepthEngine) -> None:
         self.engine_description, self.engine_failures = engine.description, list(engine.failures)
+        checkpoint = engine.checkpoint
+        self.checkpoint_description = checkpoint.path.name + ("" if checkpoint.description.trained else " (untrained)")
 
     def _camera_for(self, frame: Frame) -> Camera | None:
         """The camera of this frame; None, with a warning, when what is known of it cannot be used."""

@@ -131,8 +131,8 @@ class Framing:
 
 
 def box_factors(size: tuple[int, int], target: tuple[int, int]) -> tuple[int, int]:
-    """Averaging factors (rows, columns) that leave a reduction of about two to the bilinear step before them."""
-    return max(1, round(size[0] / (2 * target[0]))), max(1, round(size[1] / (2 * target[1])))
+    """Averaging factors (rows, columns) that leave a reduction of at most two to the bilinear step before them."""
+    return max(1, math.ceil(size[0] / (2 * target[0]))), max(1, math.ceil(size[1] / (2 * target[1])))
 
 
 def _centred_crop(size: tuple[int, int], network_size: tuple[int, int]) -> tuple[int, int, int, int]:

@@ -6,6 +6,8 @@ with the BatchNorm behind it, into one plain convolution.
 
 from __future__ import annotations
 
+import copy
+
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
@@ -17,7 +19,7 @@ def conv2d(cin, cout, kernel, stride=1, dilation=1, groups=1, bias=False, etm: E
     if etm is not None and kernel > 1:
         return ETMConv2d(cin, cout, kernel, stride, dilation, groups, bias, etm)
     conv = nn.Conv2d(cin, cout, kernel, stride, dilation * (kernel - 1) // 2, dilation, groups, bias=bias)
-    nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
+    nn.init.kaiming_normal_(conv.weight, nonlinearity="linear" if bias else "relu")  # with a bias, no ReLU follows
     if bias:
         nn.init.zeros_(conv.bias)
     return conv
@@ -44,11 +46,12 @@ class ConvBN(nn.Module):
 
 
 def fold(conv: nn.Module, bn: nn.BatchNorm2d) -> nn.Conv2d:
-    """Merge an ETM if there is one, then fold the BatchNorm's running statistics into the kernel and a bias."""
-    plain = conv.reparameterize() if isinstance(conv, ETMConv2d) else conv
-    # fuse_conv_bn_eval insists on evaluation mode of both; folding is defined on running statistics only.
-    was_training = bn.training
-    folded = fuse_conv_bn_eval(plain.eval(), bn.eval())
-    bn.train(was_training)
-    conv.train(was_training)
-    return folded
+    """Merge an ETM if there is one, then fold the BatchNorm's running statistics into the kernel and a bias.
+
+    Computed in double precision, so that the only rounding is that of the result. The arguments are left unchanged.
+    """
+    dtype = next(conv.parameters()).dtype
+    # fuse_conv_bn_eval insists on evaluation mode, which copies have without a trace left in the training net.
+    conv, bn = copy.deepcopy(conv).double().eval(), copy.deepcopy(bn).double().eval()
+    plain = conv.reparameterize().eval() if isinstance(conv, ETMConv2d) else conv
+    return fuse_conv_bn_eval(plain, bn).to(dtype)

@@ -167,7 +167,7 @@ class ETMConv2d(nn.Module):
 
     def reset_parameters(self) -> None:
         largest = self.branches[-1]
-        nn.init.kaiming_normal_(largest.weight, nonlinearity="relu")
+        nn.init.kaiming_normal_(largest.weight, nonlinearity="linear" if self.bias is not None else "relu")
         for branch in self.branches:
             if branch.shape is None or branch is largest:
                 continue
@@ -178,6 +178,10 @@ class ETMConv2d(nn.Module):
                 nn.init.normal_(branch.weight, std=largest.weight.detach().std().item())
         for branch in self.branches:
             branch.reset_gamma()
+            if self.bias is not None:
+                # No BatchNorm follows to take the sum's scale out again: start from the branches' average.
+                with torch.no_grad():
+                    branch.gamma.div_(len(self.branches))
 
     def sample_masks(self) -> list[tuple[Tensor | float, Tensor | None]]:
         """Draw the random factors of one training step: per branch (b_t / (1 - p_b), M / (1 - p_e) or None).

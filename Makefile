@@ -1,0 +1,38 @@
+# Two commands: `make demo`, `make test`. Each sets up what it needs in .venv, without root, once.
+
+PYTHON ?= python3
+VENV := .venv
+PIP := $(VENV)/bin/python -m pip --disable-pip-version-check
+TORCH := torch==2.13.0+cpu
+
+.PHONY: demo test lint clean
+
+demo: $(VENV)/demo.done
+	@$(VENV)/bin/python -m fadepth_ros.demo $(ARGS)
+
+test: $(VENV)/test.done
+	$(VENV)/bin/python -m pytest $(ARGS)
+
+lint: $(VENV)/test.done
+	$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check .
+
+clean:
+	rm -rf $(VENV) build install log demo_output *.egg-info
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+	  { echo "Python 3.10 or newer is needed; set PYTHON=..., this one is $$($(PYTHON) --version)"; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || \
+	  { rm -rf $(VENV); echo "python3 -m venv failed; on Debian and Ubuntu: sudo apt install python3-venv"; exit 1; }
+
+# The depth node needs neither a ROS 2 installation nor torch: rclpy comes as wheels, the network runs in OpenVINO.
+$(VENV)/demo.done: $(VENV)/bin/python setup.py
+	$(PIP) install --quiet --editable '.[ros,cpu,view]'
+	@touch $@
+
+# The CPU build of torch: PyPI's own for Linux brings gigabytes of CUDA.
+$(VENV)/test.done: $(VENV)/demo.done
+	$(PIP) install --quiet '$(TORCH)' || \
+	  $(PIP) install --quiet '$(TORCH)' --extra-index-url https://download.pytorch.org/whl/cpu
+	$(PIP) install --quiet --editable '.[ros,cpu,view,train,dev]'
+	@touch $@

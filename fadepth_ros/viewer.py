@@ -1,0 +1,308 @@
+"""For people: shows what the depth node publishes, as a page in a browser or, without a screen, as a video and a sheet.
+
+Subscribes to `image`, `depth/color`, `depth/points` and `/diagnostics` like any other listener, and prints one live line
+with frames per second, latency and drops.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections import deque
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import cv2
+import numpy as np
+import rclpy
+from diagnostic_msgs.msg import DiagnosticArray
+from rclpy.executors import ExternalShutdownException
+from rclpy.node import Node
+from rclpy.qos import QoSProfile, qos_profile_sensor_data
+from rclpy.serialization import deserialize_message
+from sensor_msgs.msg import Image, PointCloud2
+
+from fadepth_ros import messages
+
+
+@dataclass(frozen=True)
+class Scene:
+    """One frame with its depth.
+
+    Attributes:
+        image: [H, W, 3] uint8 RGB, the camera's.
+        depth: [h, w, 3] uint8 RGB, colour-mapped depth.
+        points: [N, 3] float32 metres, optical frame.
+        colors: [N, 3] uint8 RGB.
+        status: one line of text.
+        warning: another, empty when all is well.
+    """
+
+    image: np.ndarray
+    depth: np.ndarray
+    points: np.ndarray
+    colors: np.ndarray
+    status: str
+    warning: str
+
+
+class View(Protocol):
+    def show(self, scene: Scene) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class PageView:
+    """A page served on this machine (Viser): the cloud in the middle, camera image and depth beside it."""
+
+    def __init__(self, port: int):
+        import viser
+
+        self._server = viser.ViserServer(port=port, label="fadepth", verbose=False)
+        self._server.gui.configure_theme(
+            control_layout="fixed", control_width="large", dark_mode=True, show_logo=False, show_share_button=False
+        )
+        self._server.scene.set_up_direction("-y")  # optical frame: y points down
+        camera = self._server.initial_camera
+        camera.position, camera.look_at, camera.up = (0.0, -4.0, -8.0), (0.0, 0.0, 15.0), (0.0, -1.0, 0.0)
+        self._warning = self._server.gui.add_markdown("")
+        self._status = self._server.gui.add_markdown("waiting for depth")
+        blank = np.zeros((32, 104, 3), np.uint8)
+        self._image = self._server.gui.add_image(blank, label="camera", format="jpeg")
+        self._depth = self._server.gui.add_image(blank, label="depth", format="jpeg")
+        self._server.scene.add_frame("/camera", axes_length=1.0, axes_radius=0.03)
+        self.url = f"http://localhost:{self._server.get_port()}"
+
+    def show(self, scene: Scene) -> None:
+        with self._server.atomic():
+            self._server.scene.add_point_cloud("/camera/points", scene.points, scene.colors, point_size=0.05)
+            self._image.image = scene.image
+            self._depth.image = scene.depth
+            self._status.content = scene.status
+            self._warning.content = f"**{scene.warning}**" if scene.warning else ""
+
+    def close(self) -> None:
+        self._server.stop()
+
+
+class FileView:
+    """A video of everything and, at the end, a sheet of six moments, in `directory`."""
+
+    _WIDTH = 640
+
+    def __init__(self, directory: Path, fps: float):
+        directory.mkdir(parents=True, exist_ok=True)
+        self.video_path, self.sheet_path = directory / "depth.mp4", directory / "depth.png"
+        self._fps = fps
+        self._video: cv2.VideoWriter | None = None
+        self._pictures: list[np.ndarray] = []
+        self._every = 1
+
+    def show(self, scene: Scene) -> None:
+        picture = self._compose(scene)
+        if self._video is None:
+            size = (picture.shape[1], picture.shape[0])
+            self._video = cv2.VideoWriter(str(self.video_path), cv2.VideoWriter_fourcc(*"mp4v"), self._fps, size)
+            if not self._video.isOpened():
+                raise OSError(f"{self.video_path}: OpenCV cannot write a video here")
+            self._shown = 0
+        self._video.write(picture)
+        if self._shown % self._every == 0:
+            self._pictures.append(picture)
+            if len(self._pictures) > 12:  # keep the sheet's moments spread over a clip of unknown length
+                self._pictures, self._every = self._pictures[::2], 2 * self._every
+        self._shown += 1
+
+    def close(self) -> None:
+        if self._video is None:
+            return
+        self._video.release()
+        chosen = [self._pictures[i] for i in np.linspace(0, len(self._pictures) - 1, min(6, len(self._pictures))).astype(int)]
+        rows = [np.hstack((chosen[i : i + 2] * 2)[:2]) for i in range(0, len(chosen), 2)]
+        cv2.imwrite(str(self.sheet_path), np.vstack(rows))
+
+    def _compose(self, scene: Scene) -> np.ndarray:
+        """Camera, depth and cloud above each other, BGR for OpenCV's writers."""
+        width = self._WIDTH
+        panels = []
+        for title, rgb in (
+            ("camera", scene.image),
+            ("depth", scene.depth),
+            ("points, from behind and above the camera", draw_points(scene.points, scene.colors, (width * 7 // 16, width))),
+        ):
+            height = round(rgb.shape[0] * width / rgb.shape[1]) // 2 * 2
+            panel = cv2.cvtColor(cv2.resize(rgb, (width, height)), cv2.COLOR_RGB2BGR)
+            panels.append(_label(panel, title, 18))
+        picture = np.vstack(panels)
+        _label(picture, scene.status, picture.shape[0] - 10)
+        if scene.warning:
+            _label(picture, scene.warning, picture.shape[0] - 34, (80, 160, 255))
+        return picture
+
+
+def _label(picture: np.ndarray, text: str, y: int, color=(255, 255, 255)) -> np.ndarray:
+    font, size = cv2.FONT_HERSHEY_SIMPLEX, 0.45
+    (width, height), _ = cv2.getTextSize(text, font, size, 1)
+    cv2.rectangle(picture, (4, y - height - 4), (12 + width, y + 5), (0, 0, 0), cv2.FILLED)
+    cv2.putText(picture, text, (8, y), font, size, color, 1, cv2.LINE_AA)
+    return picture
+
+
+def draw_points(points: np.ndarray, colors: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """A picture of a cloud from behind and above its camera.
+
+    Args:
+        points: [N, 3] metres, optical frame (x right, y down, z forward); colors: [N, 3] uint8.
+        size: (height, width) of the picture, pixels.
+    """
+    height, width = size
+    picture = np.full((height, width, 3), 24, np.uint8)
+    if len(points) == 0:
+        return picture
+    # The cloud's own extent sets the viewpoint, so that a room and a road both fill the picture.
+    reach = float(np.quantile(points[:, 2], 0.8))
+    tilt = np.radians(20.0)
+    offset = points - np.array([0.0, -0.25 * reach, -0.35 * reach], np.float32)
+    y = np.cos(tilt) * offset[:, 1] - np.sin(tilt) * offset[:, 2]
+    z = np.sin(tilt) * offset[:, 1] + np.cos(tilt) * offset[:, 2]
+    focal = 0.8 * width
+    u = (width / 2 + focal * offset[:, 0] / z).astype(np.int32)
+    v = (0.45 * height + focal * y / z).astype(np.int32)
+    visible = (z > 0.05 * reach) & (u >= 0) & (u < width - 1) & (v >= 0) & (v < height - 1)
+    order = np.flatnonzero(visible)[np.argsort(-z[visible])]  # far points first, near ones over them
+    for du, dv in ((0, 0), (1, 0), (0, 1), (1, 1)):
+        picture[v[order] + dv, u[order] + du] = colors[order]
+    return picture
+
+
+def cloud_arrays(cloud: PointCloud2) -> tuple[np.ndarray, np.ndarray]:
+    """The finite points [N, 3] float32 and their colours [N, 3] uint8 of a coloured cloud of this node."""
+    floats = np.frombuffer(cloud.data, np.float32).reshape(-1, cloud.point_step // 4)
+    points = floats[:, :3]
+    colors = floats[:, 3:4].view(np.uint8)[:, 2::-1] if floats.shape[1] > 3 else np.full((len(points), 3), 200, np.uint8)
+    finite = np.isfinite(points).all(1)
+    return points[finite], colors[finite]
+
+
+class Viewer(Node):
+    """Collects what belongs to one stamp and shows it. Parameters: mode, port, directory, max_rate, fps."""
+
+    def __init__(self):
+        super().__init__("viewer")
+        mode = self.declare_parameter("mode", "auto").value
+        port = self.declare_parameter("port", 8080).value
+        directory = Path(self.declare_parameter("directory", "demo_output").value)
+        fps = self.declare_parameter("fps", 25.0).value
+        if mode not in ("auto", "page", "files"):
+            raise ValueError(f"parameter mode is '{mode}', not auto, page or files")
+        if mode == "auto":
+            mode = "page" if has_screen() else "files"
+        if mode == "page":
+            self._view: View = PageView(port)
+            print(f"\n  Look at {self._view.url}   (Ctrl-C ends)\n", flush=True)
+            open_browser(self._view.url)
+        else:
+            self._view = FileView(directory, fps)
+            print(f"\n  No screen: writing {self._view.video_path} and {self._view.sheet_path}\n", flush=True)
+        # A page is for eyes: more than this would only fill the browser's queue. A video wants every frame.
+        self._period = 1.0 / 12.0 if mode == "page" else 0.0
+        self._last_shown = 0.0
+        self._waiting: dict[tuple[int, int], dict[str, bytes]] = {}
+        self._arrivals: deque[tuple[float, float]] = deque(maxlen=512)
+        self._diagnostics: dict[str, str] = {}
+        self._line_due = 0.0
+        for kind, topic, qos in (
+            (Image, "image", qos_profile_sensor_data),
+            (Image, "depth/color", QoSProfile(depth=2)),
+            (PointCloud2, "depth/points", QoSProfile(depth=2)),
+        ):
+            self.create_subscription(kind, topic, lambda raw, topic=topic: self._on_part(topic, raw), qos, raw=True)
+        self.create_subscription(DiagnosticArray, "/diagnostics", self._on_diagnostics, 10)
+
+    def close(self) -> None:
+        self._view.close()
+        print()
+
+    def _on_part(self, topic: str, raw: bytes) -> None:
+        stamp = messages.read_stamp(raw)
+        parts = self._waiting.setdefault(stamp, {})
+        parts[topic] = raw
+        if topic == "depth/points":
+            age = 1e-9 * (self.get_clock().now().nanoseconds - stamp.nanoseconds)
+            self._arrivals.append((time.monotonic(), age))
+        if len(parts) == 3:
+            for older in [s for s in self._waiting if s <= stamp]:
+                del self._waiting[older]
+            if time.monotonic() - self._last_shown >= self._period:
+                self._last_shown = time.monotonic()
+                self._show(parts)
+        elif len(self._waiting) > 64:
+            del self._waiting[min(self._waiting)]
+        self._print_line()
+
+    def _show(self, parts: dict[str, bytes]) -> None:
+        frame, color = messages.read_image(parts["image"]), messages.read_image(parts["depth/color"])
+        points, colors = cloud_arrays(deserialize_message(parts["depth/points"], PointCloud2))
+        image = frame.encoding.to_rgb(frame.pixels)
+        self._view.show(Scene(image, color.pixels, points, colors, self._status(), self._warning()))
+
+    def _on_diagnostics(self, message: DiagnosticArray) -> None:
+        for status in message.status:
+            if status.name.endswith(": depth"):
+                self._diagnostics = {value.key: value.value for value in status.values}
+
+    def _status(self) -> str:
+        now = time.monotonic()
+        recent = [(t, age) for t, age in self._arrivals if now - t <= 2.0]
+        span = max(now - recent[0][0], 0.5) if recent else 1.0
+        latency = 1e3 * float(np.median([age for _, age in recent])) if recent else float("nan")
+        dropped = sum(int(n) for key, n in self._diagnostics.items() if key.startswith("dropped:"))
+        engine = self._diagnostics.get("engine", "engine starting")
+        return f"{len(recent) / span:5.1f} frames/s   latency {latency:5.1f} ms   dropped {dropped}   {engine}"
+
+    def _warning(self) -> str:
+        untrained = self._diagnostics.get("checkpoint", "").endswith("(untrained)")
+        return "UNTRAINED NETWORK: this is not depth yet" if untrained else ""
+
+    def _print_line(self) -> None:
+        now = time.monotonic()
+        if now < self._line_due:
+            return
+        live = sys.stdout.isatty()
+        self._line_due = now + (0.25 if live else 1.0)
+        print(f"\r{self._status():<110}" if live else self._status(), end="" if live else "\n", flush=True)
+
+
+def has_screen() -> bool:
+    return bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
+
+
+def open_browser(url: str) -> None:
+    if has_screen():
+        import webbrowser
+
+        webbrowser.open(url)
+
+
+def main() -> int:
+    rclpy.init()
+    viewer = None
+    try:
+        viewer = Viewer()
+        rclpy.spin(viewer)
+    except (KeyboardInterrupt, ExternalShutdownException):
+        pass
+    except (ValueError, OSError, ImportError) as error:
+        print(f"viewer: {error}", file=sys.stderr)
+        return 1
+    finally:
+        if viewer is not None:
+            viewer.close()
+        rclpy.try_shutdown()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

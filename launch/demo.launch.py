@@ -1,0 +1,25 @@
+"""The demo: a clip as the camera, the depth node, and a viewer (a page in the browser; without a screen a video)."""
+
+from launch import LaunchDescription
+from launch.actions import DeclareLaunchArgument, IncludeLaunchDescription, Shutdown
+from launch.launch_description_sources import PythonLaunchDescriptionSource
+from launch.substitutions import LaunchConfiguration, PathJoinSubstitution
+from launch_ros.actions import Node
+from launch_ros.substitutions import FindPackageShare
+
+
+def generate_launch_description() -> LaunchDescription:
+    depth = PathJoinSubstitution([FindPackageShare("fadepth_ros"), "launch", "depth.launch.py"])
+    return LaunchDescription(
+        [
+            DeclareLaunchArgument("loop", default_value="true", description="Play the clip again and again."),
+            IncludeLaunchDescription(PythonLaunchDescriptionSource(depth)),
+            Node(
+                package="fadepth_ros",
+                executable="clip_publisher",
+                parameters=[{"loop": LaunchConfiguration("loop")}],
+                on_exit=Shutdown(),
+            ),
+            Node(package="fadepth_ros", executable="viewer", output="screen", on_exit=Shutdown()),
+        ]
+    )

@@ -1,0 +1,43 @@
+"""One package, two ways in: `colcon build` in a ROS 2 workspace, `pip install .` anywhere.
+
+Everything is declared here and not in pyproject.toml, because ROS 2 Humble's setuptools (59) reads only this.
+"""
+
+from glob import glob
+
+from setuptools import find_packages, setup
+
+NAME = "fadepth_ros"
+ROS = ["ros-jazzy-rclpy[fastrtps]==7.1.6", "ros-jazzy-common-interfaces==5.3.6"]  # PyPI wheels of ROS 2, x86-64 Linux
+CPU = ["openvino>=2024.4"]  # runs the network without torch
+VIEW = ["viser>=1.0"]  # the demo's page
+GPU = ["torch>=2.6"]
+TRAIN = ["torch>=2.6", "onnx>=1.16"]  # onnx: export for robots without torch
+DEV = ["pytest>=8,<9", "ruff"]  # Jazzy's launch_testing breaks under pytest 9
+
+setup(
+    name=NAME,
+    version="0.1.0",
+    description="Fast self-supervised monocular depth for ROS 2",
+    license="Apache-2.0",
+    packages=find_packages(include=["fadepth_core*", "fadepth_ros*"]),
+    package_data={"fadepth_core": ["assets/*"]},
+    data_files=[
+        ("share/ament_index/resource_index/packages", [f"resource/{NAME}"]),
+        (f"share/{NAME}", ["package.xml"]),
+        (f"share/{NAME}/launch", glob("launch/*.launch.py")),
+        (f"share/{NAME}/config", glob("config/*.*")),
+    ],
+    python_requires=">=3.10",
+    install_requires=["numpy>=1.21", "opencv-python-headless>=4.5", "safetensors>=0.4"],
+    extras_require={"ros": ROS, "cpu": CPU, "gpu": GPU, "train": TRAIN, "view": VIEW, "dev": DEV},
+    zip_safe=False,
+    entry_points={
+        "console_scripts": [
+            "depth_node = fadepth_ros.node:main",
+            "clip_publisher = fadepth_ros.clip_publisher:main",
+            "viewer = fadepth_ros.viewer:main",
+            "fadepth_demo = fadepth_ros.demo:main",
+        ]
+    },
+)

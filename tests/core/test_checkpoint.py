@@ -1,0 +1,143 @@
+"""Checkpoints: what cannot be used is named with its file and reason, and saving never costs the old file."""
+
+import json
+import struct
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import save_file
+
+from fadepth_core.models import SmallDepth
+from fadepth_core.runtime.checkpoint import Checkpoint, CheckpointError, save_checkpoint, write_atomically
+from fadepth_core.runtime.export import ensure_onnx, export_checkpoint, golden_frame
+from fadepth_core.runtime.network import load_network
+
+
+@pytest.fixture
+def exported(tmp_path, checkpoint):
+    """A checkpoint of our own, so that a test may break it."""
+    path = tmp_path / "net.safetensors"
+    export_checkpoint(load_network(checkpoint), checkpoint.description, path)
+    return path
+
+
+def test_round_trip_is_exact(exported):
+    checkpoint = Checkpoint(exported)
+    again = golden_frame(load_network(checkpoint))
+    assert np.array_equal(again["image"], checkpoint.golden["image"])
+    np.testing.assert_allclose(again["depth"], checkpoint.golden["depth"], rtol=1e-5)
+    assert checkpoint.onnx_problem() is None
+
+
+def test_shipped_checkpoint_is_small_and_marked(checkpoint):
+    assert checkpoint.path.stat().st_size < 5e6
+    assert checkpoint.onnx_problem() is None
+    assert checkpoint.description.provenance["licence"]
+
+
+def test_training_form_loads_with_its_etm(tmp_path, checkpoint):
+    torch.manual_seed(0)
+    trained = SmallDepth(etm="etm#").eval()
+    from dataclasses import replace
+
+    description = replace(checkpoint.description, form="training", options={"etm": "etm#"}, onnx_sha256="")
+    weights = {name: value.numpy() for name, value in trained.state_dict().items()}
+    save_checkpoint(tmp_path / "run.safetensors", weights, description)
+    x = torch.randn(1, 3, 64, 96)
+    loaded = load_network(Checkpoint(tmp_path / "run.safetensors"))
+    torch.testing.assert_close(loaded(x), trained.fuse()(x))
+
+
+def test_missing_file(tmp_path):
+    with pytest.raises(CheckpointError, match=r"nowhere\.safetensors: no such file"):
+        Checkpoint(tmp_path / "nowhere.safetensors")
+
+
+@pytest.mark.parametrize("keep", [0, 4, 100, 20_000])
+def test_truncated_file(exported, keep):
+    exported.write_bytes(exported.read_bytes()[:keep])
+    with pytest.raises(CheckpointError, match=r"net\.safetensors: not a complete safetensors file"):
+        Checkpoint(exported)
+
+
+def test_pickle_is_never_read(tmp_path):
+    path = tmp_path / "old.pth"
+    torch.save({"state": torch.zeros(1)}, path)
+    with pytest.raises(CheckpointError, match=r"old\.pth: not a complete safetensors file"):
+        Checkpoint(path)
+
+
+def test_foreign_safetensors(tmp_path):
+    save_file({"a": np.zeros(3)}, tmp_path / "a.safetensors", {"format": "pt"})
+    with pytest.raises(CheckpointError, match=r"a\.safetensors: a safetensors file, but not one of fadepth's"):
+        Checkpoint(tmp_path / "a.safetensors")
+
+
+def rewrite_description(path, change):
+    raw = path.read_bytes()
+    (length,) = struct.unpack("<Q", raw[:8])
+    header = json.loads(raw[8 : 8 + length])
+    description = json.loads(header["__metadata__"]["fadepth"])
+    change(description)
+    header["__metadata__"]["fadepth"] = json.dumps(description)
+    new = json.dumps(header).encode()
+    new += b" " * (-len(new) % 8)
+    path.write_bytes(struct.pack("<Q", len(new)) + new + raw[8 + length :])
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda d: d.update(format=99), "its format is 99, this program reads format 1"),
+        (lambda d: d.pop("model"), "model"),
+        (lambda d: d.update(colour="red"), "colour"),
+        (lambda d: d.update(form="pickled"), "its form is 'pickled'"),
+        (lambda d: d.update(depth_range=[5.0, 1.0]), "5.0 to 1.0 m is empty"),
+        (lambda d: d.update(network_size=[128]), "network_size has 1 numbers, not 2"),
+    ],
+)
+def test_unusable_description(exported, change, reason):
+    rewrite_description(exported, change)
+    with pytest.raises(CheckpointError, match=rf"net\.safetensors: its description cannot be used: .*{reason}"):
+        Checkpoint(exported)
+
+
+def test_weights_of_another_network(exported):
+    rewrite_description(exported, lambda d: d.update(model="smalldepth_k5"))
+    with pytest.raises(CheckpointError, match=r"net\.safetensors: not the weights of 'smalldepth_k5'"):
+        load_network(Checkpoint(exported))
+
+
+def test_unknown_network(exported):
+    rewrite_description(exported, lambda d: d.update(model="hugedepth"))
+    with pytest.raises(CheckpointError, match=r"net\.safetensors: unknown model 'hugedepth'"):
+        load_network(Checkpoint(exported))
+
+
+def test_stale_and_damaged_graphs_are_noticed(exported, tmp_path):
+    onnx = exported.with_suffix(".onnx")
+    good = onnx.read_bytes()
+    onnx.write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
+    assert "net.onnx: damaged, or of another checkpoint" in Checkpoint(exported).onnx_problem()
+    onnx.unlink()
+    checkpoint = Checkpoint(exported)
+    assert "net.onnx: no such file" in checkpoint.onnx_problem()
+    remade = ensure_onnx(checkpoint, tmp_path / "cache")
+    assert remade.read_bytes() == good
+    assert ensure_onnx(checkpoint, tmp_path / "cache") == remade
+
+
+def test_failed_save_keeps_the_old_file(tmp_path):
+    path = tmp_path / "kept.bin"
+    path.write_bytes(b"old")
+
+    def disk_full(part):
+        with open(part, "wb") as file:
+            file.write(b"ne")
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match="No space left"):
+        write_atomically(path, disk_full)
+    assert path.read_bytes() == b"old"
+    assert [p.name for p in tmp_path.iterdir()] == ["kept.bin"], "nothing is left behind"
