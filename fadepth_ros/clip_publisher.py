@@ -13,13 +13,13 @@ from pathlib import Path
 import cv2
 import numpy as np
 import rclpy
-from rclpy.executors import ExternalShutdownException
 from rclpy.node import Node
 from rclpy.qos import qos_profile_sensor_data
 from sensor_msgs.msg import CameraInfo, Image
 
 import fadepth_core
 from fadepth_ros.messages import Camera, CameraInfoWriter, ImageWriter, Stamp
+from fadepth_ros.shutdown import orderly_exit
 
 DEMO_CLIP = Path(fadepth_core.__file__).parent / "assets" / "demo.mp4"
 
@@ -111,18 +111,17 @@ class ClipPublisher(Node):
 
 def main() -> int:
     rclpy.init()
-    try:
-        node = ClipPublisher()
-        while not node.finished:
-            rclpy.spin_once(node)
-    except (KeyboardInterrupt, ExternalShutdownException):
-        pass
-    except ClipError as error:
-        print(f"clip_publisher: {error}", file=sys.stderr)
-        return 1
-    finally:
-        rclpy.try_shutdown()
-    return 0
+    status = 0
+    with orderly_exit():
+        try:
+            node = ClipPublisher()
+            while not node.finished:
+                rclpy.spin_once(node)
+        except ClipError as error:
+            print(f"clip_publisher: {error}", file=sys.stderr)
+            status = 1
+    rclpy.try_shutdown()
+    return status
 
 
 if __name__ == "__main__":

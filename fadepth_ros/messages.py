@@ -253,9 +253,9 @@ def read_compressed(raw: bytes) -> Frame:
     return Frame(stamp, frame_id, pixels.shape[:2], _BGR, pixels)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Camera:
-    """What a CameraInfo says of the image it comes with.
+    """What a CameraInfo says of the image it comes with. Two are equal only if they are the same one.
 
     Attributes:
         size: (height, width) of the image, region of interest and binning applied.

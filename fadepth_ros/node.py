@@ -15,7 +15,7 @@ from collections.abc import Callable
 
 import rclpy
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
-from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
+from rclpy.executors import SingleThreadedExecutor
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.qos import QoSProfile, ReliabilityPolicy, qos_profile_sensor_data
 from rclpy.qos_overriding_options import QoSOverridingOptions
@@ -24,6 +24,7 @@ from sensor_msgs.msg import CameraInfo, CompressedImage, Image, PointCloud2
 from fadepth_core.runtime.checkpoint import Checkpoint, CheckpointError
 from fadepth_ros.parameters import Parameters, Settings
 from fadepth_ros.pipeline import COLOR, DEPTH, INFO, POINTS, Pipeline, load_engine
+from fadepth_ros.shutdown import orderly_exit
 from fadepth_ros.statistics import Report
 
 #: Whoever needs every depth image needs it reliably; two deep, so that a slow reader is not served old depth.
@@ -249,26 +250,23 @@ def run(engine_loader: Callable = load_engine, args: list[str] | None = None) ->
     rclpy.init(args=args)
     try:
         node = DepthNode(engine_loader)
-        executor = SingleThreadedExecutor()
-        executor.add_node(node)
-        try:
-            node.autostart()
-            # The executor makes short-lived objects at every turn; without this, a fifth of the node's time at hundreds
-            # of frames per second goes into collections that walk everything imported, again and again.
-            gc.collect()
-            gc.freeze()
-            gc.set_threshold(50_000, 20, 20)
-            executor.spin()
-        except (KeyboardInterrupt, ExternalShutdownException):
-            pass  # how a node is asked to end
-        finally:
-            executor.shutdown()
-            node.destroy_node()
     except ValueError as error:
         print(f"depth_node: {error}", file=sys.stderr)
-        return 1
-    finally:
         rclpy.try_shutdown()
+        return 1
+    executor = SingleThreadedExecutor()
+    executor.add_node(node)
+    with orderly_exit():
+        node.autostart()
+        # The executor makes short-lived objects at every turn; without this, a fifth of the node's time at hundreds of
+        # frames per second goes into collections that walk everything imported, again and again.
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(50_000, 20, 20)
+        executor.spin()
+    executor.shutdown()
+    node.destroy_node()
+    rclpy.try_shutdown()
     return 0
 
 

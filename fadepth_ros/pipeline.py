@@ -186,11 +186,11 @@ class Pipeline:
             if cloud:
                 publish(POINTS, self._cloud_message(settings, frame, engine, rgb, result))
         if INFO in wanted and camera is not None:
-            size, to_output = engine.framing.output_size, engine.framing.output_intrinsics
+            framing = engine.framing
             writer = self._writer(
                 INFO,
-                (frame.frame_id, id(camera), id(engine)),
-                lambda: CameraInfoWriter(frame.frame_id, size, camera, to_output),
+                (frame.frame_id, camera, framing),
+                lambda: CameraInfoWriter(frame.frame_id, framing.output_size, camera, framing.output_intrinsics),
             )
             publish(INFO, writer.write(frame.stamp))
         self.statistics.finished(

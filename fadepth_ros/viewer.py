@@ -18,13 +18,13 @@ import cv2
 import numpy as np
 import rclpy
 from diagnostic_msgs.msg import DiagnosticArray
-from rclpy.executors import ExternalShutdownException
 from rclpy.node import Node
 from rclpy.qos import QoSProfile, qos_profile_sensor_data
 from rclpy.serialization import deserialize_message
 from sensor_msgs.msg import Image, PointCloud2
 
 from fadepth_ros import messages
+from fadepth_ros.shutdown import orderly_exit
 
 
 @dataclass(frozen=True)
@@ -288,20 +288,18 @@ def open_browser(url: str) -> None:
 
 def main() -> int:
     rclpy.init()
-    viewer = None
-    try:
-        viewer = Viewer()
-        rclpy.spin(viewer)
-    except (KeyboardInterrupt, ExternalShutdownException):
-        pass
-    except (ValueError, OSError, ImportError) as error:
-        print(f"viewer: {error}", file=sys.stderr)
-        return 1
-    finally:
-        if viewer is not None:
-            viewer.close()
-        rclpy.try_shutdown()
-    return 0
+    status, viewer = 0, None
+    with orderly_exit():
+        try:
+            viewer = Viewer()
+            rclpy.spin(viewer)
+        except (ValueError, OSError, ImportError) as error:
+            print(f"viewer: {error}", file=sys.stderr)
+            status = 1
+    if viewer is not None:
+        viewer.close()
+    rclpy.try_shutdown()
+    return status
 
 
 if __name__ == "__main__":

@@ -1,0 +1,47 @@
+"""Messages and runs that several tests share."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+from sensor_msgs.msg import CameraInfo, Image
+
+SIZE = (120, 160)
+FRAME_ID = "camera_optical_frame"
+
+
+def image_message(pixels: np.ndarray, encoding: str, stamp_ns: int, frame_id: str = FRAME_ID, padding: int = 0) -> Image:
+    """An Image of `pixels` [H, W, ...]; `padding` bytes behind every row."""
+    rows = np.ascontiguousarray(pixels).reshape(pixels.shape[0], -1).view(np.uint8)
+    rows = np.pad(rows, ((0, 0), (0, padding)))
+    message = Image(
+        height=pixels.shape[0], width=pixels.shape[1], encoding=encoding, step=rows.shape[1], data=rows.tobytes()
+    )
+    message.header.frame_id = frame_id
+    message.header.stamp.sec, message.header.stamp.nanosec = divmod(stamp_ns, 10**9)
+    return message
+
+
+def info_message(size: tuple[int, int] = SIZE, frame_id: str = FRAME_ID, focal: float = 140.0) -> CameraInfo:
+    h, w = size
+    k = [focal, 0.0, w / 2 - 3.0, 0.0, 1.1 * focal, h / 2 + 2.0, 0.0, 0.0, 1.0]
+    p = [*k[:3], 0.0, *k[3:6], 0.0, *k[6:], 0.0]
+    info = CameraInfo(height=h, width=w, distortion_model="plumb_bob", d=[0.0] * 5, k=k, p=p)
+    info.r = [1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0]
+    info.header.frame_id = frame_id
+    return info
+
+
+def noise(size: tuple[int, int] = SIZE, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8)
+
+
+def run_node(*arguments: str) -> tuple[int, str]:
+    """Run a node that is expected to end by itself; its exit status and what it wrote to stderr."""
+    command = [sys.executable, "-m", "fadepth_ros.node", "--ros-args", *arguments]
+    root = Path(__file__).resolve().parents[2]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=root)
+    return result.returncode, result.stderr

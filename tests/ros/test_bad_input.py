@@ -1,0 +1,240 @@
+"""Bad input through real topics: never stops the node, never becomes nonsense, always named once and counted."""
+
+from __future__ import annotations
+
+import os
+import time
+
+import numpy as np
+import pytest
+from rclpy.serialization import serialize_message
+
+from cards import SIZE, image_message, info_message, noise, run_node
+from fadepth_core.runtime.framing import choose_network_size
+from fadepth_ros.pipeline import WARN_PERIOD
+
+SECOND = 10**9
+_seconds = iter(range(1000, 100_000))
+
+
+def good_image(size=SIZE, **options):
+    return image_message(noise(size), "rgb8", next(_seconds) * SECOND, **options)
+
+
+def changed(**fields):
+    message = good_image()
+    for name, value in fields.items():
+        setattr(message, name, value)
+    return message
+
+
+@pytest.fixture(scope="module")
+def robot(start_robot):
+    robot = start_robot()
+    robot.listen("depth/image", "depth/points", "depth/camera_info")
+    robot.camera_is_heard()
+    robot.info = info_message()
+    expect_answer(robot)
+    return robot
+
+
+@pytest.fixture(autouse=True)
+def _well_again(request):
+    """Every test finds a node that answers."""
+    yield
+    if "robot" in request.fixturenames:
+        robot = request.getfixturevalue("robot")
+        robot.info = info_message()
+        expect_answer(robot)
+
+
+def clear(robot):
+    for messages in robot.received.values():
+        messages.clear()
+
+
+def expect_answer(robot, outputs=("depth/image", "depth/points", "depth/camera_info"), size=SIZE):
+    """The next good frame works."""
+    clear(robot)
+
+    def answered():
+        robot.publish_image(good_image(size))
+        return all(robot.received[name] for name in outputs)
+
+    robot.wait_for(answered)
+
+
+def expect_refusal(robot, message, cause, warning):
+    """Counted under `cause`, warned of with the topic's name, no output; then a good frame works."""
+    robot.spin(0.2)  # what is still on its way from the frame before
+    clear(robot)
+    before, warnings = robot.dropped(cause), robot.process.log.count(warning)
+    start = time.monotonic()
+
+    def refused():
+        robot.publish_image(message)
+        # A warning of the same kind may have been given to the test before, and holds this one back for a while.
+        return robot.dropped(cause) >= before + 5 and robot.process.log.count(warning) > warnings
+
+    robot.wait_for(refused)
+    assert not any(robot.received.values()), "nonsense was published"
+    given = robot.process.log.count(warning) - warnings
+    assert given <= 1 + (time.monotonic() - start) / WARN_PERIOD, "warnings are throttled"
+    assert "/image: " in next(line for line in robot.process.lines if warning in line)
+    assert robot.process.alive
+    expect_answer(robot)
+
+
+@pytest.mark.parametrize(
+    ("message", "cause", "warning"),
+    [
+        (changed(encoding="rgb9"), "encoding", "unknown encoding 'rgb9'"),
+        (changed(encoding=""), "encoding", "unknown encoding ''"),
+        (changed(step=7), "step", "step is 7, a row of 160 pixels in 'rgb8' takes 480 bytes"),
+        (changed(data=b"\0" * 99), "short", "99 bytes of data, 120 rows of step 480 make 57600"),
+        (changed(data=b""), "short", "0 bytes of data"),
+        (changed(height=0, data=b""), "size", "the image is 160x0"),
+        (changed(width=4_294_967_295), "size", "the image is 4294967295x120"),
+        (changed(height=5, width=5), "size", "the image is 5x5"),
+        (np.random.default_rng(0).bytes(500), "malformed", "not a CDR-encoded message"),
+        (b"\0\1\0\0" + b"\xff" * 200, "malformed", "a field claims 4294967295 bytes"),
+        (b"\0\1\0\0" + b"\0" * 9, "malformed", "inside its header"),
+        (serialize_message(good_image())[:1000], "malformed", "are left in the message"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "message",
+)
+def test_bad_images(robot, message, cause, warning):
+    expect_refusal(robot, message, cause, warning)
+
+
+def test_random_bytes_never_stop_the_node(start_robot):
+    robot = start_robot()
+    robot.listen("depth/image", "depth/points", "depth/camera_info")
+    robot.camera_is_heard()
+    robot.info = info_message()
+    expect_answer(robot)
+    rng = np.random.default_rng(int(os.environ.get("FUZZ_SEED", "0")))
+    good = serialize_message(good_image())
+    for index in range(300):
+        raw = bytearray(good if index % 2 else rng.bytes(rng.integers(0, 400)))
+        for at in rng.integers(0, max(1, min(len(raw), 100)), 4):
+            if raw:
+                raw[at] = rng.integers(0, 256)
+        robot.publish_image(bytes(raw))
+        if index % 10 == 0:
+            robot.spin(0.01)
+    assert robot.process.alive
+    # A flipped bit may have made a stamp from the far future; the clock then goes back, which is not a drop.
+    expect_answer(robot)
+    assert "Traceback" not in robot.process.log
+
+
+def test_size_change_mid_stream(robot):
+    robot.info = info_message((90, 200))
+    height, width = choose_network_size((90, 200))
+    clear(robot)
+
+    def answered():
+        robot.publish_image(good_image((90, 200)))
+        infos = robot.received["depth/camera_info"]
+        return infos and (infos[-1].height, infos[-1].width) == (height, width)
+
+    robot.wait_for(answered)
+    k = robot.received["depth/camera_info"][-1].k
+    assert k[0] == pytest.approx(info_message((90, 200)).k[0] * width / 200)
+    robot.wait_for(lambda: "frames changed from 160x120 to 200x90" in robot.process.log)
+
+
+def test_stamps_overtaken_on_the_way_are_dropped(robot):
+    expect_answer(robot)
+    robot.spin(0.3)
+    late = good_image()
+    late.header.stamp = robot.received["depth/image"][-1].header.stamp
+    late.header.stamp.sec, late.header.stamp.nanosec = late.header.stamp.sec - 1, 500_000_000
+    expect_refusal(robot, late, "stamp", "before the last frame's; it was overtaken")
+
+
+def test_a_clock_set_back_is_followed(robot):
+    """A bag that begins anew: warned of once, and depth goes on."""
+    message = good_image()
+    message.header.stamp.sec = 5
+    clear(robot)
+
+    def answered():
+        message.header.stamp.nanosec += 1
+        robot.publish_image(message)
+        return any(m.header.stamp.sec == 5 for m in robot.received["depth/image"])
+
+    robot.wait_for(answered)
+    robot.wait_for(lambda: "/image: stamps jumped back by" in robot.process.log)
+    robot.wait_for(lambda: robot.dropped("clock_reset") >= 1)
+
+
+def with_k(values):
+    info = info_message()
+    info.k = values
+    return info
+
+
+@pytest.mark.parametrize(
+    ("info", "cause", "warning"),
+    [
+        (with_k([0.0] * 9), "camera_info_uncalibrated", "K[0] is 0, which means uncalibrated"),
+        (with_k([np.nan] * 9), "camera_info_calibration", "K or P holds numbers that are not finite"),
+        (info_message((240, 320)), "camera_info_size", "it is of 320x240, the image 160x120"),
+        (info_message(frame_id="lidar"), "camera_info_frame", "it is of frame 'lidar', the image of 'camera_optical_frame'"),
+        (b"\0\1\0\0garbage", "camera_info_malformed", "not a CameraInfo"),
+    ],
+)
+def test_bad_camera_info_withholds_the_cloud_only(robot, info, cause, warning):
+    robot.info = info
+    robot.publish_image(good_image())
+    robot.spin(0.3)
+    expect_answer(robot, outputs=("depth/image",))
+    robot.spin(0.2)
+    clear(robot)
+    for _ in range(5):
+        robot.publish_image(good_image())
+        robot.spin(0.05)
+    robot.wait_for(lambda: robot.received["depth/image"])
+    assert not robot.received["depth/points"]
+    assert not robot.received["depth/camera_info"]
+
+    def warned():
+        robot.publish_image(good_image())
+        return robot.dropped(cause) >= 1 and any(warning in line for line in robot.process.lines)
+
+    robot.wait_for(warned)
+    line = next(line for line in robot.process.lines if warning in line)
+    assert "/camera_info: " in line
+    assert "depth/points and depth/camera_info are withheld" in line
+
+
+def test_without_camera_info_there_is_depth_and_one_word_about_it(start_robot):
+    robot = start_robot()
+    robot.listen("depth/image", "depth/points")
+    robot.camera_is_heard()
+    expect_answer(robot, outputs=("depth/image",))
+    robot.wait_for(lambda: robot.dropped("no_camera_info") >= 1)
+    robot.wait_for(lambda: "/camera_info: no camera_info has arrived; depth/points" in robot.process.log)
+    assert not robot.received["depth/points"]
+    robot.info = info_message()
+    expect_answer(robot, outputs=("depth/image", "depth/points"))
+
+
+def test_the_level_of_diagnostics_tells(robot):
+    expect_answer(robot)
+    for _ in range(20):
+        robot.publish_image(changed(encoding="rgb9"))
+        robot.spin(0.05)
+    robot.wait_for(lambda: robot.level == b"\1")
+    assert "unknown encoding 'rgb9'" in robot.diagnostics["last error"]
+
+
+def test_a_broken_checkpoint_ends_the_node_with_a_reason(tmp_path):
+    broken = tmp_path / "broken.safetensors"
+    broken.write_bytes(b"\0" * 64)
+    status, error = run_node("-p", f"checkpoint:={broken}")
+    assert status == 1
+    assert "broken.safetensors: not a complete safetensors file" in error
+    assert "Traceback" not in error

@@ -1,0 +1,313 @@
+"""Bytes in, bytes out: every encoding, the middleware's own layout, and anything that is not a message."""
+
+import struct
+
+import cv2
+import numpy as np
+import pytest
+from rclpy.serialization import deserialize_message, serialize_message
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image, PointCloud2, RegionOfInterest
+
+from cards import FRAME_ID, SIZE, image_message, info_message
+from fadepth_ros import messages
+from fadepth_ros.messages import CameraInfoWriter, CloudWriter, ImageWriter, MessageError, Stamp
+
+STAMP = 12_345_678_901
+
+
+def card() -> np.ndarray:
+    """Smooth colours, so that subsampled and mosaicked encodings can carry them."""
+    v, u = np.mgrid[0 : SIZE[0], 0 : SIZE[1]] / max(SIZE)
+    return np.clip(np.stack([40 + 180 * u, 200 - 150 * v, 60 + 120 * v * u], -1), 0, 255).astype(np.uint8)
+
+
+def yuv(rgb):
+    """Full-resolution Y and 2×2-averaged U, V of OpenCV's video-range conversion, from its own I420."""
+    planar = cv2.cvtColor(rgb, cv2.COLOR_RGB2YUV_I420)
+    h, w = rgb.shape[:2]
+    y, chroma = planar[:h], planar[h:].reshape(2, h // 2, w // 2)
+    return y, chroma[0], chroma[1]
+
+
+def packed_422(rgb, order):
+    y, u, v = yuv(rgb)
+    u, v = u.repeat(2, 0), v.repeat(2, 0)
+    parts = {"y0": y[:, 0::2], "y1": y[:, 1::2], "u": u, "v": v}
+    return np.stack([parts[name] for name in order], -1).reshape(*rgb.shape[:2], 2)
+
+
+def nv(rgb, first, second):
+    y, u, v = yuv(rgb)
+    chroma = {"u": u, "v": v}
+    return np.vstack([y, np.stack([chroma[first], chroma[second]], -1).reshape(-1, rgb.shape[1])])
+
+
+def mosaic(rgb, pattern):
+    """What a sensor with this filter pattern, named by its first two rows, measures."""
+    out = np.empty(rgb.shape[:2], np.uint8)
+    for index, color in enumerate(pattern):
+        row, column = divmod(index, 2)
+        out[row::2, column::2] = rgb[row::2, column::2, "rgb".index(color)]
+    return out
+
+
+def grey(rgb):
+    return cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY)
+
+
+ENCODE = {
+    "rgb8": lambda rgb: rgb,
+    "bgr8": lambda rgb: rgb[..., ::-1],
+    "8UC3": lambda rgb: rgb[..., ::-1],
+    "rgba8": lambda rgb: np.dstack([rgb, np.full(SIZE, 9, np.uint8)]),
+    "bgra8": lambda rgb: np.dstack([rgb[..., ::-1], np.full(SIZE, 9, np.uint8)]),
+    "mono8": grey,
+    "8UC1": grey,
+    "mono16": lambda rgb: grey(rgb).astype(np.uint16) * 257,
+    "16UC1": lambda rgb: grey(rgb).astype(np.uint16) * 257,
+    "yuv422": lambda rgb: packed_422(rgb, ("u", "y0", "v", "y1")),
+    "uyvy": lambda rgb: packed_422(rgb, ("u", "y0", "v", "y1")),
+    "yuv422_yuy2": lambda rgb: packed_422(rgb, ("y0", "u", "y1", "v")),
+    "yuyv": lambda rgb: packed_422(rgb, ("y0", "u", "y1", "v")),
+    "nv12": lambda rgb: nv(rgb, "u", "v"),
+    "nv21": lambda rgb: nv(rgb, "v", "u"),
+    "bayer_rggb8": lambda rgb: mosaic(rgb, "rggb"),
+    "bayer_bggr8": lambda rgb: mosaic(rgb, "bggr"),
+    "bayer_gbrg8": lambda rgb: mosaic(rgb, "gbrg"),
+    "bayer_grbg8": lambda rgb: mosaic(rgb, "grbg"),
+}
+GREY = ("mono8", "8UC1", "mono16", "16UC1")
+
+
+def encoded(encoding, padding=0):
+    message = image_message(ENCODE[encoding](card()), encoding, STAMP, padding=padding)
+    message.height = SIZE[0]  # planar formats carry more rows of data than the image has
+    return message
+
+
+def test_every_encoding_of_the_table_is_tested():
+    assert set(ENCODE) == set(messages.ENCODINGS)
+
+
+@pytest.mark.parametrize("padding", [0, 12])
+@pytest.mark.parametrize("encoding", ENCODE)
+def test_encodings_give_back_the_colours(encoding, padding):
+    frame = messages.read_image(serialize_message(encoded(encoding, padding)))
+    assert frame.stamp == Stamp(12, 345_678_901)
+    assert frame.frame_id == FRAME_ID
+    assert frame.size == SIZE
+    rgb = frame.encoding.to_rgb(frame.pixels)
+    expected = grey(card())[..., None].repeat(3, -1) if encoding in GREY else card()
+    assert rgb.shape == (*SIZE, 3)
+    assert rgb.dtype == np.uint8
+    error = np.abs(rgb.astype(int) - expected)[2:-2, 2:-2]
+    assert error.max() <= (0 if encoding[:3] in ("rgb", "bgr", "8UC", "mon", "16U") else 9)
+
+
+def test_sixteen_bits_of_the_other_byte_order():
+    message = encoded("mono16")
+    swapped = np.frombuffer(message.data, np.uint16).byteswap()
+    message.data, message.is_bigendian = swapped.tobytes(), 1
+    frame = messages.read_image(serialize_message(message))
+    np.testing.assert_array_equal(frame.encoding.to_rgb(frame.pixels)[..., 0], grey(card()))
+
+
+def test_pixels_are_not_copied():
+    raw = serialize_message(encoded("rgb8"))
+    frame = messages.read_image(raw)
+    assert np.shares_memory(frame.pixels, np.frombuffer(raw, np.uint8))
+
+
+def test_big_endian_cdr_is_read():
+    little = serialize_message(encoded("rgb8"))
+    h, w = SIZE
+    frame_id = FRAME_ID.encode() + b"\0"
+    big = b"\0\0\0\0" + struct.pack(">iII", 12, 345_678_901, len(frame_id)) + frame_id
+    big += b"\0" * (-(len(big) - 4) % 4) + struct.pack(">III", h, w, 5) + b"rgb8\0" + b"\0"
+    big += b"\0" * (-(len(big) - 4) % 4) + struct.pack(">II", 3 * w, 3 * w * h)
+    a, b = messages.read_image(little), messages.read_image(big + card().tobytes())
+    assert (a.stamp, a.frame_id, a.size) == (b.stamp, b.frame_id, b.size)
+    assert np.array_equal(a.pixels, b.pixels)
+
+
+@pytest.mark.parametrize(
+    ("change", "cause", "text"),
+    [
+        ({"encoding": "rgb9"}, "encoding", "unknown encoding 'rgb9' .known: rgb8, bgr8"),
+        ({"step": 100}, "step", "step is 100, a row of 160 pixels in 'rgb8' takes 480 bytes"),
+        ({"data": b"\1" * 1000}, "short", "1000 bytes of data, 120 rows of step 480 make 57600"),
+        ({"height": 0}, "size", "160x0"),
+        ({"width": 4_000_000_000}, "size", "4000000000x120"),
+        ({"encoding": "nv12", "height": 121}, "size", "'nv12' needs even sides"),
+        ({"step": 4_000_000_000}, "short", "120 rows of step 4000000000"),
+    ],
+)
+def test_wrong_fields_are_named(change, cause, text):
+    message = encoded("rgb8")
+    for name, value in change.items():
+        setattr(message, name, value)
+    with pytest.raises(MessageError, match=text) as error:
+        messages.read_image(serialize_message(message))
+    assert error.value.cause == cause
+
+
+@pytest.mark.parametrize("read", [messages.read_image, messages.read_compressed, messages.read_camera_info])
+def test_damaged_bytes_raise_nothing_else(read):
+    """Cut, flipped and random bytes: a result or a MessageError, never another exception, never a crash."""
+    rng = np.random.default_rng(0)
+    compressed = CompressedImage(format="png", data=cv2.imencode(".png", card())[1].tobytes())
+    sources = [serialize_message(m) for m in (encoded("rgb8"), encoded("nv12"), compressed, info_message())]
+    refused = 0
+    for index in range(3000):
+        raw = bytearray(sources[index % len(sources)])
+        kind = index % 3
+        if kind == 0:
+            raw = raw[: rng.integers(0, len(raw))]
+        elif kind == 1:
+            for at in rng.integers(0, min(len(raw), 120), 6):
+                raw[at] = rng.integers(0, 256)
+        else:
+            raw = bytearray(rng.integers(0, 256, rng.integers(0, 200), dtype=np.uint8).tobytes())
+        try:
+            read(bytes(raw))
+        except MessageError:
+            refused += 1
+    assert refused > 1000
+
+
+def test_compressed_images():
+    for extension in (".png", ".jpg"):
+        data = cv2.imencode(extension, card()[..., ::-1])[1].tobytes()
+        message = CompressedImage(format=extension[1:], data=data)
+        message.header.frame_id, message.header.stamp.sec = FRAME_ID, 7
+        frame = messages.read_compressed(serialize_message(message))
+        assert (frame.stamp.sec, frame.frame_id, frame.size) == (7, FRAME_ID, SIZE)
+        assert np.abs(frame.encoding.to_rgb(frame.pixels).astype(int) - card()).max() <= (0 if extension == ".png" else 8)
+    with pytest.raises(MessageError, match="5 bytes of 'jpeg' are not an image"):
+        messages.read_compressed(serialize_message(CompressedImage(format="jpeg", data=b"hello")))
+
+
+# ------------------------------------------------------------------------------------------------------------ outgoing
+
+
+def assert_same_bytes(raw, message):
+    """As the middleware would have written it, but for alignment bytes, which it leaves as they happen to be."""
+    assert len(raw) == len(serialize_message(message))
+    assert deserialize_message(raw, type(message)) == message
+
+
+@pytest.mark.parametrize("frame_id", ["", "a", "camera_optical_frame"])
+@pytest.mark.parametrize(("encoding", "dtype", "channels"), [("32FC1", "f4", 1), ("16UC1", "u2", 1), ("rgb8", "u1", 3)])
+def test_written_images_are_the_middlewares_own_bytes(frame_id, encoding, dtype, channels):
+    shape = (5, 7, channels) if channels > 1 else (5, 7)
+    pixels = np.arange(np.prod(shape), dtype=dtype).reshape(shape)
+    raw = ImageWriter(frame_id, (5, 7), encoding).write(Stamp(3, 4), pixels)
+    expected = Image(height=5, width=7, encoding=encoding, step=7 * pixels[0, 0].nbytes, data=pixels.tobytes())
+    expected.header.frame_id, expected.header.stamp.sec, expected.header.stamp.nanosec = frame_id, 3, 4
+    assert_same_bytes(raw, expected)
+
+
+@pytest.mark.parametrize("coloured", [False, True])
+def test_written_clouds_are_organised_and_complete(coloured):
+    points = np.arange(4 * 6 * 3, dtype=np.float32).reshape(4, 6, 3)
+    points[0, 0] = np.nan
+    rgb = np.arange(4 * 6 * 3, dtype=np.uint8).reshape(4, 6, 3)
+    raw = CloudWriter("cam", (4, 6), coloured).write(Stamp(3, 4), points, rgb if coloured else None, None)
+    cloud = deserialize_message(raw, PointCloud2)
+    assert_same_bytes(raw, cloud)
+    assert (cloud.height, cloud.width, cloud.is_dense, cloud.is_bigendian) == (4, 6, False, False)
+    assert [f.name for f in cloud.fields] == ["x", "y", "z"] + ["rgb"] * coloured
+    assert [f.offset for f in cloud.fields] == [0, 4, 8, 12][: 3 + coloured]
+    assert (cloud.point_step, cloud.row_step) == (16, 96) if coloured else (12, 72)
+    floats = np.frombuffer(cloud.data, np.float32).reshape(4, 6, -1)
+    np.testing.assert_array_equal(floats[..., :3], points)
+    if coloured:
+        packed = floats[..., 3].copy().view(np.uint32)
+        np.testing.assert_array_equal(np.stack([packed >> 16 & 255, packed >> 8 & 255, packed & 255], -1), rgb)
+        assert (packed >> 24 == 0).all()
+
+
+def test_points_outside_the_range_are_dropped():
+    points = np.zeros((1, 4, 3), np.float32)
+    points[0, :, 2] = [0.5, 1.0, 3.0, 9.0]
+    cloud = deserialize_message(CloudWriter("cam", (1, 4), False).write(Stamp(0, 0), points, None, (1.0, 5.0)), PointCloud2)
+    z = np.frombuffer(cloud.data, np.float32).reshape(-1, 3)[:, 2]
+    np.testing.assert_array_equal(z, [np.nan, 1.0, 3.0, np.nan])
+
+
+def test_a_writer_forgets_the_frame_before():
+    writer = CloudWriter("cam", (1, 2), True)
+    ones, rgb = np.ones((1, 2, 3), np.float32), np.full((1, 2, 3), 255, np.uint8)
+    writer.write(Stamp(0, 0), ones * np.nan, rgb, (0.5, 2.0))
+    cloud = deserialize_message(writer.write(Stamp(1, 0), ones, 0 * rgb, None), PointCloud2)
+    np.testing.assert_array_equal(np.frombuffer(cloud.data, np.float32).reshape(2, 4), [[1, 1, 1, 0]] * 2)
+
+
+def test_millimetres_follow_rep_118():
+    depth = np.array([[1.2344, 0.0005, 65.535, 65.6, np.inf, -np.inf, np.nan, 0.0]], np.float32)
+    np.testing.assert_array_equal(messages.depth_to_millimetres(depth), [[1234, 1, 65535, 0, 0, 0, 0, 0]])
+
+
+def test_colours_run_from_near_to_far_and_skip_what_is_not_measured():
+    depth = np.array([[1.0, 2.0, 12.0, 80.0, 100.0, np.inf, -np.inf, np.nan]], np.float32)
+    color = messages.depth_to_color(depth, near=2.0, far=80.0)[0].astype(int)
+    assert color[0].tolist() == color[1].tolist()
+    assert color[3].tolist() == color[4].tolist()
+    assert color[1][0] > color[1][2], "near is red"
+    assert color[3][2] > color[3][1], "far is blue"
+    assert (color[5:] == 0).all()
+
+
+# --------------------------------------------------------------------------------------------------------- camera info
+
+
+def test_camera_info_with_region_and_binning():
+    """A driver that bins 2×2 inside a region of interest: K is of the full sensor, the image is not."""
+    info = info_message((480, 640), focal=500.0)
+    info.binning_x = info.binning_y = 2
+    info.roi = RegionOfInterest(x_offset=100, y_offset=40, width=400, height=300)
+    camera = messages.read_camera_info(serialize_message(info))
+    assert camera.size == (150, 200)
+    assert camera.matrix[0, 0] == pytest.approx(250.0)
+    assert camera.matrix[0, 2] == pytest.approx((info.k[2] - 100 + 0.5) / 2 - 0.5)
+
+
+def test_projection_wins_over_k_where_set():
+    info = info_message()
+    info.p[0] = 99.0
+    assert messages.read_camera_info(serialize_message(info)).matrix[0, 0] == 99.0
+    info.p = [0.0] * 12
+    assert messages.read_camera_info(serialize_message(info)).matrix[0, 0] == info.k[0]
+
+
+def test_written_camera_info_moves_k_and_p():
+    info = info_message()
+    info.p[3] = -20.0
+    camera = messages.read_camera_info(serialize_message(info))
+    half = np.array([[0.5, 0, -0.25], [0, 0.5, -0.25], [0, 0, 1]])
+    out = deserialize_message(
+        CameraInfoWriter("cam", (60, 80), camera, lambda m: half @ m).write(Stamp(3, 4)), CameraInfo
+    )
+    assert (out.header.frame_id, out.header.stamp.sec, out.height, out.width) == ("cam", 3, 60, 80)
+    np.testing.assert_allclose(out.k.reshape(3, 3), half @ info.k.reshape(3, 3))
+    np.testing.assert_allclose(out.p.reshape(3, 4), half @ info.p.reshape(3, 4))
+    assert (list(out.d), out.distortion_model) == ([0.0] * 5, "plumb_bob")
+
+
+@pytest.mark.parametrize(
+    ("change", "cause"),
+    [
+        (lambda i: setattr(i, "k", [0.0] * 9), "uncalibrated"),
+        (lambda i: i.k.__setitem__(2, np.nan), "calibration"),
+        (lambda i: i.k.__setitem__(0, -5.0), "calibration"),
+        (lambda i: i.p.__setitem__(5, 0.0), "calibration"),
+    ],
+)
+def test_unusable_camera_info(change, cause):
+    info = info_message()
+    change(info)
+    with pytest.raises(MessageError) as error:
+        messages.read_camera_info(serialize_message(info))
+    assert error.value.cause == cause
+
+

@@ -1,0 +1,333 @@
+"""The node through real topics: what a user subscribes to is right, in geometry, stamps, sizes and conventions."""
+
+from __future__ import annotations
+
+from itertools import islice
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from rcl_interfaces.srv import SetParameters
+from rclpy.parameter import Parameter
+from sensor_msgs.msg import CompressedImage
+
+from cards import FRAME_ID, SIZE, image_message, info_message, noise, run_node
+from fadepth_core.runtime.framing import Framing
+from fadepth_ros.clip_publisher import DEMO_CLIP, read_camera_info, read_frames
+
+SECOND = 10**9
+ALL = ("depth/image", "depth/camera_info", "depth/points", "depth/color")
+
+
+def stamp_of(message) -> int:
+    return message.header.stamp.sec * SECOND + message.header.stamp.nanosec
+
+
+def depth_of(message) -> np.ndarray:
+    return np.frombuffer(message.data, np.float32).reshape(message.height, message.width)
+
+
+def points_of(message) -> np.ndarray:
+    return np.frombuffer(message.data, np.float32).reshape(message.height, message.width, -1)
+
+
+def set_parameter(robot, name, value):
+    """`ros2 param set`; (accepted, reason)."""
+    client = robot.node.create_client(SetParameters, "depth/set_parameters")
+    assert client.wait_for_service(10)
+    future = client.call_async(SetParameters.Request(parameters=[Parameter(name, value=value).to_parameter_msg()]))
+    robot.wait_for(future.done)
+    robot.node.destroy_client(client)
+    result = future.result().results[0]
+    return result.successful, result.reason
+
+
+def show(robot, stamp_ns, pixels=None, encoding="rgb8", outputs=ALL):
+    """Publish a frame until its depth is there (the first may be lost while connections form); the newest of each."""
+    pixels = noise() if pixels is None else pixels
+    tries = 0
+
+    def answered():
+        nonlocal tries
+        if tries % 20 == 0:
+            robot.publish_image(image_message(pixels, encoding, stamp_ns))
+        tries += 1
+        return all(any(stamp_of(m) == stamp_ns for m in robot.received[name]) for name in outputs)
+
+    robot.wait_for(answered)
+    return {name: next(m for m in robot.received[name] if stamp_of(m) == stamp_ns) for name in outputs}
+
+
+@pytest.fixture(scope="module")
+def clip_robot(start_robot):
+    """The node shown twelve frames of the demo clip, one after the other."""
+    robot = start_robot("-p", "min_depth:=0.19", "-p", "max_depth:=0.5")
+    robot.listen(*ALL)
+    robot.camera_is_heard()
+    info, _ = read_camera_info(DEMO_CLIP)
+    info.header.frame_id = FRAME_ID
+    robot.info = info
+    frames = list(islice(read_frames(DEMO_CLIP), 12))
+    answers = [show(robot, (100 + i) * SECOND + 7, frame) for i, frame in enumerate(frames)]
+    return robot, frames, info, answers
+
+
+def test_every_output_carries_the_images_header(clip_robot):
+    for index, answer in enumerate(clip_robot[3]):
+        for message in answer.values():
+            assert stamp_of(message) == (100 + index) * SECOND + 7
+            assert message.header.frame_id == FRAME_ID
+
+
+def test_sizes_and_encodings(clip_robot):
+    answer = clip_robot[3][-1]
+    depth, info, points, color = (answer[name] for name in ALL)
+    assert (depth.height, depth.width) == (128, 416)
+    assert (depth.encoding, depth.step, depth.is_bigendian, len(depth.data)) == ("32FC1", 4 * 416, 0, 4 * 416 * 128)
+    assert (info.height, info.width) == (128, 416)
+    assert (points.height, points.width, points.point_step, points.row_step) == (128, 416, 16, 16 * 416)
+    assert not points.is_dense
+    assert (color.encoding, color.height, color.width) == ("rgb8", 128, 416)
+
+
+def test_camera_info_belongs_to_the_depth_image(clip_robot):
+    _, _, source, answers = clip_robot
+    info = answers[-1]["depth/camera_info"]
+    framing = Framing.plan((192, 640))
+    np.testing.assert_allclose(info.k.reshape(3, 3), framing.output_intrinsics(source.k.reshape(3, 3)))
+    np.testing.assert_allclose(info.p.reshape(3, 4), framing.output_intrinsics(source.p.reshape(3, 4)))
+
+
+def test_points_are_the_depth_image_seen_through_its_camera_info(clip_robot):
+    answer = clip_robot[3][-1]
+    depth, xyz = depth_of(answer["depth/image"]), points_of(answer["depth/points"])[..., :3]
+    k = answer["depth/camera_info"].k.reshape(3, 3)
+    v, u = np.mgrid[0 : depth.shape[0], 0 : depth.shape[1]]
+    finite = np.isfinite(depth)
+    assert 0.05 < finite.mean() < 0.95, "the test's limits leave both kinds"
+    expected = np.stack([(u - k[0, 2]) / k[0, 0] * depth, (v - k[1, 2]) / k[1, 1] * depth, depth], -1)
+    np.testing.assert_allclose(xyz[finite], expected[finite], rtol=1e-4, atol=1e-5)
+    assert np.isnan(xyz[~finite]).all()
+
+
+def test_out_of_range_follows_rep_117(clip_robot):
+    depth = np.stack([depth_of(answer["depth/image"]) for answer in clip_robot[3]])
+    assert np.isneginf(depth).any()
+    assert np.isposinf(depth).any()
+    assert not np.isnan(depth).any()
+    finite = depth[np.isfinite(depth)]
+    assert 0.19 <= finite.min() <= finite.max() <= 0.5
+
+
+def test_points_have_the_colours_of_the_camera(clip_robot):
+    _, frames, _, answers = clip_robot
+    packed = points_of(answers[-1]["depth/points"])[..., 3].copy().view(np.uint32)
+    rgb = np.stack([packed >> 16 & 255, packed >> 8 & 255, packed & 255], -1)
+    np.testing.assert_array_equal(rgb, Framing.plan((192, 640)).to_network(frames[-1]))
+
+
+def test_depth_differs_from_frame_to_frame(clip_robot):
+    first, last = (depth_of(clip_robot[3][i]["depth/image"]) for i in (0, -1))
+    assert not np.array_equal(first, last)
+
+
+def test_the_untrained_checkpoint_is_announced(clip_robot):
+    robot = clip_robot[0]
+    assert ("UNTRAINED" in robot.process.log) == robot.diagnostics["checkpoint"].endswith("(untrained)")
+
+
+@pytest.fixture(scope="module")
+def robot(start_robot):
+    """A node at rest that tests set parameters of; each puts back what it changed."""
+    robot = start_robot()
+    robot.listen(*ALL)
+    robot.camera_is_heard()
+    robot.info = info_message()
+    show(robot, SECOND)
+    return robot
+
+
+def test_parameters_change_outputs_while_running(robot):
+    changes = {"depth_encoding": "16UC1", "points.rgb": False, "points.stride": 2, "depth_scale": 2.0}
+    before = show(robot, 10 * SECOND)
+    for name, value in changes.items():
+        assert set_parameter(robot, name, value) == (True, "")
+    after = show(robot, 11 * SECOND)
+    depth = after["depth/image"]
+    assert (depth.encoding, depth.step) == ("16UC1", 2 * depth.width)
+    doubled = np.clip(2 * depth_of(before["depth/image"]), 0, 65.535)
+    millimetres = np.frombuffer(depth.data, np.uint16).reshape(doubled.shape)
+    inside = np.isfinite(doubled) & (doubled < 65)
+    np.testing.assert_allclose(millimetres[inside], 1000 * doubled[inside], atol=1.0, rtol=1e-4)
+    points = after["depth/points"]
+    assert points.point_step == 12
+    assert (points.height, points.width) == (-(-depth.height // 2), -(-depth.width // 2))
+    for name in changes:
+        default = {"depth_encoding": "32FC1", "points.rgb": True, "points.stride": 1, "depth_scale": 1.0}[name]
+        assert set_parameter(robot, name, default)[0]
+
+
+def test_depth_and_intrinsics_at_the_cameras_size(robot):
+    assert set_parameter(robot, "full_resolution", True)[0]
+    answer = show(robot, 20 * SECOND)
+    assert {(m.height, m.width) for m in answer.values()} == {SIZE}
+    np.testing.assert_allclose(answer["depth/camera_info"].k, info_message().k)
+    assert set_parameter(robot, "full_resolution", False)[0]
+
+
+def test_network_size_and_crop(robot):
+    assert set_parameter(robot, "network_size", [64, 128])[0]
+    assert set_parameter(robot, "crop_to_aspect", True)[0]
+    answer = show(robot, 30 * SECOND)
+    k, source = answer["depth/camera_info"].k.reshape(3, 3), info_message().k.reshape(3, 3)
+    assert (answer["depth/image"].height, answer["depth/image"].width) == (64, 128)
+    assert k[1, 1] / k[0, 0] == pytest.approx(source[1, 1] / source[0, 0]), "cropped, not stretched"
+    assert set_parameter(robot, "network_size", [0, 0])[0]
+    assert set_parameter(robot, "crop_to_aspect", False)[0]
+
+
+def test_backend_changes_while_running(robot):
+    before = depth_of(show(robot, 40 * SECOND)["depth/image"])
+    assert set_parameter(robot, "backend", "torch")[0]
+    after = depth_of(show(robot, 41 * SECOND)["depth/image"])
+    robot.wait_for(lambda: robot.diagnostics["engine"].startswith("torch fp32"))
+    np.testing.assert_allclose(after, before, rtol=2e-3)
+    assert set_parameter(robot, "backend", "auto")[0]
+    show(robot, 42 * SECOND)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "reason"),
+    [
+        ("backend", "tpu", "backend: 'tpu' is not one of auto, openvino, torch"),
+        ("network_size", [100, 416], "multiples of 32"),
+        ("network_size", [128], "takes two numbers, height and width, got 1"),
+        ("checkpoint", "/no/such/file", "/no/such/file: no such file"),
+        ("min_depth", 200.0, "min_depth (200.0) must be below max_depth (100.0)"),
+        ("points.min_z", 5.0, None),
+        ("points.stride", 0, ""),
+        ("depth_scale", -1.0, ""),
+        ("depth_scale", "big", ""),
+        ("image_transport", "compressed", "image_transport cannot change while the node is active"),
+        ("color.near", 90.0, "color.near (90.0) must be below color.far (80.0)"),
+    ],
+)
+def test_bad_parameters_are_refused_with_the_reason(robot, name, value, reason):
+    accepted, given = set_parameter(robot, name, value)
+    if reason is None:
+        assert accepted
+        assert set_parameter(robot, name, 0.0)[0]
+        return
+    assert not accepted
+    assert given
+    assert reason in given
+
+
+def test_clouds_have_a_rate_of_their_own(robot):
+    assert set_parameter(robot, "points.max_rate", 5.0)[0]
+    for messages in robot.received.values():
+        messages.clear()
+    for i in range(40):
+        robot.publish_image(image_message(noise(), "rgb8", 50 * SECOND + i))
+        robot.spin(0.05)
+    depths, clouds = len(robot.received["depth/image"]), len(robot.received["depth/points"])
+    assert depths >= 30
+    assert 5 <= clouds <= depths / 2
+    assert set_parameter(robot, "points.max_rate", 0.0)[0]
+
+
+def test_without_listeners_the_engine_rests(robot):
+    robot.deafen()
+    rested = robot.dropped("no_subscriber")
+
+    def resting():
+        robot.publish_image(image_message(noise(), "rgb8", 60 * SECOND))
+        return robot.dropped("no_subscriber") > rested + 3
+
+    robot.wait_for(resting)
+    robot.listen(*ALL)
+    show(robot, 61 * SECOND)
+
+
+def test_only_what_is_wanted_is_published(start_robot):
+    robot = start_robot()
+    robot.listen("depth/image")
+    robot.camera_is_heard()
+    robot.info = info_message()
+    show(robot, SECOND, outputs=("depth/image",))
+    robot.wait_for(lambda: "depth/image per second" in robot.diagnostics)
+    assert "depth/points per second" not in robot.diagnostics
+    assert "depth/color per second" not in robot.diagnostics
+
+
+def test_compressed_transport(start_robot):
+    robot = start_robot("-p", "image_transport:=compressed")
+    robot.listen("depth/image")
+    robot.camera_is_heard(compressed=True)
+    message = CompressedImage(format="jpeg", data=cv2.imencode(".jpg", noise())[1].tobytes())
+    message.header.frame_id, message.header.stamp.sec = FRAME_ID, 5
+
+    def answered():
+        robot.publish_compressed(message)
+        return robot.received["depth/image"]
+
+    robot.wait_for(answered)
+    assert stamp_of(robot.received["depth/image"][0]) == 5 * SECOND
+
+
+def test_runs_where_torch_cannot_be_imported(start_robot, tmp_path):
+    (tmp_path / "torch.py").write_text("raise ImportError('this robot has no torch')\n")
+    robot = start_robot(environment={"PYTHONPATH": str(tmp_path)})
+    robot.listen(*ALL)
+    robot.camera_is_heard()
+    robot.info = info_message()
+    assert np.isfinite(depth_of(show(robot, SECOND)["depth/image"])).any()
+    assert "this robot has no torch" not in robot.process.log
+    robot.wait_for(lambda: robot.diagnostics.get("engine", "").startswith("openvino"))
+
+
+def test_remapping_and_parameter_file(start_robot, tmp_path):
+    parameters = tmp_path / "depth.yaml"
+    parameters.write_text("/**:\n  ros__parameters:\n    depth_encoding: 16UC1\n    network_size: [64, 96]\n")
+    robot = start_robot("--params-file", str(parameters), "-r", "image:=front/image_raw", "-r", "depth/image:=front/depth")
+    from sensor_msgs.msg import Image
+
+    received = []
+    camera = robot.node.create_publisher(Image, "front/image_raw", 1)
+    robot.node.create_subscription(Image, "front/depth", received.append, 2)
+
+    def answered():
+        camera.publish(image_message(noise(), "rgb8", SECOND))
+        return received
+
+    robot.wait_for(answered)
+    assert (received[0].encoding, received[0].height, received[0].width) == ("16UC1", 64, 96)
+
+
+def test_shipped_parameter_file_is_the_defaults(start_robot):
+    from fadepth_ros.parameters import SPECS
+
+    config = Path(__file__).resolve().parents[2] / "config" / "depth.yaml"
+    text = config.read_text()
+    import yaml
+
+    values = yaml.safe_load(text)["/**"]["ros__parameters"]
+    values.pop("qos_overrides")
+    flat = {}
+    for key, value in values.items():
+        flat |= {f"{key}.{k}": v for k, v in value.items()} if isinstance(value, dict) else {key: value}
+    defaults = {spec.name: spec.default for spec in SPECS}
+    assert flat == {name: defaults[name] for name in flat}
+    assert set(defaults) - set(flat) == {"checkpoint", "autostart"}, "those two belong to the launch file"
+    robot = start_robot("--params-file", str(config))
+    robot.listen("depth/image")
+    robot.camera_is_heard()
+    show(robot, SECOND, outputs=("depth/image",))
+
+
+def test_bad_parameters_at_start_end_the_node_with_a_reason():
+    status, error = run_node("-p", "backend:=tpu")
+    assert status == 1
+    assert "parameter backend: 'tpu' is not one of auto, openvino, torch" in error
+    assert "Traceback" not in error

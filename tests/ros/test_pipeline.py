@@ -1,0 +1,231 @@
+"""What no topic shows from outside: lifecycle, the newest frame, engines that fail, the cost of what nobody wants."""
+
+from __future__ import annotations
+
+import logging
+import time
+
+import numpy as np
+import pytest
+import rclpy
+from rclpy.lifecycle import TransitionCallbackReturn
+from rclpy.serialization import serialize_message
+
+from cards import SIZE, image_message, info_message, noise
+from fadepth_core.runtime.engine import DepthEngine, EngineError
+from fadepth_ros import pipeline as pipeline_module
+from fadepth_ros.node import DepthNode
+from fadepth_ros.parameters import SPECS, Settings
+from fadepth_ros.pipeline import COLOR, DEPTH, INFO, POINTS, Pipeline, load_engine
+
+SECOND = 10**9
+
+
+class Recorder:
+    """Outputs that remember."""
+
+    def __init__(self, *wanted):
+        self.names, self.published = set(wanted), []
+
+    def wanted(self):
+        return self.names
+
+    def publish(self, output, message):
+        self.published.append(output)
+
+    def now(self):
+        return 100 * SECOND
+
+
+def settings(**changes):
+    return Settings.from_values({spec.name: spec.default for spec in SPECS} | changes)
+
+
+def frame(second):
+    return serialize_message(image_message(noise(), "rgb8", second * SECOND))
+
+
+class CountingEngine:
+    """Counts what the real engine is asked."""
+
+    def __init__(self, *arguments):
+        self._engine = load_engine(*arguments)
+        self.calls = []
+
+    def __getattr__(self, name):
+        return getattr(self._engine, name)
+
+    def infer(self, image, intrinsics, **options):
+        self.calls.append(options["points"])
+        return self._engine.infer(image, intrinsics, **options)
+
+
+def make_pipeline(outputs, loader=CountingEngine, **changes):
+    made = Pipeline(settings(**changes), outputs, logging.getLogger("test"), engine_loader=loader)
+    made.offer_camera_info(serialize_message(info_message()))
+    return made
+
+
+@pytest.mark.parametrize(
+    ("wanted", "calls"),
+    [((), []), ((INFO,), []), ((DEPTH,), [False]), ((COLOR, INFO), [False]), ((POINTS,), [True]), ((DEPTH, POINTS), [True])],
+)
+def test_only_what_is_wanted_is_computed(wanted, calls):
+    outputs = Recorder(*wanted)
+    engines = []
+    made = make_pipeline(outputs, lambda *a: engines.append(CountingEngine(*a)) or engines[-1])
+    made.offer_image(frame(1))
+    assert set(outputs.published) == set(wanted)
+    assert [call for engine in engines for call in engine.calls] == calls
+
+
+def test_overtaken_frames_are_counted():
+    made = make_pipeline(Recorder(DEPTH))
+    made.offer_image(frame(1), overtaken=3)
+    report = made.statistics.report()
+    assert (report.received, report.dropped, report.published) == (4, {"overtaken": 3}, {DEPTH: 1})
+
+
+def test_an_engine_that_cannot_start_is_tried_again(monkeypatch, caplog):
+    monkeypatch.setattr(pipeline_module, "RETRY_PERIOD", 0.3)
+    attempts = []
+
+    def loader(*arguments):
+        attempts.append(time.monotonic())
+        if len(attempts) < 3:
+            raise EngineError("no backend can run it")
+        return load_engine(*arguments)
+
+    outputs = Recorder(DEPTH)
+    made = make_pipeline(outputs, loader)
+    end = time.monotonic() + 20
+    second = 0
+    while not outputs.published and time.monotonic() < end:
+        second += 1
+        made.offer_image(frame(second))
+        time.sleep(0.02)
+    assert outputs.published == [DEPTH]
+    assert len(attempts) == 3
+    assert min(np.diff(attempts)) >= 0.3, "not at every frame"
+    assert "no depth: no backend can run it; next attempt in" in caplog.text
+    assert made.statistics.report().dropped["engine"] == second - 1
+
+
+def test_a_fault_of_our_own_costs_one_frame(caplog):
+    class Faulty(CountingEngine):
+        def infer(self, *arguments, **options):
+            if not self.calls:
+                self.calls.append(None)
+                raise ZeroDivisionError("a bug")
+            return super().infer(*arguments, **options)
+
+    outputs = Recorder(DEPTH)
+    made = make_pipeline(outputs, Faulty)
+    made.offer_image(frame(1))
+    made.offer_image(frame(2))
+    assert outputs.published == [DEPTH]
+    assert made.statistics.report().dropped == {"internal": 1}
+    assert "internal error on a frame from image: a bug" in caplog.text
+    assert "ZeroDivisionError" in caplog.text, "with its traceback"
+
+
+def test_camera_info_is_read_once_while_only_its_stamp_changes(monkeypatch):
+    reads = []
+    read = pipeline_module.messages.read_camera_info
+    monkeypatch.setattr(pipeline_module.messages, "read_camera_info", lambda raw: reads.append(1) or read(raw))
+    made = make_pipeline(Recorder(DEPTH))
+    info = info_message()
+    for second in range(5):
+        info.header.stamp.sec = second
+        made.offer_camera_info(serialize_message(info))
+    info.k[0] += 1
+    made.offer_camera_info(serialize_message(info))
+    assert len(reads) == 2
+
+
+def test_a_long_run_keeps_no_frames():
+    """Memory of the process after 300 more frames, all outputs on."""
+    outputs = Recorder(DEPTH, INFO, POINTS, COLOR)
+    made = make_pipeline(outputs)
+
+    def resident():
+        with open("/proc/self/statm") as file:
+            return int(file.read().split()[1]) * 4096
+
+    for second in range(1, 101):
+        made.offer_image(frame(second))
+    before = resident()
+    for second in range(101, 401):
+        made.offer_image(frame(second))
+    assert resident() - before < 20e6
+
+
+@pytest.fixture
+def node():
+    made = DepthNode(parameter_overrides=[rclpy.parameter.Parameter("autostart", value=False)])
+    yield made
+    made.destroy_node()
+
+
+def test_transitions_there_and_back(node):
+    done = TransitionCallbackReturn.SUCCESS
+    node.autostart()  # told not to
+    for _ in range(2):
+        assert node.trigger_configure() == done
+        assert node.trigger_activate() == done
+        assert {t for t, _ in node.get_topic_names_and_types()} >= {"/depth/image", "/depth/points", "/depth/camera_info"}
+        assert node.trigger_deactivate() == done
+        assert node.trigger_cleanup() == done
+    assert node.trigger_shutdown() == done
+
+
+def test_inactive_parameters_may_change_again(node):
+    node.trigger_configure()
+    node.trigger_activate()
+    compressed = rclpy.parameter.Parameter("image_transport", value="compressed")
+    assert not node.set_parameters([compressed])[0].successful
+    node.trigger_deactivate()
+    assert node.set_parameters([compressed])[0].successful
+    assert node.trigger_activate() == TransitionCallbackReturn.SUCCESS
+    subscribed = [s.topic_name for s in node.subscriptions]
+    assert "/image/compressed" in subscribed
+
+
+def test_a_checkpoint_that_vanished_fails_to_configure_and_may_be_tried_again(node, tmp_path, checkpoint_copy):
+    path = checkpoint_copy(tmp_path)
+    assert node.set_parameters([rclpy.parameter.Parameter("checkpoint", value=str(path))])[0].successful
+    good = path.read_bytes()
+    path.unlink()
+    assert node.trigger_configure() == TransitionCallbackReturn.FAILURE
+    path.write_bytes(good)
+    assert node.trigger_configure() == TransitionCallbackReturn.SUCCESS
+
+
+@pytest.fixture
+def checkpoint_copy():
+    from fadepth_core.runtime.checkpoint import DEFAULT_CHECKPOINT
+
+    def copy(directory):
+        for suffix in (".safetensors", ".onnx"):
+            source = DEFAULT_CHECKPOINT.with_suffix(suffix)
+            (directory / source.name).write_bytes(source.read_bytes())
+        return directory / DEFAULT_CHECKPOINT.name
+
+    return copy
+
+
+def test_an_unexpected_error_in_a_transition_is_logged(node, monkeypatch, capfd):
+    monkeypatch.setattr("fadepth_ros.node.Pipeline", lambda *arguments: 1 / 0)
+    node.trigger_configure()
+    assert node.trigger_activate() == TransitionCallbackReturn.ERROR
+    assert "on_activate failed" in capfd.readouterr().err
+
+
+def test_load_engine_hands_on_every_setting():
+    made = settings(backend="torch", network_size=[64, 96], crop_to_aspect=True, full_resolution=True, threads=1)
+    engine = load_engine(made.engine, SIZE, logging.getLogger("test"))
+    assert isinstance(engine, DepthEngine)
+    assert engine.description == "torch fp32 on CPU, 1 threads"
+    assert engine.framing.network_size == (64, 96)
+    assert engine.framing.crop != (0, 0, *SIZE)
+    assert engine.framing.output_size == engine.framing.crop[2:]

@@ -1,0 +1,69 @@
+"""`training/run.py` as a user calls it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fadepth_core.runtime.checkpoint import Checkpoint
+from fadepth_core.runtime.engine import DepthEngine
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def run(*arguments):
+    command = [sys.executable, str(ROOT / "training" / "run.py"), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+
+
+def test_models_lists_what_can_be_built():
+    out = run("models").stdout
+    assert "smalldepth " in out
+    assert "smalldepth_k5" in out
+    assert " M" in out
+
+
+def test_init_is_reproducible_and_runs(tmp_path):
+    for name in ("a", "b"):
+        result = run("init", "smalldepth_k5", tmp_path / f"{name}.safetensors", "--seed", 3)
+        assert result.returncode == 0, result.stderr
+    a, b = (Checkpoint(tmp_path / f"{name}.safetensors") for name in ("a", "b"))
+    assert a.weights_sha256 == b.weights_sha256
+    assert not a.description.trained
+    engine = DepthEngine.load(a)
+    assert engine.backend_name == "openvino", engine.failures
+    depth = engine.infer(np.random.default_rng(0).integers(0, 256, (128, 416, 3), dtype=np.uint8)).depth
+    assert depth.shape == (128, 416)
+    assert depth.std() > 0
+
+
+def test_the_shipped_checkpoint_is_what_init_writes_until_a_trained_one_ships(tmp_path):
+    shipped = Checkpoint()
+    if shipped.description.trained:
+        pytest.skip("a trained checkpoint ships")
+    run("init", "smalldepth", tmp_path / "again.safetensors")
+    again = Checkpoint(tmp_path / "again.safetensors")
+    for name, value in shipped.weights.items():
+        np.testing.assert_allclose(again.weights[name], value, rtol=2e-2, atol=2e-3)
+
+
+def test_export_remakes_both_files(tmp_path):
+    shipped = Checkpoint()
+    copy = tmp_path / "robot.safetensors"
+    copy.write_bytes(shipped.path.read_bytes())
+    assert Checkpoint(copy).onnx_problem() is not None
+    result = run("export", copy)
+    assert result.returncode == 0, result.stderr
+    assert Checkpoint(copy).onnx_problem() is None
+    assert Checkpoint(copy).weights_sha256 == shipped.weights_sha256
+
+
+@pytest.mark.parametrize("command", [("export", "/no/such/net.safetensors")])
+def test_errors_are_one_line(command):
+    result = run(*command)
+    assert result.returncode == 1
+    assert result.stderr.strip() == "error: /no/such/net.safetensors: no such file"
