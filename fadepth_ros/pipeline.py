@@ -97,7 +97,7 @@ class Pipeline:
         self._engine_key: tuple | None = None
         self._engine_retry = 0.0
         self._last_stamp: int | None = None
-        self._last_cloud = 0.0
+        self._cloud_due = 0.0
         self._writers: dict[str, tuple[tuple, object]] = {}
 
     def configure(self, settings: Settings) -> None:
@@ -241,10 +241,10 @@ class Pipeline:
         return None
 
     def _cloud_is_due(self, settings: Settings, arrival: float) -> bool:
-        # A tenth of a period early is in time: a 30 Hz camera must give 10 clouds a second, not 7.5.
-        if arrival - self._last_cloud < 0.9 * settings.points_period:
+        if arrival < self._cloud_due:
             return False
-        self._last_cloud = arrival
+        # Kept from the time it was due, not from now: frames fall between, and 10 Hz of a 25 Hz camera must be 10, not 8.
+        self._cloud_due = max(self._cloud_due + settings.points_period, arrival)
         return True
 
     def _depth_message(self, settings: Settings, frame: Frame, result: DepthResult) -> bytes:

@@ -1,0 +1,41 @@
+"""Cameras, rigid motion and warping: what the losses say about two views of one scene (specification 4.1)."""
+
+from fadepth_core.geometry.camera import (
+    crop_intrinsics,
+    flip_intrinsics,
+    pixel_grid,
+    project,
+    scale_intrinsics,
+    unproject,
+    viewing_rays,
+)
+from fadepth_core.geometry.motion import (
+    invert_motion,
+    mirror_motion,
+    motion_from_vector,
+    relative_motion,
+    rotation_error,
+    transform_points,
+    translation_direction_error,
+)
+from fadepth_core.geometry.warp import Reprojection, reproject, sample
+
+__all__ = [
+    "Reprojection",
+    "crop_intrinsics",
+    "flip_intrinsics",
+    "invert_motion",
+    "mirror_motion",
+    "motion_from_vector",
+    "pixel_grid",
+    "project",
+    "relative_motion",
+    "reproject",
+    "rotation_error",
+    "sample",
+    "scale_intrinsics",
+    "transform_points",
+    "translation_direction_error",
+    "unproject",
+    "viewing_rays",
+]

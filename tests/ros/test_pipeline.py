@@ -143,6 +143,15 @@ def test_camera_info_is_read_once_while_only_its_stamp_changes(monkeypatch):
     assert len(reads) == 2
 
 
+@pytest.mark.parametrize(("camera", "rate", "expected"), [(25, 10, 10), (30, 7, 7), (10, 25, 10), (60, 0, 60)])
+def test_clouds_keep_the_rate_that_was_asked(camera, rate, expected):
+    outputs = Recorder(POINTS)
+    made = make_pipeline(outputs, **{"points.max_rate": float(rate)})
+    for index in range(camera * 4):
+        made.process(serialize_message(image_message(noise(), "rgb8", index + 1)), 1000 + index / camera)
+    assert len(outputs.published) / 4 == pytest.approx(expected, abs=0.5)
+
+
 def test_a_long_run_keeps_no_frames():
     """Memory of the process after 300 more frames, all outputs on."""
     outputs = Recorder(DEPTH, INFO, POINTS, COLOR)

@@ -1,0 +1,153 @@
+#!/usr/bin/env python3
+"""How fast is one frame? Every backend that runs here, SmallDepth plain and fused, and a ResNet-18 depth net beside it.
+
+A frame is a uint8 image at the network's size in, depth and points in host memory out: the whole DepthGraph. The
+contestants take turns frame by frame, so that a change of the machine's speed meets all of them alike.
+
+    python benchmarks/engine.py                         128x416, 200 frames each
+    python benchmarks/engine.py --size 192x640 --threads 1 --frames 500
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import openvino as ov
+import torch
+
+sys.path[:0] = [str(Path(__file__).resolve().parent.parent), str(Path(__file__).resolve().parent)]
+
+from resnet18_depth import ResNet18Depth
+
+from fadepth_core.models import build_model
+from fadepth_core.models.complexity import complexity
+from fadepth_core.runtime import backends
+from fadepth_core.runtime.backends import Job, default_threads
+from fadepth_core.runtime.backends.openvino import OpenVINOBackend
+from fadepth_core.runtime.checkpoint import Checkpoint
+from fadepth_core.runtime.export import write_onnx
+from fadepth_core.runtime.framing import Framing
+from fadepth_core.runtime.graph import DepthGraph
+
+K = np.array([[200.0, 0, 200], [0, 200, 60], [0, 0, 1]], np.float32)
+Contestant = Callable[[np.ndarray], object]
+
+
+class _Plain(torch.nn.Module):
+    """A training-form network as the graph wants it: its finest disparity only."""
+
+    def __init__(self, network: torch.nn.Module):
+        super().__init__()
+        self.network, self.min_depth, self.max_depth = network, network.min_depth, network.max_depth
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        return self.network(image).disparities[0]
+
+
+def eager(network: torch.nn.Module, device: str = "cpu") -> Contestant:
+    graph = DepthGraph(network.eval()).to(device)
+    rest = [torch.from_numpy(K), torch.ones(1), torch.tensor([0.1, 100.0])]
+    rest = [tensor.to(device) for tensor in rest]
+
+    @torch.inference_mode()
+    def run(image: np.ndarray):
+        depth, points = graph(torch.from_numpy(image).to(device), *rest)
+        return depth.cpu(), points.cpu()
+
+    return run
+
+
+class _OnnxFile:
+    """Stands in for a checkpoint where a backend asks for its graph file."""
+
+    def __init__(self, path: Path):
+        self.onnx_path = path
+
+    def onnx_problem(self) -> None:
+        return None
+
+
+def openvino(network: torch.nn.Module, framing: Framing, precision: str, threads: int, directory: Path) -> Contestant:
+    path = directory / f"{len(list(directory.iterdir()))}.onnx"
+    write_onnx(network, path)
+    return backend_run(OpenVINOBackend(Job(_OnnxFile(path), framing, precision, threads)))
+
+
+def backend_run(backend) -> Contestant:
+    return lambda image: backend.infer(image, K, 1.0, (0.1, 100.0))
+
+
+def measure(contestants: dict[str, Contestant], image: np.ndarray, frames: int) -> dict[str, np.ndarray]:
+    """Milliseconds per frame, [frames] for each, interleaved."""
+    times: dict[str, list[float]] = {name: [] for name in contestants}
+    for turn in range(frames + 20):
+        for name, run in contestants.items():
+            start = time.perf_counter()
+            run(image)
+            if turn >= 20:
+                times[name].append(1e3 * (time.perf_counter() - start))
+    return {name: np.array(values) for name, values in times.items()}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", default="128x416", help="network's height x width, multiples of 32")
+    parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 as the node chooses")
+    parser.add_argument("--frames", type=int, default=200)
+    args = parser.parse_args()
+    size = tuple(int(side) for side in args.size.split("x"))
+    threads = args.threads or default_threads()
+    torch.set_num_threads(threads)
+    framing = Framing.plan(size, size)
+    image = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
+
+    torch.manual_seed(0)
+    plain = build_model("smalldepth").eval()
+    fused, resnet = plain.fuse(), ResNet18Depth().eval()
+    reference, rival = "torch eager, plain", "openvino fp32, ResNet-18"
+    contestants: dict[str, Contestant] = {
+        reference: eager(_Plain(plain)),
+        "torch eager, fused": eager(fused),
+        "torch eager, ResNet-18": eager(resnet),
+    }
+    if torch.cuda.is_available():
+        contestants["torch cuda, fused"] = eager(fused, "cuda")
+    with tempfile.TemporaryDirectory() as folder:
+        folder = Path(folder)
+        for precision in ("fp32", "bf16"):
+            if precision == "bf16" and "BF16" not in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+                continue
+            for name, network in (("plain", _Plain(plain)), ("fused", fused), ("ResNet-18", resnet)):
+                contestants[f"openvino {precision}, {name}"] = openvino(network, framing, precision, threads, folder)
+        for name in backends.NAMES:
+            module = backends.backend_module(name)
+            if module.missing() is None:
+                job = Job(Checkpoint(), framing, module.PRECISIONS[0], threads)
+                contestants[f"node's backend '{name}'"] = backend_run(module.create(job))
+        times = measure(contestants, image, args.frames)
+
+    counts = complexity(fused, (1, 3, *size)), complexity(resnet, (1, 3, *size))
+    print(f"{platform.processor() or platform.machine()}, {threads} threads, torch {torch.__version__}, openvino {ov.__version__}")
+    print(f"image {args.size} in, depth and points out; {args.frames} interleaved frames each")
+    for name, count in zip(("SmallDepth, fused", "ResNet-18"), counts, strict=True):
+        print(f"  {name}: {count.parameters / 1e6:.2f} M parameters, {count.operations / 1e9:.3f} G operations")
+    print(f"{'':<28}{'median ms':>11}{'p99 ms':>9}{'frames/s':>10}{'x eager':>9}{'x ResNet-18':>13}")
+    for name, values in times.items():
+        median = np.median(values)
+        against = [np.median(times[other]) / median for other in (reference, rival)]
+        print(
+            f"{name:<28}{median:>11.2f}{np.quantile(values, 0.99):>9.2f}{1e3 / median:>10.0f}"
+            f"{against[0]:>9.2f}{against[1]:>13.2f}"
+        )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,81 @@
+"""Pinhole cameras: pixel grids, unprojection and projection, and what resizing, cropping and mirroring an image do to
+its intrinsics (specification 4.1).
+
+The centre of the first pixel is (0, 0), so an image of width W spans [-½, W - ½]. Intrinsics are
+K = [[f_x, 0, c_x], [0, f_y, c_y], [0, 0, 1]] in pixels, without skew. Points are in the optical frame: x right, y down,
+z forward, metres.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+#: Metres along the optical axis; what is nearer, or behind the camera, is not visible (the 1e-3 of specification 4.1).
+NEAREST = 1e-3
+
+
+def pixel_grid(
+    height: int, width: int, *, device: torch.device | None = None, dtype: torch.dtype | None = None
+) -> Tensor:
+    """Coordinates (u, v) of every pixel centre, [2, H, W]."""
+    v, u = torch.meshgrid(
+        torch.arange(height, device=device, dtype=dtype), torch.arange(width, device=device, dtype=dtype), indexing="ij"
+    )
+    return torch.stack([u, v])
+
+
+def viewing_rays(intrinsics: Tensor, height: int, width: int) -> Tensor:
+    """K⁻¹p for every pixel: the point at depth 1 m that it sees. Shapes: [B, 3, 3] -> [B, 3, H, W]."""
+    grid = pixel_grid(height, width, device=intrinsics.device, dtype=intrinsics.dtype)
+    focal, centre = _focal_and_centre(intrinsics)
+    xy = (grid - centre) / focal
+    return torch.cat([xy, torch.ones_like(xy[:, :1])], dim=1)
+
+
+def unproject(depth: Tensor, intrinsics: Tensor) -> Tensor:
+    """X = D(p)·K⁻¹p. Shapes: depth [B, 1, H, W] in metres along the optical axis, K [B, 3, 3] -> points [B, 3, H, W]."""
+    return depth * viewing_rays(intrinsics, *depth.shape[-2:])
+
+
+def project(points: Tensor, intrinsics: Tensor) -> tuple[Tensor, Tensor]:
+    """Where a camera sees points: q = π(KX).
+
+    Shapes: points [B, 3, H, W], K [B, 3, 3] -> pixels [B, 2, H, W], depth [B, 1, H, W]. Depth is bounded below by
+    `NEAREST`, so that nothing is divided by zero; points at that bound have no meaningful pixel.
+    """
+    focal, centre = _focal_and_centre(intrinsics)
+    depth = points[:, 2:].clamp(min=NEAREST)
+    return points[:, :2] / depth * focal + centre, depth
+
+
+def scale_intrinsics(intrinsics: Tensor, scale_x: float, scale_y: float) -> Tensor:
+    """K of the image resized by the factors new / old size: p' = s(p + ½) - ½. Shapes: [..., 3, 3] -> [..., 3, 3].
+
+    Pixel centres make this differ from diag(s, s, 1)·K by the shift (s - 1) / 2 of the principal point; it is the
+    convention of area averaging and of interpolation with `align_corners=False`.
+    """
+    shift_x, shift_y = (scale_x - 1) / 2, (scale_y - 1) / 2
+    matrix = intrinsics.new_tensor([[scale_x, 0, shift_x], [0, scale_y, shift_y], [0, 0, 1]])
+    return matrix @ intrinsics
+
+
+def crop_intrinsics(intrinsics: Tensor, left: float, top: float) -> Tensor:
+    """K of the part of the image that starts at pixel (left, top). Shapes: [..., 3, 3] -> [..., 3, 3]."""
+    return intrinsics - intrinsics.new_tensor([[0, 0, left], [0, 0, top], [0, 0, 0]])
+
+
+def flip_intrinsics(intrinsics: Tensor, width: int) -> Tensor:
+    """K of the horizontally mirrored image of width W: c_x -> W - 1 - c_x. Shapes: [..., 3, 3] -> [..., 3, 3].
+
+    The mirrored image is one of a mirrored world (see `mirror_motion`), which is why f_x keeps its sign.
+    """
+    flipped = intrinsics.clone()
+    flipped[..., 0, 2] = width - 1 - intrinsics[..., 0, 2]
+    return flipped
+
+
+def _focal_and_centre(intrinsics: Tensor) -> tuple[Tensor, Tensor]:
+    """(f_x, f_y) and (c_x, c_y), each [B, 2, 1, 1]."""
+    focal = intrinsics[:, :2, :2].diagonal(dim1=-2, dim2=-1)
+    return focal[..., None, None], intrinsics[:, :2, 2, None, None]
