@@ -24,8 +24,6 @@ import torch
 
 sys.path[:0] = [str(Path(__file__).resolve().parent.parent), str(Path(__file__).resolve().parent)]
 
-from resnet18_depth import ResNet18Depth
-
 from fadepth_core.models import build_model
 from fadepth_core.models.complexity import complexity
 from fadepth_core.runtime import backends
@@ -35,6 +33,7 @@ from fadepth_core.runtime.checkpoint import Checkpoint
 from fadepth_core.runtime.export import write_onnx
 from fadepth_core.runtime.framing import Framing
 from fadepth_core.runtime.graph import DepthGraph
+from resnet18_depth import ResNet18Depth
 
 K = np.array([[200.0, 0, 200], [0, 200, 60], [0, 0, 1]], np.float32)
 Contestant = Callable[[np.ndarray], object]
@@ -134,7 +133,9 @@ def main() -> int:
         times = measure(contestants, image, args.frames)
 
     counts = complexity(fused, (1, 3, *size)), complexity(resnet, (1, 3, *size))
-    print(f"{platform.processor() or platform.machine()}, {threads} threads, torch {torch.__version__}, openvino {ov.__version__}")
+    print(
+        f"{platform.processor() or platform.machine()}, {threads} threads, torch {torch.__version__}, openvino {ov.__version__}"
+    )
     print(f"image {args.size} in, depth and points out; {args.frames} interleaved frames each")
     for name, count in zip(("SmallDepth, fused", "ResNet-18"), counts, strict=True):
         print(f"  {name}: {count.parameters / 1e6:.2f} M parameters, {count.operations / 1e9:.3f} G operations")

@@ -27,7 +27,12 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-ROWS = (("pass-through", "128x416", 600), ("real", "128x416", 600), ("pass-through", "720x1280", 60), ("real", "720x1280", 60))
+ROWS = (
+    ("pass-through", "128x416", 600),
+    ("real", "128x416", 600),
+    ("pass-through", "720x1280", 60),
+    ("real", "720x1280", 60),
+)
 
 
 class PassThroughEngine:
@@ -40,9 +45,8 @@ class PassThroughEngine:
     def __init__(self, _settings, camera_size, _logger):
         import numpy as np
 
-        from fadepth_core.runtime.framing import Framing
-
         from fadepth_core.runtime.checkpoint import Checkpoint
+        from fadepth_core.runtime.framing import Framing
 
         self.checkpoint = Checkpoint()
         self.framing = Framing.plan(camera_size)
@@ -109,7 +113,9 @@ def listen(seconds: float, warmup: float, pids: dict[str, int]) -> dict:
         ages.append(1e-6 * (clock.now().nanoseconds - (sec * 10**9 + nanosec)))
 
     node.create_subscription(Image, "depth/image", on_depth, QoSProfile(depth=2), raw=True)
-    node.create_subscription(PointCloud2, "depth/points", lambda raw: clouds.append(len(raw)), QoSProfile(depth=2), raw=True)
+    node.create_subscription(
+        PointCloud2, "depth/points", lambda raw: clouds.append(len(raw)), QoSProfile(depth=2), raw=True
+    )
 
     def spin(duration: float) -> None:
         end = time.monotonic() + duration
@@ -152,7 +158,9 @@ def measure(engine: str, size: str, rate: float, seconds: float, domain: int) ->
     }
     me = [sys.executable, __file__]
     children = {
-        "node": subprocess.Popen([*me, "--serve", "node", "--engine", engine], env=environment, stderr=subprocess.DEVNULL),
+        "node": subprocess.Popen(
+            [*me, "--serve", "node", "--engine", engine], env=environment, stderr=subprocess.DEVNULL
+        ),
         "camera": subprocess.Popen(
             [*me, "--serve", "camera", "--size", size, "--rate", str(rate)], env=environment, stderr=subprocess.DEVNULL
         ),
@@ -161,7 +169,10 @@ def measure(engine: str, size: str, rate: float, seconds: float, domain: int) ->
         pids = json.dumps({name: child.pid for name, child in children.items()})
         out = subprocess.run(
             [*me, "--serve", "listener", "--seconds", str(seconds), "--pids", pids],
-            env=environment, check=True, capture_output=True, text=True,
+            env=environment,
+            check=True,
+            capture_output=True,
+            text=True,
         )
         return json.loads(out.stdout)
     finally:
@@ -177,7 +188,9 @@ def main() -> int:
     parser.add_argument("--size", default="128x416", help="camera's height x width")
     parser.add_argument("--rate", type=float, default=600.0, help="camera's frames per second")
     parser.add_argument("--seconds", type=float, default=10.0)
-    parser.add_argument("--rounds", type=int, default=3, help="every row is measured this often, in turn; medians are shown")
+    parser.add_argument(
+        "--rounds", type=int, default=3, help="every row is measured this often, in turn; medians are shown"
+    )
     parser.add_argument("--serve", choices=("node", "camera", "listener"), help=argparse.SUPPRESS)
     parser.add_argument("--pids", default="{}", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -194,7 +207,9 @@ def main() -> int:
     for turn in range(args.rounds):
         for index, row in enumerate(rows):
             results[row].append(measure(*row, args.seconds, domain=100 + (turn * len(rows) + index) % 100))
-    print(f"{os.cpu_count()} processors, {args.rounds} rounds of {args.seconds:.0f} s, medians; times in ms per depth image")
+    print(
+        f"{os.cpu_count()} processors, {args.rounds} rounds of {args.seconds:.0f} s, medians; times in ms per depth image"
+    )
     columns = ("fps", "clouds", "age p50", "age p99", "cpu camera", "cpu node", "cpu listener")
     print(f"{'engine':<14}{'camera':>16}" + "".join(f"{c:>13}" for c in columns))
     for (engine, size, rate), runs in results.items():

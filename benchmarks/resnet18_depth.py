@@ -7,6 +7,8 @@ Built from the description in the papers; its counts are those of the FA-Depth p
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -24,7 +26,9 @@ class _Residual(nn.Module):
         )
         change = stride > 1 or cin != cout
         self.skip = (
-            nn.Sequential(nn.Conv2d(cin, cout, 1, stride, bias=False), nn.BatchNorm2d(cout)) if change else nn.Identity()
+            nn.Sequential(nn.Conv2d(cin, cout, 1, stride, bias=False), nn.BatchNorm2d(cout))
+            if change
+            else nn.Identity()
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -47,7 +51,7 @@ class ResNet18Depth(nn.Module):
         widths = (64, 64, 128, 256, 512)
         self.stages = nn.ModuleList(
             nn.Sequential(_Residual(cin, cout, 1 if index == 0 else 2), _Residual(cout, cout, 1))
-            for index, (cin, cout) in enumerate(zip(widths, widths[1:], strict=False))
+            for index, (cin, cout) in enumerate(pairwise(widths))
         )
         decoder = (256, 128, 64, 32, 16)
         skips = (256, 128, 64, 64, 0)

@@ -8,18 +8,20 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import cv2
 import numpy as np
 import rclpy
+from rclpy.executors import ExternalShutdownException
 from rclpy.node import Node
 from rclpy.qos import qos_profile_sensor_data
 from sensor_msgs.msg import CameraInfo, Image
 
 import fadepth_core
 from fadepth_ros.messages import Camera, CameraInfoWriter, ImageWriter, Stamp
-from fadepth_ros.shutdown import orderly_exit
+from fadepth_ros.shutdown import ros_context
 
 DEMO_CLIP = Path(fadepth_core.__file__).parent / "assets" / "demo.mp4"
 
@@ -69,7 +71,9 @@ def read_camera_info(clip: Path) -> tuple[CameraInfo, float]:
     except FileNotFoundError:
         raise ClipError(f"{path}: no such file; it holds the clip's width, height, fps, fx, fy, cx, cy") from None
     except (KeyError, TypeError, ValueError) as error:
-        raise ClipError(f"{path}: {type(error).__name__} {error}; needed are width, height, fps, fx, fy, cx, cy") from error
+        raise ClipError(
+            f"{path}: {type(error).__name__} {error}; needed are width, height, fps, fx, fy, cx, cy"
+        ) from error
 
 
 class ClipPublisher(Node):
@@ -110,18 +114,16 @@ class ClipPublisher(Node):
 
 
 def main() -> int:
-    rclpy.init()
-    status = 0
-    with orderly_exit():
+    with ros_context():
         try:
             node = ClipPublisher()
-            while not node.finished:
-                rclpy.spin_once(node)
+            with suppress(ExternalShutdownException):  # how a process is asked to end
+                while not node.finished:
+                    rclpy.spin_once(node)
         except ClipError as error:
             print(f"clip_publisher: {error}", file=sys.stderr)
-            status = 1
-    rclpy.try_shutdown()
-    return status
+            return 1
+    return 0
 
 
 if __name__ == "__main__":

@@ -22,7 +22,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--clip", help="video file with a JSON of intrinsics beside it; default: the bundled one")
     parser.add_argument("--checkpoint", default="", help="checkpoint to run; default: the shipped one")
-    parser.add_argument("--view", choices=("auto", "page", "files"), default="auto", help="auto: a page if there is a screen")
+    parser.add_argument(
+        "--view", choices=("auto", "page", "files"), default="auto", help="auto: a page if there is a screen"
+    )
     parser.add_argument("--port", type=int, default=8080, help="of the page")
     parser.add_argument("--once", action="store_true", help="end with the clip; the default without a screen")
     args = parser.parse_args()

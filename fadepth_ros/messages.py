@@ -249,7 +249,9 @@ def read_compressed(raw: bytes) -> Frame:
     if pixels is None:
         raise MessageError("encoding", f"{len(data)} bytes of '{kind}' are not an image that OpenCV can decode")
     if min(pixels.shape[:2]) < MIN_SIDE:
-        raise MessageError("size", f"the image is {pixels.shape[1]}x{pixels.shape[0]}; sides must be {MIN_SIDE} or more")
+        raise MessageError(
+            "size", f"the image is {pixels.shape[1]}x{pixels.shape[0]}; sides must be {MIN_SIDE} or more"
+        )
     return Frame(stamp, frame_id, pixels.shape[:2], _BGR, pixels)
 
 
@@ -288,7 +290,9 @@ def read_camera_info(raw: bytes) -> Camera:
     if k[0, 0] == 0.0:
         raise MessageError("uncalibrated", "K[0] is 0, which means uncalibrated")
     if min(k[0, 0], k[1, 1]) <= 0.0 or (p[0, 0] != 0.0 and min(p[0, 0], p[1, 1]) <= 0.0):
-        raise MessageError("calibration", f"the focal lengths must be positive (K {k[0, 0]}, {k[1, 1]}; P {p[0, 0]}, {p[1, 1]})")
+        raise MessageError(
+            "calibration", f"the focal lengths must be positive (K {k[0, 0]}, {k[1, 1]}; P {p[0, 0]}, {p[1, 1]})"
+        )
     bx, by = max(info.binning_x, 1), max(info.binning_y, 1)
     roi = info.roi
     height, width = roi.height or info.height, roi.width or info.width
@@ -378,7 +382,9 @@ class CloudWriter:
 class CameraInfoWriter:
     """Writes the CameraInfo of the depth image: the camera's own, K and P moved to the published pixels."""
 
-    def __init__(self, frame_id: str, size: tuple[int, int], camera: Camera, to_output: Callable[[np.ndarray], np.ndarray]):
+    def __init__(
+        self, frame_id: str, size: tuple[int, int], camera: Camera, to_output: Callable[[np.ndarray], np.ndarray]
+    ):
         """Args:
         to_output: moves a matrix [3, N] of the camera's image to the published image (`Framing.output_intrinsics`).
         """

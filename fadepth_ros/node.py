@@ -12,10 +12,10 @@ import logging
 import sys
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 
-import rclpy
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
-from rclpy.executors import SingleThreadedExecutor
+from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.qos import QoSProfile, ReliabilityPolicy, qos_profile_sensor_data
 from rclpy.qos_overriding_options import QoSOverridingOptions
@@ -24,7 +24,7 @@ from sensor_msgs.msg import CameraInfo, CompressedImage, Image, PointCloud2
 from fadepth_core.runtime.checkpoint import Checkpoint, CheckpointError
 from fadepth_ros.parameters import Parameters, Settings
 from fadepth_ros.pipeline import COLOR, DEPTH, INFO, POINTS, Pipeline, load_engine
-from fadepth_ros.shutdown import orderly_exit
+from fadepth_ros.shutdown import ros_context
 from fadepth_ros.statistics import Report
 
 #: Whoever needs every depth image needs it reliably; two deep, so that a slow reader is not served old depth.
@@ -247,26 +247,24 @@ def _forward_logging(node: LifecycleNode) -> logging.Logger:
 
 def run(engine_loader: Callable = load_engine, args: list[str] | None = None) -> int:
     """Start the node and serve until it is told to stop; the exit status."""
-    rclpy.init(args=args)
-    try:
-        node = DepthNode(engine_loader)
-    except ValueError as error:
-        print(f"depth_node: {error}", file=sys.stderr)
-        rclpy.try_shutdown()
-        return 1
-    executor = SingleThreadedExecutor()
-    executor.add_node(node)
-    with orderly_exit():
+    with ros_context(args):
+        try:
+            node = DepthNode(engine_loader)
+        except ValueError as error:
+            print(f"depth_node: {error}", file=sys.stderr)
+            return 1
+        executor = SingleThreadedExecutor()
+        executor.add_node(node)
         node.autostart()
         # The executor makes short-lived objects at every turn; without this, a fifth of the node's time at hundreds of
         # frames per second goes into collections that walk everything imported, again and again.
         gc.collect()
         gc.freeze()
         gc.set_threshold(50_000, 20, 20)
-        executor.spin()
-    executor.shutdown()
-    node.destroy_node()
-    rclpy.try_shutdown()
+        with suppress(ExternalShutdownException):  # how a process is asked to end
+            executor.spin()
+        executor.shutdown()
+        node.destroy_node()
     return 0
 
 

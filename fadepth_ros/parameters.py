@@ -73,7 +73,9 @@ def _check_checkpoint(value: str) -> str | None:
 _METRES = (0.0, 1000.0)
 
 SPECS: tuple[Spec, ...] = (
-    Spec("checkpoint", "", "Checkpoint file (.safetensors); empty for the one that is shipped.", check=_check_checkpoint),
+    Spec(
+        "checkpoint", "", "Checkpoint file (.safetensors); empty for the one that is shipped.", check=_check_checkpoint
+    ),
     Spec(
         "backend",
         "auto",
@@ -95,7 +97,9 @@ SPECS: tuple[Spec, ...] = (
     Spec("min_depth", 0.1, "Nearer depth is published as -Inf (REP-117), metres.", limits=_METRES),
     Spec("max_depth", 100.0, "Farther depth is published as +Inf (REP-117), metres.", limits=_METRES),
     Spec(
-        "depth_encoding", "32FC1", "32FC1 in metres, or 16UC1 in millimetres with 0 for unknown (REP-118).",
+        "depth_encoding",
+        "32FC1",
+        "32FC1 in metres, or 16UC1 in millimetres with 0 for unknown (REP-118).",
         choices=("32FC1", "16UC1"),
     ),
     Spec("points.rgb", True, "Colour the points (16 bytes a point instead of 12)."),

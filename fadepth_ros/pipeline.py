@@ -201,10 +201,13 @@ class Pipeline:
         now, last = stamp.nanoseconds, self._last_stamp
         if last is not None and now < last:
             if last - now < CLOCK_RESET:
-                raise MessageError("stamp", f"stamp {1e-9 * (last - now):.3f} s before the last frame's; it was overtaken")
+                raise MessageError(
+                    "stamp", f"stamp {1e-9 * (last - now):.3f} s before the last frame's; it was overtaken"
+                )
             self.statistics.dropped("clock_reset")
             self._warn(
-                f"{self._image_topic}: stamps jumped back by {1e-9 * (last - now):.1f} s; going on from there", "clock_reset"
+                f"{self._image_topic}: stamps jumped back by {1e-9 * (last - now):.1f} s; going on from there",
+                "clock_reset",
             )
         self._last_stamp = now
 
@@ -213,7 +216,10 @@ class Pipeline:
         if self._engine is None or self._engine_key != key:
             if self._engine_key is not None and self._engine_key[1] != camera_size:
                 (h0, w0), (h, w) = self._engine_key[1], camera_size
-                self._warn(f"{self._image_topic}: frames changed from {w0}x{h0} to {w}x{h}; making an engine for them", "resize")
+                self._warn(
+                    f"{self._image_topic}: frames changed from {w0}x{h0} to {w}x{h}; making an engine for them",
+                    "resize",
+                )
             self._engine, self._engine_key = None, None
             self._engine = self._load(settings, camera_size, self._log)
             self._engine_key = key
@@ -229,7 +235,9 @@ class Pipeline:
         """The camera of this frame; None, with a warning, when what is known of it cannot be used."""
         camera, problem = self._camera, self._camera_problem
         if problem is None and camera.frame_id != frame.frame_id:
-            problem = MessageError("camera_info_frame", f"it is of frame '{camera.frame_id}', the image of '{frame.frame_id}'")
+            problem = MessageError(
+                "camera_info_frame", f"it is of frame '{camera.frame_id}', the image of '{frame.frame_id}'"
+            )
         if problem is None and camera.size != frame.size:
             (h, w), (fh, fw) = camera.size, frame.size
             problem = MessageError("camera_info_size", f"it is of {w}x{h}, the image {fw}x{fh}")

@@ -1,4 +1,4 @@
-"""How every process here ends."""
+"""How every process here starts and ends."""
 
 from __future__ import annotations
 
@@ -6,18 +6,20 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from rclpy.executors import ExternalShutdownException
+import rclpy
 
 
 @contextmanager
-def orderly_exit() -> Iterator[None]:
-    """Ctrl-C or SIGTERM ends the block; what follows it is not interrupted.
+def ros_context(args: list[str] | None = None) -> Iterator[None]:
+    """`rclpy.init` around the block; Ctrl-C, SIGTERM and `ros2 launch` end the spinning in it, and nothing else.
 
-    A terminal and `ros2 launch` both send SIGINT, so a second one regularly arrives during clean-up.
+    rclpy's own handler shuts the context down, which ends every wait with ExternalShutdownException. Python's handler
+    would raise KeyboardInterrupt on top, anywhere, and a terminal together with `ros2 launch` sends two of them: the
+    second would cut the clean-up short. It is silenced before rclpy puts its own in front of it.
     """
+    signal.signal(signal.SIGINT, lambda number, frame: None)
+    rclpy.init(args=args)
     try:
         yield
-    except (KeyboardInterrupt, ExternalShutdownException):
-        pass
     finally:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        rclpy.try_shutdown()

@@ -10,6 +10,7 @@ import os
 import sys
 import time
 from collections import deque
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -18,13 +19,14 @@ import cv2
 import numpy as np
 import rclpy
 from diagnostic_msgs.msg import DiagnosticArray
+from rclpy.executors import ExternalShutdownException
 from rclpy.node import Node
 from rclpy.qos import QoSProfile, qos_profile_sensor_data
 from rclpy.serialization import deserialize_message
 from sensor_msgs.msg import Image, PointCloud2
 
 from fadepth_ros import messages
-from fadepth_ros.shutdown import orderly_exit
+from fadepth_ros.shutdown import ros_context
 
 
 @dataclass(frozen=True)
@@ -119,7 +121,9 @@ class FileView:
         if self._video is None:
             return
         self._video.release()
-        chosen = [self._pictures[i] for i in np.linspace(0, len(self._pictures) - 1, min(6, len(self._pictures))).astype(int)]
+        chosen = [
+            self._pictures[i] for i in np.linspace(0, len(self._pictures) - 1, min(6, len(self._pictures))).astype(int)
+        ]
         rows = [np.hstack((chosen[i : i + 2] * 2)[:2]) for i in range(0, len(chosen), 2)]
         cv2.imwrite(str(self.sheet_path), np.vstack(rows))
 
@@ -130,7 +134,10 @@ class FileView:
         for title, rgb in (
             ("camera", scene.image),
             ("depth", scene.depth),
-            ("points, from behind and above the camera", draw_points(scene.points, scene.colors, (width * 7 // 16, width))),
+            (
+                "points, from behind and above the camera",
+                draw_points(scene.points, scene.colors, (width * 7 // 16, width)),
+            ),
         ):
             height = round(rgb.shape[0] * width / rgb.shape[1]) // 2 * 2
             panel = cv2.cvtColor(cv2.resize(rgb, (width, height)), cv2.COLOR_RGB2BGR)
@@ -181,7 +188,9 @@ def cloud_arrays(cloud: PointCloud2) -> tuple[np.ndarray, np.ndarray]:
     """The finite points [N, 3] float32 and their colours [N, 3] uint8 of a coloured cloud of this node."""
     floats = np.frombuffer(cloud.data, np.float32).reshape(-1, cloud.point_step // 4)
     points = floats[:, :3]
-    colors = floats[:, 3:4].view(np.uint8)[:, 2::-1] if floats.shape[1] > 3 else np.full((len(points), 3), 200, np.uint8)
+    colors = (
+        floats[:, 3:4].view(np.uint8)[:, 2::-1] if floats.shape[1] > 3 else np.full((len(points), 3), 200, np.uint8)
+    )
     finite = np.isfinite(points).all(1)
     return points[finite], colors[finite]
 
@@ -287,19 +296,16 @@ def open_browser(url: str) -> None:
 
 
 def main() -> int:
-    rclpy.init()
-    status, viewer = 0, None
-    with orderly_exit():
+    with ros_context():
         try:
             viewer = Viewer()
-            rclpy.spin(viewer)
+            with suppress(ExternalShutdownException):  # how a process is asked to end
+                rclpy.spin(viewer)
+            viewer.close()
         except (ValueError, OSError, ImportError) as error:
             print(f"viewer: {error}", file=sys.stderr)
-            status = 1
-    if viewer is not None:
-        viewer.close()
-    rclpy.try_shutdown()
-    return status
+            return 1
+    return 0
 
 
 if __name__ == "__main__":

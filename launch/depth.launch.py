@@ -6,11 +6,12 @@
 The arguments are what usually differs from robot to robot; everything else is in the parameter file.
 """
 
-from launch import LaunchDescription
 from launch.actions import DeclareLaunchArgument
 from launch.substitutions import LaunchConfiguration, PathJoinSubstitution
 from launch_ros.actions import Node
 from launch_ros.substitutions import FindPackageShare
+
+from launch import LaunchDescription
 
 
 def generate_launch_description() -> LaunchDescription:
@@ -20,7 +21,9 @@ def generate_launch_description() -> LaunchDescription:
             DeclareLaunchArgument("namespace", default_value="", description="Namespace of the node and its topics."),
             DeclareLaunchArgument("image", default_value="image", description="Camera image topic."),
             DeclareLaunchArgument("camera_info", default_value="camera_info", description="Its CameraInfo topic."),
-            DeclareLaunchArgument("params_file", default_value=default_parameters, description="Parameters of the node."),
+            DeclareLaunchArgument(
+                "params_file", default_value=default_parameters, description="Parameters of the node."
+            ),
             DeclareLaunchArgument("checkpoint", default_value="", description="Checkpoint; empty for the shipped one."),
             Node(
                 package="fadepth_ros",

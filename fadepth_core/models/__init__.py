@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 from torch import nn
 
 from fadepth_core.models.smalldepth import LAYOUTS, SmallDepth
 
-MODELS: dict[str, Callable[..., nn.Module]] = {
-    name: (lambda name: lambda **options: SmallDepth(name, **options))(name) for name in LAYOUTS
-}
+MODELS: dict[str, Callable[..., nn.Module]] = {name: partial(SmallDepth, name) for name in LAYOUTS}
 
 
 def build_model(name: str, **options) -> nn.Module:

@@ -100,7 +100,9 @@ class Checkpoint:
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"{self.path}: not a complete safetensors file ({error})") from error
         if header is None:
-            raise CheckpointError(f"{self.path}: a safetensors file, but not one of fadepth's (no '{_HEADER_KEY}' header)")
+            raise CheckpointError(
+                f"{self.path}: a safetensors file, but not one of fadepth's (no '{_HEADER_KEY}' header)"
+            )
         try:
             self.description = Description.from_json(header)
         except (ValueError, TypeError, KeyError) as error:

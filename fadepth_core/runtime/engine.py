@@ -194,10 +194,15 @@ class DepthEngine:
                 continue
             self.backend_name, self.precision = name, precision
             self._log.info(
-                "depth runs on %s; network %dx%d, depth %dx%d", self.description, *size[::-1], *self.framing.output_size[::-1]
+                "depth runs on %s; network %dx%d, depth %dx%d",
+                self.description,
+                *size[::-1],
+                *self.framing.output_size[::-1],
             )
             return
-        raise EngineError("no backend can run " + str(self.checkpoint.path) + "".join(f"\n  {f}" for f in self.failures))
+        raise EngineError(
+            "no backend can run " + str(self.checkpoint.path) + "".join(f"\n  {f}" for f in self.failures)
+        )
 
     def _check(self, module, precision: str) -> None:
         """Compare the backend with the checkpoint's golden output (plain PyTorch, float32), depth and points."""

@@ -85,7 +85,9 @@ class Framing:
         if network_size is None:
             network_size = choose_network_size(camera_size)
         if any(side < STRIDE or side % STRIDE for side in network_size):
-            raise FramingError(f"network size {list(network_size)} (height, width) must be positive multiples of {STRIDE}")
+            raise FramingError(
+                f"network size {list(network_size)} (height, width) must be positive multiples of {STRIDE}"
+            )
         crop = _centred_crop(camera_size, network_size) if crop_to_aspect else (0, 0, *camera_size)
         return cls(camera_size, crop, network_size, crop[2:] if full_resolution else network_size)
 
@@ -138,8 +140,12 @@ def box_factors(size: tuple[int, int], target: tuple[int, int]) -> tuple[int, in
 def _centred_crop(size: tuple[int, int], network_size: tuple[int, int]) -> tuple[int, int, int, int]:
     height, width = size
     aspect = network_size[1] / network_size[0]
-    crop_height, crop_width = (height, round(height * aspect)) if width / height > aspect else (round(width / aspect), width)
+    crop_height, crop_width = (
+        (height, round(height * aspect)) if width / height > aspect else (round(width / aspect), width)
+    )
     crop_height, crop_width = min(crop_height, height), min(crop_width, width)
     if min(crop_height, crop_width) < MIN_SIDE:
-        raise FramingError(f"an image of {width}x{height} leaves {crop_width}x{crop_height} at the network's aspect ratio")
+        raise FramingError(
+            f"an image of {width}x{height} leaves {crop_width}x{crop_height} at the network's aspect ratio"
+        )
     return (height - crop_height) // 2, (width - crop_width) // 2, crop_height, crop_width

@@ -67,7 +67,7 @@ class ShapeCarriedGraph(DepthGraph):
     Exported with dynamic axes, it becomes fully static once an engine is told the shapes of its inputs.
     """
 
-    def forward(self, image, intrinsics, scale, limits, output_grid):  # noqa: D102 - see DepthGraph.forward
+    def forward(self, image, intrinsics, scale, limits, output_grid):
         x = (image.permute(2, 0, 1).unsqueeze(0).to(self.mean.dtype) - self.mean) / self.std
         disparity = F.interpolate(self.network(x), size=output_grid.shape, mode="bilinear", align_corners=False)
         depth = scale * disparity_to_depth(disparity[0, 0], self.network.min_depth, self.network.max_depth)

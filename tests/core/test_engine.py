@@ -58,9 +58,9 @@ def test_wrong_images_are_named(image):
 
 
 def test_unknown_names_are_refused():
-    with pytest.raises(ValueError, match="unknown backend 'tpu'; known backends: openvino, torch"):
+    with pytest.raises(ValueError, match=r"unknown backend 'tpu'; known backends: openvino, torch"):
         DepthEngine.load(backend="tpu")
-    with pytest.raises(ValueError, match="unknown precision 'int3'"):
+    with pytest.raises(ValueError, match=r"unknown precision 'int3'"):
         DepthEngine.load(precision="int3")
     with pytest.raises(FramingError, match="multiples of 32"):
         DepthEngine.load(input_size=(100, 100))
@@ -148,7 +148,7 @@ def test_when_nothing_works_every_reason_is_told(monkeypatch):
         openvino=broken_backend(None, missing="not installed"),
         torch=broken_backend(None, precisions=("fp16",)),
     )
-    with pytest.raises(EngineError, match="(?s)openvino: not installed.*torch: does not compute in fp32"):
+    with pytest.raises(EngineError, match=r"(?s)openvino: not installed.*torch: does not compute in fp32"):
         DepthEngine.load(precision="fp32")
 
 
@@ -158,5 +158,7 @@ def test_a_graph_that_cannot_be_remade_without_torch_is_explained(monkeypatch, t
     alone = tmp_path / "alone.safetensors"
     alone.write_bytes(checkpoint.path.read_bytes())
     monkeypatch.setattr(openvino_backend.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(CheckpointError, match=r"alone\.onnx: no such file; make it with 'python training/run.py export"):
+    with pytest.raises(
+        CheckpointError, match=r"alone\.onnx: no such file; make it with 'python training/run.py export"
+    ):
         openvino_backend.onnx_file(Checkpoint(alone))

@@ -5,7 +5,17 @@ import pytest
 
 from fadepth_core.runtime.framing import PIXELS, Framing, FramingError, choose_network_size
 
-CAMERAS = [(480, 640), (720, 1280), (1080, 1920), (375, 1242), (192, 640), (1200, 1600), (128, 416), (1000, 400), (512, 512)]
+CAMERAS = [
+    (480, 640),
+    (720, 1280),
+    (1080, 1920),
+    (375, 1242),
+    (192, 640),
+    (1200, 1600),
+    (128, 416),
+    (1000, 400),
+    (512, 512),
+]
 
 
 @pytest.mark.parametrize("size", CAMERAS)

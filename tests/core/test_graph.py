@@ -26,7 +26,10 @@ class FixedDisparity(nn.Module):
 def run(graph, image, k, scale=1.0, limits=(0.0, np.inf)):
     with torch.no_grad():
         depth, points = graph(
-            torch.from_numpy(image), torch.as_tensor(k, dtype=torch.float32), torch.tensor([scale]), torch.tensor(limits)
+            torch.from_numpy(image),
+            torch.as_tensor(k, dtype=torch.float32),
+            torch.tensor([scale]),
+            torch.tensor(limits),
         )
     return depth.numpy(), points.numpy()
 

@@ -13,7 +13,9 @@ SIZE = (120, 160)
 FRAME_ID = "camera_optical_frame"
 
 
-def image_message(pixels: np.ndarray, encoding: str, stamp_ns: int, frame_id: str = FRAME_ID, padding: int = 0) -> Image:
+def image_message(
+    pixels: np.ndarray, encoding: str, stamp_ns: int, frame_id: str = FRAME_ID, padding: int = 0
+) -> Image:
     """An Image of `pixels` [H, W, ...]; `padding` bytes behind every row."""
     rows = np.ascontiguousarray(pixels).reshape(pixels.shape[0], -1).view(np.uint8)
     rows = np.pad(rows, ((0, 0), (0, padding)))

@@ -25,7 +25,12 @@ def start_demo(directory, *arguments):
     environment |= {"PYTHONPATH": str(ROOT), "ROS_DOMAIN_ID": str(101 + os.getpid() % 100)}
     return subprocess.Popen(
         [sys.executable, "-m", "fadepth_ros.demo", *arguments],
-        cwd=directory, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+        cwd=directory,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
     )
 
 

@@ -182,7 +182,9 @@ def test_compressed_images():
         message.header.frame_id, message.header.stamp.sec = FRAME_ID, 7
         frame = messages.read_compressed(serialize_message(message))
         assert (frame.stamp.sec, frame.frame_id, frame.size) == (7, FRAME_ID, SIZE)
-        assert np.abs(frame.encoding.to_rgb(frame.pixels).astype(int) - card()).max() <= (0 if extension == ".png" else 8)
+        assert np.abs(frame.encoding.to_rgb(frame.pixels).astype(int) - card()).max() <= (
+            0 if extension == ".png" else 8
+        )
     with pytest.raises(MessageError, match="5 bytes of 'jpeg' are not an image"):
         messages.read_compressed(serialize_message(CompressedImage(format="jpeg", data=b"hello")))
 
@@ -230,7 +232,9 @@ def test_written_clouds_are_organised_and_complete(coloured):
 def test_points_outside_the_range_are_dropped():
     points = np.zeros((1, 4, 3), np.float32)
     points[0, :, 2] = [0.5, 1.0, 3.0, 9.0]
-    cloud = deserialize_message(CloudWriter("cam", (1, 4), False).write(Stamp(0, 0), points, None, (1.0, 5.0)), PointCloud2)
+    cloud = deserialize_message(
+        CloudWriter("cam", (1, 4), False).write(Stamp(0, 0), points, None, (1.0, 5.0)), PointCloud2
+    )
     z = np.frombuffer(cloud.data, np.float32).reshape(-1, 3)[:, 2]
     np.testing.assert_array_equal(z, [np.nan, 1.0, 3.0, np.nan])
 
@@ -309,5 +313,3 @@ def test_unusable_camera_info(change, cause):
     with pytest.raises(MessageError) as error:
         messages.read_camera_info(serialize_message(info))
     assert error.value.cause == cause
-
-

@@ -290,7 +290,9 @@ def test_runs_where_torch_cannot_be_imported(start_robot, tmp_path):
 def test_remapping_and_parameter_file(start_robot, tmp_path):
     parameters = tmp_path / "depth.yaml"
     parameters.write_text("/**:\n  ros__parameters:\n    depth_encoding: 16UC1\n    network_size: [64, 96]\n")
-    robot = start_robot("--params-file", str(parameters), "-r", "image:=front/image_raw", "-r", "depth/image:=front/depth")
+    robot = start_robot(
+        "--params-file", str(parameters), "-r", "image:=front/image_raw", "-r", "depth/image:=front/depth"
+    )
     from sensor_msgs.msg import Image
 
     received = []

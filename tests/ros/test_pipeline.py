@@ -68,7 +68,14 @@ def make_pipeline(outputs, loader=CountingEngine, **changes):
 
 @pytest.mark.parametrize(
     ("wanted", "calls"),
-    [((), []), ((INFO,), []), ((DEPTH,), [False]), ((COLOR, INFO), [False]), ((POINTS,), [True]), ((DEPTH, POINTS), [True])],
+    [
+        ((), []),
+        ((INFO,), []),
+        ((DEPTH,), [False]),
+        ((COLOR, INFO), [False]),
+        ((POINTS,), [True]),
+        ((DEPTH, POINTS), [True]),
+    ],
 )
 def test_only_what_is_wanted_is_computed(wanted, calls):
     outputs = Recorder(*wanted)
@@ -182,7 +189,11 @@ def test_transitions_there_and_back(node):
     for _ in range(2):
         assert node.trigger_configure() == done
         assert node.trigger_activate() == done
-        assert {t for t, _ in node.get_topic_names_and_types()} >= {"/depth/image", "/depth/points", "/depth/camera_info"}
+        assert {t for t, _ in node.get_topic_names_and_types()} >= {
+            "/depth/image",
+            "/depth/points",
+            "/depth/camera_info",
+        }
         assert node.trigger_deactivate() == done
         assert node.trigger_cleanup() == done
     assert node.trigger_shutdown() == done

@@ -71,7 +71,9 @@ def etm_config(etm: str | ETMConfig | None) -> ETMConfig | None:
 class _Branch(nn.Module):
     """One kernel W_t with its scale γ_t. `shape` None marks the identity, whose kernel is a constant."""
 
-    def __init__(self, shape, out_channels, fan_in_channels, variance, coefficient=1.0, droppable=True, element_drop=0.0):
+    def __init__(
+        self, shape, out_channels, fan_in_channels, variance, coefficient=1.0, droppable=True, element_drop=0.0
+    ):
         super().__init__()
         self.shape = shape
         self.coefficient = coefficient

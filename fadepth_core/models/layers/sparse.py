@@ -35,7 +35,9 @@ class SparseDownsample(nn.Module):
     Shapes: [B, Ci, H, W] -> [B, Co, ceil(H / 2), ceil(W / 2)].
     """
 
-    def __init__(self, cin: int, cout: int, kernel: int = 3, drop: DropBranch | None = None, etm: ETMConfig | None = None):
+    def __init__(
+        self, cin: int, cout: int, kernel: int = 3, drop: DropBranch | None = None, etm: ETMConfig | None = None
+    ):
         super().__init__()
         if cout % cin:
             raise ValueError(f"sparse downsampling needs output channels that are a multiple of {cin}, got {cout}")
@@ -142,9 +144,7 @@ class SparseUpsample(nn.Module):
         return self.refine(self.connect(upsample_to(self.low(self.reduce(x)), size)))
 
     def fuse(self) -> FusedSparseUpsample:
-        return FusedSparseUpsample(
-            self.reduce.folded(), self.low.folded(), self.connect.folded(), self.refine.folded()
-        )
+        return FusedSparseUpsample(self.reduce.folded(), self.low.folded(), self.connect.folded(), self.refine.folded())
 
 
 class FusedSparseUpsample(nn.Module):

@@ -1,0 +1,231 @@
+"""The base self-supervised loss of one pyramid level (eq. 21, specification 4): three frames explain each other.
+
+Four terms, each over both neighbours of the middle frame and in both directions: photometric (L_bwp), depth structure
+(L_bds), feature (L_bfp) and smoothness (L_s). The networks have already run, once per frame and once per pair.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fadepth_core.geometry import invert_motion, motion_from_vector, relative_motion, reproject, sample
+from fadepth_core.losses.feature import feature_loss
+from fadepth_core.losses.geometric import depth_difference, pair_weights, structure_loss
+from fadepth_core.losses.photometric import ImageStatistics, photometric_error, photometric_loss
+from fadepth_core.losses.smoothness import smoothness_loss
+from fadepth_core.models.layers.head import disparity_to_depth
+from fadepth_core.models.smalldepth import DepthFeatures
+
+
+@dataclass(frozen=True)
+class BaseWeights:
+    """λ1 .. λ4 of eq. 21. A term of weight 0 is not computed."""
+
+    photometric: float = 1.0
+    structure: float = 0.1
+    feature: float = 0.1
+    smoothness: float = 0.001
+
+    @property
+    def need_motion(self) -> bool:
+        """Whether any term looks at two frames."""
+        return any((self.photometric, self.structure, self.feature))
+
+
+@dataclass
+class Motions:
+    """Camera motion out of the middle frame.
+
+    Attributes:
+        to_previous: T_{t→t-1} [B, 4, 4].
+        to_next: T_{t→t+1} [B, 4, 4].
+    """
+
+    to_previous: Tensor
+    to_next: Tensor
+
+    @classmethod
+    def from_vectors(cls, vectors: Tensor) -> Motions:
+        """From a pose network's answers in temporal order, [B, 2, 6]: t-1 → t and t → t+1."""
+        backward, forward = motion_from_vector(vectors).unbind(1)
+        return cls(invert_motion(backward), forward)
+
+    @classmethod
+    def from_poses(cls, poses: Tensor) -> Motions:
+        """From known camera-to-world poses of the three frames, [B, 3, 4, 4]."""
+        previous, middle, following = poses.unbind(1)
+        return cls(relative_motion(middle, previous), relative_motion(middle, following))
+
+    @property
+    def translations(self) -> Tensor:
+        """[B, 2, 3]."""
+        return torch.stack([self.to_previous[:, :3, 3], self.to_next[:, :3, 3]], dim=1)
+
+
+@dataclass
+class Views:
+    """What the finest scale's reconstructions look like, for people. Without gradients.
+
+    The first dimension of the maps runs over the directed pairs t→t-1, t→t+1, t-1→t, t+1→t.
+
+    Attributes:
+        depth: of the three frames [B, 3, 1, H, W], metres (up to scale).
+        warped: Î_a, the first frame of each pair rebuilt from the second [4, B, 3, H, W].
+        visible: V·O [4, B, 1, H, W].
+        weight: w [4, B, 1, H, W].
+    """
+
+    depth: Tensor
+    warped: Tensor
+    visible: Tensor
+    weight: Tensor
+
+
+@dataclass
+class BaseLoss:
+    """Eq. 21 for one level: the weighted total and its four terms before weighting, each []; views if there are any."""
+
+    total: Tensor
+    photometric: Tensor
+    structure: Tensor
+    feature: Tensor
+    smoothness: Tensor
+    views: Views | None
+
+
+def base_loss(
+    frames: Tensor,
+    intrinsics: Tensor,
+    outputs: DepthFeatures,
+    motions: Motions | None,
+    depth_range: tuple[float, float],
+    weights: BaseWeights,
+) -> BaseLoss:
+    """L_k of one level.
+
+    Args:
+        frames: RGB in [0, 1], [B, 3, 3, H, W]; best with channels_last pictures.
+        intrinsics: K of these frames [B, 3, 3].
+        outputs: the depth network's, for the 3·B frames in the order of `frames.flatten(0, 1)`.
+        motions: of the camera; None only where `weights.need_motion` is False.
+        depth_range: metres that disparity 1 and 0 stand for.
+        weights: λ1 .. λ4.
+    """
+    # The geometry is computed in the frames' precision, whatever the networks ran in.
+    disparities = [x.to(frames.dtype) for x in outputs.disparities]
+    zero = frames.new_zeros(())
+    smoothness = smoothness_loss(disparities, frames.flatten(0, 1)) if weights.smoothness else zero
+
+    photometric, structure, feature, views = zero, zero, zero, None
+    if weights.need_motion:
+        pairs = _Pairs.of(frames, intrinsics, outputs.encoder[0], motions)
+        for disparity in disparities:
+            scale = _scale_terms(pairs, disparity, depth_range, weights)
+            photometric = photometric + scale.photometric / len(disparities)
+            structure = structure + scale.structure / len(disparities)
+            feature = feature + scale.feature / len(disparities)
+            views = views or scale.views
+
+    total = (
+        weights.photometric * photometric
+        + weights.structure * structure
+        + weights.feature * feature
+        + weights.smoothness * smoothness
+    )
+    return BaseLoss(total, photometric, structure, feature, smoothness, views)
+
+
+@dataclass
+class _Pairs:
+    """The directed pairs a→b, stacked along the batch: t→t-1, t→t+1, then the same reversed; what no scale changes.
+
+    Because the second half is the first one reversed, exchanging the halves (`_reverse`) turns anything known of every a
+    into what is known of its b.
+
+    Attributes:
+        target: I_a with its statistics, [4B, 3, H, W].
+        unmoved_error: pe(I_a, I_b) [4B, 1, H, W].
+        features: E_1 of a [4B, C, h, w].
+        motion: T_{a→b} [4B, 4, 4].
+        intrinsics: [4B, 3, 3].
+    """
+
+    target: ImageStatistics
+    unmoved_error: Tensor
+    features: Tensor
+    motion: Tensor
+    intrinsics: Tensor
+
+    @classmethod
+    def of(cls, frames: Tensor, intrinsics: Tensor, features: Tensor, motions: Motions) -> _Pairs:
+        with torch.no_grad():
+            target = ImageStatistics.of(frames.flatten(0, 1)).map(lambda x: _first(x.unflatten(0, frames.shape[:2])))
+            # pe is symmetric: one direction stands for both.
+            unmoved = photometric_error(target.map(_outward), target.map(_inward)).repeat(2, 1, 1, 1)
+        # Planar memory: the bilinear sampling of many channels is then a third faster.
+        features = _first(features.to(frames.dtype).unflatten(0, frames.shape[:2])).contiguous()
+        outward = torch.cat([motions.to_previous, motions.to_next])
+        motion = torch.cat([outward, invert_motion(outward)])
+        return cls(target, unmoved, features, motion, intrinsics.repeat(4, 1, 1))
+
+
+def _first(x: Tensor) -> Tensor:
+    """The first frame of every directed pair: [B, 3, ...] of three frames -> [4B, ...]."""
+    return torch.cat([x[:, 1], x[:, 1], x[:, 0], x[:, 2]])
+
+
+def _outward(x: Tensor) -> Tensor:
+    """The pairs t→t-1, t→t+1: [4B, ...] -> [2B, ...]."""
+    return x.chunk(2)[0]
+
+
+def _inward(x: Tensor) -> Tensor:
+    """The pairs t-1→t, t+1→t: [4B, ...] -> [2B, ...]."""
+    return x.chunk(2)[1]
+
+
+def _reverse(x: Tensor) -> Tensor:
+    """From every pair a→b to its reverse: exchanges the halves of [4B, ...]."""
+    return torch.roll(x, x.shape[0] // 2, dims=0)
+
+
+@dataclass
+class _ScaleTerms:
+    photometric: Tensor
+    structure: Tensor
+    feature: Tensor
+    views: Views
+
+
+def _scale_terms(
+    pairs: _Pairs, disparity: Tensor, depth_range: tuple[float, float], weights: BaseWeights
+) -> _ScaleTerms:
+    """The terms that compare two frames, for one disparity scale [3B, 1, h, w]."""
+    image = pairs.target.image
+    # Every scale explains the frames at full size: small pictures would reward copying texture into depth.
+    full = F.interpolate(disparity, size=image.shape[-2:], mode="bilinear", align_corners=False)
+    frame_depths = disparity_to_depth(full, *depth_range).unflatten(0, (-1, 3))
+    depth = _first(frame_depths)
+
+    view = reproject(depth, pairs.motion, pairs.intrinsics)
+    difference = depth_difference(view.depth, sample(_reverse(depth), view.pixels))
+    with torch.no_grad():
+        returning = sample(_reverse(view.flow), view.pixels)
+    masks = pair_weights(view, returning, difference)
+    warped = sample(_reverse(image), view.pixels).contiguous(memory_format=torch.channels_last)
+
+    zero = image.new_zeros(())
+    photometric = structure = feature = zero
+    if weights.photometric:
+        error = photometric_error(pairs.target, ImageStatistics.of(warped))
+        photometric = photometric_loss(error, pairs.unmoved_error, masks.weight, view.valid)
+    if weights.structure:
+        structure = structure_loss(difference, masks.visible)
+    if weights.feature:
+        feature = feature_loss(pairs.features, _reverse(pairs.features), view.flow, masks.weight)
+    maps = (x.detach().unflatten(0, (4, -1)) for x in (warped, masks.visible, masks.weight))
+    return _ScaleTerms(photometric, structure, feature, Views(frame_depths.detach(), *maps))

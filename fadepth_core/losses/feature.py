@@ -1,0 +1,38 @@
+"""Feature perception loss L_bfp (specification 4.3): views are compared in the depth network's own features, which still
+tell places apart where the image has no texture.
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from fadepth_core.geometry import pixel_grid, sample
+from fadepth_core.losses.geometric import weighted_mean
+
+# Shorter feature vectors count as having no direction; bounds the gradient of the cosine.
+_SHORTEST = 1e-3
+
+
+def feature_loss(features_a: Tensor, features_b: Tensor, flow: Tensor, weight: Tensor) -> Tensor:
+    """Weighted mean of 1 - cos(F_a, F_b⟨q⟩); gradients reach both feature maps and the flow.
+
+    Flow and weight are taken at the pixels that the strided filters of the encoder are centred on (feature i at stride s
+    looks at pixel s·i), so neither has to be interpolated.
+
+    Args:
+        features_a, features_b: encoder maps of the two views [B, C, ceil(H / s), ceil(W / s)], s a power of two.
+        flow: F_{a→b} [B, 2, H, W], pixels of the image.
+        weight: w [B, 1, H, W].
+
+    Raises:
+        ValueError: the feature maps are not on a grid of whole stride.
+    """
+    height, width = features_a.shape[-2:]
+    stride = round(flow.shape[-1] / width)
+    flow, weight = flow[..., ::stride, ::stride] / stride, weight[..., ::stride, ::stride]
+    if flow.shape[-2:] != (height, width):
+        raise ValueError(f"features of {height}x{width} do not fit an image of which every {stride}th pixel is taken")
+    seen = sample(features_b, pixel_grid(height, width, device=flow.device, dtype=flow.dtype) + flow)
+    similarity = F.cosine_similarity(features_a, seen, dim=1, eps=_SHORTEST).unsqueeze(1)
+    return weighted_mean(1 - similarity, weight)
