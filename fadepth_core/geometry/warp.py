@@ -41,7 +41,9 @@ def reproject(depth: Tensor, motion: Tensor, intrinsics: Tensor) -> Reprojection
     pixels, moved = project(transform_points(motion, unproject(depth, intrinsics)), intrinsics)
     u, v = pixels[:, :1], pixels[:, 1:]
     valid = (u >= 0) & (u <= width - 1) & (v >= 0) & (v <= height - 1) & (moved > NEAREST)
-    return Reprojection(pixels, pixels - pixel_grid(height, width, device=depth.device, dtype=depth.dtype), moved, valid)
+    return Reprojection(
+        pixels, pixels - pixel_grid(height, width, device=depth.device, dtype=depth.dtype), moved, valid
+    )
 
 
 def sample(values: Tensor, pixels: Tensor) -> Tensor:

@@ -1,0 +1,28 @@
+"""What the networks learn from: the base loss of one view of a sample (eq. 21) and the pyramid over several (eq. 20)."""
+
+from fadepth_core.losses.base import BaseLoss, BaseWeights, Motions, Views, base_loss
+from fadepth_core.losses.pyramid import (
+    PAPER_LEVELS,
+    ColorJitter,
+    LevelReport,
+    LevelWeights,
+    PyramidLoss,
+    PyramidReport,
+)
+from fadepth_core.losses.supervised import depth_loss, speed_loss
+
+__all__ = [
+    "PAPER_LEVELS",
+    "BaseLoss",
+    "BaseWeights",
+    "ColorJitter",
+    "LevelReport",
+    "LevelWeights",
+    "Motions",
+    "PyramidLoss",
+    "PyramidReport",
+    "Views",
+    "base_loss",
+    "depth_loss",
+    "speed_loss",
+]

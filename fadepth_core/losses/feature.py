@@ -4,7 +4,6 @@ tell places apart where the image has no texture.
 
 from __future__ import annotations
 
-import torch.nn.functional as F
 from torch import Tensor
 
 from fadepth_core.geometry import pixel_grid, sample
@@ -34,5 +33,11 @@ def feature_loss(features_a: Tensor, features_b: Tensor, flow: Tensor, weight: T
     if flow.shape[-2:] != (height, width):
         raise ValueError(f"features of {height}x{width} do not fit an image of which every {stride}th pixel is taken")
     seen = sample(features_b, pixel_grid(height, width, device=flow.device, dtype=flow.dtype) + flow)
-    similarity = F.cosine_similarity(features_a, seen, dim=1, eps=_SHORTEST).unsqueeze(1)
-    return weighted_mean(1 - similarity, weight)
+    # Not torch's cosine_similarity, which divides whole feature maps by their lengths and takes twice the time.
+    product = (features_a * seen).sum(1, keepdim=True)
+    return weighted_mean(1 - product / (_length(features_a) * _length(seen)), weight)
+
+
+def _length(features: Tensor) -> Tensor:
+    """Length of every feature vector, [B, C, h, w] -> [B, 1, h, w]."""
+    return features.square().sum(1, keepdim=True).clamp(min=_SHORTEST**2).sqrt()

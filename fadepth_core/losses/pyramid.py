@@ -8,8 +8,8 @@ next level runs (specification 3.3).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, fields, replace
-from functools import cached_property, partial
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fadepth_core.geometry import flip_intrinsics, mirror_motion, scale_intrinsics
-from fadepth_core.losses.base import BaseLoss, BaseWeights, Motions, Views, base_loss
+from fadepth_core.losses.base import BaseWeights, Motions, Views, base_loss
 from fadepth_core.losses.supervised import depth_loss, speed_loss
 from fadepth_core.models.smalldepth import PIXEL_MEAN, PIXEL_STD, DepthFeatures
 
@@ -124,10 +124,20 @@ class LevelInput:
 
 @dataclass
 class LevelReport:
-    """The parts of one level's loss before weighting, each [] and detached; None where a part has no weight."""
+    """One level's loss and its parts before weighting, each [] and detached; a part without weight is None or 0.
+
+    Attributes:
+        total: what was differentiated.
+        photometric, structure, feature, smoothness: L_bwp, L_bds, L_bfp, L_s.
+        depth, speed: the losses against measurements.
+        feature_consistency, disparity_consistency: C^f, C^d.
+    """
 
     total: Tensor
-    base: BaseLoss
+    photometric: Tensor
+    structure: Tensor
+    feature: Tensor
+    smoothness: Tensor
     depth: Tensor | None
     speed: Tensor | None
     feature_consistency: Tensor | None
@@ -136,7 +146,7 @@ class LevelReport:
 
 @dataclass
 class PyramidReport:
-    """One call's result, detached: L_pyr, its parts by level, and pictures of level cr if frames were compared."""
+    """One call's result, detached: L_pyr, its parts by level, and pictures of level cr where frames were compared."""
 
     total: Tensor
     levels: dict[str, LevelReport]
@@ -171,7 +181,7 @@ class PyramidLoss:
         weights: BaseWeights = BaseWeights(),  # noqa: B008 - immutable
         depth_weight: float = 0.0,
         speed_weight: float = 0.0,
-        color_jitter: ColorJitter = ColorJitter(),  # noqa: B008 - immutable
+        color_jitter: ColorJitter = ColorJitter(),
         joint: bool = False,
     ):
         unknown = levels.keys() - PAPER_LEVELS.keys()
@@ -182,7 +192,9 @@ class PyramidLoss:
         if levels["cr"].feature or levels["cr"].disparity:
             raise ValueError("level cr has no consistency terms: it would be compared with itself")
         if "lr" in levels and (size[0] % 2 or size[1] % 2):
-            raise ValueError(f"level lr halves the image, so its height and width must be even, got {size[0]}x{size[1]}")
+            raise ValueError(
+                f"level lr halves the image, so its height and width must be even, got {size[0]}x{size[1]}"
+            )
         if speed_weight and pose_net is None:
             raise ValueError("a speed loss needs a pose network: with known poses there is no motion to correct")
         self.depth_net, self.pose_net = depth_net, pose_net
@@ -194,8 +206,8 @@ class PyramidLoss:
         """Run the networks on every level and differentiate.
 
         Args:
-            sample: a batch on the networks' device. Frames of the size of level cr, or twice that; twice is required by
-                level hr, which then sees the original pixels.
+            sample: a batch on the networks' device. Its frames have the size of level cr or twice that; level hr needs
+                twice, so that it sees original pixels.
             backward: called with each level's loss as soon as it is known (`joint`: once, with the sum). It owns the
                 gradients' scaling and accumulation, e.g. Lightning Fabric's `fabric.backward`.
 
@@ -203,36 +215,183 @@ class PyramidLoss:
             ValueError: the sample lacks what the weights need, or its frames have the wrong size.
         """
         self._check(sample)
-        levels = self._inputs(sample)
-        name, cr = next(levels)
-        outputs, loss, report = self._run(cr, sample, self.levels[name])
-        reference = _Reference.of(outputs, detached=not self.joint)
-        views, reports, losses = report.base.views, {name: report}, []
-        finish = losses.append if self.joint else backward
-        finish(loss)
-        del outputs, loss  # what holds level cr's graph
-
-        for name, level in levels:
-            finish(self._compared(name, level, sample, reference, reports))
+        reference: _Reference | None = None
+        reports, losses, views = {}, [], None
+        for name, level in self._inputs(sample):
+            result = self._level(name, level, sample, reference)
+            reports[name] = result.report
+            if name == "cr":
+                reference, views = result.reference, result.views
+            if self.joint:
+                losses.append(result.loss)
+            else:
+                backward(result.loss)
+            del result  # and with it what is left of the level's graph, before the next one runs
         if self.joint:
             backward(torch.stack(losses).sum())
-        return PyramidReport(torch.stack([report.total for report in reports.values()]).sum(), reports, views)
+        total = torch.stack([report.total for report in reports.values()]).sum()
+        return PyramidReport(total, reports, views)
 
-    def _compared(
-        self, name: str, level: LevelInput, sample: Sample, reference: _Reference, reports: dict[str, LevelReport]
-    ) -> Tensor:
-        """A further level's loss with its consistency terms (eq. 20); adds its report."""
+    def _check(self, sample: Sample) -> None:
+        found, (height, width) = tuple(sample.frames.shape[-2:]), self.size
+        allowed = [(2 * height, 2 * width)] if "hr" in self.levels else [(height, width), (2 * height, 2 * width)]
+        if found not in allowed:
+            wanted = " or ".join(f"{h}x{w}" for h, w in allowed)
+            raise ValueError(f"these pyramid levels need frames of {wanted} pixels, got {found[0]}x{found[1]}")
+        if self.weights.need_motion and self.pose_net is None and sample.poses is None:
+            raise ValueError("without a pose network the samples must have camera poses")
+        if self.depth_weight and sample.depth is None:
+            raise ValueError("a supervised depth loss needs samples with true depth")
+        if self.speed_weight and sample.speed is None:
+            raise ValueError("a speed loss needs samples with the camera's speed")
+
+    def _inputs(self, sample: Sample) -> Iterator[tuple[str, LevelInput]]:
+        """The levels' views of the sample, cr first, each made when its turn comes."""
+        given = LevelInput(_channels_last(sample.frames), sample.intrinsics, sample.poses, sample.depth)
+        cr = given if tuple(given.frames.shape[-2:]) == self.size else _halved(given)
+        yield "cr", cr
+        for name in self.levels:
+            if name == "lr":
+                yield name, _halved(cr)
+            elif name == "hr":
+                yield name, given
+            elif name == "flip":
+                yield name, _mirrored(cr)
+            elif name == "color":
+                yield name, replace(cr, frames=self.color_jitter(cr.frames))
+
+    def _level(self, name: str, level: LevelInput, sample: Sample, reference: _Reference | None) -> _LevelResult:
+        """Networks and all losses of one level: its summand of eq. 20."""
         weights = self.levels[name]
-        outputs, loss, report = self._run(level, sample, weights)
-        undo = partial(_to_cr, name, size=self.size)
+        outputs, motions = self._run_networks(level)
+        depth_range = (self.depth_net.min_depth, self.depth_net.max_depth)
+        base = base_loss(level.frames, level.intrinsics, outputs, motions, depth_range, self.weights)
+        loss = base.total
+
+        depth = speed = None
+        if self.depth_weight:
+            middle = [x.unflatten(0, (-1, 3))[:, 1] for x in outputs.disparities]
+            depth = depth_loss(middle, level.depth, *depth_range)
+            loss = loss + self.depth_weight * depth
+        if self.speed_weight:
+            speed = speed_loss(motions.translations, sample.speed, sample.interval)
+            loss = loss + self.speed_weight * speed
+        loss = weights.loss * loss
+
+        feature = disparity = None
         if weights.feature:
-            features = outputs.decoder[0].to(loss.dtype)
-            feature = _consistency(reference.features, undo(features), weights.metric)
-            loss, report.feature_consistency = loss + weights.feature * feature, feature.detach()
+            feature = _consistency(reference.features, self._to_cr(name, outputs.decoder[0]), weights.metric)
+            loss = loss + weights.feature * feature
         if weights.disparity:
-            disparity = _consistency(reference.disparity, undo(outputs.disparities[0].to(loss.dtype)), weights.metric)
-            loss, report.disparity_consistency = loss + weights.disparity * disparity, disparity.detach()
-        report.total = loss.detach()
-        report.base.views = None
-        reports[name] = report
-        return loss
+            disparity = _consistency(reference.disparity, self._to_cr(name, outputs.disparities[0]), weights.metric)
+            loss = loss + weights.disparity * disparity
+        if name == "cr":
+            reference = _Reference.of(outputs, detached=not self.joint)
+
+        parts = (
+            loss,
+            base.photometric,
+            base.structure,
+            base.feature,
+            base.smoothness,
+            depth,
+            speed,
+            feature,
+            disparity,
+        )
+        report = LevelReport(*(part if part is None else part.detach() for part in parts))
+        return _LevelResult(loss, report, reference, base.views)
+
+    def _run_networks(self, level: LevelInput) -> tuple[DepthFeatures, Motions | None]:
+        """Depth of every frame and motion of both pairs, one pass each."""
+        flat = level.frames.flatten(0, 1)
+        mean, std = (flat.new_tensor(values).view(3, 1, 1) for values in (PIXEL_MEAN, PIXEL_STD))
+        normalised = (flat - mean) / std
+        outputs = self.depth_net(normalised)
+        if not (self.weights.need_motion or self.speed_weight):
+            return outputs, None
+        if self.pose_net is None:
+            return outputs, Motions.from_poses(level.poses)
+        previous, middle, following = normalised.unflatten(0, (-1, 3)).unbind(1)
+        pairs = torch.cat([torch.cat([previous, middle]), torch.cat([middle, following])], dim=1)
+        vectors = self.pose_net(pairs).to(flat.dtype)
+        return outputs, Motions.from_vectors(torch.stack(vectors.chunk(2), dim=1))
+
+    def _to_cr(self, name: str, x: Tensor) -> Tensor:
+        """Φ_k⁻¹: a level's map [N, C, h, w] on the pixels of level cr."""
+        if name == "flip":
+            return x.flip(-1)
+        if name in ("lr", "hr"):
+            return F.interpolate(x, size=self.size, mode="bilinear", align_corners=False)
+        return x
+
+
+@dataclass
+class _LevelResult:
+    loss: Tensor
+    report: LevelReport
+    reference: _Reference | None
+    views: Views | None
+
+
+class _Map:
+    """One of level cr's maps [N, C, H, W] and, once somebody asks, its distribution over the image."""
+
+    def __init__(self, values: Tensor):
+        self.values = values
+
+    @cached_property
+    def distribution(self) -> Tensor:
+        return _distribution(self.values)
+
+
+@dataclass
+class _Reference:
+    """What the other levels are compared with."""
+
+    features: _Map
+    disparity: _Map
+
+    @classmethod
+    def of(cls, outputs: DepthFeatures, detached: bool) -> _Reference:
+        maps = (outputs.decoder[0], outputs.disparities[0])
+        return cls(*(_Map(x.detach() if detached else x) for x in maps))
+
+
+def _consistency(reference: _Map, values: Tensor, metric: str) -> Tensor:
+    """C of eq. 22. L1: mean over all elements; softmax: summed over the image, mean over batch and channels."""
+    if metric == "l1":
+        return (reference.values - values).abs().mean()
+    return (reference.distribution - _distribution(values)).abs().sum(1).mean()
+
+
+def _distribution(x: Tensor) -> Tensor:
+    """Softmax of each channel over the positions, [N, C, H, W] -> [N, H·W, C]."""
+    # Channels stay last, as the networks left them: four times as fast as over the last dimension of a planar copy.
+    return x.permute(0, 2, 3, 1).flatten(1, 2).softmax(dim=1)
+
+
+def _halved(level: LevelInput) -> LevelInput:
+    """The level at half the size. True depth keeps its own."""
+    height, width = level.frames.shape[-2:]
+    half = F.interpolate(
+        level.frames.flatten(0, 1), size=(height // 2, width // 2), mode="bilinear", antialias=True, align_corners=False
+    )
+    frames = _channels_last(half.unflatten(0, level.frames.shape[:2]))
+    return replace(level, frames=frames, intrinsics=scale_intrinsics(level.intrinsics, 0.5, 0.5))
+
+
+def _mirrored(level: LevelInput) -> LevelInput:
+    """The level seen in a mirror, with the camera and the motion that go with it."""
+    return LevelInput(
+        level.frames.flip(-1),
+        flip_intrinsics(level.intrinsics, level.frames.shape[-1]),
+        None if level.poses is None else mirror_motion(level.poses),
+        None if level.depth is None else level.depth.flip(-1),
+    )
+
+
+def _channels_last(frames: Tensor) -> Tensor:
+    """[B, 3, 3, H, W] with every picture in channels_last memory."""
+    pictures = frames.flatten(0, 1).contiguous(memory_format=torch.channels_last)
+    return pictures.unflatten(0, frames.shape[:2])

@@ -70,9 +70,7 @@ class SmallPoseNet(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.encoder = nn.Sequential(
-            *(ConvBN(cin, cout, 3, stride=2) for cin, cout in pairwise((6, *self.WIDTHS)))
-        )
+        self.encoder = nn.Sequential(*(ConvBN(cin, cout, 3, stride=2) for cin, cout in pairwise((6, *self.WIDTHS))))
         self.head = nn.Linear(self.WIDTHS[-1], 6)
 
     def forward(self, pair: Tensor) -> Tensor:

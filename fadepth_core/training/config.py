@@ -1,0 +1,212 @@
+"""What a training run is: every setting with its default, read from YAML, overridden by `--set key=value`, refused with the
+name of the key when wrong, and written beside each checkpoint.
+
+Defaults are the paper's where it states them (specification 8).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from fadepth_core.losses.pyramid import PAPER_LEVELS
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be used; one line a problem, each with the key."""
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class DatasetConfig(_Strict):
+    """One data set. `options` are the keyword arguments of its class."""
+
+    name: str = "synthetic"
+    options: dict[str, Any] = {}
+    weight: float = Field(1.0, gt=0, description="share of the batches, relative to the other data sets")
+
+
+class DataConfig(_Strict):
+    train: list[DatasetConfig] = [DatasetConfig()]
+    size: tuple[int, int] = Field((128, 416), description="height and width of level cr, multiples of 32")
+    augment: bool = True
+    batch_size: int = Field(8, ge=1)
+    workers: int = Field(2, ge=0, description="loader processes per training process; 0 loads in the process itself")
+
+    @model_validator(mode="after")
+    def _check_size(self) -> DataConfig:
+        if any(side <= 0 or side % 32 for side in self.size):
+            raise ValueError(f"size must be two positive multiples of 32, got {list(self.size)}")
+        return self
+
+
+class ModelConfig(_Strict):
+    name: str = "smalldepth"
+    residual_drop: float = Field(0.9, ge=0, lt=1, description="P_A of Table V")
+    downsample_drop: float = Field(0.0, ge=0, lt=1, description="P_B of Table V")
+    constant_drop: bool = False
+    etm: Literal["etm", "etm*", "etm#"] | None = "etm#"
+    start: Path | None = Field(None, description="training checkpoint whose weights to start from")
+
+
+class PoseConfig(_Strict):
+    network: Literal["fbnetv3_b", "small", "known"] = Field(
+        "fbnetv3_b", description="'known' takes the camera motion from the data instead of learning it"
+    )
+    weights: Path | None = Field(None, description="ImageNet weights for fbnetv3_b, a local file")
+
+
+class LevelConfig(_Strict):
+    """Weights of one pyramid level, see `losses.pyramid.LevelWeights`."""
+
+    loss: float = Field(1.0, ge=0)
+    feature: float = Field(0.0, ge=0)
+    disparity: float = Field(0.0, ge=0)
+    metric: Literal["l1", "softmax"] = "l1"
+
+
+class BaseLossConfig(_Strict):
+    """λ1 .. λ4, see `losses.base.BaseWeights`."""
+
+    photometric: float = Field(1.0, ge=0)
+    structure: float = Field(0.1, ge=0)
+    feature: float = Field(0.1, ge=0)
+    smoothness: float = Field(0.001, ge=0)
+
+
+class LossConfig(_Strict):
+    base: BaseLossConfig = BaseLossConfig()
+    levels: dict[Literal["cr", "lr", "hr", "flip", "color"], LevelConfig] = {
+        name: LevelConfig(**vars(weights)) for name, weights in PAPER_LEVELS.items()
+    }
+    depth: float = Field(0.0, ge=0, description="weight of the loss against true depth")
+    speed: float = Field(0.0, ge=0, description="weight of the loss against measured speed; makes depth metric")
+    joint: bool = Field(False, description="one backward pass over all levels instead of one after each")
+
+    @model_validator(mode="after")
+    def _check_levels(self) -> LossConfig:
+        if "cr" not in self.levels:
+            raise ValueError("levels must contain cr")
+        return self
+
+
+class OptimizerConfig(_Strict):
+    """AdamW."""
+
+    lr: float = Field(5e-4, gt=0)
+    pose_lr: float = Field(1e-4, gt=0)
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = Field(1e-2, ge=0)
+    clip_norm: float = Field(1.0, gt=0)
+
+
+class ScheduleConfig(_Strict):
+    """Linear warm-up, then a cosine to `final` of the learning rate; N of the drop schedule is `iterations`."""
+
+    iterations: int = Field(200_000, ge=1)
+    warmup: int = Field(1000, ge=0)
+    final: float = Field(0.01, ge=0, le=1)
+
+
+class LogConfig(_Strict):
+    every: int = Field(50, ge=1, description="iterations between two points of a curve")
+    images_every: int = Field(1000, ge=1)
+    save_every: int = Field(1000, ge=1)
+    evaluate_every: int = Field(5000, ge=1)
+
+
+class EvaluationConfig(_Strict):
+    """What is measured while training: a protocol of `evaluation.protocols`, or frames of a rendered data set."""
+
+    dataset: DatasetConfig | None = Field(None, description="held-back samples with true depth")
+    frames: int = Field(64, ge=1)
+    scaling: Literal["median", "none"] = "median"
+    max_depth: float = Field(80.0, gt=0)
+
+
+class TrainConfig(_Strict):
+    """A run."""
+
+    output: Path = Path("runs/fadepth")
+    seed: int = 0
+    precision: Literal["32-true", "16-mixed", "bf16-mixed"] = Field("32-true", description="of the networks")
+    devices: int = Field(1, ge=1, description="processes, one GPU each where there are GPUs")
+    accumulate: int = Field(1, ge=1, description="batches per optimiser step")
+    data: DataConfig = DataConfig()
+    model: ModelConfig = ModelConfig()
+    pose: PoseConfig = PoseConfig()
+    loss: LossConfig = LossConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+    log: LogConfig = LogConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+
+
+def load_config(path: Path | None, overrides: list[str]) -> TrainConfig:
+    """Read a configuration.
+
+    Args:
+        path: YAML file; None for the defaults.
+        overrides: "dotted.key=value" with the value in YAML, e.g. "optimizer.lr=1e-4"; applied in order.
+
+    Raises:
+        ConfigError: the file or an override cannot be used.
+    """
+    values: Any = {}
+    if path is not None:
+        try:
+            values = yaml.safe_load(Path(path).read_text()) or {}
+        except FileNotFoundError:
+            raise ConfigError(f"{path}: no such file") from None
+        except yaml.YAMLError as error:
+            raise ConfigError(f"{path}: not YAML: {error}") from error
+        if not isinstance(values, dict):
+            raise ConfigError(f"{path}: expected keys and values")
+    for override in overrides:
+        _override(values, override)
+    try:
+        return TrainConfig.model_validate(values)
+    except ValidationError as error:
+        lines = [f"{'.'.join(map(str, e['loc'])) or 'configuration'}: {e['msg']}" for e in error.errors()]
+        raise ConfigError("\n".join(f"{path or 'configuration'}: {line}" for line in lines)) from None
+
+
+def save_config(config: TrainConfig, path: Path) -> None:
+    """Write every value, so that the run can be repeated whatever the defaults become."""
+    path.write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+
+
+def _override(values: dict, override: str) -> None:
+    key, separator, text = override.partition("=")
+    if not separator or not key:
+        raise ConfigError(f"--set {override}: expected key=value")
+    *parents, last = key.split(".")
+    node = values
+    for parent in parents:
+        child = node[int(parent)] if isinstance(node, list) and parent.isdigit() else node.setdefault(parent, {})
+        if not isinstance(child, (dict, list)):
+            raise ConfigError(f"--set {override}: '{parent}' holds {child!r}, it has no keys below it")
+        node = child
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--set {override}: the value is not YAML: {error}") from error
+    if isinstance(value, str):
+        value = _number(value)
+    if isinstance(node, list):
+        node[int(last)] = value
+    else:
+        node[last] = value
+
+
+def _number(text: str) -> str | float:
+    """YAML takes 1e-4 for text (it wants 1.0e-4); everybody else does not."""
+    try:
+        return float(text)
+    except ValueError:
+        return text
