@@ -88,7 +88,8 @@ class DepthEngine:
 
         Args:
             checkpoint: an opened one, a path, or None for the one that is shipped.
-            input_size: (height, width) of the network's input, multiples of 32; None follows the camera's aspect ratio.
+            input_size: (height, width) of the network's input, multiples of 32; None follows the camera's aspect ratio
+                at about the number of pixels the checkpoint was trained with.
             camera_size: (height, width) of the frames; None means the size the checkpoint was trained at.
             backend: "auto", or the one to try first ("openvino", "torch"); the others stay behind it as fallbacks.
             precision: "auto" (each backend's default), "fp32" or "bf16".
@@ -111,8 +112,10 @@ class DepthEngine:
             order = (backend, *(name for name in order if name != backend))
         if precision != "auto" and precision not in CHECK_BOUNDS:
             raise ValueError(f"unknown precision '{precision}'; known: auto, {', '.join(CHECK_BOUNDS)}")
-        size = camera_size or checkpoint.description.network_size
-        framing = Framing.plan(size, input_size, crop_to_aspect, full_resolution)
+        trained_size = checkpoint.description.network_size
+        if camera_size is None:
+            camera_size, input_size = trained_size, input_size or trained_size
+        framing = Framing.plan(camera_size, input_size, crop_to_aspect, full_resolution, trained_size[0] * trained_size[1])
         return cls(checkpoint, framing, order, precision, threads, logger)
 
     @property

@@ -67,6 +67,7 @@ class Framing:
         network_size: tuple[int, int] | None = None,
         crop_to_aspect: bool = False,
         full_resolution: bool = False,
+        pixels: int = PIXELS,
     ) -> Framing:
         """Plan the way of a frame.
 
@@ -75,6 +76,7 @@ class Framing:
             network_size: (height, width), multiples of 32; None chooses by `choose_network_size`.
             crop_to_aspect: cut the largest centred part that has the network's aspect ratio instead of stretching.
             full_resolution: publish depth at the size of the crop instead of the network's size.
+            pixels: about how many the network's input has where its size is chosen.
 
         Raises:
             FramingError: a size that cannot be.
@@ -83,7 +85,7 @@ class Framing:
             height, width = camera_size
             raise FramingError(f"image of {width}x{height} pixels; sides must be between {MIN_SIDE} and {MAX_SIDE}")
         if network_size is None:
-            network_size = choose_network_size(camera_size)
+            network_size = choose_network_size(camera_size, pixels)
         if any(side < STRIDE or side % STRIDE for side in network_size):
             raise FramingError(
                 f"network size {list(network_size)} (height, width) must be positive multiples of {STRIDE}"

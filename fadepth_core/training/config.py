@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from fadepth_core.losses.pyramid import PAPER_LEVELS
 
@@ -62,7 +62,7 @@ class PoseConfig(_Strict):
 
 
 class LevelConfig(_Strict):
-    """Weights of one pyramid level, see `losses.pyramid.LevelWeights`."""
+    """Weights of one pyramid level, see `losses.pyramid.LevelWeights`; what is left out is the paper's for that level."""
 
     loss: float = Field(1.0, ge=0)
     feature: float = Field(0.0, ge=0)
@@ -88,11 +88,26 @@ class LossConfig(_Strict):
     speed: float = Field(0.0, ge=0, description="weight of the loss against measured speed; makes depth metric")
     joint: bool = Field(False, description="one backward pass over all levels instead of one after each")
 
-    @model_validator(mode="after")
-    def _check_levels(self) -> LossConfig:
-        if "cr" not in self.levels:
-            raise ValueError("levels must contain cr")
-        return self
+    @field_validator("levels")
+    @classmethod
+    def _check_levels(cls, levels: dict) -> dict:
+        if "cr" not in levels:
+            raise ValueError("levels must contain cr, with which the others are compared")
+        return levels
+
+    @field_validator("levels", mode="before")
+    @classmethod
+    def _fill_in_the_papers_weights(cls, levels: Any) -> Any:
+        """`[cr, flip]` and `{cr: {}, flip: {feature: 0}}` are both short forms."""
+        if isinstance(levels, list):
+            levels = dict.fromkeys(levels)
+        if not isinstance(levels, dict):
+            return levels  # pydantic says what is wrong with it
+        paper = {name: vars(weights) for name, weights in PAPER_LEVELS.items()}
+        return {
+            name: {**paper.get(name, {}), **(given or {})} if given is None or isinstance(given, dict) else given
+            for name, given in levels.items()
+        }
 
 
 class OptimizerConfig(_Strict):

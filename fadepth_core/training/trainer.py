@@ -1,0 +1,387 @@
+"""The training loop: batches through the pyramid loss into AdamW, with schedules, checkpoints, logs and measurements.
+
+Devices, precision, processes and gradient accumulation belong to Lightning Fabric. What is here is the order of things, and
+that nothing is lost: an interrupted run goes on bit by bit where it stopped, a full disk leaves the previous checkpoint, and
+a loss that is not finite stops the run with the batch that made it.
+"""
+
+from __future__ import annotations
+
+import math
+import pickle
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass, fields
+from datetime import date
+from pathlib import Path
+
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from fadepth_core.data import Sample, collate
+from fadepth_core.losses import BaseWeights, LevelWeights, PyramidLoss, PyramidReport
+from fadepth_core.models import build_model
+from fadepth_core.models.layers.drop import set_drop_progress
+from fadepth_core.models.layers.etm import ETMConv2d
+from fadepth_core.models.posenet import build_pose_net
+from fadepth_core.runtime.checkpoint import Checkpoint, CheckpointError, Description, save_checkpoint, write_atomically
+from fadepth_core.training.config import TrainConfig, save_config
+from fadepth_core.training.schedules import EndlessSampler, learning_rate_factor
+
+STATE = "state.pt"
+CHECKPOINT = "checkpoint.safetensors"
+
+
+class TrainingError(RuntimeError):
+    """A run that cannot start or go on; the message says why and what is left of it."""
+
+
+class _Keyed(Dataset):
+    """Looks samples up by the sampler's (index, draw) keys and augments each with the generator its draw seeds."""
+
+    def __init__(self, dataset: Dataset, augment: Callable[[Sample, torch.Generator], Sample] | None):
+        self._dataset, self._augment = dataset, augment
+
+    def __getitem__(self, key: tuple[int, int]) -> Sample:
+        index, draw = key
+        sample = self._dataset[index]
+        return sample if self._augment is None else self._augment(sample, torch.Generator().manual_seed(draw))
+
+
+def batches(dataset: Dataset, augment, config: TrainConfig, start: int, rank: int, world: int) -> Iterator[Sample]:
+    """Endless batches from the `start`-th on, in an order that follows from the seed."""
+    size = config.data.batch_size
+    sampler = EndlessSampler(len(dataset), config.seed, start * size, rank, world)
+    return iter(
+        DataLoader(
+            _Keyed(dataset, augment),
+            batch_size=size,
+            sampler=sampler,
+            num_workers=config.data.workers,
+            collate_fn=collate,
+            pin_memory=torch.cuda.is_available(),
+            persistent_workers=config.data.workers > 0,
+            worker_init_fn=_one_thread,
+            # Of its own: a loader draws a seed when it starts, which would shift a resumed run's random numbers.
+            generator=torch.Generator(),
+        )
+    )
+
+
+def _one_thread(_worker: int) -> None:
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the training process, which ends its workers
+
+
+@dataclass
+class Progress:
+    """What callers see after every optimiser step."""
+
+    iteration: int
+    loss: float
+
+
+class Trainer:
+    """One run of `config` on `dataset`.
+
+    Args:
+        dataset: yields unaugmented `Sample`s by index.
+        augment: changes a sample with a generator, or None.
+        measure: named figures of a network in evaluation mode, e.g. its error against true depth; None measures nothing.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        dataset: Dataset,
+        augment: Callable[[Sample, torch.Generator], Sample] | None = None,
+        measure: Callable[[nn.Module], dict[str, float]] | None = None,
+    ):
+        self.config, self.output = config, Path(config.output)
+        self._dataset, self._augment, self._measure = dataset, augment, measure
+        self.fabric = Fabric(devices=config.devices, precision=config.precision, accelerator="auto")
+        self.iteration = 0
+        self._stop = False
+
+        torch.manual_seed(config.seed)
+        model = config.model
+        self.network = build_model(
+            model.name,
+            residual_drop=model.residual_drop,
+            downsample_drop=model.downsample_drop,
+            constant_drop=model.constant_drop,
+            etm=model.etm,
+        ).to(memory_format=torch.channels_last)
+        if model.start is not None:
+            _load_start(self.network, Checkpoint(model.start))
+        self.pose_net = None
+        if config.pose.network != "known":
+            options = {"weights": config.pose.weights} if config.pose.network == "fbnetv3_b" else {}
+            self.pose_net = build_pose_net(config.pose.network, **options).to(memory_format=torch.channels_last)
+
+        groups = parameter_groups(self.network, config.optimizer.lr, config.optimizer.weight_decay)
+        if self.pose_net is not None:
+            groups += parameter_groups(self.pose_net, config.optimizer.pose_lr, config.optimizer.weight_decay)
+        for group in groups:
+            group["full_lr"] = group["lr"]
+        self.optimizer = torch.optim.AdamW(groups, betas=config.optimizer.betas)
+
+    # --------------------------------------------------------------------------------------------------------- the loop
+
+    def fit(self, resume: bool = False, on_step: Callable[[Progress], None] | None = None) -> Path:
+        """Train to the configured number of iterations; returns the path of the finished checkpoint.
+
+        Ctrl-C finishes the step at hand, saves, and raises KeyboardInterrupt.
+
+        Raises:
+            TrainingError: nothing to resume, or a loss that is not finite.
+        """
+        config = self.config
+        self.output.mkdir(parents=True, exist_ok=True)
+        self.fabric.launch()
+        network, pose_net = self._set_up()
+        if resume:
+            self._load_state()
+        save_config(config, self.output / "config.yaml")
+        loss_of = self._pyramid_loss(network, pose_net)
+        data = batches(
+            self._dataset,
+            self._augment,
+            config,
+            self.iteration * config.accumulate,
+            self.fabric.global_rank,
+            self.fabric.world_size,
+        )
+        main = self.fabric.is_global_zero
+        with (
+            SummaryWriter(self.output) if main else nullcontext() as log,
+            tqdm(total=config.schedule.iterations, initial=self.iteration, unit="it", disable=not main) as bar,
+            self._interruptible(),
+        ):
+            since, images = time.perf_counter(), 0
+            while self.iteration < config.schedule.iterations:
+                report = self._step(data, loss_of)
+                images += config.data.batch_size * config.accumulate * self.fabric.world_size
+                if main and self.iteration % config.log.every == 0:
+                    rate, since, images = images / (time.perf_counter() - since), time.perf_counter(), 0
+                    self._log(log, bar, report, rate)
+                if main and report.views is not None and self.iteration % config.log.images_every == 0:
+                    _log_views(log, report, self.iteration)
+                bar.update()
+                if on_step is not None:
+                    on_step(Progress(self.iteration, float(report.total)))
+                if self.iteration % config.log.evaluate_every == 0:
+                    self._log_measures(log)
+                if self._stop or self.iteration % config.log.save_every == 0:
+                    self.save()
+                if self._stop:
+                    raise KeyboardInterrupt
+            self._log_measures(log)
+            return self.save()
+
+    def _step(self, data: Iterator[Sample], loss_of: PyramidLoss) -> PyramidReport:
+        """One optimiser step."""
+        config, schedule = self.config, self.config.schedule
+        set_drop_progress(self.network, self.iteration, schedule.iterations)
+        factor = learning_rate_factor(self.iteration, schedule.iterations, schedule.warmup, schedule.final)
+        for group in self.optimizer.param_groups:
+            group["lr"] = factor * group["full_lr"]
+        self.optimizer.zero_grad(set_to_none=True)
+        for _ in range(config.accumulate):
+            sample = next(data).to(self.fabric.device)
+            report = loss_of(sample, lambda loss: self.fabric.backward(loss / config.accumulate))
+            if not math.isfinite(report.total):
+                raise TrainingError(self._keep_bad_batch(sample, report))
+        for module in (self.network, self.pose_net):
+            if module is not None:
+                nn.utils.clip_grad_norm_(module.parameters(), config.optimizer.clip_norm, error_if_nonfinite=False)
+        self.optimizer.step()
+        self.iteration += 1
+        return report
+
+    def _set_up(self) -> tuple[nn.Module, nn.Module | None]:
+        """The networks as Fabric wraps them, bound to the optimiser."""
+        modules = [self.network] + ([self.pose_net] if self.pose_net is not None else [])
+        first, *others = modules
+        wrapped_first, self.optimizer = self.fabric.setup(first, self.optimizer)
+        wrapped = [wrapped_first, *(self.fabric.setup_module(module) for module in others)]
+        return wrapped[0], wrapped[1] if len(wrapped) > 1 else None
+
+    def _pyramid_loss(self, network: nn.Module, pose_net: nn.Module | None) -> PyramidLoss:
+        loss = self.config.loss
+        network.train()
+        if pose_net is not None:
+            pose_net.train()
+        return PyramidLoss(
+            network,
+            pose_net,
+            self.config.data.size,
+            {name: LevelWeights(**level.model_dump()) for name, level in loss.levels.items()},
+            BaseWeights(**loss.base.model_dump()),
+            depth_weight=loss.depth,
+            speed_weight=loss.speed,
+            joint=loss.joint,
+        )
+
+    @contextmanager
+    def _interruptible(self) -> Iterator[None]:
+        """Ctrl-C asks the loop to stop behind the step at hand, when everything is consistent; twice means now."""
+
+        def ask(_number, _frame):
+            if self._stop:
+                raise KeyboardInterrupt
+            self._stop = True
+
+        previous = signal.signal(signal.SIGINT, ask)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, previous)
+
+    # ------------------------------------------------------------------------------------------------ what is kept of it
+
+    def save(self) -> Path:
+        """Write the checkpoint the node loads and the state a resumed run needs; returns the checkpoint's path."""
+        path = self.output / CHECKPOINT
+        if self.fabric.is_global_zero:
+            weights = {name: value.cpu().numpy() for name, value in self.network.state_dict().items()}
+            save_checkpoint(path, weights, self.description())
+            state = {
+                "iteration": self.iteration,
+                "network": self.network.state_dict(),
+                "pose_net": None if self.pose_net is None else self.pose_net.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "random": torch.get_rng_state(),
+                "random_cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+            }
+            write_atomically(self.output / STATE, lambda part: torch.save(state, part))
+        self.fabric.barrier()
+        return path
+
+    def _load_state(self) -> None:
+        path = self.output / STATE
+        if not path.is_file():
+            raise TrainingError(f"{path}: nothing to resume from")
+        try:
+            # weights_only: tensors and plain containers, no code.
+            state = torch.load(path, map_location="cpu", weights_only=True)
+            self.network.load_state_dict(state["network"])
+            if self.pose_net is not None:
+                self.pose_net.load_state_dict(state["pose_net"])
+            self.optimizer.load_state_dict(state["optimizer"])
+        except (pickle.UnpicklingError, RuntimeError, KeyError, TypeError, ValueError, EOFError, OSError) as error:
+            raise TrainingError(f"{path}: not the state of this run: {error}") from error
+        self.iteration = state["iteration"]
+        torch.set_rng_state(state["random"])
+        if torch.cuda.is_available():
+            torch.cuda.set_rng_state_all(state["random_cuda"])
+
+    def description(self) -> Description:
+        """What the checkpoint says of itself."""
+        config, network = self.config, self.network
+        from fadepth_core.models.smalldepth import PIXEL_MEAN, PIXEL_STD
+
+        return Description(
+            model=config.model.name,
+            form="training",
+            network_size=tuple(config.data.size),
+            depth_range=(network.min_depth, network.max_depth),
+            pixel_mean=PIXEL_MEAN,
+            pixel_std=PIXEL_STD,
+            trained=True,
+            options={"etm": config.model.etm} if config.model.etm else {},
+            provenance={
+                "data": ", ".join(dataset.name for dataset in config.data.train),
+                "iterations": str(self.iteration),
+                "batch": str(config.data.batch_size * config.accumulate * self.fabric.world_size),
+                "date": date.today().isoformat(),
+            },
+        )
+
+    def _keep_bad_batch(self, sample: Sample, report: PyramidReport) -> str:
+        path = self.output / f"bad_batch_{self.iteration}.pt"
+        tensors = {f.name: getattr(sample, f.name) for f in fields(sample)}
+        torch.save(tensors, path)
+        parts = {
+            f"{level}.{f.name}": float(value)
+            for level, values in report.levels.items()
+            for f in fields(values)
+            if isinstance(value := getattr(values, f.name), Tensor) and not math.isfinite(value)
+        }
+        return (
+            f"the loss is not finite at iteration {self.iteration} ({', '.join(parts)}); the batch that did it "
+            f"({', '.join(sample.name)}) is in {path}, the last good state in {self.output / STATE}"
+        )
+
+    # -------------------------------------------------------------------------------------------------------------- logs
+
+    def _log(self, log: SummaryWriter, bar: tqdm, report: PyramidReport, rate: float) -> None:
+        bar.set_postfix_str(f"loss {float(report.total):.4f}, {rate:.1f} images/s")
+        log.add_scalar("loss/total", report.total, self.iteration)
+        log.add_scalar("speed/images_per_second", rate, self.iteration)
+        log.add_scalar("speed/learning_rate", self.optimizer.param_groups[0]["lr"], self.iteration)
+        for name, level in report.levels.items():
+            for part, value in asdict(level).items():
+                if value is not None:
+                    log.add_scalar(f"{name}/{part}", value, self.iteration)
+
+    def _log_measures(self, log: SummaryWriter | None) -> None:
+        if self._measure is None or not self.fabric.is_global_zero:
+            return
+        with evaluating(self.network):
+            measures = self._measure(self.network)
+        for name, value in measures.items():
+            log.add_scalar(f"evaluation/{name}", value, self.iteration)
+        tqdm.write(f"iteration {self.iteration}: " + ", ".join(f"{k} {v:.4f}" for k, v in measures.items()))
+
+
+@contextmanager
+def evaluating(network: nn.Module) -> Iterator[None]:
+    """Evaluation mode, no gradients, and the random state afterwards as it was before."""
+    random = torch.get_rng_state()
+    was_training = network.training
+    network.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        network.train(was_training)
+        torch.set_rng_state(random)
+
+
+def parameter_groups(network: nn.Module, lr: float, weight_decay: float) -> list[dict]:
+    """AdamW's groups: weight decay on kernels, none on biases, BatchNorm and the γ of ETM branches (specification 2.3)."""
+    gammas = {id(b.gamma) for m in network.modules() if isinstance(m, ETMConv2d) for b in m.branches}
+    decayed = [p for p in network.parameters() if p.dim() > 1 and id(p) not in gammas]
+    plain = [p for p in network.parameters() if p.dim() <= 1 or id(p) in gammas]
+    return [
+        {"params": decayed, "lr": lr, "weight_decay": weight_decay},
+        {"params": plain, "lr": lr, "weight_decay": 0.0},
+    ]
+
+
+def _load_start(network: nn.Module, checkpoint: Checkpoint) -> None:
+    """Weights to start from: those of a training checkpoint of the same network."""
+    if checkpoint.description.form != "training":
+        raise CheckpointError(f"{checkpoint.path}: a deployment checkpoint; training starts from a training checkpoint")
+    state = {name: torch.from_numpy(value) for name, value in checkpoint.weights.items()}
+    try:
+        network.load_state_dict(state)
+    except RuntimeError as error:
+        raise CheckpointError(f"{checkpoint.path}: not the weights of this network: {error}") from error
+
+
+def _log_views(log: SummaryWriter, report: PyramidReport, iteration: int) -> None:
+    """Depth (log scale), the frame rebuilt from its neighbour, and the weight of each pixel, of the batch's first sample."""
+    views = report.views
+    depth = views.depth[0, 1].log()
+    depth = (depth - depth.min()) / (depth.max() - depth.min() + 1e-6)
+    log.add_image("views/depth", 1 - depth, iteration)
+    log.add_image("views/warped", views.warped[0, 0].clamp(0, 1), iteration)
+    log.add_image("views/weight", views.weight[0, 0], iteration)

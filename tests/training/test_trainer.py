@@ -1,0 +1,221 @@
+"""The training loop: what is interrupted goes on bit by bit, what breaks says so, and nothing is lost."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+import pytest
+import torch
+from torch.utils.data import Dataset
+
+from fadepth_core.data import Sample
+from fadepth_core.runtime.checkpoint import Checkpoint
+from fadepth_core.runtime.engine import DepthEngine
+from fadepth_core.runtime.network import load_network
+from fadepth_core.training.config import ConfigError, load_config
+from fadepth_core.training.schedules import EndlessSampler, learning_rate_factor
+from fadepth_core.training.trainer import CHECKPOINT, STATE, Trainer, TrainingError, parameter_groups
+
+SIZE = (64, 96)
+
+
+class Waves(Dataset):
+    """Smooth moving pictures with the same motion everywhere: enough to compute every loss on."""
+
+    def __init__(self, spoil: int | None = None):
+        self._spoil = spoil
+
+    def __len__(self):
+        return 12
+
+    def __getitem__(self, index):
+        h, w = 2 * SIZE[0], 2 * SIZE[1]
+        v, u = torch.meshgrid(torch.arange(h) / h, torch.arange(w) / w, indexing="ij")
+        shift = torch.arange(3).view(3, 1, 1) * 0.02
+        rgb = [0.5 + 0.4 * torch.sin(9 * (u + shift) + c + index) * torch.cos(7 * v + c) for c in range(3)]
+        frames = torch.stack(rgb, dim=1)
+        if index == self._spoil:
+            frames = frames * float("nan")
+        k = torch.tensor([[150.0, 0, w / 2], [0, 150.0, h / 2], [0, 0, 1]])
+        poses = torch.eye(4).repeat(3, 1, 1)
+        poses[:, 0, 3] = torch.arange(3) * 0.1
+        return Sample(frames, k, torch.tensor(0.1), f"waves {index}", torch.tensor(1.0), poses, torch.full((16, 24), 5.0))
+
+
+def jitter(sample, generator):
+    sample.frames = sample.frames * (0.9 + 0.1 * torch.rand(1, generator=generator))
+    return sample
+
+
+def config(output, *overrides):
+    return load_config(
+        None,
+        [
+            f"output={output}",
+            f"data.size={list(SIZE)}",
+            "data.batch_size=2",
+            "data.workers=0",
+            "pose.network=small",
+            "schedule.iterations=6",
+            "schedule.warmup=2",
+            "log.every=1",
+            "log.images_every=2",
+            "log.save_every=100",
+            "model.residual_drop=0.5",
+            *overrides,
+        ],
+    )
+
+
+def weights(output):
+    return Checkpoint(output / CHECKPOINT).weights
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_interrupted_and_resumed_equals_uninterrupted(tmp_path, workers):
+    option = f"data.workers={workers}"
+    Trainer(config(tmp_path / "whole", option), Waves(), jitter).fit()
+
+    def interrupt(progress):
+        if progress.iteration == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        Trainer(config(tmp_path / "parts", option), Waves(), jitter).fit(on_step=interrupt)
+    resumed = Trainer(config(tmp_path / "parts", option), Waves(), jitter)
+    resumed.fit(resume=True)
+    assert resumed.iteration == 6
+    whole, parts = weights(tmp_path / "whole"), weights(tmp_path / "parts")
+    assert whole.keys() == parts.keys()
+    assert all((whole[name] == parts[name]).all() for name in whole), "bit for bit"
+
+
+def test_a_finished_run_is_what_the_node_loads(tmp_path):
+    path = Trainer(config(tmp_path), Waves()).fit()
+    checkpoint = Checkpoint(path)
+    assert checkpoint.description.trained
+    assert checkpoint.description.options == {"etm": "etm#"}
+    engine = DepthEngine.load(checkpoint, backend="torch")
+    assert engine.framing.network_size == SIZE
+    assert (tmp_path / "config.yaml").is_file()
+    assert load_config(tmp_path / "config.yaml", []) == config(tmp_path)
+    assert list(tmp_path.glob("events.out.tfevents*"))
+    x = torch.randn(1, 3, *SIZE)
+    assert load_network(checkpoint)(x).std() > 0
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_batch(tmp_path):
+    with pytest.raises(TrainingError, match=r"not finite at iteration \d.*cr\.photometric.*waves 5.*bad_batch_\d\.pt"):
+        Trainer(config(tmp_path, "log.save_every=1"), Waves(spoil=5)).fit()
+    (kept,) = tmp_path.glob("bad_batch_*.pt")
+    batch = torch.load(kept, weights_only=True)
+    assert torch.isnan(batch["frames"]).any()
+    assert "waves 5" in batch["name"]
+
+
+def test_a_full_disk_leaves_the_checkpoint_before(tmp_path, monkeypatch):
+    trainer = Trainer(config(tmp_path), Waves())
+    trainer.fit()
+    before = (tmp_path / CHECKPOINT).read_bytes(), (tmp_path / STATE).read_bytes()
+
+    def full(*_arguments, **_options):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("fadepth_core.runtime.checkpoint.save_file", full)
+    with pytest.raises(OSError, match="No space left"):
+        trainer.save()
+    assert before == ((tmp_path / CHECKPOINT).read_bytes(), (tmp_path / STATE).read_bytes())
+
+
+def test_nothing_to_resume_is_said(tmp_path):
+    with pytest.raises(TrainingError, match=r"state\.pt: nothing to resume from"):
+        Trainer(config(tmp_path), Waves()).fit(resume=True)
+    (tmp_path / STATE).write_bytes(b"damaged")
+    with pytest.raises(TrainingError, match=r"state\.pt: not the state of this run"):
+        Trainer(config(tmp_path), Waves()).fit(resume=True)
+
+
+def test_accumulation_is_one_larger_batch(tmp_path):
+    """Two batches of one equal a batch of two, where nothing depends on the batch (no BatchNorm statistics, no drop)."""
+    seen = []
+    for name, overrides in (("a", ["data.batch_size=1", "accumulate=2"]), ("b", ["data.batch_size=2"])):
+        options = ["model.residual_drop=0", "model.etm=null", "loss.levels=[cr]", "pose.network=known", "loss.depth=1.0"]
+        options += [f"loss.base.{term}=0" for term in ("photometric", "structure", "feature", "smoothness")]
+        trainer = Trainer(config(tmp_path / name, *options, *overrides, "schedule.iterations=1"), Waves())
+        for module in trainer.network.modules():
+            if isinstance(module, torch.nn.BatchNorm2d):
+                module.train = lambda mode=True, module=module: module
+                module.training = False
+        trainer.fit()
+        seen.append([p.grad.clone() for p in trainer.network.parameters()])
+    for a, b in zip(*seen, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-6)
+
+
+def test_weight_decay_spares_scales_and_shifts(tmp_path):
+    network = Trainer(config(tmp_path), Waves()).network
+    decayed, plain = parameter_groups(network, 1e-3, 0.1)
+    names = {id(p): name for name, p in network.named_parameters()}
+    assert {names[id(p)].rsplit(".", 1)[1] for p in decayed["params"]} == {"weight"}
+    assert all(".gamma" not in names[id(p)] and ".bn" not in names[id(p)] for p in decayed["params"])
+    assert any(".gamma" in names[id(p)] for p in plain["params"])
+    assert len(decayed["params"]) + len(plain["params"]) == len(names)
+
+
+# --------------------------------------------------------------------------------------------------- schedules, configuration
+
+
+def test_learning_rate_warms_up_and_falls_to_its_end():
+    factors = [learning_rate_factor(i, 100, 10, 0.01) for i in range(101)]
+    assert factors[0] == pytest.approx(0.1)
+    assert factors[9] == factors[10] == 1.0
+    assert factors[55] == pytest.approx(0.505)
+    assert factors[100] == pytest.approx(0.01)
+    assert all(a >= b for a, b in zip(factors[10:], factors[11:], strict=False))
+
+
+def take(sampler, n):
+    return [key for key, _ in zip(sampler, range(n), strict=False)]
+
+
+def test_keys_follow_from_the_position():
+    whole = take(EndlessSampler(7, seed=3), 40)
+    assert take(EndlessSampler(7, seed=3, start=25), 15) == whole[25:]
+    for epoch in range(5):
+        assert sorted(index for index, _ in whole[7 * epoch : 7 * epoch + 7]) == list(range(7))
+    assert [index for index, _ in whole[:7]] != [index for index, _ in whole[7:14]]
+    assert len({draw for _, draw in whole}) == 40
+    assert take(EndlessSampler(7, seed=4), 40) != whole
+    parts = [take(EndlessSampler(7, seed=3, offset=rank, stride=2), 20) for rank in (0, 1)]
+    assert [key for pair in zip(*parts, strict=True) for key in pair] == whole
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("optimizer.learning_rate=1", "optimizer.learning_rate: Extra inputs are not permitted"),
+        ("optimizer.lr=fast", "optimizer.lr: Input should be a valid number"),
+        ("data.size=[100, 416]", "size must be two positive multiples of 32, got"),
+        ("model.residual_drop=1.0", "model.residual_drop: Input should be less than 1"),
+        ("loss.levels=[lr]", "levels must contain cr"),
+        ("loss.levels=[cr, big]", "loss.levels.big"),
+        ("lr", "--set lr: expected key=value"),
+        ("seed.x=1", "--set seed.x=1: 'seed' holds 3, it has no keys below it"),
+    ],
+)
+def test_wrong_settings_are_refused_by_name(override, message):
+    with pytest.raises(ConfigError, match=message.replace("(", r"\(").replace("[", r"\[")):
+        load_config(None, ["seed=3", override])
+
+
+def test_settings_are_read_as_people_write_them(tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text("optimizer: {lr: 3.0e-4}\nloss: {levels: {cr: {}, flip: {feature: 0}}}\n")
+    made = load_config(path, ["optimizer.pose_lr=1e-5", "data.train=[{name: video}, {name: kitti}]", "data.train.1.weight=2"])
+    assert (made.optimizer.lr, made.optimizer.pose_lr) == (3e-4, 1e-5)
+    flip = made.loss.levels["flip"]
+    assert (flip.loss, flip.feature, flip.disparity) == (1.0, 0.0, 0.5), "the rest is the paper's"
+    assert [(d.name, d.weight) for d in made.data.train] == [("video", 1.0), ("kitti", 2.0)]
+    with pytest.raises(ConfigError, match=r"none\.yaml: no such file"):
+        load_config(tmp_path / "none.yaml", [])
