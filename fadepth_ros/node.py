@@ -17,7 +17,7 @@ from contextlib import suppress
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
-from rclpy.qos import QoSProfile, ReliabilityPolicy, qos_profile_sensor_data
+from rclpy.qos import QoSProfile, ReliabilityPolicy
 from rclpy.qos_overriding_options import QoSOverridingOptions
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image, PointCloud2
 
@@ -27,8 +27,19 @@ from fadepth_ros.pipeline import COLOR, DEPTH, INFO, POINTS, Pipeline, load_engi
 from fadepth_ros.shutdown import ros_context
 from fadepth_ros.statistics import Report
 
-#: Whoever needs every depth image needs it reliably; two deep, so that a slow reader is not served old depth.
-_OUTPUT_QOS = QoSProfile(depth=2, reliability=ReliabilityPolicy.RELIABLE)
+# Functions, since rclpy writes overrides into the profile it is given: a shared one would spread them to every topic.
+
+
+def _output_qos() -> QoSProfile:
+    """Whoever needs every depth image needs it reliably; two deep, so that a slow reader is not served old depth."""
+    return QoSProfile(depth=2, reliability=ReliabilityPolicy.RELIABLE)
+
+
+def _input_qos() -> QoSProfile:
+    """Sensor data: best effort hears reliable cameras and best-effort ones."""
+    return QoSProfile(depth=5, reliability=ReliabilityPolicy.BEST_EFFORT)
+
+
 _OUTPUT_TYPES = {DEPTH: Image, INFO: CameraInfo, POINTS: PointCloud2, COLOR: Image}
 
 
@@ -90,7 +101,7 @@ class DepthNode(LifecycleNode):
             )
         for output, kind in _OUTPUT_TYPES.items():
             self._output_publishers[output] = self.create_lifecycle_publisher(
-                kind, output, _OUTPUT_QOS, qos_overriding_options=QoSOverridingOptions.with_default_policies()
+                kind, output, _output_qos(), qos_overriding_options=QoSOverridingOptions.with_default_policies()
             )
         return TransitionCallbackReturn.SUCCESS
 
@@ -107,7 +118,7 @@ class DepthNode(LifecycleNode):
                 kind,
                 topic,
                 callback,
-                qos_profile_sensor_data,
+                _input_qos(),
                 raw=True,
                 qos_overriding_options=QoSOverridingOptions.with_default_policies(),
             )

@@ -131,12 +131,12 @@ def _rclpy():
 
 @pytest.fixture(scope="session")
 def start_robot(_rclpy):
-    """Starts a depth node process in a namespace of its own and the robot around it."""
+    """Starts a depth node process in a namespace of its own ("NS" in its arguments) and the robot around it."""
     running: list[tuple[NodeProcess, Robot]] = []
 
     def start(*arguments: str, environment: dict[str, str] | None = None) -> Robot:
         namespace = f"/robot{len(running)}"
-        process = NodeProcess(namespace, list(arguments), environment or {})
+        process = NodeProcess(namespace, [a.replace("NS", namespace) for a in arguments], environment or {})
         robot = Robot(namespace, process)
         running.append((process, robot))
         return robot

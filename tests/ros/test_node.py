@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from rcl_interfaces.srv import SetParameters
 from rclpy.parameter import Parameter
+from rclpy.qos import ReliabilityPolicy
 from sensor_msgs.msg import CompressedImage
 
 from cards import FRAME_ID, SIZE, image_message, info_message, noise, run_node
@@ -285,6 +286,27 @@ def test_runs_where_torch_cannot_be_imported(start_robot, tmp_path):
     assert np.isfinite(depth_of(show(robot, SECOND)["depth/image"])).any()
     assert "this robot has no torch" not in robot.process.log
     robot.wait_for(lambda: robot.diagnostics.get("engine", "").startswith("openvino"))
+
+
+def test_quality_of_service_can_be_overridden(start_robot):
+    robot = start_robot(
+        "-p", "qos_overrides.NS/image.subscription.reliability:=reliable",
+        "-p", "qos_overrides.NS/depth/image.publisher.reliability:=best_effort",
+    )  # fmt: skip
+    names = {name: robot.node.resolve_topic_name(name) for name in ("image", "depth/image", "depth/points")}
+    robot.wait_for(lambda: robot.node.get_subscriptions_info_by_topic(names["image"]))
+    robot.wait_for(lambda: robot.node.get_publishers_info_by_topic(names["depth/points"]))
+    (camera,) = robot.node.get_subscriptions_info_by_topic(names["image"])
+    (depth,) = robot.node.get_publishers_info_by_topic(names["depth/image"])
+    (points,) = robot.node.get_publishers_info_by_topic(names["depth/points"])
+    assert camera.qos_profile.reliability == ReliabilityPolicy.RELIABLE
+    assert depth.qos_profile.reliability == ReliabilityPolicy.BEST_EFFORT
+    assert points.qos_profile.reliability == ReliabilityPolicy.RELIABLE
+
+
+def test_the_camera_is_heard_best_effort_by_default(robot):
+    (camera,) = robot.node.get_subscriptions_info_by_topic(robot.node.resolve_topic_name("image"))
+    assert camera.qos_profile.reliability == ReliabilityPolicy.BEST_EFFORT
 
 
 def test_remapping_and_parameter_file(start_robot, tmp_path):
