@@ -8,6 +8,9 @@ left is the node's own cost.
     python benchmarks/node.py                      the four rows of the README
     python benchmarks/node.py --engine real --size 720x1280 --rate 60 --seconds 10
 
+Then the steps of one frame, each timed in this process by itself; what the first table has beyond their sum is the
+middleware, the executor, and three processes sharing the machine.
+
 Figures: frames per second that arrived at the listener, age of the depth (stamp to arrival), and processor time per
 frame for each process (steadier than frames per second on a shared machine).
 """
@@ -182,6 +185,40 @@ def measure(engine: str, size: str, rate: float, seconds: float, domain: int) ->
             child.wait(10)
 
 
+def steps(size: tuple[int, int], frames: int = 200) -> dict[str, float]:
+    """Median milliseconds of each step that the node takes with one frame of `size`, all outputs wanted."""
+    import numpy as np
+
+    from fadepth_core.runtime.engine import DepthEngine
+    from fadepth_ros import messages
+    from fadepth_ros.messages import CloudWriter, ImageWriter, Stamp
+
+    pixels = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
+    raw = ImageWriter("camera", size, "rgb8").write(Stamp(0, 0), pixels)
+    engine = DepthEngine.load(camera_size=size)
+    k = np.array([[size[1], 0, size[1] / 2], [0, size[1], size[0] / 2], [0, 0, 1]], float)
+    rgb = engine.framing.to_network(pixels)
+    result = engine.infer(rgb, k)
+    image_writer = ImageWriter("camera", engine.framing.output_size, "32FC1")
+    cloud_writer = CloudWriter("camera", engine.framing.output_size, coloured=True)
+    tasks = {
+        "read the message": lambda: messages.read_image(raw),
+        "crop and resize": lambda: engine.framing.to_network(pixels),
+        "network, depth": lambda: engine.infer(rgb, k, points=False),
+        "network, depth and points": lambda: engine.infer(rgb, k),
+        "write depth/image": lambda: image_writer.write(Stamp(0, 0), result.depth),
+        "write depth/points": lambda: cloud_writer.write(Stamp(0, 0), result.points, rgb, None),
+    }
+    times: dict[str, list[float]] = {name: [] for name in tasks}
+    for turn in range(frames + 20):
+        for name, task in tasks.items():
+            start = time.perf_counter()
+            task()
+            if turn >= 20:
+                times[name].append(1e3 * (time.perf_counter() - start))
+    return {name: sorted(values)[frames // 2] for name, values in times.items()}
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--engine", choices=("pass-through", "real"))
@@ -215,6 +252,11 @@ def main() -> int:
     for (engine, size, rate), runs in results.items():
         medians = [sorted(run.get(c, float("nan")) for run in runs)[len(runs) // 2] for c in columns]
         print(f"{engine:<14}{size + f' @{rate:g}':>16}" + "".join(f"{m:>13.2f}" for m in medians))
+    sizes = list(dict.fromkeys(size for _, size, _ in rows))
+    columns = [steps(tuple(int(side) for side in size.split("x"))) for size in sizes]
+    print(f"\n{'one step, ms':<30}" + "".join(f"{size:>12}" for size in sizes))
+    for name in columns[0]:
+        print(f"{name:<30}" + "".join(f"{column[name]:>12.3f}" for column in columns))
     return 0
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from itertools import pairwise
 
 import pytest
 import torch
@@ -172,7 +173,7 @@ def test_learning_rate_warms_up_and_falls_to_its_end():
     assert factors[9] == factors[10] == 1.0
     assert factors[55] == pytest.approx(0.505)
     assert factors[100] == pytest.approx(0.01)
-    assert all(a >= b for a, b in zip(factors[10:], factors[11:], strict=False))
+    assert all(a >= b for a, b in pairwise(factors[10:]))
 
 
 def take(sampler, n):

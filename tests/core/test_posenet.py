@@ -1,0 +1,92 @@
+"""Pose networks: six numbers near zero from two frames, and clear errors where something is missing."""
+
+from __future__ import annotations
+
+import functools
+import sys
+
+import pytest
+import torch
+
+from fadepth_core.models.complexity import parameter_count
+from fadepth_core.models.posenet import PoseNet, SmallPoseNet, build_pose_net
+
+
+@functools.cache
+def _define_torchvision_operators() -> torch.library.Library:
+    library = torch.library.Library("torchvision", "DEF")  # defined as long as this object lives
+    for name in ("nms", "qnms"):
+        library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    return library
+
+
+@pytest.fixture
+def timm():
+    """timm; a torchvision built for another torch lacks operators it looks up on import, so they are declared here."""
+    try:
+        import timm
+    except ImportError as error:
+        pytest.skip(f"timm cannot be imported: {error}")
+    except RuntimeError as error:
+        if "torchvision::nms" not in str(error):
+            raise
+        _define_torchvision_operators()
+        import timm
+    return timm
+
+
+def check_motion_network(network):
+    torch.manual_seed(0)
+    pairs = torch.randn(2, 6, 64, 96)
+    vectors = network.train()(pairs)
+    assert vectors.shape == (2, 6)
+    assert vectors.abs().max() < 0.05, "training starts from frames that overlap"
+    assert vectors[0].ne(vectors[1]).all()
+    vectors.square().sum().backward()
+    assert [name for name, p in network.named_parameters() if p.grad is None] == []
+
+
+def test_small_network():
+    network = build_pose_net("small")
+    assert isinstance(network, SmallPoseNet)
+    assert parameter_count([network]) == pytest.approx(0.76e6, rel=0.01)
+    check_motion_network(network)
+
+
+def test_fbnet(timm):
+    network = build_pose_net("fbnetv3_b")
+    assert parameter_count([network.encoder]) == pytest.approx(6.6e6, rel=0.01)
+    assert network.head.in_features == 1984
+    check_motion_network(network)
+
+
+def test_fbnet_takes_imagenet_weights_from_a_file(timm, tmp_path):
+    """Filters for one picture serve two: each sees its share of the response, so the sum keeps its size."""
+    from safetensors.torch import save_file
+
+    trained = timm.create_model("fbnetv3_b", pretrained=False)
+    save_file(trained.state_dict(), tmp_path / "fbnet.safetensors")
+    network = PoseNet(weights=tmp_path / "fbnet.safetensors")
+    stem, both = trained.conv_stem.weight, network.encoder.conv_stem.weight
+    torch.testing.assert_close(both, torch.cat([stem, stem], dim=1) / 2)
+    named = dict(network.encoder.named_parameters())
+    for name, value in trained.named_parameters():
+        if name in named and name != "conv_stem.weight":
+            assert torch.equal(named[name], value), name
+
+
+def test_missing_timm_names_the_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(ImportError, match=r"pip install 'fadepth_ros\[train\]'"):
+        build_pose_net("fbnetv3_b")
+    build_pose_net("small")  # needs nothing
+
+
+def test_missing_weights_are_named(timm, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"fbnetv3_b at .*absent\.pth"):
+        PoseNet(weights=tmp_path / "absent.pth")
+
+
+def test_unknown_name_is_refused():
+    with pytest.raises(ValueError, match="unknown pose network 'large'; known: fbnetv3_b, small"):
+        build_pose_net("large")
