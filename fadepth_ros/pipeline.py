@@ -92,6 +92,7 @@ class Pipeline:
         self._camera: Camera | None = None
         self._camera_problem: MessageError | None = MessageError("no_camera_info", "no camera_info has arrived")
         self._camera_raw = b""
+        self._camera_warned = ""
 
         self._engine: DepthEngine | None = None
         self._engine_key: tuple | None = None
@@ -157,7 +158,7 @@ class Pipeline:
             self.statistics.dropped("engine")
             return
         engine = self._engine_for(settings.engine, frame.size)
-        camera = self._camera_for(frame)
+        camera = self._camera_for(frame) if wanted & {POINTS, INFO} else None
 
         cloud = POINTS in wanted and camera is not None and self._cloud_is_due(settings, arrival)
         published = []
@@ -242,10 +243,13 @@ class Pipeline:
             (h, w), (fh, fw) = camera.size, frame.size
             problem = MessageError("camera_info_size", f"it is of {w}x{h}, the image {fw}x{fh}")
         if problem is None:
+            self._camera_warned = ""
             return camera
         cause = problem.cause if problem.cause.startswith(("no_", "camera_info")) else f"camera_info_{problem.cause}"
         self.statistics.dropped(cause)
-        self._warn(f"{self._info_topic}: {problem}; depth/points and depth/camera_info are withheld", cause)
+        if cause != self._camera_warned:  # once, until it changes: an uncalibrated camera stays one
+            self._camera_warned = cause
+            self._warn(f"{self._info_topic}: {problem}; depth/points and depth/camera_info are withheld", cause)
         return None
 
     def _cloud_is_due(self, settings: Settings, arrival: float) -> bool:

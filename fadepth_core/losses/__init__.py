@@ -8,6 +8,8 @@ from fadepth_core.losses.pyramid import (
     LevelWeights,
     PyramidLoss,
     PyramidReport,
+    normalise,
+    predict_motions,
 )
 from fadepth_core.losses.supervised import depth_loss, speed_loss
 
@@ -24,5 +26,7 @@ __all__ = [
     "Views",
     "base_loss",
     "depth_loss",
+    "normalise",
+    "predict_motions",
     "speed_loss",
 ]

@@ -73,12 +73,14 @@ class Views:
     The first dimension of the maps runs over the directed pairs t→t-1, t→t+1, t-1→t, t+1→t.
 
     Attributes:
-        depth: of the three frames [B, 3, 1, H, W], metres (up to scale).
+        frames: RGB in [0, 1] [B, 3, 3, H, W].
+        depth: of these frames [B, 3, 1, H, W], metres (up to scale).
         warped: Î_a, the first frame of each pair rebuilt from the second [4, B, 3, H, W].
         visible: V·O [4, B, 1, H, W].
         weight: w [4, B, 1, H, W].
     """
 
+    frames: Tensor
     depth: Tensor
     warped: Tensor
     visible: Tensor
@@ -128,7 +130,7 @@ def base_loss(
             photometric = photometric + scale.photometric / len(disparities)
             structure = structure + scale.structure / len(disparities)
             feature = feature + scale.feature / len(disparities)
-            views = views or scale.views
+            views = views or Views(frames, scale.depth, scale.warped, scale.visible, scale.weight)
 
     total = (
         weights.photometric * photometric
@@ -195,10 +197,15 @@ def _reverse(x: Tensor) -> Tensor:
 
 @dataclass
 class _ScaleTerms:
+    """One scale's terms, and its maps as `Views` has them."""
+
     photometric: Tensor
     structure: Tensor
     feature: Tensor
-    views: Views
+    depth: Tensor
+    warped: Tensor
+    visible: Tensor
+    weight: Tensor
 
 
 def _scale_terms(
@@ -228,4 +235,4 @@ def _scale_terms(
     if weights.feature:
         feature = feature_loss(pairs.features, _reverse(pairs.features), view.flow, masks.weight)
     maps = (x.detach().unflatten(0, (4, -1)) for x in (warped, masks.visible, masks.weight))
-    return _ScaleTerms(photometric, structure, feature, Views(frame_depths.detach(), *maps))
+    return _ScaleTerms(photometric, structure, feature, frame_depths.detach(), *maps)

@@ -153,6 +153,21 @@ class PyramidReport:
     views: Views | None
 
 
+def normalise(frames: Tensor) -> Tensor:
+    """What both networks take: RGB in [0, 1] [B, 3, 3, H, W] -> the same with ImageNet's mean and spread taken out."""
+    mean, std = (frames.new_tensor(values).view(3, 1, 1) for values in (PIXEL_MEAN, PIXEL_STD))
+    return (frames - mean) / std
+
+
+def predict_motions(pose_net: nn.Module, normalised: Tensor) -> Motions:
+    """The pose network's motions of both pairs of frames, in one pass: normalised frames [B, 3, 3, H, W]."""
+    previous, middle, following = normalised.unbind(1)
+    # Concatenated pictures first: that keeps them in channels_last.
+    pairs = torch.cat([torch.cat([previous, middle]), torch.cat([middle, following])], dim=1)
+    vectors = pose_net(pairs).to(normalised.dtype)
+    return Motions.from_vectors(torch.stack(vectors.chunk(2), dim=1))
+
+
 class PyramidLoss:
     """L_pyr of a batch, networks included.
 
@@ -213,7 +228,11 @@ class PyramidLoss:
 
         Raises:
             ValueError: the sample lacks what the weights need, or its frames have the wrong size.
+            RuntimeError: called under autocast. Networks may run in lower precision (Fabric's modules switch autocast on
+                for themselves), geometry and losses may not.
         """
+        if torch.is_autocast_enabled(sample.frames.device.type):
+            raise RuntimeError("the pyramid loss must not run under autocast; let the networks switch it on themselves")
         self._check(sample)
         reference: _Reference | None = None
         reports, losses, views = {}, [], None
@@ -286,36 +305,21 @@ class PyramidLoss:
             disparity = _consistency(reference.disparity, self._to_cr(name, outputs.disparities[0]), weights.metric)
             loss = loss + weights.disparity * disparity
         if name == "cr":
-            reference = _Reference.of(outputs, detached=not self.joint)
+            reference = _Reference.of(outputs, level.frames.dtype, detached=not self.joint)
 
-        parts = (
-            loss,
-            base.photometric,
-            base.structure,
-            base.feature,
-            base.smoothness,
-            depth,
-            speed,
-            feature,
-            disparity,
-        )
-        report = LevelReport(*(part if part is None else part.detach() for part in parts))
+        terms = (base.photometric, base.structure, base.feature, base.smoothness, depth, speed, feature, disparity)
+        report = LevelReport(*(part if part is None else part.detach() for part in (loss, *terms)))
         return _LevelResult(loss, report, reference, base.views)
 
     def _run_networks(self, level: LevelInput) -> tuple[DepthFeatures, Motions | None]:
         """Depth of every frame and motion of both pairs, one pass each."""
-        flat = level.frames.flatten(0, 1)
-        mean, std = (flat.new_tensor(values).view(3, 1, 1) for values in (PIXEL_MEAN, PIXEL_STD))
-        normalised = (flat - mean) / std
-        outputs = self.depth_net(normalised)
+        normalised = normalise(level.frames)
+        outputs = self.depth_net(normalised.flatten(0, 1))
         if not (self.weights.need_motion or self.speed_weight):
             return outputs, None
         if self.pose_net is None:
             return outputs, Motions.from_poses(level.poses)
-        previous, middle, following = normalised.unflatten(0, (-1, 3)).unbind(1)
-        pairs = torch.cat([torch.cat([previous, middle]), torch.cat([middle, following])], dim=1)
-        vectors = self.pose_net(pairs).to(flat.dtype)
-        return outputs, Motions.from_vectors(torch.stack(vectors.chunk(2), dim=1))
+        return outputs, predict_motions(self.pose_net, normalised)
 
     def _to_cr(self, name: str, x: Tensor) -> Tensor:
         """Φ_k⁻¹: a level's map [N, C, h, w] on the pixels of level cr."""
@@ -353,13 +357,14 @@ class _Reference:
     disparity: _Map
 
     @classmethod
-    def of(cls, outputs: DepthFeatures, detached: bool) -> _Reference:
-        maps = (outputs.decoder[0], outputs.disparities[0])
+    def of(cls, outputs: DepthFeatures, dtype: torch.dtype, detached: bool) -> _Reference:
+        maps = (x.to(dtype) for x in (outputs.decoder[0], outputs.disparities[0]))
         return cls(*(_Map(x.detach() if detached else x) for x in maps))
 
 
 def _consistency(reference: _Map, values: Tensor, metric: str) -> Tensor:
     """C of eq. 22. L1: mean over all elements; softmax: summed over the image, mean over batch and channels."""
+    values = values.to(reference.values.dtype)
     if metric == "l1":
         return (reference.values - values).abs().mean()
     return (reference.distribution - _distribution(values)).abs().sum(1).mean()

@@ -75,7 +75,8 @@ def gradients(loss: PyramidLoss, batch: Sample) -> list[torch.Tensor]:
 
 def test_every_level_is_a_picture_its_intrinsics_explain():
     """A level's frames are what a camera with its intrinsics sees, and its true depth, intrinsics and poses warp one of
-    them onto another, both to the bilinear error. The outermost pixels are left out: there the reducing filter is cut off on one side."""
+    them onto another, both to the bilinear error. The outermost pixels are left out: there the reducing filter is cut
+    off on one side."""
     scene = Scene(box=None, finest_wavelength=5.0)  # coarse enough for level lr
     torch.manual_seed(0)  # the colours of level color
     sizes = {}
@@ -205,6 +206,42 @@ def test_each_network_runs_once_per_level_and_its_graph_is_gone_before_the_next(
     assert list(report.levels) == ["cr", "lr", "hr", "flip", "color"]
     assert not report.total.requires_grad
     assert not any(v.requires_grad for level in report.levels.values() for v in vars(level).values() if v is not None)
+
+
+def test_networks_see_channels_last_pictures():
+    """In planar memory the depth network takes several times as long on a CPU."""
+    depth_net, pose_net = networks(torch.float32)
+    seen = []
+    for net in (depth_net, pose_net):
+        net.register_forward_hook(lambda _module, inputs, _output: seen.append(inputs[0]))
+    PyramidLoss(depth_net, pose_net, SIZE)(scene_sample(dtype=torch.float32), lambda loss: None)
+    assert len(seen) == 10
+    assert all(x.is_contiguous(memory_format=torch.channels_last) for x in seen)
+
+
+def test_autocast_is_the_networks_business():
+    """Networks in bfloat16 inside, losses in the frames' precision outside."""
+    depth_net, pose_net = networks(torch.float32)
+    batch = scene_sample(dtype=torch.float32)
+    full = PyramidLoss(depth_net, pose_net, SIZE)
+    with (
+        torch.autocast("cpu", dtype=torch.bfloat16),
+        pytest.raises(RuntimeError, match="must not run under autocast"),
+    ):
+        full(batch, torch.Tensor.backward)
+
+    def low_precision(net):
+        forward = net.forward
+        net.forward = torch.autocast("cpu", dtype=torch.bfloat16)(forward)
+
+    torch.manual_seed(0)
+    expected = full(batch, torch.Tensor.backward)
+    for net in (depth_net, pose_net):
+        low_precision(net)
+    torch.manual_seed(0)
+    found = full(batch, torch.Tensor.backward)
+    assert found.total.dtype == torch.float32
+    assert found.total.item() == pytest.approx(expected.total.item(), rel=0.02)
 
 
 def test_backward_belongs_to_the_caller():
