@@ -4,6 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check
 TORCH := torch==2.13.0+cpu
+TORCHVISION := torchvision==0.28.0
 
 .PHONY: demo test lint clean
 
@@ -30,9 +31,11 @@ $(VENV)/demo.done: $(VENV)/bin/python setup.py
 	$(PIP) install --quiet --editable '.[ros,cpu,view]'
 	@touch $@
 
-# The CPU build of torch: PyPI's own for Linux brings gigabytes of CUDA.
+# The CPU build of torch: PyPI's own for Linux brings gigabytes of CUDA. timm imports torchvision, of which it needs nothing
+# that the build for another torch lacks.
 $(VENV)/test.done: $(VENV)/demo.done
 	$(PIP) install --quiet '$(TORCH)' || \
 	  $(PIP) install --quiet '$(TORCH)' --extra-index-url https://download.pytorch.org/whl/cpu
+	$(PIP) install --quiet --no-deps '$(TORCHVISION)'
 	$(PIP) install --quiet --editable '.[ros,cpu,view,train,dev]'
 	@touch $@

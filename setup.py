@@ -12,7 +12,16 @@ ROS = ["ros-jazzy-rclpy[fastrtps]==7.1.6", "ros-jazzy-common-interfaces==5.3.6"]
 CPU = ["openvino>=2024.4"]  # runs the network without torch
 VIEW = ["viser>=1.0"]  # the demo's page
 GPU = ["torch>=2.6"]
-TRAIN = ["torch>=2.6", "onnx>=1.16"]  # onnx: export for robots without torch
+TRAIN = [
+    "torch>=2.6",
+    "lightning-fabric>=2.5",  # devices, precision, processes
+    "timm>=1.0",  # backbones
+    "pydantic>=2.7",  # configuration
+    "pyyaml>=6",
+    "tensorboard>=2.16",
+    "tqdm>=4.66",
+    "onnx>=1.16",  # export for robots without torch
+]
 DEV = ["pytest>=8,<9", "ruff"]  # Jazzy's launch_testing breaks under pytest 9
 
 setup(

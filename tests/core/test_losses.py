@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from test_geometry import BOX, POSES, SIZE, WALL, Scene, all_taps_on, camera
 
 from fadepth_core.geometry import (
+    Reprojection,
     motion_from_vector,
     relative_motion,
     reproject,
@@ -150,6 +151,18 @@ def test_total_is_the_weighted_sum(box):
     assert loss.total.item() == pytest.approx(sum(getattr(weights, t) * getattr(loss, t).item() for t in TERMS))
 
 
+def test_terms_are_averaged_over_the_scales(wall):
+    """The same disparity at every scale gives the terms of one; only smoothness is a sum by definition."""
+    disparity = to_disparity(1.1 * wall.depth)
+    one = wall.loss(1.1 * wall.depth)
+    # On a plane the disparity is linear, so that averaging it and interpolating it again changes the borders alone.
+    for scales, tolerance in (((disparity,) * 3, 1e-9), ((disparity, F.avg_pool2d(disparity, 2)), 0.02)):
+        outputs = DepthFeatures(scales, (wall.features,), ())
+        several = base_loss(wall.frames, camera()[None], outputs, wall.motions, RANGE, BaseWeights())
+        for term in TERMS[:3]:
+            assert getattr(several, term).item() == pytest.approx(getattr(one, term).item(), rel=tolerance), term
+
+
 def test_views_show_each_frame_rebuilt(box):
     views = box.loss().views
     assert views.warped.shape == (4, 1, 3, *SIZE)
@@ -188,6 +201,22 @@ def test_masks_mark_exactly_the_occluded_pixels(a, b):
     # Full weight where nothing is wrong, none where the point is hidden.
     assert masks.weight[0, 0][certain & ~hidden].min() > 0.98
     assert masks.weight[0, 0][certain & hidden].max() == 0
+
+
+def test_weights_by_hand():
+    """Specification 4.2 for four kinds of pixels: fine, flow returning 1 pixel off, returning 3 off, outside."""
+    flow = torch.tensor([8.0, 0.0]).view(1, 2, 1, 1).expand(1, 2, 2, 2)
+    returning = torch.tensor([[-8.0, -7.0], [-5.0, -8.0]]).view(1, 1, 2, 2)
+    returning = torch.cat([returning, torch.zeros_like(returning)], dim=1)
+    valid = torch.tensor([[True, True], [True, False]]).view(1, 1, 2, 2)
+    difference = torch.tensor([[0.25, 0.0], [0.0, 0.0]]).view(1, 1, 2, 2)
+    masks = pair_weights(Reprojection(flow, flow, flow[:, :1], valid), returning, difference)
+    assert masks.unoccluded.flatten().tolist() == [True, True, False, True], (
+        "bound² = 0.01·(64 + 49) + 0.5 for the second"
+    )
+    assert masks.visible.flatten().tolist() == [1, 1, 0, 0]
+    one_off = torch.tensor(-1 / (8 + 7 + 1)).exp().item()
+    assert masks.weight.flatten().tolist() == pytest.approx([0.75, one_off, 0, 0])
 
 
 def test_moving_object_loses_weight(box):

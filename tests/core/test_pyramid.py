@@ -13,8 +13,24 @@ from test_geometry import POSES, Scene, bilinear_bound, camera
 from torch import nn
 
 from fadepth_core.data.sample import Sample
-from fadepth_core.geometry import flip_intrinsics, relative_motion, reproject, sample, scale_intrinsics
-from fadepth_core.losses import PAPER_LEVELS, BaseWeights, ColorJitter, LevelWeights, PyramidLoss
+from fadepth_core.geometry import (
+    flip_intrinsics,
+    invert_motion,
+    motion_from_vector,
+    relative_motion,
+    reproject,
+    sample,
+    scale_intrinsics,
+)
+from fadepth_core.losses import (
+    PAPER_LEVELS,
+    BaseWeights,
+    ColorJitter,
+    LevelWeights,
+    Motions,
+    PyramidLoss,
+    predict_motions,
+)
 from fadepth_core.models import SmallDepth
 from fadepth_core.models.posenet import build_pose_net
 from fadepth_core.models.smalldepth import PIXEL_MEAN, PIXEL_STD, DepthFeatures
@@ -359,6 +375,26 @@ def test_known_poses_stand_in_for_a_pose_network():
     # Depth is metric then: with the translations a factor too long, depths too long by the same factor fit again.
     fitting = PyramidLoss(TrueDepth(1.3), None, SIZE, CR_ONLY)(scaled, torch.Tensor.backward).levels["cr"]
     assert wrong.photometric > 5 * fitting.photometric
+
+
+def test_predicted_motions_are_those_of_the_pairs_in_temporal_order():
+    """A pose network that tells pairs apart by their pictures and knows the answers gives the motions of the poses."""
+    into_middle, out_of_middle = torch.randn(2, 2, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+    def knows_the_answers(pairs):
+        first, second = pairs[:, :3].mean((1, 2, 3)), pairs[:, 3:].mean((1, 2, 3))
+        assert torch.equal(second, first + 1), "temporal order"
+        return torch.stack([(into_middle, out_of_middle)[int(x % 10)][int(x // 10)] for x in first])
+
+    frames = torch.tensor([[0.0, 1, 2], [10, 11, 12]], dtype=torch.float64)  # sample 0 and 1
+    frames = frames[..., None, None, None].expand(2, 3, 3, 4, 4)
+    middle = torch.eye(4, dtype=torch.float64).expand(2, 4, 4)
+    poses = torch.stack(
+        [motion_from_vector(into_middle), middle, invert_motion(motion_from_vector(out_of_middle))], dim=1
+    )
+    found, expected = predict_motions(knows_the_answers, frames), Motions.from_poses(poses)
+    torch.testing.assert_close(found.to_previous, expected.to_previous)
+    torch.testing.assert_close(found.to_next, expected.to_next)
 
 
 def test_measured_depth_and_speed_are_losses_of_their_own():
