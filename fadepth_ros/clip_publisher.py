@@ -8,20 +8,18 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 
 import cv2
 import numpy as np
 import rclpy
-from rclpy.executors import ExternalShutdownException
 from rclpy.node import Node
 from rclpy.qos import qos_profile_sensor_data
 from sensor_msgs.msg import CameraInfo, Image
 
 import fadepth_core
 from fadepth_ros.messages import Camera, CameraInfoWriter, ImageWriter, Stamp
-from fadepth_ros.shutdown import ros_context
+from fadepth_ros.shutdown import ros_context, until_shutdown
 
 DEMO_CLIP = Path(fadepth_core.__file__).parent / "assets" / "demo.mp4"
 
@@ -117,7 +115,7 @@ def main() -> int:
     with ros_context():
         try:
             node = ClipPublisher()
-            with suppress(ExternalShutdownException):  # how a process is asked to end
+            with until_shutdown():
                 while not node.finished:
                     rclpy.spin_once(node)
         except ClipError as error:

@@ -12,10 +12,9 @@ import logging
 import sys
 import traceback
 from collections.abc import Callable
-from contextlib import suppress
 
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
-from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
+from rclpy.executors import SingleThreadedExecutor
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from rclpy.qos_overriding_options import QoSOverridingOptions
@@ -24,7 +23,7 @@ from sensor_msgs.msg import CameraInfo, CompressedImage, Image, PointCloud2
 from fadepth_core.runtime.checkpoint import Checkpoint, CheckpointError
 from fadepth_ros.parameters import Parameters, Settings
 from fadepth_ros.pipeline import COLOR, DEPTH, INFO, POINTS, Pipeline, load_engine
-from fadepth_ros.shutdown import ros_context
+from fadepth_ros.shutdown import ros_context, until_shutdown
 from fadepth_ros.statistics import Report
 
 # Functions, since rclpy writes overrides into the profile it is given: a shared one would spread them to every topic.
@@ -179,6 +178,9 @@ class DepthNode(LifecycleNode):
     def publish(self, output: str, message: bytes) -> None:
         self._output_publishers[output].publish(message)
 
+    def closed(self) -> bool:
+        return not self.context.ok()
+
     def now(self) -> int:
         return self.get_clock().now().nanoseconds
 
@@ -272,7 +274,7 @@ def run(engine_loader: Callable = load_engine, args: list[str] | None = None) ->
         gc.collect()
         gc.freeze()
         gc.set_threshold(50_000, 20, 20)
-        with suppress(ExternalShutdownException):  # how a process is asked to end
+        with until_shutdown():
             executor.spin()
         executor.shutdown()
         node.destroy_node()

@@ -40,6 +40,9 @@ class Outputs(Protocol):
 
     def publish(self, output: str, message: bytes) -> None: ...
 
+    def closed(self) -> bool:
+        """Whether the middleware has been shut down; publishing then fails."""
+
     def now(self) -> int:
         """The ROS clock, nanoseconds."""
 
@@ -126,6 +129,8 @@ class Pipeline:
             self.statistics.dropped("engine")
             self._warn(f"no depth: {error}; next attempt in {RETRY_PERIOD:.0f} s", "engine")
         except Exception as error:
+            if self._outputs.closed():
+                return
             # A robot keeps its depth node, whatever this is; the traceback is logged.
             self.statistics.dropped("internal")
             self._warn(f"internal error on a frame from {self._image_topic}: {error}", "internal", exc_info=True)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import rclpy
+from rclpy.executors import ExternalShutdownException
 
 
 @contextmanager
@@ -23,3 +24,15 @@ def ros_context(args: list[str] | None = None) -> Iterator[None]:
         yield
     finally:
         rclpy.try_shutdown()
+
+
+@contextmanager
+def until_shutdown() -> Iterator[None]:
+    """Ends quietly when the context is shut down, also where that pulled the ground from under a call in progress."""
+    try:
+        yield
+    except ExternalShutdownException:
+        pass
+    except Exception:
+        if rclpy.ok():
+            raise

@@ -10,7 +10,6 @@ import os
 import sys
 import time
 from collections import deque
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -19,14 +18,13 @@ import cv2
 import numpy as np
 import rclpy
 from diagnostic_msgs.msg import DiagnosticArray
-from rclpy.executors import ExternalShutdownException
 from rclpy.node import Node
 from rclpy.qos import QoSProfile, qos_profile_sensor_data
 from rclpy.serialization import deserialize_message
 from sensor_msgs.msg import Image, PointCloud2
 
 from fadepth_ros import messages
-from fadepth_ros.shutdown import ros_context
+from fadepth_ros.shutdown import ros_context, until_shutdown
 
 
 @dataclass(frozen=True)
@@ -299,7 +297,7 @@ def main() -> int:
     with ros_context():
         try:
             viewer = Viewer()
-            with suppress(ExternalShutdownException):  # how a process is asked to end
+            with until_shutdown():
                 rclpy.spin(viewer)
             viewer.close()
         except (ValueError, OSError, ImportError) as error:

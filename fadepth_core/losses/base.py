@@ -150,15 +150,18 @@ class _Pairs:
 
     Attributes:
         target: I_a with its statistics, [4B, 3, H, W].
+        source: I_b [4B, 3, H, W].
         unmoved_error: pe(I_a, I_b) [4B, 1, H, W].
-        features: E_1 of a [4B, C, h, w].
+        features, source_features: E_1 of a and of b, each [4B, C, h, w].
         motion: T_{a→b} [4B, 4, 4].
         intrinsics: [4B, 3, 3].
     """
 
     target: ImageStatistics
+    source: Tensor
     unmoved_error: Tensor
     features: Tensor
+    source_features: Tensor
     motion: Tensor
     intrinsics: Tensor
 
@@ -172,7 +175,15 @@ class _Pairs:
         features = _first(features.to(frames.dtype).unflatten(0, frames.shape[:2])).contiguous()
         outward = torch.cat([motions.to_previous, motions.to_next])
         motion = torch.cat([outward, invert_motion(outward)])
-        return cls(target, unmoved, features, motion, intrinsics.repeat(4, 1, 1))
+        return cls(
+            target,
+            _reverse(target.image),
+            unmoved,
+            features,
+            _reverse(features),
+            motion,
+            intrinsics.repeat(4, 1, 1),
+        )
 
 
 def _first(x: Tensor) -> Tensor:
@@ -212,9 +223,8 @@ def _scale_terms(
     pairs: _Pairs, disparity: Tensor, depth_range: tuple[float, float], weights: BaseWeights
 ) -> _ScaleTerms:
     """The terms that compare two frames, for one disparity scale [3B, 1, h, w]."""
-    image = pairs.target.image
     # Every scale explains the frames at full size: small pictures would reward copying texture into depth.
-    full = F.interpolate(disparity, size=image.shape[-2:], mode="bilinear", align_corners=False)
+    full = F.interpolate(disparity, size=pairs.source.shape[-2:], mode="bilinear", align_corners=False)
     frame_depths = disparity_to_depth(full, *depth_range).unflatten(0, (-1, 3))
     depth = _first(frame_depths)
 
@@ -223,16 +233,15 @@ def _scale_terms(
     with torch.no_grad():
         returning = sample(_reverse(view.flow), view.pixels)
     masks = pair_weights(view, returning, difference)
-    warped = sample(_reverse(image), view.pixels).contiguous(memory_format=torch.channels_last)
+    warped = sample(pairs.source, view.pixels).contiguous(memory_format=torch.channels_last)
 
-    zero = image.new_zeros(())
-    photometric = structure = feature = zero
+    photometric = structure = feature = pairs.source.new_zeros(())
     if weights.photometric:
         error = photometric_error(pairs.target, ImageStatistics.of(warped))
         photometric = photometric_loss(error, pairs.unmoved_error, masks.weight, view.valid)
     if weights.structure:
         structure = structure_loss(difference, masks.visible)
     if weights.feature:
-        feature = feature_loss(pairs.features, _reverse(pairs.features), view.flow, masks.weight)
+        feature = feature_loss(pairs.features, pairs.source_features, view.flow, masks.weight)
     maps = (x.detach().unflatten(0, (4, -1)) for x in (warped, masks.visible, masks.weight))
     return _ScaleTerms(photometric, structure, feature, frame_depths.detach(), *maps)

@@ -33,6 +33,9 @@ class Recorder:
     def publish(self, output, message):
         self.published.append(output)
 
+    def closed(self):
+        return False
+
     def now(self):
         return 100 * SECOND
 
