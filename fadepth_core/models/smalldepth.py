@@ -6,6 +6,7 @@ The table of widths below IS the architecture. `SmallDepth` is the training form
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -139,6 +140,24 @@ class SmallDepth(nn.Module):
         decoder = _decode(self.ups, encoder, image)
         disparities = tuple(head(feature) for head, feature in zip(self.heads, decoder, strict=False))
         return DepthFeatures(disparities, tuple(encoder), tuple(decoder))
+
+    @torch.no_grad()
+    def set_start_depth(self, metres: float) -> None:
+        """Let untrained heads answer about `metres` instead of the middle of the disparity range, which is 0.2 m.
+
+        For metric training: at 0.2 m nothing that one frame sees lies inside the next, and no loss says where to go
+        (measured on a scene with known poses: the error falls from 0.48 to 0.16 from a start at 8 m, and stays at 0.98
+        from 0.2 m).
+
+        Raises:
+            ValueError: the depth is outside the network's range.
+        """
+        if not self.min_depth < metres < self.max_depth:
+            raise ValueError(f"a start depth must lie between {self.min_depth} and {self.max_depth} m, got {metres}")
+        near, far = 1 / self.min_depth, 1 / self.max_depth
+        x = (1 / metres - far) / (near - far)
+        for head in self.heads:
+            head.conv.bias.fill_(math.log(x / (1 - x)))
 
     def fuse(self) -> FusedSmallDepth:
         """The deployment net: BatchNorm folded, ETM merged, exact rewrites applied. This module is left unchanged."""

@@ -115,7 +115,9 @@ class DepthEngine:
         trained_size = checkpoint.description.network_size
         if camera_size is None:
             camera_size, input_size = trained_size, input_size or trained_size
-        framing = Framing.plan(camera_size, input_size, crop_to_aspect, full_resolution, trained_size[0] * trained_size[1])
+        framing = Framing.plan(
+            camera_size, input_size, crop_to_aspect, full_resolution, trained_size[0] * trained_size[1]
+        )
         return cls(checkpoint, framing, order, precision, threads, logger)
 
     @property

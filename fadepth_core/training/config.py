@@ -51,6 +51,9 @@ class ModelConfig(_Strict):
     downsample_drop: float = Field(0.0, ge=0, lt=1, description="P_B of Table V")
     constant_drop: bool = False
     etm: Literal["etm", "etm*", "etm#"] | None = "etm#"
+    start_depth: float | None = Field(
+        8.0, gt=0, description="metres that untrained heads answer; null for the middle of the disparity range"
+    )
     start: Path | None = Field(None, description="training checkpoint whose weights to start from")
 
 

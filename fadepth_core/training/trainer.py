@@ -7,6 +7,7 @@ a loss that is not finite stops the run with the batch that made it.
 
 from __future__ import annotations
 
+import ctypes
 import math
 import pickle
 import signal
@@ -74,6 +75,19 @@ def batches(dataset: Dataset, augment, config: TrainConfig, start: int, rank: in
     )
 
 
+def keep_freed_memory() -> None:
+    """Tell glibc to keep what is freed instead of giving it back to the kernel, which clears every page anew.
+
+    Training on a CPU allocates and frees the same large tensors at every step: level hr at batch 4 and 128×416 takes a
+    third of the time (19.8 -> 6.4 s on one thread). Other C libraries have no such call, and are left alone.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mmap_max, trim_threshold = -4, -1  # M_MMAP_MAX, M_TRIM_THRESHOLD of malloc.h
+        mallopt(mmap_max, 0)
+        mallopt(trim_threshold, 2**31 - 1)
+
+
 def _one_thread(_worker: int) -> None:
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the training process, which ends its workers
@@ -118,6 +132,8 @@ class Trainer:
             constant_drop=model.constant_drop,
             etm=model.etm,
         ).to(memory_format=torch.channels_last)
+        if model.start_depth is not None:
+            self.network.set_start_depth(model.start_depth)
         if model.start is not None:
             _load_start(self.network, Checkpoint(model.start))
         self.pose_net = None
@@ -143,6 +159,7 @@ class Trainer:
             TrainingError: nothing to resume, or a loss that is not finite.
         """
         config = self.config
+        keep_freed_memory()
         self.output.mkdir(parents=True, exist_ok=True)
         self.fabric.launch()
         network, pose_net = self._set_up()

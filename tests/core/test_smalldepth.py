@@ -98,3 +98,16 @@ def test_training_reaches_every_parameter():
     out = network(torch.randn(2, 3, 64, 96))
     sum(d.mean() for d in out.disparities).backward()
     assert [name for name, p in network.named_parameters() if p.grad is None] == []
+
+
+@pytest.mark.parametrize("etm", [None, "etm#"])
+def test_start_depth(etm):
+    torch.manual_seed(0)
+    network = SmallDepth(etm=etm)
+    network.set_start_depth(8.0)
+    with torch.no_grad():
+        disparities = network(torch.randn(2, 3, 64, 96)).disparities
+    for x in disparities:
+        assert disparity_to_depth(x).log().mean().exp().item() == pytest.approx(8.0, rel=0.5)
+    with pytest.raises(ValueError, match="between 0.1 and 100.0 m, got 200"):
+        network.set_start_depth(200)

@@ -41,7 +41,9 @@ class Waves(Dataset):
         k = torch.tensor([[150.0, 0, w / 2], [0, 150.0, h / 2], [0, 0, 1]])
         poses = torch.eye(4).repeat(3, 1, 1)
         poses[:, 0, 3] = torch.arange(3) * 0.1
-        return Sample(frames, k, torch.tensor(0.1), f"waves {index}", torch.tensor(1.0), poses, torch.full((16, 24), 5.0))
+        return Sample(
+            frames, k, torch.tensor(0.1), f"waves {index}", torch.tensor(1.0), poses, torch.full((16, 24), 5.0)
+        )
 
 
 def jitter(sample, generator):
@@ -141,7 +143,13 @@ def test_accumulation_is_one_larger_batch(tmp_path):
     """Two batches of one equal a batch of two, where nothing depends on the batch (no BatchNorm statistics, no drop)."""
     seen = []
     for name, overrides in (("a", ["data.batch_size=1", "accumulate=2"]), ("b", ["data.batch_size=2"])):
-        options = ["model.residual_drop=0", "model.etm=null", "loss.levels=[cr]", "pose.network=known", "loss.depth=1.0"]
+        options = [
+            "model.residual_drop=0",
+            "model.etm=null",
+            "loss.levels=[cr]",
+            "pose.network=known",
+            "loss.depth=1.0",
+        ]
         options += [f"loss.base.{term}=0" for term in ("photometric", "structure", "feature", "smoothness")]
         trainer = Trainer(config(tmp_path / name, *options, *overrides, "schedule.iterations=1"), Waves())
         for module in trainer.network.modules():
@@ -213,7 +221,9 @@ def test_wrong_settings_are_refused_by_name(override, message):
 def test_settings_are_read_as_people_write_them(tmp_path):
     path = tmp_path / "run.yaml"
     path.write_text("optimizer: {lr: 3.0e-4}\nloss: {levels: {cr: {}, flip: {feature: 0}}}\n")
-    made = load_config(path, ["optimizer.pose_lr=1e-5", "data.train=[{name: video}, {name: kitti}]", "data.train.1.weight=2"])
+    made = load_config(
+        path, ["optimizer.pose_lr=1e-5", "data.train=[{name: video}, {name: kitti}]", "data.train.1.weight=2"]
+    )
     assert (made.optimizer.lr, made.optimizer.pose_lr) == (3e-4, 1e-5)
     flip = made.loss.levels["flip"]
     assert (flip.loss, flip.feature, flip.disparity) == (1.0, 0.0, 0.5), "the rest is the paper's"
