@@ -87,7 +87,7 @@ class ClipPublisher(Node):
         size = (info.height, info.width)
         info.header.frame_id = frame_id
         camera = Camera(frame_id, size, np.eye(3), info, np.eye(3))
-        self._clip = clip
+        self._clip, self._size = clip, size
         self._frames = read_frames(clip)
         self._image_writer = ImageWriter(frame_id, size, "rgb8")
         self._info_writer = CameraInfoWriter(frame_id, size, camera, lambda matrix: matrix)
@@ -106,6 +106,9 @@ class ClipPublisher(Node):
                 return
             self._frames = read_frames(self._clip)
             frame = next(self._frames)
+        if frame.shape[:2] != self._size:
+            (h, w), (jh, jw) = frame.shape[:2], self._size
+            raise ClipError(f"{self._clip}: its frames are {w}x{h}, its JSON says {jw}x{jh}")
         stamp = Stamp(*self.get_clock().now().seconds_nanoseconds())
         self._info.publish(self._info_writer.write(stamp))
         self._image.publish(self._image_writer.write(stamp, frame))

@@ -38,11 +38,14 @@ def main() -> int:
 
     def start(module: str, **parameters) -> subprocess.Popen:
         values = [word for name, value in parameters.items() for word in ("-p", f"{name}:={value}")]
-        return subprocess.Popen([sys.executable, "-m", module, "--ros-args", *values], env=environment)
+        command = [sys.executable, "-m", module, "--ros-args", *values]
+        # Deaf to the terminal's Ctrl-C until rclpy listens: in the middle of its imports it would end in a traceback.
+        return subprocess.Popen(command, env=environment, preexec_fn=_ignore_interrupts)
 
     camera_parameters = {"loop": str(not once).lower()} | ({"clip": args.clip} if args.clip else {})
     processes: dict[str, subprocess.Popen] = {}
     status = 0
+    signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGINT))  # both raise KeyboardInterrupt
     try:
         processes["viewer"] = start("fadepth_ros.viewer", mode=args.view, port=args.port)
         node_parameters = {"checkpoint": args.checkpoint} if args.checkpoint else {}
@@ -61,12 +64,17 @@ def main() -> int:
     return status
 
 
+def _ignore_interrupts() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
 def _end(processes: dict[str, subprocess.Popen]) -> None:
     """Ask every process to end, camera first so that nothing is cut in the middle, and make sure that it does."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C must not leave processes behind
-    for name in reversed(processes):
-        if processes[name].poll() is None:
-            processes[name].send_signal(signal.SIGINT)
+    for number in (signal.SIGINT, signal.SIGTERM):  # a second Ctrl-C must not leave processes behind
+        signal.signal(number, signal.SIG_IGN)
+    for process in reversed(processes.values()):
+        if process.poll() is None:
+            process.terminate()
     for name, process in processes.items():
         try:
             process.wait(_GRACE)

@@ -224,7 +224,7 @@ def _native(pixels: np.ndarray) -> np.ndarray:
 def _read_by_cv_bridge(raw: bytes, name: str, stamp: Stamp, frame_id: str) -> Frame:
     """Anything outside the table, where cv_bridge is installed."""
     try:
-        from cv_bridge import CvBridge, CvBridgeError
+        from cv_bridge import CvBridge
     except ImportError:
         known = ", ".join(ENCODINGS)
         raise MessageError(
@@ -232,7 +232,7 @@ def _read_by_cv_bridge(raw: bytes, name: str, stamp: Stamp, frame_id: str) -> Fr
         ) from None
     try:
         pixels = CvBridge().imgmsg_to_cv2(deserialize_message(raw, Image), "rgb8")
-    except CvBridgeError as error:
+    except Exception as error:  # CvBridgeError, or whatever numpy says to data that does not fit
         raise MessageError("encoding", f"encoding '{name}': {error}") from error
     return Frame(stamp, frame_id, pixels.shape[:2], _RGB, pixels)
 

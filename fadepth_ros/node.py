@@ -163,12 +163,13 @@ class DepthNode(LifecycleNode):
         self._pipeline = None
 
     def _on_image(self, raw: bytes) -> None:
-        """Take what else waits in the middleware's queue: only the newest frame is worth depth."""
-        subscription, overtaken = self._inputs[0], 0
-        with subscription.handle:
-            while (newer := subscription.handle.take_message(subscription.msg_type, True)) is not None:
-                raw, overtaken = newer[0], overtaken + 1
-        self._pipeline.offer_image(raw, overtaken)
+        """Take what else waits in the middleware's queues: only the newest frame is worth depth, and the intrinsics that
+        came with it may stand behind it in the executor's order."""
+        image, info = self._inputs
+        newer = _take_waiting(image)
+        for message in _take_waiting(info)[-1:]:
+            self._pipeline.offer_camera_info(message)
+        self._pipeline.offer_image(newer[-1] if newer else raw, overtaken=len(newer))
 
     # ------------------------------------------------------------------------------------------- the pipeline's Outputs
 
@@ -202,6 +203,15 @@ class DepthNode(LifecycleNode):
         message = DiagnosticArray(status=[status])
         message.header.stamp = self.get_clock().now().to_msg()
         self._diagnostics.publish(message)
+
+
+def _take_waiting(subscription) -> list[bytes]:
+    """The serialized messages that a raw subscription has received and not yet delivered, oldest first."""
+    waiting = []
+    with subscription.handle:
+        while (taken := subscription.handle.take_message(subscription.msg_type, True)) is not None:
+            waiting.append(taken[0])
+    return waiting
 
 
 def _judge(report: Report, failures: list[str]) -> tuple[bytes, str]:

@@ -263,8 +263,10 @@ class Viewer(Node):
     def _status(self) -> str:
         now = time.monotonic()
         recent = [(t, age) for t, age in self._arrivals if now - t <= 2.0]
-        span = max(now - recent[0][0], 0.5) if recent else 1.0
-        latency = 1e3 * float(np.median([age for _, age in recent])) if recent else float("nan")
+        if not recent:
+            return "waiting for depth"
+        span = max(now - recent[0][0], 0.5)
+        latency = 1e3 * float(np.median([age for _, age in recent]))
         dropped = sum(int(n) for key, n in self._diagnostics.items() if key.startswith("dropped:"))
         engine = self._diagnostics.get("engine", "engine starting")
         return f"{len(recent) / span:5.1f} frames/s   latency {latency:5.1f} ms   dropped {dropped}   {engine}"

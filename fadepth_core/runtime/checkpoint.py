@@ -22,6 +22,8 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from fadepth_core.runtime.framing import STRIDE
+
 FORMAT = 1
 #: What `checkpoint: ""` means.
 DEFAULT_CHECKPOINT = Path(__file__).resolve().parent.parent / "assets" / "smalldepth.safetensors"
@@ -71,8 +73,10 @@ class Description:
             raise ValueError(f"its form is {values['form']!r}, not 'deploy' or 'training'")
         for key, length in (("network_size", 2), ("depth_range", 2), ("pixel_mean", 3), ("pixel_std", 3)):
             values[key] = tuple(values[key])
-            if len(values[key]) != length:
-                raise ValueError(f"its {key} has {len(values[key])} numbers, not {length}")
+            if len(values[key]) != length or not all(isinstance(x, (int, float)) for x in values[key]):
+                raise ValueError(f"its {key} is {list(values[key])}, not {length} numbers")
+        if any(side <= 0 or side % STRIDE for side in values["network_size"]):
+            raise ValueError(f"its network_size {list(values['network_size'])} is not two multiples of {STRIDE}")
         near, far = values["depth_range"]
         if not 0 < near < far:
             raise ValueError(f"its depth_range {near} to {far} m is empty")

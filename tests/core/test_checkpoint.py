@@ -94,7 +94,9 @@ def rewrite_description(path, change):
         (lambda d: d.update(colour="red"), "colour"),
         (lambda d: d.update(form="pickled"), "its form is 'pickled'"),
         (lambda d: d.update(depth_range=[5.0, 1.0]), "5.0 to 1.0 m is empty"),
-        (lambda d: d.update(network_size=[128]), "network_size has 1 numbers, not 2"),
+        (lambda d: d.update(network_size=[128]), r"network_size is \[128\], not 2 numbers"),
+        (lambda d: d.update(network_size=["a", "b"]), "not 2 numbers"),
+        (lambda d: d.update(network_size=[-128, 416]), "is not two multiples of 32"),
     ],
 )
 def test_unusable_description(exported, change, reason):

@@ -73,18 +73,41 @@ def test_headless_demo_leaves_a_video_and_a_sheet(tmp_path):
     assert group_members(demo.pid) == []
 
 
-def test_ctrl_c_ends_every_process_cleanly(tmp_path):
+@pytest.mark.parametrize("tell", [os.killpg, os.kill], ids=["all", "demo"])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_told_to_end_every_process_ends_cleanly(tmp_path, tell, number):
+    """A terminal tells all processes at once, a supervisor only the first."""
     demo = start_demo(tmp_path)
     for line in demo.stdout:
         if "openvino" in line and "frames/s" in line:
             break
-    os.killpg(demo.pid, signal.SIGINT)  # as the terminal does: to all of them at once
+    tell(demo.pid, number)
     out, _ = demo.communicate(timeout=60)
     assert demo.returncode == 0, out
     assert "Traceback" not in out, out
     time.sleep(0.2)
     assert group_members(demo.pid) == []
     assert (tmp_path / "demo_output" / "depth.png").is_file(), "what was seen so far is kept"
+
+
+def test_told_to_end_at_once_nothing_is_left(tmp_path):
+    demo = start_demo(tmp_path)
+    time.sleep(0.3)  # in the middle of everybody's imports
+    os.killpg(demo.pid, signal.SIGINT)
+    out, _ = demo.communicate(timeout=60)
+    assert "rclpy" not in out, out
+    time.sleep(0.2)
+    assert group_members(demo.pid) == []
+
+
+def test_a_clip_of_another_size_than_its_json_is_named(tmp_path):
+    path = write_clip(tmp_path)
+    values = json.loads(path.with_suffix(".json").read_text())
+    path.with_suffix(".json").write_text(json.dumps(values | {"width": 640}))
+    demo = start_demo(tmp_path, "--clip", str(path))
+    out, _ = demo.communicate(timeout=60)
+    assert demo.returncode == 1
+    assert "its frames are 320x96, its JSON says 640x96" in out
 
 
 def test_a_clip_that_cannot_be_played_is_named(tmp_path):

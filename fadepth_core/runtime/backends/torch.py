@@ -6,7 +6,7 @@ import importlib.util
 
 import numpy as np
 
-from fadepth_core.runtime.backends import Job
+from fadepth_core.runtime.backends import Job, default_threads
 
 PRECISIONS = ("fp32",)
 
@@ -33,11 +33,12 @@ class TorchBackend:
         self._torch = torch
         cuda = torch.cuda.is_available()
         self._device = torch.device("cuda" if cuda else "cpu")
-        self.device = torch.cuda.get_device_name() if cuda else f"CPU, {job.threads or torch.get_num_threads()} threads"
+        threads = job.threads or default_threads()
+        self.device = torch.cuda.get_device_name() if cuda else f"CPU, {threads} threads"
         # On a GPU the resize is cheaper behind the upload; on a CPU OpenCV does it in a tenth of the time.
         self.takes_network_size = not cuda
-        if job.threads and not cuda:
-            torch.set_num_threads(job.threads)
+        if not cuda:
+            torch.set_num_threads(threads)
         network = load_network(job.checkpoint).to(self._device, memory_format=torch.channels_last)
         self._graph = DepthGraph(network, job.framing).to(self._device).eval()
 
