@@ -136,6 +136,10 @@ class Frame:
     pixels: np.ndarray
 
 
+#: Bytes that no frame_id or encoding reaches.
+_LONGEST_TEXT = 256
+
+
 class _CdrReader:
     """Reads CDR primitives from a serialized message; every read is checked against its end."""
 
@@ -173,8 +177,11 @@ class _CdrReader:
         return memoryview(self._raw)[self._at - length : self._at]
 
     def string(self) -> str:
+        text = self.sequence()
+        if len(text) > _LONGEST_TEXT:  # it would end up in warnings and diagnostics
+            raise MessageError("malformed", f"a text field of {len(text)} bytes")
         try:
-            return bytes(self.sequence()).rstrip(b"\0").decode()
+            return bytes(text).rstrip(b"\0").decode()
         except UnicodeDecodeError as error:
             raise MessageError("malformed", "a text field is not UTF-8") from error
 
@@ -194,8 +201,7 @@ def read_image(raw: bytes) -> Frame:
     stamp, frame_id = reader.stamp(), reader.string()
     height, width = reader.uint32(), reader.uint32()
     name, big_endian, step, data = reader.string(), reader.uint8(), reader.uint32(), reader.sequence()
-    if not (MIN_SIDE <= height <= MAX_SIDE and MIN_SIDE <= width <= MAX_SIDE):
-        raise MessageError("size", f"the image is {width}x{height}; sides must be between {MIN_SIDE} and {MAX_SIDE}")
+    _check_size(height, width)
     encoding = ENCODINGS.get(name)
     if encoding is None:
         return _read_by_cv_bridge(raw, name, stamp, frame_id)
@@ -216,9 +222,16 @@ def read_image(raw: bytes) -> Frame:
     return Frame(stamp, frame_id, (height, width), encoding, _native(pixels))
 
 
+def _check_size(height: int, width: int) -> None:
+    if not (MIN_SIDE <= height <= MAX_SIDE and MIN_SIDE <= width <= MAX_SIDE):
+        raise MessageError("size", f"the image is {width}x{height}; sides must be between {MIN_SIDE} and {MAX_SIDE}")
+
+
 def _native(pixels: np.ndarray) -> np.ndarray:
-    """OpenCV reads native byte order only; nearly all frames are native already and pass through."""
-    return pixels if pixels.dtype.isnative else pixels.astype(pixels.dtype.newbyteorder("="))
+    """OpenCV reads native byte order and rows of whole values only; nearly all frames are so and pass through."""
+    if pixels.dtype.isnative and pixels.strides[0] % pixels.itemsize == 0:
+        return pixels
+    return pixels.astype(pixels.dtype.newbyteorder("="), order="C")
 
 
 def _read_by_cv_bridge(raw: bytes, name: str, stamp: Stamp, frame_id: str) -> Frame:
@@ -245,13 +258,13 @@ def read_compressed(raw: bytes) -> Frame:
     """
     reader = _CdrReader(raw)
     stamp, frame_id, kind, data = reader.stamp(), reader.string(), reader.string(), reader.sequence()
-    pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR) if len(data) else None
+    try:
+        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR) if len(data) else None
+    except cv2.error:  # a header that claims more pixels than OpenCV allows
+        pixels = None
     if pixels is None:
         raise MessageError("encoding", f"{len(data)} bytes of '{kind}' are not an image that OpenCV can decode")
-    if min(pixels.shape[:2]) < MIN_SIDE:
-        raise MessageError(
-            "size", f"the image is {pixels.shape[1]}x{pixels.shape[0]}; sides must be {MIN_SIDE} or more"
-        )
+    _check_size(*pixels.shape[:2])
     return Frame(stamp, frame_id, pixels.shape[:2], _BGR, pixels)
 
 
@@ -289,13 +302,18 @@ def read_camera_info(raw: bytes) -> Camera:
         raise MessageError("calibration", "K or P holds numbers that are not finite")
     if k[0, 0] == 0.0:
         raise MessageError("uncalibrated", "K[0] is 0, which means uncalibrated")
-    if min(k[0, 0], k[1, 1]) <= 0.0 or (p[0, 0] != 0.0 and min(p[0, 0], p[1, 1]) <= 0.0):
-        raise MessageError(
-            "calibration", f"the focal lengths must be positive (K {k[0, 0]}, {k[1, 1]}; P {p[0, 0]}, {p[1, 1]})"
-        )
     bx, by = max(info.binning_x, 1), max(info.binning_y, 1)
     roi = info.roi
     height, width = roi.height or info.height, roi.width or info.width
+    if roi.x_offset + width > info.width or roi.y_offset + height > info.height:
+        raise MessageError(
+            "calibration",
+            f"its region of interest, {width}x{height} at ({roi.x_offset}, {roi.y_offset}), is outside its {info.width}x"
+            f"{info.height} pixels",
+        )
+    for name, matrix in (("K", k), ("P", p[:, :3])):
+        if name == "K" or matrix[0, 0] != 0.0:
+            _check_pinhole(name, matrix, max(info.height, info.width))
     to_image = np.array(
         [
             [1 / bx, 0, (0.5 - roi.x_offset) / bx - 0.5],
@@ -305,6 +323,17 @@ def read_camera_info(raw: bytes) -> Camera:
     )
     matrix = to_image @ (p[:, :3] if p[0, 0] != 0.0 else k)
     return Camera(info.header.frame_id, (height // by, width // bx), matrix, info, to_image)
+
+
+def _check_pinhole(name: str, matrix: np.ndarray, side: int) -> None:
+    """Refuse numbers that no camera of `side` pixels has: they would become points far beyond any scene."""
+    (fx, skew, cx), (zero, fy, cy) = matrix[:2]
+    if not (0.01 * side <= min(fx, fy) and max(fx, fy) <= 1000 * side):
+        raise MessageError("calibration", f"the focal lengths of {name}, {fx:g} and {fy:g}, are not those of a camera")
+    if max(abs(cx), abs(cy)) > 10 * side:
+        raise MessageError("calibration", f"the principal point of {name}, ({cx:g}, {cy:g}), is far outside the image")
+    if skew or zero or tuple(matrix[2]) != (0.0, 0.0, 1.0):
+        raise MessageError("calibration", f"{name} is not [fx 0 cx; 0 fy cy; 0 0 1]")
 
 
 # ------------------------------------------------------------------------------------------------------------ outgoing

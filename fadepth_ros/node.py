@@ -13,7 +13,9 @@ import sys
 import traceback
 from collections.abc import Callable
 
+import rclpy
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
+from rclpy.exceptions import ParameterException
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.qos import QoSProfile, ReliabilityPolicy
@@ -112,20 +114,21 @@ class DepthNode(LifecycleNode):
         image = self.resolve_topic_name("image") + ("/compressed" if compressed else "")
         info = self.resolve_topic_name("camera_info")
         self._pipeline = Pipeline(settings, self, self._logging, image, info, self._engine_loader)
-        self._inputs = [
-            self.create_subscription(
-                kind,
-                topic,
-                callback,
-                _input_qos(),
-                raw=True,
-                qos_overriding_options=QoSOverridingOptions.with_default_policies(),
+        for kind, topic, callback in (
+            (CompressedImage if compressed else Image, image, self._on_image),
+            (CameraInfo, info, self._pipeline.offer_camera_info),
+        ):
+            # One by one, so that what exists is taken down again if the next one fails.
+            self._inputs.append(
+                self.create_subscription(
+                    kind,
+                    topic,
+                    callback,
+                    _input_qos(),
+                    raw=True,
+                    qos_overriding_options=QoSOverridingOptions.with_default_policies(),
+                )
             )
-            for kind, topic, callback in (
-                (CompressedImage if compressed else Image, image, self._on_image),
-                (CameraInfo, info, self._pipeline.offer_camera_info),
-            )
-        ]
         self._active = True
         self.get_logger().info(f"waiting for images on {image} and intrinsics on {info}")
         return super().on_activate(state)
@@ -197,7 +200,7 @@ class DepthNode(LifecycleNode):
             status.level, status.message = DiagnosticStatus.OK, "not active"
         else:
             report = self._pipeline.statistics.report()
-            status.level, status.message = _judge(report, self._pipeline.engine_failures)
+            status.level, status.message = _judge(report, self._pipeline.degraded)
             status.hardware_id = self._pipeline.engine_description
             status.values = [KeyValue(key=k, value=v) for k, v in _values(report, self._pipeline).items()]
         message = DiagnosticArray(status=[status])
@@ -214,17 +217,18 @@ def _take_waiting(subscription) -> list[bytes]:
     return waiting
 
 
-def _judge(report: Report, failures: list[str]) -> tuple[bytes, str]:
-    """The level and one line for /diagnostics."""
-    bad = {cause: n for cause, n in report.dropped.items() if cause not in ("overtaken", "no_subscriber")}
-    if "engine" in bad or "internal" in bad:
-        return DiagnosticStatus.ERROR, report.last_error[0]
-    if bad:
-        return DiagnosticStatus.WARN, report.last_error[0]
+def _judge(report: Report, degraded: bool) -> tuple[bytes, str]:
+    """The level and one line for /diagnostics: of the most frequent thing that is wrong now."""
+    wrong = {**report.problems, **report.dropped}
+    wrong = {cause: n for cause, n in wrong.items() if cause in report.errors}
+    if wrong:
+        serious = [cause for cause in ("engine", "internal") if cause in wrong]
+        cause = serious[0] if serious else max(wrong, key=wrong.get)
+        return DiagnosticStatus.ERROR if serious else DiagnosticStatus.WARN, report.errors[cause]
     if report.received == 0:
         return DiagnosticStatus.STALE, "no images arrive"
-    if failures:
-        return DiagnosticStatus.WARN, "running on a fallback: " + failures[-1]
+    if degraded:
+        return DiagnosticStatus.WARN, "running on a fallback, see 'passed over'"
     if report.dropped.get("no_subscriber"):
         return DiagnosticStatus.OK, "resting, nobody subscribes"
     return DiagnosticStatus.OK, f"{report.published.get(DEPTH, 0) / report.seconds:.1f} depth images per second"
@@ -237,7 +241,7 @@ def _values(report: Report, pipeline: Pipeline) -> dict[str, str]:
         values["latency p50 (ms)"] = f"{report.latency[0]:.2f}"
         values["latency p99 (ms)"] = f"{report.latency[1]:.2f}"
         values["age of stamp p50 (ms)"] = f"{report.age:.2f}"
-    values |= {f"dropped: {cause}": str(n) for cause, n in sorted(report.dropped_total.items())}
+    values |= {cause: str(n) for cause, n in sorted(report.totals.items())}
     values["engine"] = pipeline.engine_description
     values["checkpoint"] = pipeline.checkpoint_description
     values |= {f"passed over {i}": text for i, text in enumerate(pipeline.engine_failures, 1)}
@@ -273,7 +277,7 @@ def run(engine_loader: Callable = load_engine, args: list[str] | None = None) ->
     with ros_context(args):
         try:
             node = DepthNode(engine_loader)
-        except ValueError as error:
+        except (ValueError, ParameterException) as error:
             print(f"depth_node: {error}", file=sys.stderr)
             return 1
         executor = SingleThreadedExecutor()
@@ -284,8 +288,14 @@ def run(engine_loader: Callable = load_engine, args: list[str] | None = None) ->
         gc.collect()
         gc.freeze()
         gc.set_threshold(50_000, 20, 20)
-        with until_shutdown():
-            executor.spin()
+        while rclpy.ok():
+            try:
+                with until_shutdown():
+                    executor.spin()
+            except Exception:
+                # rclpy lets some errors of its own services out of spin(), a transition that does not fit the state among
+                # them; whoever asks for one must not be able to end the robot's depth.
+                node.get_logger().error(f"while serving a request:\n{traceback.format_exc()}")
         executor.shutdown()
         node.destroy_node()
     return 0

@@ -85,6 +85,7 @@ class Pipeline:
         self.statistics = Statistics()
         self.engine_description = "no engine yet"
         self.engine_failures: list[str] = []
+        self.degraded = False
         self.checkpoint_description = ""
         self._settings = settings
         self._outputs, self._log, self._load = outputs, logger, engine_loader
@@ -107,6 +108,7 @@ class Pipeline:
     def configure(self, settings: Settings) -> None:
         """Use other parameter values from the next frame on."""
         self._settings = settings
+        self._engine_retry = 0.0  # the change may be what an engine was waiting for
 
     def offer_image(self, raw: bytes, overtaken: int = 0) -> None:
         """A serialized image has arrived, and `overtaken` older ones with it that it replaces.
@@ -122,7 +124,10 @@ class Pipeline:
         except MessageError as error:
             self.statistics.dropped(error.cause)
             self._warn(f"{self._image_topic}: {error}; frame dropped", error.cause)
-        except (EngineError, CheckpointError, FramingError) as error:
+        except FramingError as error:
+            self.statistics.dropped("size")
+            self._warn(f"{self._image_topic}: {error}; frame dropped", "size")
+        except (EngineError, CheckpointError) as error:
             self._engine, self._engine_key = None, None
             self._engine_retry = time.monotonic() + RETRY_PERIOD
             self.engine_description = "no engine"
@@ -199,9 +204,10 @@ class Pipeline:
                 lambda: CameraInfoWriter(frame.frame_id, framing.output_size, camera, framing.output_intrinsics),
             )
             publish(INFO, writer.write(frame.stamp))
-        self.statistics.finished(
-            published, time.monotonic() - arrival, 1e-9 * (self._outputs.now() - frame.stamp.nanoseconds)
-        )
+        if published:
+            self.statistics.finished(
+                published, time.monotonic() - arrival, 1e-9 * (self._outputs.now() - frame.stamp.nanoseconds)
+            )
 
     def _check_stamp(self, stamp: Stamp) -> None:
         now, last = stamp.nanoseconds, self._last_stamp
@@ -210,7 +216,7 @@ class Pipeline:
                 raise MessageError(
                     "stamp", f"stamp {1e-9 * (last - now):.3f} s before the last frame's; it was overtaken"
                 )
-            self.statistics.dropped("clock_reset")
+            self.statistics.problem("clock_reset")
             self._warn(
                 f"{self._image_topic}: stamps jumped back by {1e-9 * (last - now):.1f} s; going on from there",
                 "clock_reset",
@@ -234,6 +240,7 @@ class Pipeline:
 
     def _note_engine(self, engine: DepthEngine) -> None:
         self.engine_description, self.engine_failures = engine.description, list(engine.failures)
+        self.degraded = engine.degraded
         checkpoint = engine.checkpoint
         self.checkpoint_description = checkpoint.path.name + ("" if checkpoint.description.trained else " (untrained)")
 
@@ -251,7 +258,7 @@ class Pipeline:
             self._camera_warned = ""
             return camera
         cause = problem.cause if problem.cause.startswith(("no_", "camera_info")) else f"camera_info_{problem.cause}"
-        self.statistics.dropped(cause)
+        self.statistics.problem(cause)
         if cause != self._camera_warned:  # once, until it changes: an uncalibrated camera stays one
             self._camera_warned = cause
             self._warn(f"{self._info_topic}: {problem}; depth/points and depth/camera_info are withheld", cause)
@@ -294,7 +301,7 @@ class Pipeline:
         return known[1]
 
     def _warn(self, text: str, kind: str, exc_info: bool = False) -> None:
-        self.statistics.error(text)
+        self.statistics.error(text, kind)
         now = time.monotonic()
         if now >= self._warned.get(kind, 0.0):
             self._warned[kind] = now + WARN_PERIOD

@@ -16,19 +16,23 @@ class Report:
         received: frames that arrived.
         published: messages that went out, by output.
         dropped: frames that came to nothing, by cause.
-        dropped_total: the same since the start.
+        problems: what went wrong with frames of which depth was published all the same, by cause.
+        totals: drops and problems since the start, by "dropped: cause" and "problem: cause".
         latency: milliseconds from a frame's arrival to its last output, p50 and p99; None without frames.
         age: milliseconds from a frame's stamp to its last output, p50; None without frames.
-        last_error: the newest warning and its age in seconds, or None.
+        errors: the newest warning by cause.
+        last_error: the newest of all and its age in seconds, or None.
     """
 
     seconds: float
     received: int
     published: dict[str, int]
     dropped: dict[str, int]
-    dropped_total: dict[str, int]
+    problems: dict[str, int]
+    totals: dict[str, int]
     latency: tuple[float, float] | None
     age: float | None
+    errors: dict[str, str]
     last_error: tuple[str, float] | None
 
 
@@ -37,6 +41,7 @@ class _Window:
     received: int = 0
     published: Counter = field(default_factory=Counter)
     dropped: Counter = field(default_factory=Counter)
+    problems: Counter = field(default_factory=Counter)
     # Enough for a second at any rate a camera has.
     latencies: deque = field(default_factory=lambda: deque(maxlen=4096))
     ages: deque = field(default_factory=lambda: deque(maxlen=4096))
@@ -48,7 +53,8 @@ class Statistics:
 
     def __init__(self):
         self._window = _Window()
-        self._total = Counter()
+        self._totals = Counter()
+        self._errors: dict[str, str] = {}
         self._last_error: tuple[str, float] | None = None
 
     def received(self, frames: int) -> None:
@@ -56,7 +62,11 @@ class Statistics:
 
     def dropped(self, cause: str, frames: int = 1) -> None:
         self._window.dropped[cause] += frames
-        self._total[cause] += frames
+        self._totals[f"dropped: {cause}"] += frames
+
+    def problem(self, cause: str) -> None:
+        self._window.problems[cause] += 1
+        self._totals[f"problem: {cause}"] += 1
 
     def finished(self, outputs: list[str], latency: float, age: float) -> None:
         """A frame is out: `outputs` published, seconds since arrival and since its stamp."""
@@ -64,13 +74,14 @@ class Statistics:
         self._window.latencies.append(latency)
         self._window.ages.append(age)
 
-    def error(self, text: str) -> None:
+    def error(self, text: str, cause: str) -> None:
+        self._errors[cause] = text
         self._last_error = (text, time.monotonic())
 
     def report(self) -> Report:
         """What happened since the last report."""
         window, self._window = self._window, _Window()
-        total, last = dict(self._total), self._last_error
+        last = self._last_error
         now = time.monotonic()
         latencies, ages = sorted(window.latencies), sorted(window.ages)
         return Report(
@@ -78,9 +89,11 @@ class Statistics:
             received=window.received,
             published=dict(window.published),
             dropped=dict(window.dropped),
-            dropped_total=total,
+            problems=dict(window.problems),
+            totals=dict(self._totals),
             latency=(1e3 * _quantile(latencies, 0.5), 1e3 * _quantile(latencies, 0.99)) if latencies else None,
             age=1e3 * _quantile(ages, 0.5) if ages else None,
+            errors=dict(self._errors),
             last_error=(last[0], now - last[1]) if last else None,
         )
 

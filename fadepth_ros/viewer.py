@@ -267,7 +267,9 @@ class Viewer(Node):
             return "waiting for depth"
         span = max(now - recent[0][0], 0.5)
         latency = 1e3 * float(np.median([age for _, age in recent]))
-        dropped = sum(int(n) for key, n in self._diagnostics.items() if key.startswith("dropped:"))
+        dropped = sum(
+            int(n) for key, n in self._diagnostics.items() if key.startswith("dropped:") and "no_subscriber" not in key
+        )
         engine = self._diagnostics.get("engine", "engine starting")
         return f"{len(recent) / span:5.1f} frames/s   latency {latency:5.1f} ms   dropped {dropped}   {engine}"
 

@@ -6,12 +6,31 @@
 The arguments are what usually differs from robot to robot; everything else is in the parameter file.
 """
 
-from launch.actions import DeclareLaunchArgument
+from launch.actions import DeclareLaunchArgument, OpaqueFunction
 from launch.substitutions import LaunchConfiguration, PathJoinSubstitution
 from launch_ros.actions import Node
 from launch_ros.substitutions import FindPackageShare
 
 from launch import LaunchDescription
+
+
+def _depth_node(context) -> list[Node]:
+    # Given on the command line it wins over the parameter file; not given, it must not.
+    checkpoint = LaunchConfiguration("checkpoint").perform(context)
+    return [
+        Node(
+            package="fadepth_ros",
+            executable="depth_node",
+            name="depth",
+            namespace=LaunchConfiguration("namespace"),
+            parameters=[LaunchConfiguration("params_file"), *([{"checkpoint": checkpoint}] if checkpoint else [])],
+            remappings=[
+                ("image", LaunchConfiguration("image")),
+                ("camera_info", LaunchConfiguration("camera_info")),
+            ],
+            output="screen",
+        )
+    ]
 
 
 def generate_launch_description() -> LaunchDescription:
@@ -24,18 +43,9 @@ def generate_launch_description() -> LaunchDescription:
             DeclareLaunchArgument(
                 "params_file", default_value=default_parameters, description="Parameters of the node."
             ),
-            DeclareLaunchArgument("checkpoint", default_value="", description="Checkpoint; empty for the shipped one."),
-            Node(
-                package="fadepth_ros",
-                executable="depth_node",
-                name="depth",
-                namespace=LaunchConfiguration("namespace"),
-                parameters=[LaunchConfiguration("params_file"), {"checkpoint": LaunchConfiguration("checkpoint")}],
-                remappings=[
-                    ("image", LaunchConfiguration("image")),
-                    ("camera_info", LaunchConfiguration("camera_info")),
-                ],
-                output="screen",
+            DeclareLaunchArgument(
+                "checkpoint", default_value="", description="Checkpoint; empty for the params_file's."
             ),
+            OpaqueFunction(function=_depth_node),
         ]
     )

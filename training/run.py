@@ -38,6 +38,7 @@ def models(_args: argparse.Namespace) -> None:
 
 def init(args: argparse.Namespace) -> None:
     """Write a deployment checkpoint of random weights."""
+    _check_suffix(args.out)
     torch.manual_seed(args.seed)
     network = build_model(args.model, residual_drop=0.0)
     # BatchNorm statistics of noise: without them the activations of random weights grow with every layer.
@@ -64,9 +65,17 @@ def init(args: argparse.Namespace) -> None:
 def export(args: argparse.Namespace) -> None:
     """Fuse a checkpoint and write it in deployment form with its ONNX graph."""
     checkpoint = Checkpoint(args.checkpoint)
+    if args.out is None and checkpoint.description.form == "training":
+        raise CheckpointError(f"{checkpoint.path}: a training checkpoint; name another file with --out, to keep it")
     out = args.out or checkpoint.path
+    _check_suffix(out)
     export_checkpoint(load_network(checkpoint), checkpoint.description, out)
     print(f"wrote {out} and {out.with_suffix('.onnx')}")
+
+
+def _check_suffix(path: Path) -> None:
+    if path.suffix != ".safetensors":
+        raise CheckpointError(f"{path}: a checkpoint's name ends in .safetensors; its graph is written beside it")
 
 
 def main(arguments: list[str] | None = None) -> int:

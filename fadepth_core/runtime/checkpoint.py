@@ -77,6 +77,11 @@ class Description:
                 raise ValueError(f"its {key} is {list(values[key])}, not {length} numbers")
         if any(side <= 0 or side % STRIDE for side in values["network_size"]):
             raise ValueError(f"its network_size {list(values['network_size'])} is not two multiples of {STRIDE}")
+        if min(values["pixel_std"]) <= 0:
+            raise ValueError(f"its pixel_std {list(values['pixel_std'])} is not positive")
+        for key, kind in (("model", str), ("trained", bool), ("options", dict), ("provenance", dict)):
+            if not isinstance(values.get(key, kind()), kind):
+                raise TypeError(f"its {key} is {values[key]!r}, not a {kind.__name__}")
         near, far = values["depth_range"]
         if not 0 < near < far:
             raise ValueError(f"its depth_range {near} to {far} m is empty")
@@ -95,26 +100,36 @@ class Checkpoint:
 
     def __init__(self, path: str | os.PathLike | None = None):
         self.path = Path(path) if path else DEFAULT_CHECKPOINT
-        if not self.path.is_file():
-            raise CheckpointError(f"{self.path}: no such file")
         try:
-            with safe_open(self.path, framework="np") as file:
-                header = (file.metadata() or {}).get(_HEADER_KEY)
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+            tensors = self._read()
+        except FileNotFoundError:
+            raise CheckpointError(f"{self.path}: no such file") from None
+        except IsADirectoryError:
+            raise CheckpointError(f"{self.path}: a directory, not a file") from None
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"{self.path}: not a complete safetensors file ({error})") from error
-        if header is None:
-            raise CheckpointError(
-                f"{self.path}: a safetensors file, but not one of fadepth's (no '{_HEADER_KEY}' header)"
-            )
-        try:
-            self.description = Description.from_json(header)
-        except (ValueError, TypeError, KeyError) as error:
-            raise CheckpointError(f"{self.path}: its description cannot be used: {error}") from error
         self.weights = {name: value for name, value in tensors.items() if not name.startswith(_GOLDEN)}
         self.golden = {name.removeprefix(_GOLDEN): v for name, v in tensors.items() if name.startswith(_GOLDEN)}
         if self.description.form == "deploy" and set(self.golden) != {"image", "depth"}:
             raise CheckpointError(f"{self.path}: a deployment checkpoint without its golden image and depth")
+
+    def _read(self) -> dict[str, np.ndarray]:
+        """Sets the description and returns the tensors, which are not touched before the header is known to be ours."""
+        self.path.open("rb").close()  # safetensors' own errors do not tell a directory from a missing file
+        with safe_open(self.path, framework="np") as file:
+            header = (file.metadata() or {}).get(_HEADER_KEY)
+            if header is None:
+                raise CheckpointError(
+                    f"{self.path}: a safetensors file, but not one of fadepth's (no '{_HEADER_KEY}' header)"
+                )
+            try:
+                self.description = Description.from_json(header)
+            except (ValueError, TypeError, KeyError) as error:
+                raise CheckpointError(f"{self.path}: its description cannot be used: {error}") from error
+            try:
+                return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+            except TypeError as error:  # a type that numpy has not
+                raise CheckpointError(f"{self.path}: {error}") from error
 
     @property
     def onnx_path(self) -> Path:

@@ -25,6 +25,11 @@ _LOG = logging.getLogger("fadepth")
 CHECK_BOUNDS = {"fp32": (1e-5, 1e-3), "bf16": (3e-2, 3e-1)}
 
 
+#: What has passed its check in this process: (digest of the weights, backend, precision, threads). Another camera size
+#: needs no other check.
+_CHECKED: set[tuple] = set()
+
+
 class EngineError(RuntimeError):
     """No backend can run the checkpoint; the message has one line for each that was tried."""
 
@@ -63,6 +68,8 @@ class DepthEngine:
         self.precision = ""
         #: Why earlier backends were passed over or given up, oldest first.
         self.failures: list[str] = []
+        #: Whether one of them was tried and failed, rather than not being there.
+        self.degraded = False
         self._wanted_precision = precision
         self._threads = threads
         self._log = logger
@@ -167,7 +174,7 @@ class DepthEngine:
                 return DepthResult(depth, cloud, matrix)
             except Exception as error:
                 # Whatever a runtime raises when its device is lost; the frame is tried again on the next backend.
-                self._give_up(self.backend_name, f"failed while running: {error}", exc_info=True)
+                self._give_up(self.backend_name, f"failed while running: {error}", failed=True)
                 self._next_backend()
 
     def _run(self, image, matrix, scale, limits):
@@ -195,7 +202,7 @@ class DepthEngine:
                 self._run(np.zeros((*size, 3), np.uint8), np.eye(3), 1.0, (0.0, np.inf))  # the first run allocates
             except Exception as error:
                 self._backend = None
-                self._give_up(name, f"failed to start: {error}", exc_info=True)
+                self._give_up(name, f"failed to start: {error}", failed=True)
                 continue
             self.backend_name, self.precision = name, precision
             self._log.info(
@@ -212,6 +219,9 @@ class DepthEngine:
     def _check(self, module, precision: str) -> None:
         """Compare the backend with the checkpoint's golden output (plain PyTorch, float32), depth and points."""
         golden = self.checkpoint.golden
+        key = (self.checkpoint.weights_sha256, module.create, precision, self._threads)
+        if key in _CHECKED:
+            return
         if not golden:  # a training run's checkpoint: torch is there, and the export from it was checked as it was made
             return
         expected, framing = golden["depth"], Framing.plan(golden["image"].shape[:2], golden["image"].shape[:2])
@@ -228,7 +238,10 @@ class DepthEngine:
         rays = np.stack([(u - k[0, 2]) / k[0, 0], (v - k[1, 2]) / k[1, 1], np.ones_like(u)], -1)
         if not np.allclose(points, depth[..., None] * rays, rtol=1e-3, atol=1e-3 * float(np.median(depth))):
             raise EngineError("its points do not lie on the rays of its depth")
+        _CHECKED.add(key)
 
-    def _give_up(self, name: str, reason: str, exc_info: bool = False) -> None:
+    def _give_up(self, name: str, reason: str, failed: bool = False) -> None:
         self.failures.append(f"{name}: {reason}")
-        self._log.warning("backend %s passed over: %s", name, reason, exc_info=exc_info)
+        self.degraded = self.degraded or failed
+        level = logging.WARNING if failed else logging.INFO
+        self._log.log(level, "backend %s passed over: %s", name, reason, exc_info=failed)

@@ -17,6 +17,8 @@ from fadepth_core.runtime.checkpoint import Checkpoint, Description, save_checkp
 from fadepth_core.runtime.graph import DepthGraph, ShapeCarriedGraph
 from fadepth_core.runtime.network import load_network
 
+#: Goes up with every change of what `write_onnx` writes, so that files kept from an older one are not used.
+EXPORTER = 1
 #: Size of the golden frame: small, since it travels in every checkpoint, and not square, so that a swap shows.
 GOLDEN_SIZE = (64, 96)
 
@@ -40,11 +42,12 @@ def export_checkpoint(network: nn.Module, description: Description, path: str | 
 
 
 def ensure_onnx(checkpoint: Checkpoint, directory: Path) -> Path:
-    """The ONNX file of a checkpoint: the one beside it if that is sound, else one exported into `directory` (kept there
-    under the digest of the weights)."""
+    """The ONNX file of a checkpoint: the one beside it if that is sound, else one exported into `directory`, kept there
+    under the digest of all that it follows from."""
     if checkpoint.onnx_problem() is None:
         return checkpoint.onnx_path
-    path = directory / f"{checkpoint.description.model}-{checkpoint.weights_sha256[:32]}.onnx"
+    source = f"{EXPORTER} {checkpoint.weights_sha256} {checkpoint.description.to_json()}"
+    path = directory / f"{checkpoint.description.model}-{hashlib.sha256(source.encode()).hexdigest()[:32]}.onnx"
     if not path.is_file():
         directory.mkdir(parents=True, exist_ok=True)
         write_onnx(load_network(checkpoint), path)

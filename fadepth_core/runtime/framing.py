@@ -27,8 +27,8 @@ class FramingError(ValueError):
 def choose_network_size(camera_size: tuple[int, int], pixels: int = PIXELS) -> tuple[int, int]:
     """The (height, width) in multiples of 32 that keeps the camera's aspect ratio at about `pixels` pixels.
 
-    The candidates are the two multiples around the ideal width with the height that fits each best; distortion of the
-    aspect ratio weighs twice as much as the pixel count.
+    Of the multiples around the ideal height and width, the pair that distorts least; the aspect ratio weighs twice as much
+    as the pixel count.
     """
     height, width = camera_size
     aspect = width / height

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import nn
 
 from fadepth_core.models import build_model
+from fadepth_core.models.smalldepth import PIXEL_MEAN, PIXEL_STD
 from fadepth_core.runtime.checkpoint import Checkpoint, CheckpointError
 
 
@@ -17,6 +19,11 @@ def load_network(checkpoint: Checkpoint) -> nn.Module:
     """
     description = checkpoint.description
     near, far = description.depth_range
+    if not np.allclose((description.pixel_mean, description.pixel_std), (PIXEL_MEAN, PIXEL_STD)):
+        raise CheckpointError(
+            f"{checkpoint.path}: trained with pixel mean {description.pixel_mean} and std {description.pixel_std}; "
+            f"the graph normalises with {PIXEL_MEAN} and {PIXEL_STD}"
+        )
     try:
         network = build_model(description.model, min_depth=near, max_depth=far, **description.options).eval()
     except (ValueError, TypeError) as error:

@@ -76,10 +76,12 @@ def substitute(monkeypatch, **modules):
 
 
 def test_missing_backend_is_passed_over_with_its_reason(monkeypatch, image, caplog):
+    caplog.set_level("INFO")
     substitute(monkeypatch, openvino=broken_backend(None, missing="the package openvino is not installed"))
     engine = DepthEngine.load(camera_size=(480, 640))
     assert engine.backend_name == "torch"
     assert engine.failures == ["openvino: the package openvino is not installed"]
+    assert not engine.degraded, "what is not there has not failed"
     assert "backend openvino passed over: the package openvino is not installed" in caplog.text
 
 
@@ -140,6 +142,7 @@ def test_backend_that_fails_while_running_loses_no_frame(monkeypatch, image):
     assert names[0] == "openvino"
     assert names[-1] == "torch"
     assert engine.failures == ["openvino: failed while running: device lost"]
+    assert engine.degraded
 
 
 def test_when_nothing_works_every_reason_is_told(monkeypatch):

@@ -115,6 +115,9 @@ class Robot:
     def dropped(self, cause: str) -> int:
         return int(self.diagnostics.get(f"dropped: {cause}", "0"))
 
+    def problems(self, cause: str) -> int:
+        return int(self.diagnostics.get(f"problem: {cause}", "0"))
+
     def _on_diagnostics(self, message: DiagnosticArray) -> None:
         for status in message.status:
             if status.name == f"{self.node.get_namespace().rstrip('/')}/depth: depth":

@@ -171,7 +171,7 @@ def test_a_clock_set_back_is_followed(robot):
 
     robot.wait_for(answered)
     robot.wait_for(lambda: "/image: stamps jumped back by" in robot.process.log)
-    robot.wait_for(lambda: robot.dropped("clock_reset") >= 1)
+    robot.wait_for(lambda: robot.problems("clock_reset") >= 1)
 
 
 def with_k(values):
@@ -206,7 +206,7 @@ def test_bad_camera_info_withholds_the_cloud_only(robot, info, cause, warning):
 
     def warned():
         robot.publish_image(good_image())
-        return robot.dropped(cause) >= 1 and any(warning in line for line in robot.process.lines)
+        return robot.problems(cause) >= 1 and any(warning in line for line in robot.process.lines)
 
     robot.wait_for(warned)
     line = next(line for line in robot.process.lines if warning in line)
@@ -219,7 +219,7 @@ def test_without_camera_info_there_is_depth_and_one_word_about_it(start_robot):
     robot.listen("depth/image", "depth/points")
     robot.camera_is_heard()
     expect_answer(robot, outputs=("depth/image",))
-    robot.wait_for(lambda: robot.dropped("no_camera_info") >= 1)
+    robot.wait_for(lambda: robot.problems("no_camera_info") >= 1)
     robot.wait_for(lambda: "/camera_info: no camera_info has arrived; depth/points" in robot.process.log)
     assert not robot.received["depth/points"]
     robot.info = info_message()

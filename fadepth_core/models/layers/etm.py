@@ -115,7 +115,7 @@ class _Branch(nn.Module):
 
 
 class ETMConv2d(nn.Module):
-    """Drop-in replacement of `nn.Conv2d` (odd or even kernel, "same" padding) trained as several merged kernels.
+    """Drop-in replacement of `nn.Conv2d` ("same" padding for odd kernels; even ones lose a row and a column) trained as several merged kernels.
 
     Shapes: [B, Ci, H, W] -> [B, Co, ceil(H / s), ceil(W / s)] for odd kernels.
     """

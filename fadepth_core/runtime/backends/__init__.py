@@ -7,6 +7,7 @@ compute in, its default first, and `create(job)`, which returns a `Backend`.
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
 import os
 from dataclasses import dataclass
 from types import ModuleType
@@ -69,7 +70,15 @@ def backend_module(name: str) -> ModuleType:
 
 def automatic_order() -> tuple[str, ...]:
     """Backends from the one that should be fastest on this machine to the slowest."""
-    return ("torch", "openvino") if has_nvidia_gpu() else ("openvino", "torch")
+    return ("torch", "openvino") if has_nvidia_gpu() and not _torch_is_for_cpu() else ("openvino", "torch")
+
+
+def _torch_is_for_cpu() -> bool:
+    """Whether the installed torch was built without CUDA, found without importing it."""
+    try:
+        return importlib.metadata.version("torch").endswith("+cpu")
+    except importlib.metadata.PackageNotFoundError:
+        return False
 
 
 def has_nvidia_gpu() -> bool:
