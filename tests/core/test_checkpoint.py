@@ -2,6 +2,8 @@
 
 import json
 import struct
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -72,6 +74,43 @@ def test_foreign_safetensors(tmp_path):
     save_file({"a": np.zeros(3)}, tmp_path / "a.safetensors", {"format": "pt"})
     with pytest.raises(CheckpointError, match=r"a\.safetensors: a safetensors file, but not one of fadepth's"):
         Checkpoint(tmp_path / "a.safetensors")
+
+
+def test_types_that_numpy_has_not(exported):
+    """What most published models are stored in."""
+    raw = exported.read_bytes()
+    (length,) = struct.unpack("<Q", raw[:8])
+    header = json.loads(raw[8 : 8 + length])
+    first = next(name for name in header if not name.startswith(("__", "golden")))
+    header[first]["dtype"] = "BF16"
+    new = json.dumps(header).encode()
+    new += b" " * (-len(new) % 8)
+    exported.write_bytes(struct.pack("<Q", len(new)) + new + raw[8 + length :])
+    # In a process of its own: onnx, once imported, teaches numpy bfloat16.
+    program = "import sys; from fadepth_core.runtime.checkpoint import Checkpoint; Checkpoint(sys.argv[1])"
+    result = subprocess.run([sys.executable, "-c", program, str(exported)], capture_output=True, text=True)
+    assert "CheckpointError" in result.stderr
+    assert "net.safetensors: data type 'bfloat16' not understood" in result.stderr
+
+
+def test_a_directory_and_a_name_too_long(tmp_path):
+    with pytest.raises(CheckpointError, match="a directory, not a file"):
+        Checkpoint(tmp_path)
+    with pytest.raises(CheckpointError, match="too long"):
+        Checkpoint("/" + "x" * 5000)
+
+
+def test_another_normalisation_is_refused(exported):
+    rewrite_description(exported, lambda d: d.update(pixel_mean=[0, 0, 0], pixel_std=[1, 1, 1]))
+    with pytest.raises(CheckpointError, match="trained with pixel mean"):
+        load_network(Checkpoint(exported))
+
+
+def test_a_kept_graph_is_of_this_description_too(exported, tmp_path):
+    exported.with_suffix(".onnx").unlink()
+    first = ensure_onnx(Checkpoint(exported), tmp_path / "cache")
+    rewrite_description(exported, lambda d: d.update(depth_range=[1.0, 10.0]))
+    assert ensure_onnx(Checkpoint(exported), tmp_path / "cache") != first
 
 
 def rewrite_description(path, change):

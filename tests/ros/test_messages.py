@@ -89,7 +89,7 @@ def test_every_encoding_of_the_table_is_tested():
     assert set(ENCODE) == set(messages.ENCODINGS)
 
 
-@pytest.mark.parametrize("padding", [0, 12])
+@pytest.mark.parametrize("padding", [0, 1, 12])
 @pytest.mark.parametrize("encoding", ENCODE)
 def test_encodings_give_back_the_colours(encoding, padding):
     frame = messages.read_image(serialize_message(encoded(encoding, padding)))
@@ -140,6 +140,7 @@ def test_big_endian_cdr_is_read():
         ({"width": 4_000_000_000}, "size", "4000000000x120"),
         ({"encoding": "nv12", "height": 121}, "size", "'nv12' needs even sides"),
         ({"step": 4_000_000_000}, "short", "120 rows of step 4000000000"),
+        ({"encoding": "x" * 3_000_000}, "malformed", "a text field of 3000001 bytes"),
     ],
 )
 def test_wrong_fields_are_named(change, cause, text):
@@ -187,6 +188,10 @@ def test_compressed_images():
         )
     with pytest.raises(MessageError, match="5 bytes of 'jpeg' are not an image"):
         messages.read_compressed(serialize_message(CompressedImage(format="jpeg", data=b"hello")))
+    huge = bytearray(cv2.imencode(".png", card())[1].tobytes())
+    huge[16:24] = struct.pack(">II", 100_000, 100_000)  # the width and height that the header claims
+    with pytest.raises(MessageError, match="are not an image that OpenCV can decode"):
+        messages.read_compressed(serialize_message(CompressedImage(format="png", data=bytes(huge))))
 
 
 # ------------------------------------------------------------------------------------------------------------ outgoing
@@ -305,6 +310,13 @@ def test_written_camera_info_moves_k_and_p():
         (lambda i: i.k.__setitem__(2, np.nan), "calibration"),
         (lambda i: i.k.__setitem__(0, -5.0), "calibration"),
         (lambda i: i.p.__setitem__(5, 0.0), "calibration"),
+        (lambda i: i.k.__setitem__(0, 1e-300), "calibration"),
+        (lambda i: i.k.__setitem__(4, 1e300), "calibration"),
+        (lambda i: i.p.__setitem__(2, 1e9), "calibration"),
+        (lambda i: i.k.__setitem__(1, 50.0), "calibration"),
+        (lambda i: i.k.__setitem__(8, 0.0), "calibration"),
+        (lambda i: setattr(i, "roi", RegionOfInterest(x_offset=4_000_000_000, width=10, height=10)), "calibration"),
+        (lambda i: setattr(i, "roi", RegionOfInterest(width=1000, height=10)), "calibration"),
     ],
 )
 def test_unusable_camera_info(change, cause):

@@ -8,6 +8,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from lifecycle_msgs.msg import Transition
+from lifecycle_msgs.srv import ChangeState
 from rcl_interfaces.srv import SetParameters
 from rclpy.parameter import Parameter
 from rclpy.qos import ReliabilityPolicy
@@ -238,6 +240,18 @@ def test_clouds_have_a_rate_of_their_own(robot):
     assert set_parameter(robot, "points.max_rate", 0.0)[0]
 
 
+@pytest.mark.parametrize("transition", [1, 2, 3, 99, 255])
+def test_a_transition_that_does_not_fit_leaves_the_node_alone(robot, transition):
+    """What a lifecycle manager sends to a node that has configured itself already."""
+    client = robot.node.create_client(ChangeState, "depth/change_state")
+    assert client.wait_for_service(10)
+    client.call_async(ChangeState.Request(transition=Transition(id=transition)))
+    robot.spin(0.5)
+    robot.node.destroy_client(client)
+    assert robot.process.alive
+    show(robot, (45 + transition) * SECOND)
+
+
 def test_without_listeners_the_engine_rests(robot):
     robot.deafen()
     rested = robot.dropped("no_subscriber")
@@ -349,8 +363,28 @@ def test_shipped_parameter_file_is_the_defaults(start_robot):
     show(robot, SECOND, outputs=("depth/image",))
 
 
-def test_bad_parameters_at_start_end_the_node_with_a_reason():
-    status, error = run_node("-p", "backend:=tpu")
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        ("backend:=tpu", "parameter backend: 'tpu' is not one of auto, openvino, torch"),
+        ("backend:=3", "backend"),
+        ("depth_scale:=2", "depth_scale"),
+        ("points.stride:=0", "points.stride"),
+    ],
+)
+def test_bad_parameters_at_start_end_the_node_with_a_reason(value, reason):
+    status, error = run_node("-p", value)
     assert status == 1
-    assert "parameter backend: 'tpu' is not one of auto, openvino, torch" in error
+    assert "depth_node: " in error
+    assert reason in error
     assert "Traceback" not in error
+
+
+def test_a_bad_quality_of_service_leaves_no_half_active_node(start_robot):
+    robot = start_robot("-p", "qos_overrides.NS/camera_info.subscription.reliability:=bogus")
+    robot.wait_for(lambda: "on_activate failed" in robot.process.log)
+    for _ in range(10):
+        robot.publish_image(image_message(noise(), "rgb8", SECOND))
+        robot.spin(0.05)
+    assert robot.process.alive
+    assert not robot.node.get_subscriptions_info_by_topic(robot.node.resolve_topic_name("image"))

@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 import rclpy
 from rclpy.lifecycle import TransitionCallbackReturn
-from rclpy.serialization import serialize_message
+from rclpy.serialization import deserialize_message, serialize_message
+from sensor_msgs.msg import CameraInfo, Image, PointCloud2, RegionOfInterest
 
 from cards import SIZE, image_message, info_message, noise
 from fadepth_core.runtime.engine import DepthEngine, EngineError
 from fadepth_ros import pipeline as pipeline_module
-from fadepth_ros.node import DepthNode
+from fadepth_ros.node import DepthNode, _judge
 from fadepth_ros.parameters import SPECS, Settings
 from fadepth_ros.pipeline import COLOR, DEPTH, INFO, POINTS, Pipeline, load_engine
 
@@ -25,13 +26,14 @@ class Recorder:
     """Outputs that remember."""
 
     def __init__(self, *wanted):
-        self.names, self.published = set(wanted), []
+        self.names, self.published, self.last = set(wanted), [], {}
 
     def wanted(self):
         return self.names
 
     def publish(self, output, message):
         self.published.append(output)
+        self.last[output] = message
 
     def closed(self):
         return False
@@ -87,6 +89,60 @@ def test_only_what_is_wanted_is_computed(wanted, calls):
     made.offer_image(frame(1))
     assert set(outputs.published) == set(wanted)
     assert [call for engine in engines for call in engine.calls] == calls
+
+
+def test_points_and_colours_follow_their_ranges():
+    def shown(**changes):
+        outputs = Recorder(POINTS, COLOR)
+        make_pipeline(outputs, **changes).offer_image(frame(1))
+        z = np.frombuffer(deserialize_message(outputs.last[POINTS], PointCloud2).data, np.float32).reshape(-1, 4)[:, 2]
+        return z, np.frombuffer(deserialize_message(outputs.last[COLOR], Image).data, np.uint8)
+
+    z, color = shown()
+    low, high = (float(value) for value in np.nanquantile(z, (0.3, 0.7)))
+    cut, _ = shown(**{"points.min_z": low, "points.max_z": high})
+    assert np.nanmin(cut) >= np.float32(low)
+    assert np.nanmax(cut) <= np.float32(high)
+    assert np.isfinite(cut).mean() == pytest.approx(0.4, abs=0.02)
+    _, other = shown(**{"color.near": 0.1, "color.far": 0.5})
+    assert (color != other).mean() > 0.2
+
+
+def test_published_intrinsics_follow_region_and_binning():
+    """Sides, offsets and binning all differ, so that none can stand for another."""
+    info = info_message((500, 700), focal=600.0)
+    info.binning_x, info.binning_y = 2, 3
+    info.roi = RegionOfInterest(x_offset=60, y_offset=30, width=320, height=360)
+    outputs = Recorder(INFO)
+    made = Pipeline(settings(full_resolution=True), outputs, logging.getLogger("test"))
+    made.offer_camera_info(serialize_message(info))
+    made.offer_image(frame(1))
+    k = deserialize_message(outputs.last[INFO], CameraInfo).k.reshape(3, 3)
+    source = info.k.reshape(3, 3)
+    assert (k[0, 0], k[1, 1]) == pytest.approx((source[0, 0] / 2, source[1, 1] / 3))
+    assert k[0, 2] == pytest.approx((source[0, 2] - 60 + 0.5) / 2 - 0.5)
+    assert k[1, 2] == pytest.approx((source[1, 2] - 30 + 0.5) / 3 - 0.5)
+
+
+def test_a_frame_that_cannot_be_framed_costs_only_itself():
+    outputs = Recorder(DEPTH)
+    made = make_pipeline(outputs, network_size=[256, 64], crop_to_aspect=True)
+    made.offer_image(serialize_message(image_message(noise((20, 1000)), "rgb8", SECOND)))
+    made.offer_image(frame(2))
+    report = made.statistics.report()
+    assert report.dropped == {"size": 1}
+    assert outputs.published == [DEPTH]
+
+
+def test_what_is_withheld_is_not_a_dropped_frame():
+    outputs = Recorder(DEPTH, POINTS)
+    made = Pipeline(settings(), outputs, logging.getLogger("test"))
+    made.offer_image(frame(1))
+    report = made.statistics.report()
+    assert outputs.published == [DEPTH]
+    assert report.dropped == {}
+    assert report.problems == {"no_camera_info": 1}
+    assert _judge(report, degraded=False)[1].endswith("are withheld")
 
 
 def test_overtaken_frames_are_counted():

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from fadepth_core.runtime.checkpoint import Checkpoint
+from fadepth_core.models import SmallDepth
+from fadepth_core.runtime.checkpoint import Checkpoint, save_checkpoint
 from fadepth_core.runtime.engine import DepthEngine
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -60,6 +62,21 @@ def test_export_remakes_both_files(tmp_path):
     assert result.returncode == 0, result.stderr
     assert Checkpoint(copy).onnx_problem() is None
     assert Checkpoint(copy).weights_sha256 == shipped.weights_sha256
+
+
+def test_export_does_not_overwrite_a_training_run(tmp_path):
+    shipped = Checkpoint()
+    run_path = tmp_path / "run.safetensors"
+    weights = {name: value.numpy() for name, value in SmallDepth().state_dict().items()}
+    save_checkpoint(run_path, weights, replace(shipped.description, form="training", onnx_sha256=""))
+    before = run_path.read_bytes()
+    result = run("export", run_path)
+    assert result.returncode == 1
+    assert "a training checkpoint; name another file with --out" in result.stderr
+    assert run("export", run_path, "--out", tmp_path / "robot.onnx").returncode == 1
+    assert run("export", run_path, "--out", tmp_path / "robot.safetensors").returncode == 0
+    assert run_path.read_bytes() == before
+    assert Checkpoint(tmp_path / "robot.safetensors").onnx_problem() is None
 
 
 @pytest.mark.parametrize("command", [("export", "/no/such/net.safetensors")])
