@@ -43,7 +43,7 @@ class PassThroughEngine:
 
     backend_name, precision, description = "pass-through", "fp32", "pass-through"
     takes_network_size = True
-    failures = ()
+    failures, degraded = (), False
 
     def __init__(self, _settings, camera_size, _logger):
         import numpy as np

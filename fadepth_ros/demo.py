@@ -25,6 +25,9 @@ def main() -> int:
     parser.add_argument(
         "--view", choices=("auto", "page", "files"), default="auto", help="auto: a page if there is a screen"
     )
+    parser.add_argument(
+        "--host", default="localhost", help="address the page is served on; 0.0.0.0 for the whole network"
+    )
     parser.add_argument("--port", type=int, default=8080, help="of the page")
     parser.add_argument("--once", action="store_true", help="end with the clip; the default without a screen")
     args = parser.parse_args()
@@ -47,7 +50,7 @@ def main() -> int:
     status = 0
     signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGINT))  # both raise KeyboardInterrupt
     try:
-        processes["viewer"] = start("fadepth_ros.viewer", mode=args.view, port=args.port)
+        processes["viewer"] = start("fadepth_ros.viewer", mode=args.view, host=args.host, port=args.port)
         node_parameters = {"checkpoint": args.checkpoint} if args.checkpoint else {}
         processes["depth node"] = start("fadepth_ros.node", **node_parameters)
         processes["camera"] = start("fadepth_ros.clip_publisher", **camera_parameters)

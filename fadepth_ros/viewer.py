@@ -57,10 +57,10 @@ class View(Protocol):
 class PageView:
     """A page served on this machine (Viser): the cloud in the middle, camera image and depth beside it."""
 
-    def __init__(self, port: int):
+    def __init__(self, host: str, port: int):
         import viser
 
-        self._server = viser.ViserServer(port=port, label="fadepth", verbose=False)
+        self._server = viser.ViserServer(host=host, port=port, label="fadepth", verbose=False)
         self._server.gui.configure_theme(
             control_layout="fixed", control_width="large", dark_mode=True, show_logo=False, show_share_button=False
         )
@@ -73,7 +73,7 @@ class PageView:
         self._image = self._server.gui.add_image(blank, label="camera", format="jpeg")
         self._depth = self._server.gui.add_image(blank, label="depth", format="jpeg")
         self._server.scene.add_frame("/camera", axes_length=1.0, axes_radius=0.03)
-        self.url = f"http://localhost:{self._server.get_port()}"
+        self.url = f"http://{host}:{self._server.get_port()}"
 
     def show(self, scene: Scene) -> None:
         with self._server.atomic():
@@ -194,11 +194,16 @@ def cloud_arrays(cloud: PointCloud2) -> tuple[np.ndarray, np.ndarray]:
 
 
 class Viewer(Node):
-    """Collects what belongs to one stamp and shows it. Parameters: mode, port, directory, max_rate, fps."""
+    """Collects what belongs to one stamp and shows it.
+
+    Parameters: mode ("auto", "page", "files"), host and port of the page, directory and fps of the files.
+    """
 
     def __init__(self):
         super().__init__("viewer")
         mode = self.declare_parameter("mode", "auto").value
+        # This machine only, unless asked: a camera's pictures are nobody else's business.
+        host = self.declare_parameter("host", "localhost").value
         port = self.declare_parameter("port", 8080).value
         directory = Path(self.declare_parameter("directory", "demo_output").value)
         fps = self.declare_parameter("fps", 25.0).value
@@ -207,7 +212,7 @@ class Viewer(Node):
         if mode == "auto":
             mode = "page" if has_screen() else "files"
         if mode == "page":
-            self._view: View = PageView(port)
+            self._view: View = PageView(host, port)
             print(f"\n  Look at {self._view.url}   (Ctrl-C ends)\n", flush=True)
             open_browser(self._view.url)
         else:

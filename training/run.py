@@ -1,9 +1,12 @@
 #!/usr/bin/env python3
 """Offline command line for fadepth's models.
 
-python training/run.py models                        what can be built, and what it costs
-python training/run.py init smalldepth out.safetensors    an untrained deployment checkpoint
-python training/run.py export checkpoint.safetensors --out robot.safetensors    what a robot needs, from any checkpoint
+python training/run.py models
+    what can be built, and what it costs
+python training/run.py init smalldepth out.safetensors
+    an untrained deployment checkpoint
+python training/run.py export checkpoint.safetensors --out robot.safetensors
+    what a robot needs, from any checkpoint
 """
 
 from __future__ import annotations
