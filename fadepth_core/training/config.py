@@ -23,18 +23,8 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
-class DatasetConfig(_Strict):
-    """One data set. `options` are the keyword arguments of its class."""
-
-    name: str = "synthetic"
-    options: dict[str, Any] = {}
-    weight: float = Field(1.0, gt=0, description="share of the batches, relative to the other data sets")
-
-
 class DataConfig(_Strict):
-    train: list[DatasetConfig] = [DatasetConfig()]
     size: tuple[int, int] = Field((128, 416), description="height and width of level cr, multiples of 32")
-    augment: bool = True
     batch_size: int = Field(8, ge=1)
     workers: int = Field(2, ge=0, description="loader processes per training process; 0 loads in the process itself")
 
@@ -138,15 +128,6 @@ class LogConfig(_Strict):
     evaluate_every: int = Field(5000, ge=1)
 
 
-class EvaluationConfig(_Strict):
-    """What is measured while training: a protocol of `evaluation.protocols`, or frames of a rendered data set."""
-
-    dataset: DatasetConfig | None = Field(None, description="held-back samples with true depth")
-    frames: int = Field(64, ge=1)
-    scaling: Literal["median", "none"] = "median"
-    max_depth: float = Field(80.0, gt=0)
-
-
 class TrainConfig(_Strict):
     """A run."""
 
@@ -162,7 +143,6 @@ class TrainConfig(_Strict):
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     log: LogConfig = LogConfig()
-    evaluation: EvaluationConfig = EvaluationConfig()
 
 
 def load_config(path: Path | None, overrides: list[str]) -> TrainConfig:

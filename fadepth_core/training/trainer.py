@@ -314,7 +314,7 @@ class Trainer:
             trained=True,
             options={"etm": config.model.etm} if config.model.etm else {},
             provenance={
-                "data": ", ".join(dataset.name for dataset in config.data.train),
+                "data": type(self._dataset).__name__,
                 "iterations": str(self.iteration),
                 "batch": str(config.data.batch_size * config.accumulate * self.fabric.world_size),
                 "date": date.today().isoformat(),

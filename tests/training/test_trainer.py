@@ -221,12 +221,10 @@ def test_wrong_settings_are_refused_by_name(override, message):
 def test_settings_are_read_as_people_write_them(tmp_path):
     path = tmp_path / "run.yaml"
     path.write_text("optimizer: {lr: 3.0e-4}\nloss: {levels: {cr: {}, flip: {feature: 0}}}\n")
-    made = load_config(
-        path, ["optimizer.pose_lr=1e-5", "data.train=[{name: video}, {name: kitti}]", "data.train.1.weight=2"]
-    )
+    made = load_config(path, ["optimizer.pose_lr=1e-5", "optimizer.betas=[0.8, 0.9]", "optimizer.betas.1=0.99"])
     assert (made.optimizer.lr, made.optimizer.pose_lr) == (3e-4, 1e-5)
     flip = made.loss.levels["flip"]
     assert (flip.loss, flip.feature, flip.disparity) == (1.0, 0.0, 0.5), "the rest is the paper's"
-    assert [(d.name, d.weight) for d in made.data.train] == [("video", 1.0), ("kitti", 2.0)]
+    assert made.optimizer.betas == (0.8, 0.99)
     with pytest.raises(ConfigError, match=r"none\.yaml: no such file"):
         load_config(tmp_path / "none.yaml", [])
