@@ -234,8 +234,8 @@ class Viewer(Node):
         self.create_subscription(DiagnosticArray, "/diagnostics", self._on_diagnostics, 10)
 
     def close(self) -> None:
+        print(f"\r{self._status():<110}", flush=True)
         self._view.close()
-        print()
 
     def _on_part(self, topic: str, raw: bytes) -> None:
         stamp = messages.read_stamp(raw)

@@ -34,7 +34,7 @@ def start_demo(directory, *arguments):
     )
 
 
-def write_clip(directory, frames=40):
+def write_clip(directory, frames=80):
     """A short clip with its intrinsics."""
     path = directory / "clip.mp4"
     video = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"mp4v"), 20.0, (320, 96))
