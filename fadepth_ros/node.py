@@ -296,8 +296,9 @@ def run(engine_loader: Callable = load_engine, args: list[str] | None = None) ->
                 # rclpy lets some errors of its own services out of spin(), a transition that does not fit the state among
                 # them; whoever asks for one must not be able to end the robot's depth.
                 node.get_logger().error(f"while serving a request:\n{traceback.format_exc()}")
-        executor.shutdown()
-        node.destroy_node()
+        with until_shutdown():
+            executor.shutdown()
+            node.destroy_node()
     return 0
 
 

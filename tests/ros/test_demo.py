@@ -41,7 +41,7 @@ def write_clip(directory, frames=80):
     rng = np.random.default_rng(0)
     picture = cv2.resize(rng.integers(0, 256, (12, 40, 3), dtype=np.uint8), (400, 96), interpolation=cv2.INTER_CUBIC)
     for index in range(frames):
-        video.write(np.ascontiguousarray(picture[:, index : index + 320]))
+        video.write(np.ascontiguousarray(picture[:, index // 2 : index // 2 + 320]))
     video.release()
     values = {"width": 320, "height": 96, "fps": 20, "fx": 280.0, "fy": 280.0, "cx": 160.0, "cy": 48.0}
     path.with_suffix(".json").write_text(json.dumps(values))
@@ -78,9 +78,9 @@ def test_headless_demo_leaves_a_video_and_a_sheet(tmp_path):
 def test_told_to_end_every_process_ends_cleanly(tmp_path, tell, number):
     """A terminal tells all processes at once, a supervisor only the first."""
     demo = start_demo(tmp_path)
-    for line in demo.stdout:
-        if "openvino" in line and "frames/s" in line:
-            break
+    lines = (line for line in demo.stdout if "openvino" in line and "frames/s" in line)
+    assert next(lines)
+    assert next(lines), "a second later, so that there are pictures"
     tell(demo.pid, number)
     out, _ = demo.communicate(timeout=60)
     assert demo.returncode == 0, out
