@@ -1,1 +1,0 @@
-"""Rendered scenes behind `fadepth_core.data.synthetic`: textures, meshes, street and room layouts, and the rasteriser."""
