@@ -48,20 +48,26 @@ def main() -> int:
     camera_parameters = {"loop": str(not once).lower()} | ({"clip": args.clip} if args.clip else {})
     processes: dict[str, subprocess.Popen] = {}
     status = 0
-    signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGINT))  # both raise KeyboardInterrupt
+    told_to_end = False
+
+    def end(_number, _frame) -> None:
+        # Noted, not raised: an exception between a fork and its return would leave a process that nobody knows of.
+        nonlocal told_to_end
+        told_to_end = True
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, end)
     try:
         processes["viewer"] = start("fadepth_ros.viewer", mode=args.view, host=args.host, port=args.port)
         node_parameters = {"checkpoint": args.checkpoint} if args.checkpoint else {}
         processes["depth node"] = start("fadepth_ros.node", **node_parameters)
         processes["camera"] = start("fadepth_ros.clip_publisher", **camera_parameters)
-        while all(process.poll() is None for process in processes.values()):
+        while not told_to_end and all(process.poll() is None for process in processes.values()):
             time.sleep(0.1)
-        name, ended = next((n, p) for n, p in processes.items() if p.poll() is not None)
-        if not (name == "camera" and ended.returncode == 0):
-            print(f"demo: the {name} ended with status {ended.returncode}", file=sys.stderr)
+        ended = next(((n, p.returncode) for n, p in processes.items() if p.poll() is not None), None)
+        if not told_to_end and ended != ("camera", 0):
+            print("demo: the {} ended with status {}".format(*ended), file=sys.stderr)
             status = 1
-    except KeyboardInterrupt:
-        pass
     finally:
         _end(processes)
     return status
@@ -73,8 +79,6 @@ def _ignore_interrupts() -> None:
 
 def _end(processes: dict[str, subprocess.Popen]) -> None:
     """Ask every process to end, camera first so that nothing is cut in the middle, and make sure that it does."""
-    for number in (signal.SIGINT, signal.SIGTERM):  # a second Ctrl-C must not leave processes behind
-        signal.signal(number, signal.SIG_IGN)
     for process in reversed(processes.values()):
         if process.poll() is None:
             process.terminate()
