@@ -1,10 +1,11 @@
-"""What every data set yields: three consecutive frames of one camera and what is known about them."""
+"""What data sets yield: for training three consecutive frames of one camera, for evaluation one picture with its depth."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -52,3 +53,20 @@ def collate(samples: Sequence[Sample]) -> Sample:
         else:
             batch[f.name] = None if any(value is None for value in values) else torch.stack(values)
     return Sample(**batch)
+
+
+@dataclass
+class LabelledImage:
+    """One picture of a test set.
+
+    Attributes:
+        image: RGB uint8 [H, W, 3], as the camera gave it.
+        depth: true depth in metres along the optical axis, float32 [H, W], 0 where unknown.
+        intrinsics: K [3, 3] of `image`, pixel centres at whole numbers.
+        name: for people.
+    """
+
+    image: np.ndarray
+    depth: np.ndarray
+    intrinsics: np.ndarray
+    name: str

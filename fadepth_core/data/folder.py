@@ -1,0 +1,98 @@
+"""A folder of pictures with true depth, from any camera: the test set of the `folder` protocol.
+
+    index.json           [{"id": "hall_1", "rgb": "rgb/hall_1.png", "depth": "depth/hall_1.png",
+                           "fx": 525.0, "fy": 525.0, "cx": 319.5, "cy": 239.5, "group": "indoor"}, ...]
+    rgb/, depth/         the pictures; depth as 16-bit PNG in metres * 256, 0 where unknown
+
+Paths are relative to the folder, intrinsics are in pixels; "group" may be left out, further keys are ignored.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from torch.utils.data import Dataset
+
+from fadepth_core.data.errors import DataError
+from fadepth_core.data.images import read_depth, read_rgb
+from fadepth_core.data.sample import LabelledImage
+
+
+@dataclass(frozen=True)
+class _Entry:
+    name: str
+    rgb: Path
+    depth: Path
+    intrinsics: np.ndarray
+    group: str
+
+
+class FolderTest(Dataset[LabelledImage]):
+    """The pictures that a folder's `index.json` lists, in its order.
+
+    Args:
+        root: the folder.
+        groups: take only the pictures of these groups; None takes all.
+
+    Attributes:
+        groups: the group of each picture, "" where the index names none.
+
+    Raises:
+        DataError: no index, one that cannot be read, or no picture of a wanted group. A picture's own faults are raised
+            when it is read.
+    """
+
+    def __init__(self, root: str | os.PathLike, groups: Collection[str] | None = None):
+        root = Path(root)
+        self._entries = _read_index(root)
+        if groups is not None:
+            known = {entry.group for entry in self._entries}
+            if missing := sorted(set(groups) - known):
+                raise DataError(
+                    f"{root}: no pictures of group {', '.join(missing)}; groups: {', '.join(sorted(known))}"
+                )
+            self._entries = [entry for entry in self._entries if entry.group in groups]
+        self.groups = [entry.group for entry in self._entries]
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __getitem__(self, index: int) -> LabelledImage:
+        entry = self._entries[index]
+        image, depth = read_rgb(entry.rgb), read_depth(entry.depth)
+        if image.shape[:2] != depth.shape:
+            raise DataError(
+                f"{entry.depth}: {depth.shape[1]}x{depth.shape[0]} pixels, "
+                f"its picture has {image.shape[1]}x{image.shape[0]}"
+            )
+        return LabelledImage(image, depth, entry.intrinsics, entry.name)
+
+
+def _read_index(root: Path) -> list[_Entry]:
+    path = root / "index.json"
+    if not path.is_file():
+        raise DataError(f"{path}: no such file; a test folder needs an index of its pictures")
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DataError(f"{path}: not JSON: {error}") from error
+    if not isinstance(values, list) or not values:
+        raise DataError(f"{path}: expected a list with at least one picture")
+    return [_entry(path, number, value) for number, value in enumerate(values)]
+
+
+def _entry(path: Path, number: int, value: dict) -> _Entry:
+    try:
+        fx, fy, cx, cy = (float(value[key]) for key in ("fx", "fy", "cx", "cy"))
+        rgb, depth = (path.parent / value[key] for key in ("rgb", "depth"))
+        name, group = str(value["id"]), str(value.get("group", ""))
+    except KeyError as error:
+        raise DataError(f"{path}: picture {number} has no {error}") from error
+    except (TypeError, ValueError, AttributeError) as error:
+        raise DataError(f"{path}: picture {number} cannot be used: {error}") from error
+    return _Entry(name, rgb, depth, np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1]], np.float64), group)

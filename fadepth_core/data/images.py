@@ -1,0 +1,56 @@
+"""Pictures from disk to the frames of a sample."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+
+from fadepth_core.data.errors import DataError
+from fadepth_core.runtime.framing import Framing
+
+
+def read_rgb(path: Path) -> np.ndarray:
+    """An image file as RGB uint8 [H, W, 3].
+
+    Raises:
+        DataError: no such file, or not an image.
+    """
+    return cv2.cvtColor(_read(path, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
+
+
+def read_depth(path: Path) -> np.ndarray:
+    """A 16-bit depth picture in metres * 256, 0 where unknown (KITTI's format), as float32 metres [H, W].
+
+    Raises:
+        DataError: no such file, or not such a picture.
+    """
+    raw = _read(path, cv2.IMREAD_UNCHANGED)
+    if raw.dtype != np.uint16 or raw.ndim != 2:
+        raise DataError(f"{path}: expected one channel of 16 bits, found {raw.shape} of {raw.dtype}")
+    return raw.astype(np.float32) / 256
+
+
+def frames_and_intrinsics(
+    images: Sequence[np.ndarray], intrinsics: np.ndarray, size: tuple[int, int], crop_to_aspect: bool
+) -> tuple[Tensor, Tensor]:
+    """Camera pictures as a sample has them: brought to (height, width) exactly as the depth node does it.
+
+    Shapes: N times uint8 RGB [H, W, 3], K [3, 3] of these -> float32 frames [N, 3, h, w] in [0, 1], float32 K [3, 3].
+    """
+    framing = Framing.plan(images[0].shape[:2], size, crop_to_aspect)
+    frames = torch.from_numpy(np.stack([framing.to_network(image) for image in images])).permute(0, 3, 1, 2)
+    return frames.float() / 255, torch.from_numpy(framing.output_intrinsics(intrinsics)).float()
+
+
+def _read(path: Path, mode: int) -> np.ndarray:
+    if not path.is_file():
+        raise DataError(f"{path}: no such file")
+    image = cv2.imread(str(path), mode)
+    if image is None:
+        raise DataError(f"{path}: not an image that OpenCV can read")
+    return image

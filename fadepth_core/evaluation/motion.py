@@ -1,0 +1,80 @@
+"""How good learned camera motion is: a pose network against known poses."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+from torch.utils.data import Dataset
+
+from fadepth_core.data.errors import DataError
+from fadepth_core.data.sample import Sample, collate
+from fadepth_core.geometry import rotation_error, translation_direction_error
+from fadepth_core.losses import Motions, normalise, predict_motions
+
+#: Translations shorter than this, in metres, have no direction worth measuring.
+_SHORTEST = 0.02
+
+
+@dataclass(frozen=True)
+class MotionErrors:
+    """Medians over pairs of consecutive frames.
+
+    Attributes:
+        rotation: angle between learned and true rotation, degrees.
+        direction: angle between learned and true translation, degrees.
+        scale: true length / learned length of the translation: 1 for metric motion.
+        rotation_of_none, direction_of_forward: what answering "no rotation" and "straight ahead" would give, degrees.
+    """
+
+    rotation: float
+    direction: float
+    scale: float
+    rotation_of_none: float
+    direction_of_forward: float
+
+
+@torch.no_grad()
+def motion_errors(pose_net: nn.Module, dataset: Dataset[Sample], size: tuple[int, int], count: int) -> MotionErrors:
+    """Measure a pose network in evaluation mode on up to `count` samples, evenly spread over a data set with poses.
+
+    Args:
+        size: height and width the network works at, pixels; the samples may be larger.
+
+    Raises:
+        DataError: a sample has no poses, or the camera never moves.
+    """
+    device = next(pose_net.parameters()).device
+    rows = []
+    for index in np.linspace(0, len(dataset) - 1, min(count, len(dataset))).round().astype(int).tolist():
+        sample = collate([dataset[index]])
+        if sample.poses is None:
+            raise DataError(f"{sample.name[0]}: no camera poses, so learned motion cannot be measured on it")
+        frames = nn.functional.interpolate(sample.frames[0], size, mode="bilinear", antialias=True, align_corners=False)
+        learned = predict_motions(pose_net, normalise(frames[None].to(device)))
+        true = Motions.from_poses(sample.poses)
+        forward = torch.eye(4)[None]
+        for estimate, truth, ahead in (
+            (learned.to_previous.cpu(), true.to_previous, 1.0),
+            (learned.to_next.cpu(), true.to_next, -1.0),
+        ):
+            length = truth[:, :3, 3].norm()
+            if length < _SHORTEST:
+                continue
+            forward[:, 2, 3] = ahead  # a camera that drives ahead sees the world come towards it
+            rows.append(
+                [
+                    float(rotation_error(estimate, truth)),
+                    float(translation_direction_error(estimate, truth)),
+                    float(length / estimate[:, :3, 3].norm().clamp(min=1e-9)),
+                    float(rotation_error(torch.eye(4)[None], truth)),
+                    float(translation_direction_error(forward, truth)),
+                ]
+            )
+    if not rows:
+        raise DataError(
+            f"the camera moves less than {_SHORTEST} m between frames, so motion has no direction to measure"
+        )
+    return MotionErrors(*np.nanmedian(rows, axis=0).tolist())

@@ -1,0 +1,251 @@
+"""The published ways to measure monocular depth, by name, and the loop that applies one to a network.
+
+    images -> NetworkPredictor -> inverse depth -> compare: resize, invert, scale, cap -> metrics per image -> mean
+
+Only the network sees reduced pictures; truth is never resized.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+
+import cv2
+import numpy as np
+import torch
+from torch import nn
+
+from fadepth_core.data.errors import DataError
+from fadepth_core.data.images import frames_and_intrinsics
+from fadepth_core.data.sample import LabelledImage
+from fadepth_core.evaluation.metrics import DepthMetrics, depth_metrics, mean_metrics
+from fadepth_core.losses.pyramid import normalise
+from fadepth_core.models.layers.head import disparity_to_depth
+from fadepth_core.models.smalldepth import DepthFeatures
+from fadepth_core.runtime.framing import PIXELS, choose_network_size
+
+#: RGB uint8 [H, W, 3] and its K [3, 3] -> inverse depth float32 [h, w] in 1/metres (up to one factor where the protocol
+#: scales), at the size the network works at.
+Predictor = Callable[[np.ndarray, np.ndarray], np.ndarray]
+
+CROPS = ("garg",)
+SCALINGS = ("median", "none")
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """Which pixels count, and how predictions are brought to metres.
+
+    Attributes:
+        name: a key of `PROTOCOLS`, or a name of your own.
+        crop: None for the whole image, or "garg" (`garg_crop`).
+        min_depth, max_depth: metres; truth strictly between them counts, predictions are clipped to them.
+        scaling: "median" multiplies every prediction by median(truth) / median(prediction), for networks that do not know
+            metres; "none" measures metric depth.
+    """
+
+    name: str
+    crop: str | None = None
+    min_depth: float = 1e-3
+    max_depth: float = 80.0
+    scaling: str = "median"
+
+    def __post_init__(self):
+        if self.crop is not None and self.crop not in CROPS:
+            raise ValueError(f"unknown crop '{self.crop}'; known crops: {', '.join(CROPS)}")
+        if self.scaling not in SCALINGS:
+            raise ValueError(f"unknown scaling '{self.scaling}'; known scalings: {', '.join(SCALINGS)}")
+        if not 0 < self.min_depth < self.max_depth:
+            raise ValueError(f"the range {self.min_depth} to {self.max_depth} m is empty or not positive")
+
+
+#: `dataclasses.replace(PROTOCOLS[name], scaling="none")` measures metric depth instead.
+PROTOCOLS = {
+    protocol.name: protocol
+    for protocol in (
+        # 697 test frames of the Eigen split, truth from one LiDAR sweep.
+        Protocol("kitti_eigen", crop="garg"),
+        # The 652 of them that have truth accumulated over several sweeps (Uhrig et al. 2017).
+        Protocol("kitti_eigen_improved", crop="garg"),
+        # The paper states no cap; its RMSE of 6 to 7 m fits 80 m. 200 m is the cap of most other work on DDAD.
+        Protocol("ddad_80"),
+        Protocol("ddad_200", max_depth=200.0),
+        # Pictures of any kind, indoors and out, with their depth: `FolderTest`.
+        Protocol("folder"),
+    )
+}
+
+
+def garg_crop(size: tuple[int, int]) -> tuple[slice, slice]:
+    """Rows and columns of a (height, width) image where KITTI's LiDAR and the camera overlap (Garg et al. 2016)."""
+    height, width = size
+    return (
+        slice(int(0.40810811 * height), int(0.99189189 * height)),
+        slice(int(0.03594771 * width), int(0.96405229 * width)),
+    )
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One prediction beside the truth.
+
+    Attributes:
+        image: the picture and its true depth.
+        depth: predicted depth in metres, float32 [H, W] like the truth; scaled and clipped as the protocol says.
+        valid: bool [H, W], the pixels that count.
+        ratio: median(truth) / median(prediction) over these, before any scaling: 1 for perfect metres.
+        metrics: of these pixels.
+    """
+
+    image: LabelledImage
+    depth: np.ndarray
+    valid: np.ndarray
+    ratio: float
+    metrics: DepthMetrics
+
+
+def compare(predict: Predictor, image: LabelledImage, protocol: Protocol) -> Comparison:
+    """Predict one picture's depth and measure it.
+
+    Raises:
+        DataError: no pixel of the truth counts.
+        ValueError: the prediction is not a map of positive, finite numbers.
+    """
+    valid = _valid_pixels(image.depth, protocol)
+    if not valid.any():
+        raise DataError(
+            f"{image.name}: no true depth between {protocol.min_depth} and {protocol.max_depth} m"
+            f"{' inside the crop' if protocol.crop else ''}, so '{protocol.name}' cannot measure it"
+        )
+    inverse_depth = predict(image.image, image.intrinsics)
+    if inverse_depth.ndim != 2 or not (np.isfinite(inverse_depth) & (inverse_depth > 0)).all():
+        raise ValueError(
+            f"{image.name}: the prediction must be a map [h, w] of positive, finite inverse depths, "
+            f"got shape {inverse_depth.shape}, values from {inverse_depth.min()} to {inverse_depth.max()}"
+        )
+    height, width = image.depth.shape
+    # Inverse depth, not depth, is interpolated: planes are linear in it, and depth edges do not smear to the far side.
+    depth = 1 / cv2.resize(inverse_depth.astype(np.float32), (width, height), interpolation=cv2.INTER_LINEAR)
+    truth = image.depth[valid]
+    ratio = float(np.median(truth) / np.median(depth[valid]))
+    if protocol.scaling == "median":
+        depth *= np.float32(ratio)
+    depth = depth.clip(protocol.min_depth, protocol.max_depth)
+    return Comparison(image, depth, valid, ratio, depth_metrics(depth[valid], truth))
+
+
+def _valid_pixels(truth: np.ndarray, protocol: Protocol) -> np.ndarray:
+    known = (truth > protocol.min_depth) & (truth < protocol.max_depth)
+    if protocol.crop is None:
+        return known
+    inside = np.zeros_like(known)
+    inside[garg_crop(truth.shape)] = True
+    return known & inside
+
+
+@dataclass(frozen=True)
+class ImageResult:
+    """What an evaluation keeps of one image: its name, metrics, and `Comparison.ratio`."""
+
+    name: str
+    metrics: DepthMetrics
+    ratio: float
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The outcome of a protocol on a test set: one result per image, in the order of the set."""
+
+    protocol: Protocol
+    images: tuple[ImageResult, ...]
+
+    @property
+    def metrics(self) -> DepthMetrics:
+        """The mean over the images."""
+        return mean_metrics([image.metrics for image in self.images])
+
+    @property
+    def ratio_median(self) -> float:
+        """Median over the images of median(truth) / median(prediction)."""
+        return float(np.median([image.ratio for image in self.images]))
+
+    @property
+    def ratio_spread(self) -> float:
+        """Standard deviation of these ratios over their median: 0 if one factor brought all predictions to metres."""
+        return float(np.std([image.ratio for image in self.images]) / self.ratio_median)
+
+    def by_group(self, groups: Sequence[str]) -> dict[str, Evaluation]:
+        """Split by the group of each image (`FolderTest.groups`), in order of appearance."""
+        parts: dict[str, list[ImageResult]] = {}
+        for group, image in zip(groups, self.images, strict=True):
+            parts.setdefault(group, []).append(image)
+        return {group: Evaluation(self.protocol, tuple(images)) for group, images in parts.items()}
+
+    def to_dict(self) -> dict:
+        """Everything as plain numbers, strings, lists and dicts, ready for JSON."""
+        return {
+            "protocol": asdict(self.protocol),
+            "metrics": asdict(self.metrics),
+            "ratio_median": self.ratio_median,
+            "ratio_spread": self.ratio_spread,
+            "images": [asdict(image) for image in self.images],
+        }
+
+
+def evaluate(predict: Predictor, images: Iterable[LabelledImage], protocol: Protocol) -> Evaluation:
+    """Measure `predict` on every image; one image is in memory at a time.
+
+    Raises:
+        DataError: there are no images, or one has no pixel that counts.
+        ValueError: a prediction is not a map of positive, finite numbers.
+    """
+    results = []
+    for image in images:
+        comparison = compare(predict, image, protocol)
+        results.append(ImageResult(image.name, comparison.metrics, comparison.ratio))
+    if not results:
+        raise DataError(f"no images to evaluate '{protocol.name}' on")
+    return Evaluation(protocol, tuple(results))
+
+
+class NetworkPredictor:
+    """A depth network as a `Predictor`. Pictures are reduced as the depth node does it, and never cropped.
+
+    Args:
+        network: in evaluation mode, with `min_depth` and `max_depth` in metres; normalised image [B, 3, h, w] ->
+            `DepthFeatures` (training form) or x in (0, 1) [B, 1, h, w] (deployment form).
+        size: (height, width) of its input, multiples of 32; None keeps each camera's aspect ratio
+            (`choose_network_size`), for test sets of several cameras.
+        pixels: about how many the input has where its size is chosen.
+        flip: average with what the mirrored picture gives (the paper's ‡ rows); takes twice the time.
+    """
+
+    def __init__(
+        self, network: nn.Module, size: tuple[int, int] | None = None, pixels: int = PIXELS, flip: bool = False
+    ):
+        self.network = network
+        self.size = size
+        self.pixels = pixels
+        self.flip = flip
+
+    @torch.inference_mode()
+    def __call__(self, image: np.ndarray, intrinsics: np.ndarray) -> np.ndarray:
+        """Shapes: RGB uint8 [H, W, 3], K [3, 3] -> inverse depth float32 [h, w] in 1/metres.
+
+        Raises:
+            RuntimeError: the network is in training mode.
+            FramingError: an image or network size that cannot be.
+        """
+        if self.network.training:
+            raise RuntimeError("the network is in training mode; call its eval() before measuring it")
+        size = self.size or choose_network_size(image.shape[:2], self.pixels)
+        frames, _ = frames_and_intrinsics([image], intrinsics, size, crop_to_aspect=False)
+        if self.flip:
+            frames = torch.cat([frames, frames.flip(-1)])
+        output = self.network(normalise(frames.to(next(self.network.parameters()).device)))
+        x = (output.disparities[0] if isinstance(output, DepthFeatures) else output).float()
+        inverse_depth = 1 / disparity_to_depth(x, self.network.min_depth, self.network.max_depth)
+        if self.flip:
+            # Inverse depths are averaged, not depths; as they are affine in x, this is the average of x as well.
+            inverse_depth = (inverse_depth[:1] + inverse_depth[1:].flip(-1)) / 2
+        return inverse_depth[0, 0].cpu().numpy()

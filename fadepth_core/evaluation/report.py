@@ -1,0 +1,126 @@
+"""An evaluation for people: a table beside the paper's numbers, a sheet of pictures, a JSON file."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import astuple
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from fadepth_core.data.sample import LabelledImage
+from fadepth_core.evaluation.metrics import DepthMetrics
+from fadepth_core.evaluation.protocols import Comparison, Evaluation, Predictor, Protocol, compare
+from fadepth_core.evaluation.published import PublishedRow
+
+_COLUMNS = ("AbsRel", "SqRel", "RMSE", "RMSElog", "d<1.25", "d<1.25^2", "d<1.25^3")
+
+#: Pixels: width of each of the three pictures in a row of the sheet, height of the line of text above them.
+TILE_WIDTH = 416
+CAPTION_HEIGHT = 20
+#: Relative error that has the last colour.
+_WORST_ERROR = 0.5
+
+
+def print_table(evaluation: Evaluation, rows: Sequence[PublishedRow] = (), label: str = "ours") -> None:
+    """Print the mean metrics under the paper's rows, and the scale ratios.
+
+    Args:
+        evaluation: what was measured.
+        rows: to compare with, as `published_rows` finds them.
+        label: what to call the measured row.
+    """
+    protocol = evaluation.protocol
+    lines = [(f"{row.label} {row.size[0]}x{row.size[1]}", row.metrics) for row in rows]
+    lines.append((label, evaluation.metrics))
+    width = max(len(name) for name, _ in lines)
+    print(
+        f"{protocol.name}: {len(evaluation.images)} images, {protocol.crop or 'no'} crop, "
+        f"up to {protocol.max_depth:g} m, scaling: {protocol.scaling}"
+    )
+    print(" " * width + "".join(f"{column:>10}" for column in _COLUMNS))
+    for name, metrics in lines:
+        print(f"{name:<{width}}" + _cells(metrics))
+    print(f"truth / prediction: median {evaluation.ratio_median:.3f}, std / median {evaluation.ratio_spread:.3f}")
+
+
+def _cells(metrics: DepthMetrics) -> str:
+    return "".join(f"{'-':>10}" if math.isnan(value) else f"{value:10.3f}" for value in astuple(metrics))
+
+
+def write_json(evaluation: Evaluation, path: str | os.PathLike) -> None:
+    """Write `Evaluation.to_dict` to a file."""
+    Path(path).write_text(json.dumps(evaluation.to_dict(), indent=1) + "\n", encoding="utf-8")
+
+
+def compare_evenly(
+    predict: Predictor, images: Sequence[LabelledImage], protocol: Protocol, count: int = 8
+) -> list[Comparison]:
+    """Up to `count` comparisons, spread evenly over a test set from its first image to its last: for `picture_sheet`.
+
+    Raises: as `compare`.
+    """
+    picks = np.linspace(0, len(images) - 1, min(count, len(images))).round().astype(int).tolist()
+    return [compare(predict, images[index], protocol) for index in picks]
+
+
+def picture_sheet(comparisons: Sequence[Comparison], path: str | os.PathLike) -> None:
+    """Write a PNG with one row per comparison: the image, its predicted depth, and the error where truth is known.
+
+    Depth is bright where near (log scale, each picture's own range). Error is |d - d*| / d*, from blue (0) to red (0.5 and
+    more), black where no truth counts. Above each row stand the name and AbsRel.
+
+    Raises:
+        ValueError: there is nothing to show.
+        OSError: the file cannot be written.
+    """
+    if not comparisons:
+        raise ValueError("a picture sheet needs at least one comparison")
+    sheet = np.concatenate([_row(comparison) for comparison in comparisons])
+    encoded = cv2.imencode(".png", sheet)[1]
+    Path(path).write_bytes(encoded.tobytes())
+
+
+def _row(comparison: Comparison) -> np.ndarray:
+    """One row of the sheet, BGR uint8 [h, 3 * TILE_WIDTH, 3]."""
+    height, width = comparison.depth.shape
+    size = (round(TILE_WIDTH * height / width), TILE_WIDTH)
+    tiles = [
+        cv2.cvtColor(cv2.resize(comparison.image.image, size[::-1], interpolation=cv2.INTER_AREA), cv2.COLOR_RGB2BGR),
+        cv2.resize(_depth_picture(comparison.depth), size[::-1], interpolation=cv2.INTER_AREA),
+        _error_picture(comparison, size),
+    ]
+    caption = np.zeros((CAPTION_HEIGHT, 3 * TILE_WIDTH, 3), np.uint8)
+    text = f"{comparison.image.name}   AbsRel {comparison.metrics.abs_rel:.3f}"
+    baseline = (4, CAPTION_HEIGHT - 6)
+    cv2.putText(caption, text, baseline, cv2.FONT_HERSHEY_SIMPLEX, 0.42, (255, 255, 255), 1, cv2.LINE_AA)
+    return np.concatenate([caption, np.concatenate(tiles, axis=1)])
+
+
+def _depth_picture(depth: np.ndarray) -> np.ndarray:
+    """Depth [H, W] in metres -> BGR uint8 [H, W, 3]."""
+    nearness = -np.log(depth)
+    low, high = np.percentile(nearness, (2, 98))
+    level = ((nearness - low) / max(high - low, 1e-6)).clip(0, 1)
+    return cv2.applyColorMap((255 * level).astype(np.uint8), cv2.COLORMAP_MAGMA)
+
+
+def _error_picture(comparison: Comparison, size: tuple[int, int]) -> np.ndarray:
+    """Relative error -> BGR uint8 [h, w, 3] of the given (height, width)."""
+    rows, columns = np.nonzero(comparison.valid)
+    truth = comparison.image.depth[rows, columns]
+    error = np.abs(comparison.depth[rows, columns] - truth) / truth
+    # LiDAR points are single pixels that a plain reduction would lose: each goes to its place on the tile, and is made
+    # three pixels wide. Where several meet, the worst shows.
+    height, width = comparison.depth.shape
+    tile = np.full(size, -1, np.float32)
+    np.maximum.at(tile, (rows * size[0] // height, columns * size[1] // width), error)
+    tile = cv2.dilate(tile, np.ones((3, 3), np.uint8))
+    level = (255 * (tile / _WORST_ERROR).clip(0, 1)).astype(np.uint8)
+    picture = cv2.applyColorMap(level, cv2.COLORMAP_TURBO)
+    picture[tile < 0] = 0
+    return picture

@@ -1,0 +1,374 @@
+"""The protocols: which pixels count, how predictions become metres, what is reported, and the folder of pictures."""
+
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from fadepth_core.data import DataError, LabelledImage
+from fadepth_core.data.folder import FolderTest
+from fadepth_core.evaluation import (
+    PROTOCOLS,
+    NetworkPredictor,
+    Protocol,
+    compare,
+    compare_evenly,
+    evaluate,
+    garg_crop,
+    picture_sheet,
+    print_table,
+    published_rows,
+    write_json,
+)
+from fadepth_core.evaluation.report import CAPTION_HEIGHT, TILE_WIDTH
+from fadepth_core.models import SmallDepth
+from fadepth_core.models.smalldepth import DepthFeatures
+from fadepth_core.runtime.framing import choose_network_size
+
+DATA = Path(os.environ.get("FADEPTH_DATA", Path(__file__).resolve().parents[3] / "shared" / "data"))
+
+FOLDER = PROTOCOLS["folder"]
+METRIC = replace(FOLDER, scaling="none")
+
+
+def labelled(depth, name="hall"):
+    """A grey picture of the given depth."""
+    depth = np.asarray(depth, np.float32)
+    return LabelledImage(np.full((*depth.shape, 3), 128, np.uint8), depth, np.eye(3), name)
+
+
+def predicting(depth):
+    """A predictor that always answers this depth."""
+    return lambda image, intrinsics: (1 / np.asarray(depth, np.float32)).astype(np.float32)
+
+
+# Which pixels count ------------------------------------------------------------------------------------------------
+
+
+def test_garg_crop_of_a_kitti_image():
+    assert garg_crop((375, 1242)) == (slice(153, 371), slice(44, 1197))
+
+
+def test_only_the_crop_counts():
+    image = labelled(np.full((375, 1242), 10.0))
+    for name, count in (("kitti_eigen", 218 * 1153), ("kitti_eigen_improved", 218 * 1153), ("ddad_80", 375 * 1242)):
+        assert compare(predicting(np.ones((4, 4))), image, PROTOCOLS[name]).valid.sum() == count
+
+
+def test_truth_outside_the_range_does_not_count():
+    image = labelled([[0.0, 1e-3, 5.0, 80.0, 150.0, 250.0]])
+    predict = predicting(np.full((1, 6), 5.0))
+    assert compare(predict, image, PROTOCOLS["ddad_80"]).valid.tolist() == [[False, False, True, False, False, False]]
+    assert compare(predict, image, PROTOCOLS["ddad_200"]).valid.tolist() == [[False, False, True, True, True, False]]
+
+
+# How predictions become metres -------------------------------------------------------------------------------------
+
+
+def test_median_scaling_is_over_the_pixels_that_count():
+    """Medians of 4 (truth) and 2 (prediction); the pixel without truth would have moved the latter."""
+    comparison = compare(predicting([[1.0, 2.0, 3.0, 60.0]]), labelled([[2.0, 4.0, 8.0, 0.0]]), FOLDER)
+    assert comparison.ratio == pytest.approx(2)
+    np.testing.assert_allclose(comparison.depth, [[2, 4, 6, 80]], rtol=1e-6)  # 120 m is clipped
+    assert comparison.metrics.abs_rel == pytest.approx((0 + 0 + 2 / 8) / 3)
+
+
+def test_metric_depth_is_not_scaled():
+    comparison = compare(predicting([[1.0, 2.0, 3.0]]), labelled([[2.0, 4.0, 6.0]]), METRIC)
+    assert comparison.metrics.abs_rel == pytest.approx(0.5)
+    assert comparison.ratio == pytest.approx(2)
+
+
+def test_predictions_are_clipped_after_scaling():
+    protocol = Protocol("near", min_depth=1.0, max_depth=10.0)
+    comparison = compare(predicting([[0.1, 1.0, 1.0, 4.0]]), labelled([[2.0, 5.0, 5.0, 5.0]]), protocol)
+    np.testing.assert_allclose(comparison.depth, [[1, 5, 5, 10]], rtol=1e-6)  # 0.5 and 20 m before
+
+
+def test_inverse_depth_is_resized_not_depth():
+    """Halfway between 1 m and 4 m lies 1 / ((1 + 1/4) / 2) = 1.6 m, not 2.5 m."""
+    depth = compare(predicting([[1.0, 4.0]]), labelled(np.full((1, 3), 1.0)), METRIC).depth
+    np.testing.assert_allclose(depth, [[1, 1.6, 4]], rtol=1e-6)
+
+
+def test_unusable_input_is_named():
+    with pytest.raises(DataError, match=r"hall: no true depth between 0.001 and 80.0 m, so 'folder'"):
+        compare(predicting([[1.0]]), labelled([[0.0, 100.0]]), FOLDER)
+    outside = np.zeros((375, 1242))
+    outside[0, 0] = 10.0
+    with pytest.raises(DataError, match="inside the crop"):
+        compare(predicting([[1.0]]), labelled(outside), PROTOCOLS["kitti_eigen"])
+    for prediction in (np.zeros((2, 2)), np.full((2, 2), np.nan), np.ones((1, 2, 2))):
+        with pytest.raises(ValueError, match="hall: the prediction must be"):
+            compare(lambda image, k, prediction=prediction: prediction, labelled([[1.0]]), FOLDER)
+    with pytest.raises(DataError, match="no images"):
+        evaluate(predicting([[1.0]]), [], FOLDER)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"crop": "eigen"}, "garg"), ({"scaling": "mean"}, "median, none"), ({"max_depth": 0.0}, "empty")],
+)
+def test_impossible_protocols_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        Protocol("mine", **options)
+
+
+# Networks ----------------------------------------------------------------------------------------------------------
+
+
+class LeftRight(torch.nn.Module):
+    """x grows from left to right whatever it sees, plus what the red channel adds."""
+
+    min_depth, max_depth = 0.1, 100.0
+
+    def __init__(self, training_form=False):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(()))
+        self.training_form = training_form
+        self.sizes = []
+        self.eval()
+
+    def forward(self, image):
+        self.sizes.append(tuple(image.shape[-2:]))
+        ramp = torch.linspace(0.2, 0.4, image.shape[-1]).expand(image.shape[0], 1, *image.shape[-2:])
+        x = self.weight * ramp + 0.05 * image[:, :1]
+        return DepthFeatures((x,), (), ()) if self.training_form else x
+
+
+@pytest.fixture
+def picture():
+    """Red grows downwards and to the right."""
+    rows, columns = np.mgrid[0:96, 0:160]
+    image = np.zeros((96, 160, 3), np.uint8)
+    image[..., 0] = rows + columns // 2
+    return image
+
+
+def inverse_depth_of(x):
+    return (1 / 0.1 - 1 / 100) * x + 1 / 100
+
+
+def test_a_networks_inverse_depth(picture):
+    """Normalisation as in training, the network's own range, no stretching where the size fits."""
+    red = (picture[..., 0] / 255 - 0.485) / 0.229
+    expected = inverse_depth_of(np.linspace(0.2, 0.4, 160) + 0.05 * red)
+    for training_form in (False, True):
+        found = NetworkPredictor(LeftRight(training_form), (96, 160))(picture, np.eye(3))
+        assert found.dtype == np.float32
+        np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+def test_flip_averages_with_the_mirrored_picture(picture):
+    """The picture's part is kept where it is; what depends on the side of the image cancels."""
+    red = (picture[..., 0] / 255 - 0.485) / 0.229
+    found = NetworkPredictor(LeftRight(), (96, 160), flip=True)(picture, np.eye(3))
+    np.testing.assert_allclose(found, inverse_depth_of(0.3 + 0.05 * red), rtol=1e-5)
+
+
+def test_network_sizes():
+    network = LeftRight()
+    predict = NetworkPredictor(network)
+    for size in ((375, 1242), (480, 640)):
+        assert predict(np.zeros((*size, 3), np.uint8), np.eye(3)).shape == choose_network_size(size)
+    NetworkPredictor(network, (192, 640))(np.zeros((375, 1242, 3), np.uint8), np.eye(3))
+    assert network.sizes == [(128, 416), choose_network_size((480, 640)), (192, 640)]
+
+
+def test_training_and_deployment_form_measure_alike(picture):
+    torch.manual_seed(0)
+    network = SmallDepth().eval()
+    trained, fused = (
+        NetworkPredictor(net, (96, 160), flip=True)(picture, np.eye(3)) for net in (network, network.fuse())
+    )
+    np.testing.assert_allclose(trained, fused, rtol=1e-3)
+
+
+def test_a_network_in_training_mode_is_refused(picture):
+    with pytest.raises(RuntimeError, match="eval"):
+        NetworkPredictor(LeftRight().train())(picture, np.eye(3))
+
+
+# What is reported --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def evaluation():
+    """Two images that are twice and four times as far as predicted."""
+    depth = np.linspace(1, 10, 48 * 64).reshape(48, 64)
+    return evaluate(predicting(depth), [labelled(2 * depth, "a"), labelled(4 * depth, "b")], FOLDER)
+
+
+def test_ratios_tell_how_metric_a_network_is(evaluation):
+    assert [image.ratio for image in evaluation.images] == pytest.approx([2, 4])
+    assert evaluation.ratio_median == pytest.approx(3)
+    assert evaluation.ratio_spread == pytest.approx(1 / 3)
+    assert evaluation.metrics.abs_rel == pytest.approx(0, abs=1e-6)
+
+
+def test_groups(evaluation):
+    groups = evaluation.by_group(["street", "indoor"])
+    assert {name: [image.name for image in part.images] for name, part in groups.items()} == {
+        "street": ["a"],
+        "indoor": ["b"],
+    }
+    assert groups["indoor"].ratio_median == pytest.approx(4)
+
+
+def test_json(evaluation, tmp_path):
+    write_json(evaluation, tmp_path / "result.json")
+    content = json.loads((tmp_path / "result.json").read_text())
+    assert content == evaluation.to_dict()
+    assert content["protocol"] == {
+        "name": "folder", "crop": None, "min_depth": 1e-3, "max_depth": 80.0, "scaling": "median"
+    }  # fmt: skip
+    assert set(content["metrics"]) == {"abs_rel", "sq_rel", "rmse", "rmse_log", "d1", "d2", "d3"}
+    assert [image["name"] for image in content["images"]] == ["a", "b"]
+    assert content["images"][1]["metrics"]["d1"] == 1.0
+
+
+@pytest.mark.parametrize(("name", "protocol"), PROTOCOLS.items())
+def test_published_rows(name, protocol):
+    rows = published_rows(protocol)
+    assert bool(rows) == (name != "folder"), "every protocol of the paper has rows"
+    for row in rows:
+        assert 0.05 < row.metrics.abs_rel < 0.2
+        assert row.metrics.d1 < 1
+    assert published_rows(replace(protocol, scaling="none")) == []
+
+
+def test_published_rows_of_one_size():
+    rows = published_rows(PROTOCOLS["kitti_eigen"], (192, 640))
+    assert {row.size for row in rows} == {(192, 640)}
+    best = next(row for row in rows if row.label == "SmallDepth‡")
+    assert (best.metrics.abs_rel, best.metrics.rmse, best.metrics.d1) == (0.094, 4.497, 0.895)
+    assert published_rows(PROTOCOLS["kitti_eigen"], (320, 1024)) == []
+
+
+def test_table_beside_the_papers(evaluation, capsys):
+    print_table(evaluation, published_rows(PROTOCOLS["ddad_200"]), label="SmallDepth, ours")
+    title, header, paper, ours, ratios = capsys.readouterr().out.splitlines()
+    assert title == "folder: 2 images, no crop, up to 80 m, scaling: median"
+    assert header.split() == ["AbsRel", "SqRel", "RMSE", "RMSElog", "d<1.25", "d<1.25^2", "d<1.25^3"]
+    assert paper.split() == ["PackNet", "384x640", "0.162", "3.917", "13.452", "0.269", "0.823", "-", "-"]
+    assert ours.split() == ["SmallDepth,", "ours", "0.000", "0.000", "0.000", "0.000", "1.000", "1.000", "1.000"]
+    assert len(header) == len(paper) == len(ours)
+    assert ratios == "truth / prediction: median 3.000, std / median 0.333"
+
+
+def test_picture_sheet(tmp_path):
+    rng = np.random.default_rng(0)
+    images = [labelled(rng.uniform(1, 10, (48, 64)), f"frame {index}") for index in range(9)]
+    images[4].depth[:, 32:] = 0
+    comparisons = compare_evenly(predicting(np.linspace(1, 10, 24 * 32).reshape(24, 32)), images, FOLDER, count=3)
+    assert [comparison.image.name for comparison in comparisons] == ["frame 0", "frame 4", "frame 8"]
+    picture_sheet(comparisons, tmp_path / "sheet.png")
+    sheet = cv2.imread(str(tmp_path / "sheet.png"))
+    height = CAPTION_HEIGHT + TILE_WIDTH * 48 // 64
+    assert sheet.shape == (3 * height, 3 * TILE_WIDTH, 3)
+    caption, (image, depth, error) = (
+        sheet[height:][:CAPTION_HEIGHT],
+        np.split(sheet[height:][CAPTION_HEIGHT:height], 3, 1),
+    )
+    assert caption.max() == 255
+    assert (image == 128).all()
+    assert depth.std() > 20
+    left, right = error[:, : TILE_WIDTH // 2 - 8], error[:, TILE_WIDTH // 2 + 8 :]
+    assert left.any(-1).mean() > 0.2  # where truth is known
+    assert not right.any()
+    with pytest.raises(ValueError, match="at least one"):
+        picture_sheet([], tmp_path / "sheet.png")
+
+
+# The folder of pictures --------------------------------------------------------------------------------------------
+
+
+ENTRY = {"id": "hall", "rgb": "hall.png", "depth": "hall_depth.png", "fx": 50, "fy": 51, "cx": 31.5, "cy": 23.5}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Two pictures of different groups, red on the left, 2.5 m away."""
+    rgb = np.zeros((48, 64, 3), np.uint8)
+    rgb[:, :32, 2] = 255  # OpenCV writes BGR
+    cv2.imwrite(str(tmp_path / "hall.png"), rgb)
+    cv2.imwrite(str(tmp_path / "hall_depth.png"), np.full((48, 64), 640, np.uint16))
+    write_index(tmp_path, [{**ENTRY, "group": "indoor"}, {**ENTRY, "id": "street", "group": "street"}])
+    return tmp_path
+
+
+def write_index(folder, value):
+    (folder / "index.json").write_text(json.dumps(value))
+
+
+def test_folder_yields_pictures_with_depth(folder):
+    images = FolderTest(folder)
+    assert len(images) == 2
+    assert images.groups == ["indoor", "street"]
+    image = images[0]
+    assert image.name == "hall"
+    assert image.image[0, 0].tolist() == [255, 0, 0]
+    assert image.depth.dtype == np.float32
+    assert (image.depth == 2.5).all()
+    np.testing.assert_array_equal(image.intrinsics, [[50, 0, 31.5], [0, 51, 23.5], [0, 0, 1]])
+    assert [image.name for image in FolderTest(folder, groups=["street"])] == ["street"]
+
+
+@pytest.mark.parametrize(
+    ("index", "message"),
+    [
+        ([], "at least one picture"),
+        ({"id": "hall"}, "expected a list"),
+        ([ENTRY, {key: value for key, value in ENTRY.items() if key != "fx"}], "picture 1 has no 'fx'"),
+        ([{**ENTRY, "cx": "middle"}], "picture 0 cannot be used"),
+        (["hall.png"], "picture 0 cannot be used"),
+    ],
+)
+def test_a_bad_index_is_named(folder, index, message):
+    write_index(folder, index)
+    with pytest.raises(DataError, match=rf"index\.json: .*{message}"):
+        FolderTest(folder)
+
+
+def test_what_is_missing_in_a_folder_is_named(folder):
+    with pytest.raises(DataError, match=r"no pictures of group forest; groups: indoor, street"):
+        FolderTest(folder, groups=["forest"])
+    cv2.imwrite(str(folder / "hall_depth.png"), np.full((24, 64), 640, np.uint16))
+    with pytest.raises(DataError, match=r"hall_depth\.png: 64x24 pixels, its picture has 64x48"):
+        FolderTest(folder)[0]
+    (folder / "hall.png").unlink()
+    with pytest.raises(DataError, match=r"hall\.png: no such file"):
+        FolderTest(folder)[0]
+    (folder / "index.json").write_text("[{")
+    with pytest.raises(DataError, match=r"index\.json: not JSON"):
+        FolderTest(folder)
+    with pytest.raises(DataError, match=r"elsewhere/index\.json: no such file"):
+        FolderTest(folder / "elsewhere")
+
+
+@pytest.mark.skipif(not (DATA / "eval" / "index.json").is_file(), reason=f"no evaluation pictures in {DATA}")
+def test_the_folder_protocol_on_real_pictures():
+    """Street and indoor frames of several cameras; a constant depth is measured on all of them."""
+    images = FolderTest(DATA / "eval")
+    assert len(images) == 21
+    assert {"kitti_object", "rgbd_indoor"} <= set(images.groups)
+
+    def constant(image, intrinsics):
+        return np.ones((2, 2), np.float32)
+
+    evaluation = evaluate(constant, (depth_inside(image) for image in images), FOLDER)
+    assert len(evaluation.images) == 21
+    assert 0.2 < evaluation.metrics.abs_rel < 0.8
+    assert evaluation.by_group(images.groups)["rgbd_indoor"].ratio_median < 5
+
+
+def depth_inside(image):
+    known = image.depth[image.depth > 0]
+    assert known.size > 1000
+    assert known.max() < 200
+    return image
