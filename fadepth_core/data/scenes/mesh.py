@@ -1,0 +1,172 @@
+"""Building scenes: quads with materials, standing things, and what moves.
+
+World coordinates are those of an optical frame that looks along the road or into the room: x right, y down, z forward,
+metres; the ground is y = 0. A quad is four corners in order around it, [4, 3], with texture coordinates [4, 2] in tiles;
+shapes are arrays of quads ([N, 4, 3], [N, 4, 2]).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from fadepth_core.data.scenes.raster import Geometry, Materials
+
+Colour = tuple[float, float, float]
+
+
+class Shape(NamedTuple):
+    """`corners` [N, 4, 3] metres, `uv` [N, 4, 2] tiles."""
+
+    corners: np.ndarray
+    uv: np.ndarray
+
+    def at(self, x: float, y: float, z: float, yaw: float = 0.0) -> Shape:
+        """The shape turned about the vertical, then moved."""
+        c, s = np.cos(yaw), np.sin(yaw)
+        return Shape(self.corners @ np.array([[c, 0, -s], [0, 1, 0], [s, 0, c]]) + (x, y, z), self.uv)
+
+
+def join(*shapes: Shape) -> Shape:
+    return Shape(np.concatenate([s.corners for s in shapes]), np.concatenate([s.uv for s in shapes]))
+
+
+def rectangle(origin, along, down, tile: float | None = None) -> Shape:
+    """The quad with corners o, o + a, o + a + d, o + d; the texture once, or repeated every `tile` metres."""
+    origin, along, down = (np.asarray(v, float) for v in (origin, along, down))
+    u, v = (1.0, 1.0) if tile is None else (np.linalg.norm(along) / tile, np.linalg.norm(down) / tile)
+    corners = np.stack([origin, origin + along, origin + along + down, origin + down])
+    return Shape(corners[None], np.array([[[0, 0], [u, 0], [u, v], [0, v]]], float))
+
+
+def walls(width: float, height: float, length: float, tile: float | None = None, taper: float = 0.0) -> Shape:
+    """The four sides of a box standing on y = 0, centred in x and z; the top is smaller by `taper` on every side."""
+    w, d, t = width / 2, length / 2, taper
+    low = np.array([[-w, 0, -d], [w, 0, -d], [w, 0, d], [-w, 0, d]])
+    top = np.array([[t - w, -height, t - d], [w - t, -height, t - d], [w - t, -height, d - t], [t - w, -height, d - t]])
+    nexts = [1, 2, 3, 0]
+    corners = np.stack([top, top[nexts], low[nexts], low], axis=1)
+    uv = np.zeros((4, 4, 2))
+    for side, extent in enumerate((width, length, width, length)):
+        u, v = (1.0, 1.0) if tile is None else (extent / tile, height / tile)
+        uv[side] = [[0, 0], [u, 0], [u, v], [0, v]]
+    return Shape(corners, uv)
+
+
+def lid(width: float, height: float, length: float, tile: float | None = None) -> Shape:
+    """The top of such a box."""
+    return rectangle((-width / 2, -height, -length / 2), (width, 0, 0), (0, 0, length), tile)
+
+
+def box(width: float, height: float, length: float, tile: float | None = None) -> Shape:
+    return join(walls(width, height, length, tile), lid(width, height, length, tile))
+
+
+def gable(width: float, height: float, rise: float, length: float, tile: float) -> tuple[Shape, Shape]:
+    """A roof with its ridge along x on a box of that size: (slopes, the two triangles below them)."""
+    w, d = width / 2 + 0.3, length / 2 + 0.4
+    slopes = join(
+        rectangle((-w, -height - rise, 0), (2 * w, 0, 0), (0, rise, -d), tile),
+        rectangle((-w, -height - rise, 0), (2 * w, 0, 0), (0, rise, d), tile),
+    )
+    ends = []
+    for x in (-width / 2, width / 2):
+        peak, left, right = (x, -height - rise, 0), (x, -height, -length / 2), (x, -height, length / 2)
+        ends.append([peak, peak, right, left])
+    return slopes, Shape(np.array(ends), np.tile([[0.5, 0], [0.5, 0], [1, 1], [0, 1]], (2, 1, 1)).astype(float))
+
+
+def cylinder(radius: float, height: float, tile: float, sides: int = 8, top_radius: float | None = None) -> Shape:
+    """An upright cylinder or cone frustum on y = 0, without lids."""
+    top_radius = radius if top_radius is None else top_radius
+    angle = np.arange(sides + 1) * 2 * np.pi / sides
+    ring = np.stack([np.cos(angle), np.zeros_like(angle), np.sin(angle)], 1)
+    low, top = radius * ring, top_radius * ring - (0, height, 0)
+    corners = np.stack([top[:-1], top[1:], low[1:], low[:-1]], axis=1)
+    u = np.arange(sides) * 2 * np.pi * radius / sides / tile
+    du, v = 2 * np.pi * radius / sides / tile, height / tile
+    uv = np.stack([np.stack([u, 0 * u], 1), np.stack([u + du, 0 * u], 1), np.stack([u + du, 0 * u + v], 1)], 1)
+    return Shape(corners, np.concatenate([uv, np.stack([u, 0 * u + v], 1)[:, None]], 1))
+
+
+def cards(rng: np.random.Generator, centres: np.ndarray, size: np.ndarray, upright: float = 0.0) -> Shape:
+    """Squares around `centres` [N, 3] with edges `size` [N], turned at random; `upright` 1 keeps their sides vertical."""
+    n = len(centres)
+    yaw, tilt = rng.uniform(0, 2 * np.pi, n), rng.uniform(-1.2, 1.2, n) * (1 - upright)
+    along = np.stack([np.cos(yaw), np.zeros(n), np.sin(yaw)], 1)
+    down = np.stack([-np.sin(yaw) * np.sin(tilt), np.cos(tilt), np.cos(yaw) * np.sin(tilt)], 1)
+    half = size[:, None, None] / 2
+    signs = np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]])
+    corners = centres[:, None] + half * (signs[None, :, :1] * along[:, None] + signs[None, :, 1:] * down[:, None])
+    return Shape(corners, np.tile((signs + 1) / 2.0, (n, 1, 1)))
+
+
+def strip(left: np.ndarray, right: np.ndarray, tile: float) -> Shape:
+    """A band between two lines of N + 1 points, [N + 1, 3] each, textured in x and z as a floor is."""
+    corners = np.stack([left[1:], right[1:], right[:-1], left[:-1]], axis=1)
+    return Shape(corners, corners[..., [0, 2]] / tile)
+
+
+class Mesh:
+    """A scene under construction."""
+
+    def __init__(self):
+        self._corners: list[np.ndarray] = []
+        self._uv: list[np.ndarray] = []
+        self._materials: list[np.ndarray] = []
+        self._casts: list[np.ndarray] = []
+        self._movers: list[np.ndarray] = []
+        self._table: list[tuple] = []
+        self.velocities = [np.zeros(3)]
+
+    def material(
+        self, texture: int, tint: Colour | float = 1.0, *, cutout: bool = False, gloss: float = 0.0, glass: float = 0.0,
+        stain: float = 0.0, glow: float = 0.0, translucent: float = 0.0,
+    ) -> int:  # fmt: skip
+        """A new material of the scene, see `raster.Materials`."""
+        tint = (tint,) * 3 if np.isscalar(tint) else tuple(tint)
+        self._table.append((texture, tint, cutout, gloss, glass, stain, glow, translucent))
+        return len(self._table) - 1
+
+    def mover(self, velocity: tuple[float, float, float]) -> int:
+        """Something that moves with that velocity in metres per second; its number is for `add`."""
+        self.velocities.append(np.asarray(velocity, float))
+        return len(self.velocities) - 1
+
+    def add(self, shape: Shape, material: int | np.ndarray, *, casts: bool = True, mover: int = 0) -> None:
+        """Place a shape; `material` may be one for each quad."""
+        n = len(shape.corners)
+        self._corners.append(shape.corners)
+        self._uv.append(shape.uv)
+        self._materials.append(np.broadcast_to(np.asarray(material, np.int32), n))
+        self._casts.append(np.full(n, casts))
+        self._movers.append(np.full(n, mover))
+
+    def materials(self) -> Materials:
+        texture, tint, cutout, *rest = zip(*self._table, strict=True)
+        return Materials(
+            np.array(texture, np.int32),
+            np.array(tint, np.float32),
+            np.array(cutout),
+            *(np.array(column, np.float32) for column in rest),
+        )
+
+    def geometry(self) -> tuple[Geometry, np.ndarray]:
+        """Two triangles a quad, and which mover each vertex [V] belongs to."""
+        corners = np.concatenate(self._corners)
+        count = len(corners)
+        # Diagonals also serve quads that are triangles, of which two corners are the same.
+        normals = np.cross(corners[:, 2] - corners[:, 0], corners[:, 3] - corners[:, 1])
+        normals /= np.linalg.norm(normals, axis=1, keepdims=True) + 1e-9
+        first = 4 * np.arange(count, dtype=np.int32)[:, None]
+        faces = np.concatenate([first + [0, 1, 2], first + [0, 2, 3]], axis=1).reshape(-1, 3).astype(np.int32)
+        geometry = Geometry(
+            corners.reshape(-1, 3).astype(np.float32),
+            np.repeat(normals, 4, axis=0).astype(np.float32),
+            np.concatenate(self._uv).reshape(-1, 2).astype(np.float32),
+            faces,
+            np.repeat(np.concatenate(self._materials), 2),
+            np.repeat(np.concatenate(self._casts), 2),
+        )
+        return geometry, np.repeat(np.concatenate(self._movers), 4)

@@ -1,0 +1,321 @@
+"""Rendered scenes with exact depth, motion and intrinsics, drawn anew for every sample from a seed.
+
+Three consecutive frames of a random street or room, seen by a camera with random focal length, height, pitch and motion,
+under random light. Nothing is stored and nothing is downloaded: with it a training run starts on a fresh machine.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from fadepth_core.data.sample import LabelledImage, Sample
+from fadepth_core.data.scenes.raster import Geometry, Light, Materials, depth_map, render
+from fadepth_core.data.scenes.room import Room
+from fadepth_core.data.scenes.street import Street
+from fadepth_core.data.scenes.textures import TextureSet, build_atlas
+
+Random = np.random.Generator
+Preset = Literal["driving", "indoor"]
+
+#: Texels along a side of the shadow map.
+_SHADOW_TEXELS = 768
+
+
+@dataclass(frozen=True)
+class Track:
+    """How the ground bends and rises along z: every vertex and the camera follow it.
+
+    Attributes:
+        bend, hill: (amplitude in metres, wavelength in metres) of a sine that starts straight and level at z = 0.
+    """
+
+    bend: tuple[float, float] = (0.0, 1.0)
+    hill: tuple[float, float] = (0.0, 1.0)
+
+    def shift(self, z: np.ndarray | float) -> tuple[np.ndarray, np.ndarray]:
+        """(x, y) displacement at z."""
+        (a, length), (b, period) = self.bend, self.hill
+        return a * (1 - np.cos(2 * np.pi * z / length)), b * (1 - np.cos(2 * np.pi * z / period))
+
+    def slope(self, z: float) -> tuple[float, float]:
+        """(dx/dz, dy/dz) at z."""
+        (a, length), (b, period) = self.bend, self.hill
+        x, y = 2 * np.pi / length, 2 * np.pi / period
+        return a * x * np.sin(x * z), b * y * np.sin(y * z)
+
+
+@dataclass
+class Scene:
+    """Everything that can be looked at.
+
+    Attributes:
+        geometry: at time 0, before `track` is applied.
+        mover: [V] which of `velocities` each vertex follows.
+        velocities: [M, 3] metres per second.
+        materials, light: see `raster`; the light's shadow map is filled by `render_at`.
+    """
+
+    geometry: Geometry
+    mover: np.ndarray
+    velocities: np.ndarray
+    track: Track
+    materials: Materials
+    light: Light
+    atlas: np.ndarray
+
+    def render_at(
+        self, time: float, intrinsics: np.ndarray, camera_to_world: np.ndarray, size: tuple[int, int]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Linear picture [H, W, 3] and depth [H, W] in metres at `time` seconds."""
+        vertices = self.geometry.vertices + (self.velocities[self.mover] * time).astype(np.float32)
+        x, y = self.track.shift(vertices[:, 2])
+        vertices[:, 0] += x
+        vertices[:, 1] += y
+        geometry = self.geometry._replace(vertices=vertices)
+        light = self.light
+        if light.shadow_map.shape[0] > 1:
+            empty = np.full_like(light.shadow_map, 0.0 if light.lamp[3] else -1e9)
+            lamp = bool(light.lamp[3])
+            shadow = depth_map(geometry, self.materials, self.atlas, light.shadow_view, lamp, empty)
+            light = light._replace(shadow_map=shadow)
+        return render(geometry, self.materials, self.atlas, light, intrinsics, camera_to_world, size)
+
+
+class SyntheticDataset(Dataset):
+    """`Sample`s of rendered scenes; the same seed and index give the same sample.
+
+    Args:
+        preset: "driving" or "indoor".
+        size: height and width of the frames, pixels.
+        length: how many samples an epoch has; each is another scene.
+        seed: draws the scenes, not the textures, which are the same for all.
+        moving: whether anything but the camera moves.
+        stride: makes the time between frames that much longer, as leaving out frames of a video does; small pictures
+            need it, because the same motion is fewer of their pixels.
+    """
+
+    def __init__(
+        self, preset: Preset = "driving", size: tuple[int, int] = (128, 416), length: int = 100_000, seed: int = 0,
+        moving: bool = True, stride: float = 1.0,
+    ):  # fmt: skip
+        if preset not in ("driving", "indoor"):
+            raise ValueError(f"preset must be 'driving' or 'indoor', got '{preset}'")
+        if length < 1:
+            raise ValueError(f"length must be at least 1, got {length}")
+        if stride <= 0:
+            raise ValueError(f"stride must be positive, got {stride}")
+        self._preset, self._size, self._length, self._seed = preset, tuple(size), length, seed
+        self._moving, self._stride = moving, stride
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, index: int) -> Sample:
+        rng = np.random.default_rng([self._seed, index])
+        draw = _draw_street if self._preset == "driving" else _draw_room
+        scene, poses, interval, speed = draw(rng, build_atlas(0), self._moving, self._stride)
+        intrinsics = _draw_intrinsics(rng, self._size, self._preset)
+        shots = [
+            scene.render_at((i - 1) * interval, intrinsics, pose, self._size) for i, pose in enumerate(poses)
+        ]  # fmt: skip
+        frames = _develop(rng, np.stack([picture for picture, _ in shots]))
+        # In the middle camera's coordinates numbers are small, which single precision likes.
+        poses = np.linalg.inv(poses[1]) @ poses
+        return Sample(
+            torch.from_numpy(frames).permute(0, 3, 1, 2),
+            torch.from_numpy(intrinsics).float(),
+            torch.tensor(interval, dtype=torch.float32),
+            f"synthetic {self._preset} {self._seed}:{index}",
+            torch.tensor(speed, dtype=torch.float32),
+            torch.from_numpy(poses).float(),
+            torch.from_numpy(shots[1][1]),
+        )
+
+
+class SyntheticTest:
+    """Rendered pictures with their depth, as `LabelledImage`s: a test set of `length` scenes.
+
+    Args are those of `SyntheticDataset`; sky has depth 0, that is none.
+    """
+
+    def __init__(
+        self, preset: Preset = "driving", size: tuple[int, int] = (128, 416), length: int = 100, seed: int = 1
+    ):
+        self._samples = SyntheticDataset(preset, size, length, seed)
+
+    def __len__(self) -> int:
+        return len(self._samples)
+
+    def __getitem__(self, index: int) -> LabelledImage:
+        if not 0 <= index < len(self):
+            raise IndexError(index)  # ends iteration
+        sample = self._samples[index]
+        image = (sample.frames[1].permute(1, 2, 0) * 255).round().byte().numpy()
+        depth = sample.depth.numpy()
+        return LabelledImage(image, np.where(depth < 500, depth, 0), sample.intrinsics.double().numpy(), sample.name)
+
+
+def _draw_intrinsics(rng: Random, size: tuple[int, int], preset: Preset) -> np.ndarray:
+    """K [3, 3] of a camera with square pixels and a principal point near the middle."""
+    height, width = size
+    view = np.deg2rad(rng.uniform(50, 100) if preset == "driving" else rng.uniform(50, 90))
+    # A wide picture is part of a taller one: its field of view is given by its diagonal, not by its width alone.
+    focal = 0.5 * max(width, 1.3 * height) / np.tan(view / 2)
+    centre = ((width - 1) / 2 + width * rng.normal(0, 0.02), (height - 1) / 2 + height * rng.normal(0, 0.05))
+    return np.array([[focal, 0, centre[0]], [0, focal * rng.uniform(0.97, 1.03), centre[1]], [0, 0, 1]])
+
+
+def _rotation(yaw: float, pitch: float, roll: float) -> np.ndarray:
+    """Camera to world: roll about z, then pitch up about x, then yaw to the right about y (radians), [3, 3]."""
+    cy, sy, cp, sp, cr, sr = np.cos(yaw), np.sin(yaw), np.cos(pitch), np.sin(pitch), np.cos(roll), np.sin(roll)
+    about_y = np.array([[cy, 0, sy], [0, 1, 0], [-sy, 0, cy]])
+    about_x = np.array([[1, 0, 0], [0, cp, -sp], [0, sp, cp]])
+    about_z = np.array([[cr, -sr, 0], [sr, cr, 0], [0, 0, 1]])
+    return about_y @ about_x @ about_z
+
+
+def _pose(rotation: np.ndarray, position: np.ndarray) -> np.ndarray:
+    pose = np.eye(4)
+    pose[:3, :3], pose[:3, 3] = rotation, position
+    return pose
+
+
+def _draw_street(
+    rng: Random, textures: TextureSet, moving: bool, stride: float
+) -> tuple[Scene, np.ndarray, float, float]:
+    """A scene, camera-to-world poses [3, 4, 4], seconds between frames, and the camera's speed in m/s."""
+    street = Street(rng, textures, moving)
+    track = Track(
+        (rng.choice([-1, 1]) * rng.gamma(1.0, 3.0), rng.uniform(180, 500)), (rng.normal(0, 1.0), rng.uniform(150, 400))
+    )
+    on_foot = street.kind in ("town", "suburb") and rng.random() < 0.15
+    height = rng.uniform(0.4, 1.7) if on_foot else rng.uniform(1.2, 2.0)
+    speed = rng.uniform(0.6, 2) if on_foot else rng.uniform(3, 33 if street.kind == "motorway" else 16)
+    # What is driven between two frames is bounded: cameras on fast cars have faster frames.
+    interval = stride * (rng.uniform(0.15, 0.4) if on_foot else min(rng.uniform(0.05, 0.12), 1.8 / speed))
+    x = street.half * (rng.uniform(0.6, 1.3) if on_foot else rng.uniform(0.1, 0.65)) * (1 if rng.random() < 0.7 else -1)
+    turn = rng.normal(0, 0.25) if rng.random() < 0.3 else rng.normal(0, 0.03)  # rad/s
+    look, pitch, roll = rng.normal(0, 0.04), rng.normal(0, 0.035), rng.normal(0, 0.012)
+    poses = []
+    for step in (-1, 0, 1):
+        t = step * interval
+        heading = turn * t
+        z = speed * t
+        dx, dy = track.shift(z)
+        slope_x, slope_y = track.slope(z)
+        position = np.array([x + 0.5 * heading * z + dx, dy - height + rng.normal(0, 0.006), z])
+        shake = rng.normal(0, [0.0015, 0.0025, 0.0015])
+        angles = (np.arctan(slope_x) + heading + look, pitch - np.arctan(slope_y), roll)
+        poses.append(_pose(_rotation(*(np.array(angles) + shake)), position))
+    geometry, mover = street.mesh.geometry()
+    scene = Scene(
+        geometry,
+        mover,
+        np.array(street.mesh.velocities),
+        track,
+        street.mesh.materials(),
+        _daylight(rng, textures),
+        textures.texels,
+    )
+    return scene, np.stack(poses), interval, speed
+
+
+def _draw_room(
+    rng: Random, textures: TextureSet, moving: bool, stride: float
+) -> tuple[Scene, np.ndarray, float, float]:
+    room = Room(rng, textures, moving)
+    height = rng.uniform(0.2, 1.7)
+    interval = rng.uniform(0.05, 0.2)
+    velocity = rng.normal(0, 1, 3) * (0.5, 0.12, 0.6)
+    velocity *= min(1.0, 0.15 / (np.linalg.norm(velocity) * interval))
+    interval *= stride
+    angles = rng.normal(0, [0.4, 0.15, 0.04])
+    spin = rng.normal(0, [0.3, 0.15, 0.06])
+    poses = [
+        _pose(_rotation(*(angles + spin * t)), np.array([0, -height, 0]) + velocity * t)
+        for t in (-interval, 0.0, interval)
+    ]
+    geometry, mover = room.mesh.geometry()
+    lamp = np.array([rng.uniform(room.left, room.right) * 0.6, -room.height + 0.1, rng.uniform(0, room.front - 0.5)])
+    scene = Scene(
+        geometry,
+        mover,
+        np.array(room.mesh.velocities),
+        Track(),
+        room.mesh.materials(),
+        _lamplight(rng, textures, lamp),
+        textures.texels,
+    )
+    return scene, np.stack(poses), interval, float(np.linalg.norm(velocity))
+
+
+def _daylight(rng: Random, textures: TextureSet) -> Light:
+    """Sun, blue sky and clouds, or an overcast day."""
+    sunny = rng.random() < 0.65
+    elevation, azimuth = np.deg2rad(rng.uniform(12, 70)), rng.uniform(0, 2 * np.pi)
+    sun = np.array([np.cos(elevation) * np.cos(azimuth), -np.sin(elevation), np.cos(elevation) * np.sin(azimuth)])
+    warm = np.array([1.0, 0.75 + 0.25 * np.sin(elevation), 0.5 + 0.5 * np.sin(elevation)])
+    blue = np.array([0.45, 0.65, 1.0]) if sunny else np.array([0.9, 0.95, 1.0])
+    sky = rng.uniform(0.25, 0.7) if sunny else rng.uniform(0.8, 1.1)
+    # The map looks against the sun at the stretch of road ahead of the camera.
+    across = np.cross(sun, (0.0, 1.0, 0.0))
+    across /= np.linalg.norm(across)
+    down = np.cross(sun, across)
+    texel = 75.0 / _SHADOW_TEXELS
+    centre = np.array([0.0, 0.0, 28.0])
+    view = np.stack([across / texel, down / texel, sun])
+    offset = np.array([_SHADOW_TEXELS / 2, _SHADOW_TEXELS / 2, 0]) - np.array([*(view[:2] @ centre), 0])
+    return Light(
+        lamp=np.array([*sun, 0.0]),
+        lamp_rgb=warm * (rng.uniform(0.8, 2.2) if sunny else 0.0),
+        up_rgb=blue * sky * 0.6,
+        down_rgb=np.array([0.3, 0.28, 0.24]) * sky * 0.5,
+        haze_rgb=np.array([0.9, 0.95, 1.0]) * rng.uniform(0.8, 1.4),
+        haze=rng.choice([0.0, rng.uniform(0.0, 0.004)]),
+        zenith_rgb=blue * rng.uniform(0.4, 1.2),
+        cloud_rgb=np.full(3, rng.uniform(0.9, 1.6)),
+        clouds=np.array([rng.choice(textures.rows["clouds"]), rng.uniform(0, 0.9), rng.uniform(0.05, 0.3), rng.random()]),
+        shadow_view=np.column_stack([view, offset]),
+        shadow_map=np.zeros((_SHADOW_TEXELS, _SHADOW_TEXELS) if sunny else (1, 1), np.float32),
+        soft=float(rng.uniform(0.5, 2)),
+    )  # fmt: skip
+
+
+def _lamplight(rng: Random, textures: TextureSet, lamp: np.ndarray) -> Light:
+    """A lamp under the ceiling, looking down for its shadows, and light from everywhere."""
+    half = _SHADOW_TEXELS / 2
+    focal = half / np.tan(np.deg2rad(72))
+    # Rows map world points to (x·w, y·w, w) with w the distance below the lamp (y points down).
+    view = np.array([[focal, half, 0, 0], [0, half, focal, 0], [0, 1, 0, 0]], float)
+    view[:, 3] = -view[:, :3] @ lamp
+    tone = np.array([1.0, rng.uniform(0.7, 1.0), rng.uniform(0.45, 1.0)])
+    ambient = rng.uniform(0.15, 0.7)
+    return Light(
+        lamp=np.array([*lamp, 1.0]),
+        lamp_rgb=tone * rng.uniform(0.5, 4),
+        up_rgb=np.full(3, ambient),
+        down_rgb=tone * ambient * 0.7,
+        haze_rgb=np.ones(3),
+        haze=0.0,
+        zenith_rgb=np.ones(3),
+        cloud_rgb=np.ones(3),
+        clouds=np.array([textures.rows["clouds"][0], 0.0, 0.1, 0.0]),
+        shadow_view=view,
+        shadow_map=np.zeros((_SHADOW_TEXELS, _SHADOW_TEXELS), np.float32),
+        soft=float(rng.uniform(1, 4)),
+    )
+
+
+def _develop(rng: Random, pictures: np.ndarray) -> np.ndarray:
+    """What a camera makes of linear light [3, H, W, 3]: exposure, white balance, gamma, noise; float32 in [0, 1]."""
+    exposure = rng.uniform(0.3, 0.5) / np.clip(np.median(pictures[1]), 1e-3, None) ** 0.85
+    drift = np.exp(rng.normal(0, 0.015, (3, 1, 1, 1)))  # the automatic exposure at work
+    balance = np.exp(rng.normal(0, 0.05, 3))
+    encoded = np.clip(pictures * (exposure * drift * balance * 0.5), 0, 1) ** (1 / rng.uniform(1.9, 2.4))
+    encoded += rng.normal(0, rng.uniform(0.002, 0.012), pictures.shape)
+    return np.clip(encoded, 0, 1).astype(np.float32)
