@@ -21,6 +21,7 @@ TRAIN = [
     "tensorboard>=2.16",
     "tqdm>=4.66",
     "onnx>=1.16",  # export for robots without torch
+    "numba>=0.60",  # renders the synthetic scenes
 ]
 DEV = ["pytest>=8,<9", "ruff"]  # Jazzy's launch_testing breaks under pytest 9
 
@@ -30,12 +31,13 @@ setup(
     description="Fast self-supervised monocular depth for ROS 2",
     license="Apache-2.0",
     packages=find_packages(include=["fadepth_core*", "fadepth_ros*"]),
-    package_data={"fadepth_core": ["assets/*"]},
+    package_data={"fadepth_core": ["assets/*", "data/splits/*.gz"]},
     data_files=[
         ("share/ament_index/resource_index/packages", [f"resource/{NAME}"]),
         (f"share/{NAME}", ["package.xml"]),
         (f"share/{NAME}/launch", glob("launch/*.launch.py")),
         (f"share/{NAME}/config", glob("config/*.*")),
+        (f"share/{NAME}/config/training", glob("config/training/*.yaml")),
     ],
     python_requires=">=3.10",
     install_requires=["numpy>=1.21", "opencv-python-headless>=4.5", "safetensors>=0.4"],

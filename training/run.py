@@ -1,6 +1,12 @@
 #!/usr/bin/env python3
 """Offline command line for fadepth's models.
 
+python training/run.py fit --config config/training/synthetic.yaml
+    train; Ctrl-C stops, --resume goes on
+python training/run.py evaluate checkpoint.safetensors --protocol kitti_eigen --root /data/kitti
+    measure against true depth, beside the paper's figures
+python training/run.py ablate --config config/training/ablation.yaml
+    train variants with several seeds, and compare them
 python training/run.py models
     what can be built, and what it costs
 python training/run.py init smalldepth out.safetensors
@@ -12,22 +18,100 @@ python training/run.py export checkpoint.safetensors --out robot.safetensors
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import torch
+from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run from a clone, installed or not
 
+from fadepth_core.data import DataError
+from fadepth_core.data.registry import build_test_set
+from fadepth_core.evaluation import (
+    PROTOCOLS,
+    NetworkPredictor,
+    compare_evenly,
+    picture_sheet,
+    print_table,
+    published_rows,
+    write_json,
+)
+from fadepth_core.evaluation import evaluate as run_protocol
 from fadepth_core.models import MODELS, build_model
 from fadepth_core.models.complexity import complexity
 from fadepth_core.models.layers.head import MAX_DEPTH, MIN_DEPTH
 from fadepth_core.models.smalldepth import PIXEL_MEAN, PIXEL_STD
 from fadepth_core.runtime.checkpoint import Checkpoint, CheckpointError, Description
 from fadepth_core.runtime.export import export_checkpoint
+from fadepth_core.runtime.framing import FramingError
 from fadepth_core.runtime.network import load_network
+from fadepth_core.training.ablation import TABLE as ABLATION_TABLE
+from fadepth_core.training.ablation import ablate as run_ablation
+from fadepth_core.training.config import ConfigError, load_config
+from fadepth_core.training.fit import fit as run_fit
+from fadepth_core.training.trainer import TrainingError
 
 SIZE = (128, 416)
+
+
+#: The data set of each protocol, and the options it needs.
+_TEST_SETS = {
+    "kitti_eigen": ("kitti", {}),
+    "kitti_eigen_improved": ("kitti", {"ground_truth": "improved"}),
+    "ddad_80": ("ddad", {}),
+    "ddad_200": ("ddad", {}),
+    "folder": ("folder", {}),
+}
+
+
+def fit(args: argparse.Namespace) -> None:
+    """Train a network as a configuration says."""
+    config = load_config(args.config, args.set)
+    try:
+        result = run_fit(config, args.resume)
+    except KeyboardInterrupt:
+        raise TrainingError(f"interrupted; the state is in {config.output}, go on with --resume") from None
+    for name, value in result.metrics.items():
+        print(f"{name:<28}{value:.4f}")
+    print(f"{result.checkpoint} is what the depth node takes: --ros-args -p checkpoint:={result.checkpoint}")
+
+
+def evaluate(args: argparse.Namespace) -> None:
+    """Measure a checkpoint by a published protocol."""
+    checkpoint = Checkpoint(args.checkpoint)
+    protocol = PROTOCOLS[args.protocol]
+    if args.scaling:
+        protocol = replace(protocol, scaling=args.scaling)
+    name, options = _TEST_SETS[args.protocol]
+    options = {**options, "root": args.root}
+    if args.improved_root:
+        options["improved_root"] = args.improved_root
+    images = build_test_set(name, **options)
+    size = checkpoint.description.network_size
+    # The folder protocol's pictures are of many cameras: each keeps its aspect ratio.
+    network_size = (tuple(args.size) if args.size else None) if name == "folder" else tuple(args.size or size)
+    predict = NetworkPredictor(load_network(checkpoint), network_size, pixels=size[0] * size[1], flip=args.flip)
+    result = run_protocol(predict, tqdm(images, unit="image", total=len(images)), protocol)
+    label = f"{checkpoint.path.stem}{'‡' if args.flip else ''}"
+    print_table(result, published_rows(protocol, network_size), label)
+    groups = getattr(images, "groups", [])
+    if len(set(groups)) > 1:
+        for group, part in result.by_group(groups).items():
+            print_table(part, label=group)
+    args.out.mkdir(parents=True, exist_ok=True)
+    write_json(result, args.out / f"{args.protocol}.json")
+    picture_sheet(compare_evenly(predict, images, protocol), args.out / f"{args.protocol}.png")
+    print(f"wrote {args.out / args.protocol}.json and .png")
+
+
+def ablate(args: argparse.Namespace) -> None:
+    """Train variants of a run with several seeds and compare them."""
+    fit_command = [sys.executable, str(Path(__file__).resolve()), "fit"]
+    print(run_ablation(args.config, args.set, args.out, fit_command, args.jobs))
+    print(f"all figures: {args.out / ABLATION_TABLE}")
 
 
 def models(_args: argparse.Namespace) -> None:
@@ -81,9 +165,39 @@ def _check_suffix(path: Path) -> None:
         raise CheckpointError(f"{path}: a checkpoint's name ends in .safetensors; its graph is written beside it")
 
 
+def _add_config(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--config", type=Path, required=True, help="YAML file, see config/training")
+    command.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="override, e.g. optimizer.lr=1e-4; repeatable"
+    )
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
+    command = commands.add_parser("fit", help=fit.__doc__)
+    _add_config(command)
+    command.add_argument("--resume", action="store_true", help="go on with the run in the configured output folder")
+    command.set_defaults(run=fit)
+    command = commands.add_parser("evaluate", help=evaluate.__doc__)
+    command.add_argument("checkpoint", type=Path)
+    command.add_argument("--protocol", choices=sorted(PROTOCOLS), required=True)
+    command.add_argument("--root", type=Path, required=True, help="folder of the data set")
+    command.add_argument(
+        "--improved-root", type=Path, help="folder of KITTI's annotated depth, for kitti_eigen_improved"
+    )
+    command.add_argument("--size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), help="default: as trained")
+    command.add_argument("--flip", action="store_true", help="average with the mirrored picture (the paper's ‡)")
+    command.add_argument(
+        "--scaling", choices=("median", "none"), help="none measures metric depth; default: the protocol's"
+    )
+    command.add_argument("--out", type=Path, default=Path("evaluation"), help="folder for figures and pictures")
+    command.set_defaults(run=evaluate)
+    command = commands.add_parser("ablate", help=ablate.__doc__)
+    _add_config(command)
+    command.add_argument("--out", type=Path, default=Path("runs/ablation"), help="folder of all runs")
+    command.add_argument("--jobs", type=int, default=1, choices=range(1, 65), metavar="N", help="runs at a time")
+    command.set_defaults(run=ablate)
     commands.add_parser("models", help=models.__doc__).set_defaults(run=models)
     command = commands.add_parser("init", help=init.__doc__)
     command.add_argument("model", choices=sorted(MODELS))
@@ -95,9 +209,10 @@ def main(arguments: list[str] | None = None) -> int:
     command.add_argument("--out", type=Path, help="deployment checkpoint to write; default: over the input")
     command.set_defaults(run=export)
     args = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
         args.run(args)
-    except (CheckpointError, OSError) as error:
+    except (CheckpointError, ConfigError, DataError, FramingError, TrainingError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0

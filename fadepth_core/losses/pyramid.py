@@ -75,9 +75,9 @@ class ColorJitter:
     saturation: float = 0.2
     hue: float = 0.1
 
-    def __call__(self, frames: Tensor) -> Tensor:
+    def __call__(self, frames: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Shapes: RGB in [0, 1] [B, 3, 3, H, W] -> the same."""
-        draw = frames.new_empty(4, len(frames)).uniform_(-1, 1)
+        draw = frames.new_empty(4, len(frames)).uniform_(-1, 1, generator=generator)
         brightness, contrast, saturation = (
             1 + limit * x for limit, x in zip((self.brightness, self.contrast, self.saturation), draw[:3], strict=True)
         )

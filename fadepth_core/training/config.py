@@ -7,12 +7,15 @@ Defaults are the paper's where it states them (specification 8).
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from fadepth_core.losses.pyramid import PAPER_LEVELS
+
+
+_Model = TypeVar("_Model", bound=BaseModel)
 
 
 class ConfigError(ValueError):
@@ -23,10 +26,36 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
+class SourceConfig(BaseModel):
+    """A data set by its name in `data.registry`, with the options of its class beside it."""
+
+    model_config = ConfigDict(extra="allow")
+    name: str
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return dict(self.model_extra)
+
+
+class TrainingSourceConfig(SourceConfig):
+    share: float = Field(1.0, gt=0, description="of the samples, relative to the other data sets")
+
+
+class AugmentationConfig(_Strict):
+    """See `data.augment.Augmentation`."""
+
+    scale: float = Field(1.15, ge=1)
+    flip: float = Field(0.5, ge=0, le=1)
+    jitter: float = Field(0.5, ge=0, le=1)
+
+
 class DataConfig(_Strict):
+    train: list[TrainingSourceConfig] = Field([TrainingSourceConfig(name="synthetic")], min_length=1)
     size: tuple[int, int] = Field((128, 416), description="height and width of level cr, multiples of 32")
     batch_size: int = Field(8, ge=1)
     workers: int = Field(2, ge=0, description="loader processes per training process; 0 loads in the process itself")
+    cache: bool = Field(False, description="each loader process keeps what it has loaded, before augmentation")
+    augment: AugmentationConfig = AugmentationConfig()
 
     @model_validator(mode="after")
     def _check_size(self) -> DataConfig:
@@ -78,7 +107,12 @@ class LossConfig(_Strict):
         name: LevelConfig(**vars(weights)) for name, weights in PAPER_LEVELS.items()
     }
     depth: float = Field(0.0, ge=0, description="weight of the loss against true depth")
-    speed: float = Field(0.0, ge=0, description="weight of the loss against measured speed; makes depth metric")
+    speed: float | None = Field(
+        None,
+        ge=0,
+        description="weight of the loss against measured speed, which makes depth metric; null: 0.1 for the user's own "
+        "video where it carries speed and motion is learned, else 0",
+    )
     joint: bool = Field(False, description="one backward pass over all levels instead of one after each")
 
     @field_validator("levels")
@@ -121,6 +155,18 @@ class ScheduleConfig(_Strict):
     final: float = Field(0.01, ge=0, le=1)
 
 
+class EvaluationConfig(_Strict):
+    """What a run is measured on, if anything."""
+
+    data: SourceConfig | None = Field(None, description="a test set with depth")
+    protocol: str = Field("folder", description="see `evaluation.protocols`")
+    scaling: Literal["median", "none"] | None = Field(None, description="null: as the protocol says")
+    motion: SourceConfig | None = Field(
+        None, description="a training set with camera poses, to measure learned motion on"
+    )
+    motion_samples: int = Field(100, ge=1, description="how many of it, evenly spread")
+
+
 class LogConfig(_Strict):
     every: int = Field(50, ge=1, description="iterations between two points of a curve")
     images_every: int = Field(1000, ge=1)
@@ -142,6 +188,7 @@ class TrainConfig(_Strict):
     loss: LossConfig = LossConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
     log: LogConfig = LogConfig()
 
 
@@ -155,23 +202,32 @@ def load_config(path: Path | None, overrides: list[str]) -> TrainConfig:
     Raises:
         ConfigError: the file or an override cannot be used.
     """
-    values: Any = {}
-    if path is not None:
-        try:
-            values = yaml.safe_load(Path(path).read_text()) or {}
-        except FileNotFoundError:
-            raise ConfigError(f"{path}: no such file") from None
-        except yaml.YAMLError as error:
-            raise ConfigError(f"{path}: not YAML: {error}") from error
-        if not isinstance(values, dict):
-            raise ConfigError(f"{path}: expected keys and values")
+    values = {} if path is None else read_yaml(path)
     for override in overrides:
         _override(values, override)
+    return validated(TrainConfig, values, path or "configuration")
+
+
+def read_yaml(path: Path) -> dict:
+    """A YAML file of keys and values; ConfigError where it is not one."""
     try:
-        return TrainConfig.model_validate(values)
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: expected keys and values")
+    return values
+
+
+def validated(kind: type[_Model], values: dict, where: Path | str) -> _Model:
+    """`values` as a configuration of that kind; ConfigError with one line for each wrong key."""
+    try:
+        return kind.model_validate(values)
     except ValidationError as error:
         lines = [f"{'.'.join(map(str, e['loc'])) or 'configuration'}: {e['msg']}" for e in error.errors()]
-        raise ConfigError("\n".join(f"{path or 'configuration'}: {line}" for line in lines)) from None
+        raise ConfigError("\n".join(f"{where}: {line}" for line in lines)) from None
 
 
 def save_config(config: TrainConfig, path: Path) -> None:
@@ -186,7 +242,7 @@ def _override(values: dict, override: str) -> None:
     *parents, last = key.split(".")
     node = values
     for parent in parents:
-        child = node[int(parent)] if isinstance(node, list) and parent.isdigit() else node.setdefault(parent, {})
+        child = _item(node, parent, override) if isinstance(node, list) else node.setdefault(parent, {})
         if not isinstance(child, (dict, list)):
             raise ConfigError(f"--set {override}: '{parent}' holds {child!r}, it has no keys below it")
         node = child
@@ -197,9 +253,16 @@ def _override(values: dict, override: str) -> None:
     if isinstance(value, str):
         value = _number(value)
     if isinstance(node, list):
+        _item(node, last, override)
         node[int(last)] = value
     else:
         node[last] = value
+
+
+def _item(values: list, key: str, override: str) -> Any:
+    if not key.isdigit() or int(key) >= len(values):
+        raise ConfigError(f"--set {override}: '{key}' is not the number of an item of a list of {len(values)}")
+    return values[int(key)]
 
 
 def _number(text: str) -> str | float:

@@ -107,7 +107,8 @@ class Trainer:
     Args:
         dataset: yields unaugmented `Sample`s by index.
         augment: changes a sample with a generator, or None.
-        measure: named figures of a network in evaluation mode, e.g. its error against true depth; None measures nothing.
+        measure: named figures of the depth network and the pose network (None where motion is known) in evaluation
+            mode, e.g. the error against true depth; None measures nothing.
     """
 
     def __init__(
@@ -115,7 +116,7 @@ class Trainer:
         config: TrainConfig,
         dataset: Dataset,
         augment: Callable[[Sample, torch.Generator], Sample] | None = None,
-        measure: Callable[[nn.Module], dict[str, float]] | None = None,
+        measure: Callable[[nn.Module, nn.Module | None], dict[str, float]] | None = None,
     ):
         self.config, self.output = config, Path(config.output)
         self._dataset, self._augment, self._measure = dataset, augment, measure
@@ -193,13 +194,13 @@ class Trainer:
                 bar.update()
                 if on_step is not None:
                     on_step(Progress(self.iteration, float(report.total)))
-                if self.iteration % config.log.evaluate_every == 0:
+                last = self.iteration == config.schedule.iterations
+                if last or self.iteration % config.log.evaluate_every == 0:
                     self._log_measures(log)
                 if self._stop or self.iteration % config.log.save_every == 0:
                     self.save()
                 if self._stop:
                     raise KeyboardInterrupt
-            self._log_measures(log)
             return self.save()
 
     def _step(self, data: Iterator[Sample], loss_of: PyramidLoss) -> PyramidReport:
@@ -242,7 +243,7 @@ class Trainer:
             {name: LevelWeights(**level.model_dump()) for name, level in loss.levels.items()},
             BaseWeights(**loss.base.model_dump()),
             depth_weight=loss.depth,
-            speed_weight=loss.speed,
+            speed_weight=loss.speed or 0.0,
             joint=loss.joint,
         )
 
@@ -314,7 +315,7 @@ class Trainer:
             trained=True,
             options={"etm": config.model.etm} if config.model.etm else {},
             provenance={
-                "data": type(self._dataset).__name__,
+                "data": ", ".join(source.name for source in config.data.train),
                 "iterations": str(self.iteration),
                 "batch": str(config.data.batch_size * config.accumulate * self.fabric.world_size),
                 "date": date.today().isoformat(),
@@ -351,24 +352,27 @@ class Trainer:
     def _log_measures(self, log: SummaryWriter | None) -> None:
         if self._measure is None or not self.fabric.is_global_zero:
             return
-        with evaluating(self.network):
-            measures = self._measure(self.network)
+        with evaluating(self.network, self.pose_net):
+            measures = self._measure(self.network, self.pose_net)
         for name, value in measures.items():
             log.add_scalar(f"evaluation/{name}", value, self.iteration)
         tqdm.write(f"iteration {self.iteration}: " + ", ".join(f"{k} {v:.4f}" for k, v in measures.items()))
 
 
 @contextmanager
-def evaluating(network: nn.Module) -> Iterator[None]:
+def evaluating(*networks: nn.Module | None) -> Iterator[None]:
     """Evaluation mode, no gradients, and the random state afterwards as it was before."""
     random = torch.get_rng_state()
-    was_training = network.training
-    network.eval()
+    present = [network for network in networks if network is not None]
+    were_training = [network.training for network in present]
+    for network in present:
+        network.eval()
     try:
         with torch.no_grad():
             yield
     finally:
-        network.train(was_training)
+        for network, was_training in zip(present, were_training, strict=True):
+            network.train(was_training)
         torch.set_rng_state(random)
 
 

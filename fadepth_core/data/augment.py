@@ -1,0 +1,79 @@
+"""Random changes of a whole sample (specification 8): one draw for its three frames, with what is known about them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+
+from fadepth_core.data.sample import Sample
+from fadepth_core.geometry import crop_intrinsics, flip_intrinsics, mirror_motion, scale_intrinsics
+from fadepth_core.losses import ColorJitter
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """Random scaling and cropping, mirroring and recolouring of an unbatched sample.
+
+    Attributes:
+        scale: each axis is enlarged by a factor from [1, scale], then a random part of the original size is kept.
+        flip: probability of mirroring left and right; camera motion is mirrored with the picture.
+        jitter: probability of recolouring.
+        color: how it recolours.
+    """
+
+    scale: float = 1.15
+    flip: float = 0.5
+    jitter: float = 0.5
+    color: ColorJitter = ColorJitter()
+
+    def __call__(self, sample: Sample, generator: torch.Generator) -> Sample:
+        """The changed sample, of the same sizes; everything is drawn from `generator`."""
+        # All numbers are drawn whatever comes of them, so that one setting does not shift the others' random numbers.
+        enlarge_y, enlarge_x, top, left, flip, jitter = torch.rand(6, generator=generator).tolist()
+        if self.scale > 1:
+            sample = _enlarge_and_crop(
+                sample, 1 + (self.scale - 1) * enlarge_y, 1 + (self.scale - 1) * enlarge_x, top, left
+            )
+        if flip < self.flip:
+            sample = _mirror(sample)
+        if jitter < self.jitter:
+            sample = replace(sample, frames=self.color(sample.frames[None], generator)[0])
+        return sample
+
+
+def _enlarge_and_crop(sample: Sample, enlarge_y: float, enlarge_x: float, top: float, left: float) -> Sample:
+    """`top` and `left` in [0, 1] say where between the two ends the kept part lies."""
+    height, width = sample.frames.shape[-2:]
+    new_height, new_width = round(height * enlarge_y), round(width * enlarge_x)
+    y, x = round(top * (new_height - height)), round(left * (new_width - width))
+    frames = F.interpolate(sample.frames, (new_height, new_width), mode="bilinear", align_corners=False)
+    intrinsics = scale_intrinsics(sample.intrinsics, new_width / width, new_height / height)
+    depth = sample.depth
+    if depth is not None:
+        # Depth has a size of its own, and holes: nearest neighbour, along rows and columns of that size.
+        rows, columns = (
+            (((torch.arange(n) + 0.5) / n * side + offset) / enlarged * n).long()
+            for n, side, offset, enlarged in (
+                (depth.shape[0], height, y, new_height),
+                (depth.shape[1], width, x, new_width),
+            )
+        )
+        depth = depth[rows][:, columns]
+    return replace(
+        sample,
+        frames=frames[..., y : y + height, x : x + width],
+        intrinsics=crop_intrinsics(intrinsics, x, y),
+        depth=depth,
+    )
+
+
+def _mirror(sample: Sample) -> Sample:
+    return replace(
+        sample,
+        frames=sample.frames.flip(-1),
+        intrinsics=flip_intrinsics(sample.intrinsics, sample.frames.shape[-1]),
+        poses=None if sample.poses is None else mirror_motion(sample.poses),
+        depth=None if sample.depth is None else sample.depth.flip(-1),
+    )

@@ -1,0 +1,110 @@
+"""Data sets by name, as configurations speak of them, and mixtures of them."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from importlib import import_module
+from itertools import accumulate
+
+from torch.utils.data import Dataset
+
+from fadepth_core.data.errors import DataError
+from fadepth_core.data.sample import LabelledImage, Sample
+
+#: name -> module:class. A module is imported when its data set is asked for: each has requirements of its own.
+TRAINING_SETS = {
+    "kitti": "fadepth_core.data.kitti:KittiDataset",
+    "ddad": "fadepth_core.data.ddad:DdadDataset",
+    "video": "fadepth_core.data.video:VideoDataset",
+    "synthetic": "fadepth_core.data.synthetic:SyntheticDataset",
+}
+TEST_SETS = {
+    "kitti": "fadepth_core.data.kitti:KittiTest",
+    "ddad": "fadepth_core.data.ddad:DdadTest",
+    "folder": "fadepth_core.data.folder:FolderTest",
+    "synthetic": "fadepth_core.data.synthetic:SyntheticTest",
+}
+
+
+def build_dataset(name: str, size: tuple[int, int], **options) -> Dataset:
+    """A training set.
+
+    Args:
+        name: one of `TRAINING_SETS`.
+        size: height and width of its frames, pixels.
+        options: what its class takes.
+
+    Raises:
+        DataError: no such data set, an option it does not have, or what the data set itself finds wrong.
+    """
+    return _construct(name, TRAINING_SETS, {"size": size, **options})
+
+
+def build_test_set(name: str, **options) -> Sequence[LabelledImage]:
+    """A test set, one of `TEST_SETS`; raises as `build_dataset` does."""
+    return _construct(name, TEST_SETS, options)
+
+
+def _construct(name: str, known: dict[str, str], options: dict):
+    if name not in known:
+        raise DataError(f"no data set '{name}'; there are {', '.join(known)}")
+    module, _, attribute = known[name].partition(":")
+    made = getattr(import_module(module), attribute)
+    try:
+        inspect.signature(made).bind(**options)
+    except TypeError as error:
+        options = ", ".join(inspect.signature(made).parameters)
+        raise DataError(f"data set '{name}': {error}; it takes {options}") from error
+    try:
+        return made(**options)
+    except DataError:
+        raise
+    except ValueError as error:
+        raise DataError(f"data set '{name}': {error}") from error
+
+
+class Mixture(Dataset):
+    """Several data sets as one, in which each has its share of the samples.
+
+    An epoch is as long as it takes to see every sample of every set at least once; sets whose share is large for their
+    size are gone through several times.
+
+    Args:
+        datasets: none empty.
+        shares: relative, positive, one for each.
+    """
+
+    def __init__(self, datasets: Sequence[Dataset], shares: Sequence[float]):
+        if not datasets or len(datasets) != len(shares) or min(shares) <= 0:
+            raise ValueError(f"a mixture needs data sets and one positive share for each, got {list(shares)}")
+        lengths = [len(dataset) for dataset in datasets]
+        whole = max(length / share for length, share in zip(lengths, shares, strict=True))
+        counts = [max(length, round(share * whole)) for length, share in zip(lengths, shares, strict=True)]
+        self._datasets, self._ends = list(datasets), list(accumulate(counts))
+
+    def __len__(self) -> int:
+        return self._ends[-1]
+
+    def __getitem__(self, index: int) -> Sample:
+        start = 0
+        for dataset, end in zip(self._datasets, self._ends, strict=True):
+            if index < end:
+                return dataset[(index - start) % len(dataset)]
+            start = end
+        raise IndexError(index)
+
+
+class InMemory(Dataset):
+    """Keeps what it has loaded: for small sets that are slow to load or render, and gone through often."""
+
+    def __init__(self, dataset: Dataset):
+        self._dataset, self._kept = dataset, {}
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    def __getitem__(self, index: int) -> Sample:
+        if index not in self._kept:
+            self._kept[index] = self._dataset[index]
+        return self._kept[index]

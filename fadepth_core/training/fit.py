@@ -1,0 +1,174 @@
+"""From a configuration to a finished run: data, augmentation, measurements, and what is left in its folder.
+
+checkpoint.safetensors  the trained network, as training goes on with it
+depth.safetensors, .onnx  the same, fused: what a robot needs
+config.yaml  metrics.json  pictures.png  state.pt (to resume)  events.out.* (TensorBoard)
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from torch import nn
+from torch.utils.data import Dataset
+
+from fadepth_core.data.augment import Augmentation
+from fadepth_core.data.registry import InMemory, Mixture, build_dataset, build_test_set
+from fadepth_core.data.sample import LabelledImage
+from fadepth_core.evaluation import (
+    PROTOCOLS,
+    Evaluation,
+    NetworkPredictor,
+    Protocol,
+    compare_evenly,
+    evaluate,
+    picture_sheet,
+)
+from fadepth_core.evaluation.motion import motion_errors
+from fadepth_core.runtime.checkpoint import Checkpoint
+from fadepth_core.runtime.export import export_checkpoint
+from fadepth_core.runtime.network import load_network
+from fadepth_core.training.config import ConfigError, EvaluationConfig, TrainConfig
+from fadepth_core.training.trainer import Progress, Trainer
+
+METRICS = "metrics.json"
+PICTURES = "pictures.png"
+DEPLOYED = "depth.safetensors"
+
+#: Weight of the speed loss where it is chosen for the user.
+SPEED_WEIGHT = 0.1
+
+
+@dataclass
+class FitResult:
+    """What a finished run leaves, besides its files.
+
+    Attributes:
+        checkpoint: path of the deployment checkpoint.
+        metrics: the figures of metrics.json.
+    """
+
+    checkpoint: Path
+    metrics: dict[str, float]
+
+
+def fit(config: TrainConfig, resume: bool = False, on_step: Callable[[Progress], None] | None = None) -> FitResult:
+    """Train as configured, then measure, draw and export.
+
+    Raises:
+        ConfigError, DataError, CheckpointError: something named in the configuration cannot be used.
+        TrainingError: the run cannot start or go on.
+        KeyboardInterrupt: Ctrl-C, after the state has been saved.
+    """
+    dataset = training_set(config)
+    config = with_speed_weight(config, dataset)
+    measure = Measure(config)
+    augment = Augmentation(**config.data.augment.model_dump())
+    trainer = Trainer(config, dataset, augment, measure)
+    path = trainer.fit(resume, on_step)
+    if not trainer.fabric.is_global_zero:
+        return FitResult(path, {})
+    deployed = Path(config.output) / DEPLOYED
+    checkpoint = Checkpoint(path)
+    network = load_network(checkpoint)
+    export_checkpoint(network, checkpoint.description, deployed)
+    if trainer.pose_net is not None:
+        trainer.pose_net.eval()
+    metrics = measure.finish(network, trainer.pose_net, Path(config.output))
+    return FitResult(deployed, metrics)
+
+
+def training_set(config: TrainConfig) -> Dataset:
+    """The configured data sets as one, with frames twice the size where level hr wants them."""
+    data = config.data
+    factor = 2 if "hr" in config.loss.levels else 1
+    size = (factor * data.size[0], factor * data.size[1])
+    datasets = [build_dataset(source.name, size, **source.options) for source in data.train]
+    mixed = datasets[0] if len(datasets) == 1 else Mixture(datasets, [source.share for source in data.train])
+    return InMemory(mixed) if data.cache else mixed
+
+
+def test_set(config: TrainConfig) -> Sequence[LabelledImage]:
+    """What `config.evaluation.data` names; rendered pictures have the size of the run's."""
+    source = config.evaluation.data
+    size = {"size": config.data.size} if source.name == "synthetic" else {}
+    images = build_test_set(source.name, **{**size, **source.options})
+    return [images[index] for index in range(len(images))] if config.data.cache else images
+
+
+def with_speed_weight(config: TrainConfig, dataset: Dataset) -> TrainConfig:
+    """The configuration with `loss.speed` decided: on for the user's own video where it carries speed."""
+    if config.loss.speed is not None:
+        return config
+    own_video = all(source.name == "video" for source in config.data.train)
+    learned = config.pose.network != "known"
+    weight = SPEED_WEIGHT if own_video and learned and dataset[0].speed is not None else 0.0
+    return config.model_copy(update={"loss": config.loss.model_copy(update={"speed": weight})})
+
+
+def choose_protocol(config: EvaluationConfig) -> Protocol:
+    """The named protocol, with the configured scaling.
+
+    Raises:
+        ConfigError: no such protocol.
+    """
+    if config.protocol not in PROTOCOLS:
+        raise ConfigError(f"evaluation.protocol: no protocol '{config.protocol}'; there are {', '.join(PROTOCOLS)}")
+    protocol = PROTOCOLS[config.protocol]
+    return protocol if config.scaling is None else replace(protocol, scaling=config.scaling)
+
+
+class Measure:
+    """Measures the networks of a run on the configured test sets: the trainer's `measure`.
+
+    Raises:
+        ConfigError, DataError: what is configured cannot be used.
+    """
+
+    def __init__(self, config: TrainConfig):
+        self._config, evaluation = config, config.evaluation
+        self._protocol = choose_protocol(evaluation)
+        self._images = self._moving = None
+        if evaluation.data is not None:
+            self._images = test_set(config)
+        if evaluation.motion is not None and config.pose.network != "known":
+            self._moving = build_dataset(evaluation.motion.name, config.data.size, **evaluation.motion.options)
+
+    def __call__(self, network: nn.Module, pose_net: nn.Module | None) -> dict[str, float]:
+        """Figures by name, of networks in evaluation mode."""
+        return self._figures(None if self._images is None else self._evaluate(network), pose_net)
+
+    def finish(self, network: nn.Module, pose_net: nn.Module | None, folder: Path) -> dict[str, float]:
+        """Write metrics.json (with every image's figures) and pictures.png; returns the mean figures."""
+        evaluation = None if self._images is None else self._evaluate(network)
+        figures = self._figures(evaluation, pose_net)
+        summary = {"iterations": self._config.schedule.iterations, "figures": figures}
+        if evaluation is not None:
+            summary |= evaluation.to_dict()
+            comparisons = compare_evenly(self._predictor(network), self._images, self._protocol)
+            picture_sheet(comparisons, folder / PICTURES)
+        (folder / METRICS).write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
+        return figures
+
+    def _figures(self, evaluation: Evaluation | None, pose_net: nn.Module | None) -> dict[str, float]:
+        figures = {}
+        if evaluation is not None:
+            figures |= asdict(evaluation.metrics)
+            figures |= {"ratio_median": evaluation.ratio_median, "ratio_spread": evaluation.ratio_spread}
+        if self._moving is not None:
+            config = self._config
+            errors = motion_errors(pose_net, self._moving, config.data.size, config.evaluation.motion_samples)
+            figures |= {f"motion_{name}": value for name, value in asdict(errors).items()}
+        return figures
+
+    def _predictor(self, network: nn.Module) -> NetworkPredictor:
+        # Test sets of several cameras keep their aspect ratios; the others are looked at as in training.
+        several = self._config.evaluation.data.name == "folder"
+        height, width = self._config.data.size
+        return NetworkPredictor(network, None if several else (height, width), pixels=height * width)
+
+    def _evaluate(self, network: nn.Module) -> Evaluation:
+        return evaluate(self._predictor(network), self._images, self._protocol)
