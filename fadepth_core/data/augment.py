@@ -11,6 +11,8 @@ from fadepth_core.data.sample import Sample
 from fadepth_core.geometry import crop_intrinsics, flip_intrinsics, mirror_motion, scale_intrinsics
 from fadepth_core.losses import ColorJitter
 
+_RECOLOUR = ColorJitter()
+
 
 @dataclass(frozen=True)
 class Augmentation:
@@ -19,14 +21,12 @@ class Augmentation:
     Attributes:
         scale: each axis is enlarged by a factor from [1, scale], then a random part of the original size is kept.
         flip: probability of mirroring left and right; camera motion is mirrored with the picture.
-        jitter: probability of recolouring.
-        color: how it recolours.
+        jitter: probability of recolouring, with the ranges of `ColorJitter`.
     """
 
     scale: float = 1.15
     flip: float = 0.5
     jitter: float = 0.5
-    color: ColorJitter = ColorJitter()
 
     def __call__(self, sample: Sample, generator: torch.Generator) -> Sample:
         """The changed sample, of the same sizes; everything is drawn from `generator`."""
@@ -39,7 +39,7 @@ class Augmentation:
         if flip < self.flip:
             sample = _mirror(sample)
         if jitter < self.jitter:
-            sample = replace(sample, frames=self.color(sample.frames[None], generator)[0])
+            sample = replace(sample, frames=_RECOLOUR(sample.frames[None], generator)[0])
         return sample
 
 

@@ -14,7 +14,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from fadepth_core.losses.pyramid import PAPER_LEVELS
 
-
 _Model = TypeVar("_Model", bound=BaseModel)
 
 
