@@ -24,6 +24,8 @@ TILE_WIDTH = 416
 CAPTION_HEIGHT = 20
 #: Relative error that has the last colour.
 _WORST_ERROR = 0.5
+#: Share of pixels with truth below which each is drawn larger than it is.
+_SPARSE = 0.3
 
 
 def print_table(evaluation: Evaluation, rows: Sequence[PublishedRow] = (), label: str = "ours") -> None:
@@ -114,12 +116,14 @@ def _error_picture(comparison: Comparison, size: tuple[int, int]) -> np.ndarray:
     rows, columns = np.nonzero(comparison.valid)
     truth = comparison.image.depth[rows, columns]
     error = np.abs(comparison.depth[rows, columns] - truth) / truth
-    # LiDAR points are single pixels that a plain reduction would lose: each goes to its place on the tile, and is made
-    # three pixels wide. Where several meet, the worst shows.
+    # Several pixels of the truth may meet in one of the tile: the worst shows.
     height, width = comparison.depth.shape
-    tile = np.full(size, -1, np.float32)
-    np.maximum.at(tile, (rows * size[0] // height, columns * size[1] // width), error)
-    tile = cv2.dilate(tile, np.ones((3, 3), np.uint8))
+    rows_shown, columns_shown = min(size[0], height), min(size[1], width)
+    tile = np.full((rows_shown, columns_shown), -1, np.float32)
+    np.maximum.at(tile, (rows * rows_shown // height, columns * columns_shown // width), error)
+    if comparison.valid.mean() < _SPARSE:
+        tile = cv2.dilate(tile, np.ones((3, 3), np.uint8))  # LiDAR points are single pixels, hard to see
+    tile = cv2.resize(tile, size[::-1], interpolation=cv2.INTER_NEAREST)
     level = (255 * (tile / _WORST_ERROR).clip(0, 1)).astype(np.uint8)
     picture = cv2.applyColorMap(level, cv2.COLORMAP_TURBO)
     picture[tile < 0] = 0

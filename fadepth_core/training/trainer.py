@@ -95,10 +95,18 @@ def _one_thread(_worker: int) -> None:
 
 @dataclass
 class Progress:
-    """What callers see after every optimiser step."""
+    """What callers see after every optimiser step.
+
+    Attributes:
+        iteration: how many steps are done.
+        loss: of this one.
+        seconds: how long it took, and `waited`: how much of that the loader kept it waiting.
+    """
 
     iteration: int
     loss: float
+    seconds: float
+    waited: float
 
 
 class Trainer:
@@ -182,18 +190,22 @@ class Trainer:
             tqdm(total=config.schedule.iterations, initial=self.iteration, unit="it", disable=not main) as bar,
             self._interruptible(),
         ):
-            since, images = time.perf_counter(), 0
+            since, images, waited = time.perf_counter(), 0, 0.0
             while self.iteration < config.schedule.iterations:
-                report = self._step(data, loss_of)
+                started = time.perf_counter()
+                report, waiting = self._step(data, loss_of)
+                seconds = time.perf_counter() - started
+                waited += waiting
                 images += config.data.batch_size * config.accumulate * self.fabric.world_size
                 if main and self.iteration % config.log.every == 0:
-                    rate, since, images = images / (time.perf_counter() - since), time.perf_counter(), 0
-                    self._log(log, bar, report, rate)
+                    span = time.perf_counter() - since
+                    self._log(log, bar, report, images / span, waited / span)
+                    since, images, waited = time.perf_counter(), 0, 0.0
                 if main and report.views is not None and self.iteration % config.log.images_every == 0:
                     _log_views(log, report, self.iteration)
                 bar.update()
                 if on_step is not None:
-                    on_step(Progress(self.iteration, float(report.total)))
+                    on_step(Progress(self.iteration, float(report.total), seconds, waiting))
                 last = self.iteration == config.schedule.iterations
                 if last or self.iteration % config.log.evaluate_every == 0:
                     self._log_measures(log)
@@ -203,16 +215,20 @@ class Trainer:
                     raise KeyboardInterrupt
             return self.save()
 
-    def _step(self, data: Iterator[Sample], loss_of: PyramidLoss) -> PyramidReport:
-        """One optimiser step."""
+    def _step(self, data: Iterator[Sample], loss_of: PyramidLoss) -> tuple[PyramidReport, float]:
+        """One optimiser step, and how many seconds of it passed waiting for the loader."""
         config, schedule = self.config, self.config.schedule
         set_drop_progress(self.network, self.iteration, schedule.iterations)
         factor = learning_rate_factor(self.iteration, schedule.iterations, schedule.warmup, schedule.final)
         for group in self.optimizer.param_groups:
             group["lr"] = factor * group["full_lr"]
         self.optimizer.zero_grad(set_to_none=True)
+        waited = 0.0
         for _ in range(config.accumulate):
-            sample = next(data).to(self.fabric.device)
+            started = time.perf_counter()
+            sample = next(data)
+            waited += time.perf_counter() - started
+            sample = sample.to(self.fabric.device)
             report = loss_of(sample, lambda loss: self.fabric.backward(loss / config.accumulate))
             if not math.isfinite(report.total):
                 raise TrainingError(self._keep_bad_batch(sample, report))
@@ -221,7 +237,7 @@ class Trainer:
                 nn.utils.clip_grad_norm_(module.parameters(), config.optimizer.clip_norm, error_if_nonfinite=False)
         self.optimizer.step()
         self.iteration += 1
-        return report
+        return report, waited
 
     def _set_up(self) -> tuple[nn.Module, nn.Module | None]:
         """The networks as Fabric wraps them, bound to the optimiser."""
@@ -339,10 +355,12 @@ class Trainer:
 
     # -------------------------------------------------------------------------------------------------------------- logs
 
-    def _log(self, log: SummaryWriter, bar: tqdm, report: PyramidReport, rate: float) -> None:
+    def _log(self, log: SummaryWriter, bar: tqdm, report: PyramidReport, rate: float, waited: float) -> None:
+        """`rate` in images per second; `waited`: share of the time that the loader kept the networks waiting."""
         bar.set_postfix_str(f"loss {float(report.total):.4f}, {rate:.1f} images/s")
         log.add_scalar("loss/total", report.total, self.iteration)
         log.add_scalar("speed/images_per_second", rate, self.iteration)
+        log.add_scalar("speed/waiting_for_loader", waited, self.iteration)
         log.add_scalar("speed/learning_rate", self.optimizer.param_groups[0]["lr"], self.iteration)
         for name, level in report.levels.items():
             for part, value in asdict(level).items():

@@ -1,0 +1,113 @@
+#!/usr/bin/env python3
+"""How fast does training go, and where does the time go: loader, networks, or losses?
+
+Trains as a configuration says, and after every step runs the networks alone, forward and backward, at the sizes of the same
+pyramid levels: so both meet the same speed of the machine. What a step takes beyond that and the waiting for the loader is
+the losses' (warping, SSIM, masks, consistency) and the optimiser's.
+
+    python benchmarks/training.py
+    python benchmarks/training.py --config config/training/kitti.yaml --steps 200 --set data.workers=8
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from fadepth_core.data.augment import Augmentation
+from fadepth_core.training.config import TrainConfig, load_config
+from fadepth_core.training.fit import training_set, with_speed_weight
+from fadepth_core.training.trainer import Progress, Trainer, batches
+
+#: Size of each level relative to cr.
+_SCALES = {"cr": 1.0, "lr": 0.5, "hr": 2.0, "flip": 1.0, "color": 1.0}
+
+
+def networks_alone(trainer: Trainer, config: TrainConfig) -> float:
+    """Seconds for forward and backward of the networks on noise, at every level of the pyramid, gradients thrown away."""
+    batch, (height, width), device = config.data.batch_size, config.data.size, trainer.fabric.device
+    pictures = [
+        torch.randn(3 * batch, 3, int(_SCALES[name] * height), int(_SCALES[name] * width), device=device)
+        for name in config.loss.levels
+    ]
+    pictures = [x.contiguous(memory_format=torch.channels_last) for x in pictures]
+    _synchronise()
+    started = time.perf_counter()
+    for _ in range(config.accumulate):
+        for x in pictures:
+            disparities = trainer.network(x).disparities
+            loss = sum(d.mean() for d in disparities)
+            if trainer.pose_net is not None:
+                loss = loss + trainer.pose_net(torch.cat([x[: 2 * batch], x[batch:]], dim=1)).mean()
+            trainer.fabric.backward(loss)
+    _synchronise()
+    seconds = time.perf_counter() - started
+    trainer.optimizer.zero_grad(set_to_none=True)
+    return seconds
+
+
+def _synchronise() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def loader_alone(config: TrainConfig, dataset, augment, steps: int) -> float:
+    """Images per second that the loader delivers to nobody; its start does not count."""
+    data = batches(dataset, augment, config, 0, 0, 1)
+    for _ in range(max(2, 2 * config.data.workers)):
+        next(data)
+    started = time.perf_counter()
+    for _ in range(steps):
+        next(data)
+    return steps * config.data.batch_size / (time.perf_counter() - started)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    root = Path(__file__).resolve().parent.parent
+    parser.add_argument("--config", type=Path, default=root / "config/training/synthetic.yaml")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
+    parser.add_argument("--steps", type=int, default=30)
+    args = parser.parse_args()
+    warm_up = 3
+    with tempfile.TemporaryDirectory() as output:
+        steps = [f"output={output}", f"schedule.iterations={args.steps + warm_up}", "schedule.warmup=1"]
+        config = load_config(args.config, [*args.set, *steps])
+        dataset = training_set(config)
+        config, augment = with_speed_weight(config, dataset), Augmentation(**config.data.augment.model_dump())
+        delivered = loader_alone(config, dataset, augment, max(2, args.steps // 4))
+        trainer, seen, networks = Trainer(config, dataset, augment), [], []
+
+        def after_step(progress: Progress) -> None:
+            _synchronise()
+            seen.append(progress)
+            networks.append(networks_alone(trainer, config))
+
+        trainer.fit(on_step=after_step)
+
+    step = statistics.median(p.seconds for p in seen[warm_up:])
+    waited = statistics.median(p.waited for p in seen[warm_up:])
+    network = statistics.median(networks[warm_up:])
+    images = config.data.batch_size * config.accumulate
+    print(
+        f"\n{args.config.name}: {'x'.join(map(str, config.data.size))}, batch {images}, levels {', '.join(config.loss.levels)},"
+    )
+    print(f"pose network {config.pose.network}, {torch.get_num_threads()} threads, device {trainer.fabric.device}")
+    print(f"training      {images / step:8.1f} images/s   ({1e3 * step:.0f} ms a step, median of {args.steps})")
+    print(f"loader alone  {delivered:8.1f} images/s   ({config.data.workers} workers)")
+    print("share of a step:")
+    print(f"  waiting for the loader   {waited / step:6.1%}")
+    print(f"  networks                 {network / step:6.1%}")
+    print(f"  losses and optimiser     {(step - waited - network) / step:6.1%}")
+
+
+if __name__ == "__main__":
+    main()

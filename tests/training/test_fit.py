@@ -1,0 +1,221 @@
+"""`fit`, `evaluate` and `ablate` from a configuration to what is left in the folder, on tiny rendered scenes."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from fadepth_core.data import DataError, Sample
+from fadepth_core.evaluation.motion import motion_errors
+from fadepth_core.runtime.engine import DepthEngine
+from fadepth_core.training.config import ConfigError, load_config
+from fadepth_core.training.fit import SPEED_WEIGHT, Measure, fit, with_speed_weight
+
+ROOT = Path(__file__).resolve().parents[2]
+
+TINY = {
+    "data": {"train": [{"name": "synthetic", "length": 4}], "size": [64, 64], "batch_size": 2, "workers": 0},
+    "model": {"residual_drop": 0.0},
+    "pose": {"network": "small"},
+    "loss": {"levels": ["cr", "flip"]},
+    "schedule": {"iterations": 2, "warmup": 1},
+    "evaluation": {
+        "data": {"name": "synthetic", "length": 2},
+        "motion": {"name": "synthetic", "length": 2, "seed": 7},
+    },
+}
+
+
+def run(*arguments):
+    command = [sys.executable, str(ROOT / "training" / "run.py"), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=240)
+
+
+@pytest.fixture
+def config_file(tmp_path):
+    path = tmp_path / "tiny.yaml"
+    path.write_text(yaml.safe_dump(TINY))
+    return path
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A finished run: its folder, and what was printed."""
+    folder = tmp_path_factory.mktemp("run")
+    path = folder / "tiny.yaml"
+    path.write_text(yaml.safe_dump(TINY))
+    result = run("fit", "--config", path, "--set", f"output={folder / 'out'}")
+    assert result.returncode == 0, result.stderr
+    return folder / "out", result.stdout
+
+
+def test_a_finished_run_leaves_what_the_node_loads(finished):
+    engine = DepthEngine.load(finished[0] / "depth.safetensors", camera_size=(64, 64))
+    image = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
+    depth = engine.infer(image, np.array([[50.0, 0, 32], [0, 50, 32], [0, 0, 1]])).depth
+    assert np.isfinite(depth).all()
+    assert engine.backend_name == "openvino", engine.failures
+    assert "depth.safetensors is what the depth node takes" in finished[1]
+
+
+def test_a_finished_run_leaves_its_figures_pictures_and_settings(finished):
+    metrics = json.loads((finished[0] / "metrics.json").read_text())
+    assert metrics["iterations"] == 2
+    assert len(metrics["images"]) == 2
+    assert metrics["figures"]["abs_rel"] == pytest.approx(metrics["metrics"]["abs_rel"])
+    assert metrics["figures"]["motion_rotation"] > 0
+    assert f"{metrics['figures']['abs_rel']:.4f}" in finished[1]
+    assert cv2.imread(str(finished[0] / "pictures.png")).std() > 10
+    again = load_config(finished[0] / "config.yaml", [])
+    assert again.loss.speed == 0.0  # decided, and written down
+
+
+def test_a_finished_run_can_be_evaluated(finished, tmp_path):
+    rng = np.random.default_rng(0)
+    for name in ("rgb", "depth"):
+        (tmp_path / name).mkdir()
+    entries = []
+    for i in range(2):
+        cv2.imwrite(str(tmp_path / f"rgb/{i}.png"), rng.integers(0, 255, (96, 128, 3), np.uint8))
+        cv2.imwrite(str(tmp_path / f"depth/{i}.png"), rng.integers(256, 5000, (96, 128)).astype(np.uint16))
+        entries.append(
+            {"id": f"p{i}", "rgb": f"rgb/{i}.png", "depth": f"depth/{i}.png", "fx": 90, "fy": 90, "cx": 64, "cy": 48,
+             "group": f"g{i}"}
+        )  # fmt: skip
+    (tmp_path / "index.json").write_text(json.dumps(entries))
+    arguments = ("--protocol", "folder", "--root", tmp_path, "--out", tmp_path / "out")
+    result = run("evaluate", finished[0] / "checkpoint.safetensors", *arguments)
+    assert result.returncode == 0, result.stderr
+    assert re.search(r"checkpoint +\d\.\d{3}", result.stdout), result.stdout
+    assert "g0" in result.stdout
+    deployed = run("evaluate", finished[0] / "depth.safetensors", *arguments, "--flip", "--scaling", "none")
+    assert deployed.returncode == 0, deployed.stderr
+    assert "depth‡" in deployed.stdout
+    assert "scaling: none" in deployed.stdout
+    written = json.loads((tmp_path / "out" / "folder.json").read_text())
+    assert written["protocol"]["scaling"] == "none"
+    assert (tmp_path / "out" / "folder.png").is_file()
+
+
+def test_ablation_trains_each_variant_once_and_compares(config_file, tmp_path):
+    path = tmp_path / "ablation.yaml"
+    run_config = {**TINY, "pose": {"network": "known"}, "evaluation": {"data": {"name": "synthetic", "length": 2}}}
+    variants = {"plain": ["model.etm=null"], "etm": ["model.etm=etm#"]}
+    path.write_text(yaml.safe_dump({"run": run_config, "variants": variants, "seeds": [3]}))
+    result = run("ablate", "--config", path, "--out", tmp_path / "out", "--jobs", 2)
+    assert result.returncode == 0, result.stderr
+    for row in ("constant depth", "plain", "etm"):
+        assert re.search(rf"^{row} +\d", result.stdout, re.MULTILINE), result.stdout
+    written = json.loads((tmp_path / "out" / "ablation.json").read_text())
+    own = json.loads((tmp_path / "out" / "etm-3" / "metrics.json").read_text())
+    assert written["variants"]["etm"][0]["abs_rel"] == own["figures"]["abs_rel"]
+    assert "model:\n  name: smalldepth" in (tmp_path / "out" / "plain-3" / "config.yaml").read_text()
+    before = (tmp_path / "out" / "etm-3" / "metrics.json").stat().st_mtime_ns
+    again = run("ablate", "--config", path, "--out", tmp_path / "out")
+    assert again.returncode == 0, again.stderr
+    assert again.stdout == result.stdout
+    assert (tmp_path / "out" / "etm-3" / "metrics.json").stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["data.train.0.name=imagenet"], "no data set 'imagenet'; there are kitti, ddad, video, synthetic"),
+        (["data.train.0.rooot=x"], "data set 'synthetic'"),
+        (["data.train.0.preset=moon"], "preset must be 'driving' or 'indoor', got 'moon'"),
+        (["data.train.1.name=video"], "'1' is not the number of an item of a list of 1"),
+        (["data.train=[{name: video, root: /nowhere}]"], "/nowhere"),
+        (["data.train=[{name: kitti, root: /nowhere}]"], "/nowhere"),
+        (["data.train=[]"], "data.train"),
+        (["evaluation.protocol=kitti"], "no protocol 'kitti'; there are kitti_eigen"),
+        (["model.start=/nowhere.safetensors"], "/nowhere.safetensors"),
+    ],
+)
+def test_what_cannot_be_used_is_named(config_file, tmp_path, overrides, message):
+    with pytest.raises((ConfigError, DataError, OSError), match=re.escape(message)):
+        fit(load_config(config_file, [f"output={tmp_path / 'out'}", *overrides]))
+    assert not (tmp_path / "out" / "checkpoint.safetensors").exists()
+
+
+def test_errors_are_one_line_and_a_status(config_file):
+    result = run("fit", "--config", config_file, "--set", "data.train=[{name: kitti, root: /nowhere}]")
+    assert result.returncode == 1
+    assert result.stderr.startswith("error: ")
+    assert "Traceback" not in result.stderr
+    missing = run("fit", "--config", "/nowhere.yaml")
+    assert missing.returncode == 1
+    assert "error: /nowhere.yaml: no such file" in missing.stderr
+
+
+class _Clip(torch.utils.data.Dataset):
+    """Stands in for video: what the speed loss is decided by."""
+
+    def __init__(self, speed):
+        self._speed = speed
+
+    def __getitem__(self, index):
+        return Sample(torch.zeros(3, 3, 8, 8), torch.eye(3), torch.tensor(0.1), "clip", self._speed)
+
+
+@pytest.mark.parametrize(
+    ("source", "speed", "overrides", "weight"),
+    [
+        ("video", torch.tensor(3.0), [], SPEED_WEIGHT),
+        ("video", None, [], 0.0),
+        ("synthetic", torch.tensor(3.0), [], 0.0),
+        ("video", torch.tensor(3.0), ["pose.network=known"], 0.0),
+        ("video", torch.tensor(3.0), ["loss.speed=0"], 0.0),
+        ("synthetic", torch.tensor(3.0), ["loss.speed=0.3"], 0.3),
+    ],
+)
+def test_speed_supervises_own_video_unless_told_otherwise(source, speed, overrides, weight):
+    config = load_config(None, [f"data.train=[{{name: {source}}}]", "pose.network=small", *overrides])
+    assert with_speed_weight(config, _Clip(speed)).loss.speed == weight
+
+
+def test_perfect_motion_measures_as_perfect():
+    """A pose network that answers the truth has no error; one that stands still has the truth's own angle."""
+    config = load_config(None, ["data.size=[64, 64]", "evaluation.motion={name: synthetic, length: 3}"])
+    measure = Measure(config)
+    dataset = measure._moving
+
+    class Known(torch.nn.Module):
+        def __init__(self, factor):
+            super().__init__()
+            self.factor, self.index = torch.nn.Parameter(torch.tensor(factor)), 0
+
+        def forward(self, pairs):
+            poses = dataset[self.index].poses
+            self.index += 1
+            vectors = []
+            for a, b in ((0, 1), (1, 2)):
+                motion = torch.linalg.inv(poses[b]) @ poses[a]
+                rotation = _log(motion[:3, :3])
+                vectors.append(torch.cat([rotation, motion[:3, 3]]) * self.factor)
+            return torch.stack(vectors)
+
+    errors = motion_errors(Known(1.0), dataset, (64, 64), 3)
+    assert errors.rotation < 0.01
+    assert errors.direction < 0.1
+    assert errors.scale == pytest.approx(1, abs=1e-3)
+    half = motion_errors(Known(0.5), dataset, (64, 64), 3)
+    assert half.scale == pytest.approx(2, abs=1e-2)
+    assert half.rotation == pytest.approx(errors.rotation_of_none / 2, rel=0.05)
+    assert half.direction < 3
+
+
+def _log(rotation):
+    """Axis-angle vector of a small rotation."""
+    skew = (rotation - rotation.T) / 2
+    vector = torch.stack([skew[2, 1], skew[0, 2], skew[1, 0]])
+    sine = vector.norm()
+    return vector * (torch.asin(sine.clamp(max=1)) / sine.clamp(min=1e-12))
