@@ -232,7 +232,7 @@ def _draw_room(
     height = rng.uniform(0.2, 1.7)
     interval = rng.uniform(0.05, 0.2)
     velocity = rng.normal(0, 1, 3) * (0.5, 0.12, 0.6)
-    velocity *= min(1.0, 0.15 / (np.linalg.norm(velocity) * interval))
+    velocity *= np.clip(np.linalg.norm(velocity) * interval, 0.03, 0.15) / (np.linalg.norm(velocity) * interval)
     interval *= stride
     angles = rng.normal(0, [0.4, 0.15, 0.04])
     spin = rng.normal(0, [0.3, 0.15, 0.06])
@@ -314,8 +314,8 @@ def _lamplight(rng: Random, textures: TextureSet, lamp: np.ndarray) -> Light:
 def _develop(rng: Random, pictures: np.ndarray) -> np.ndarray:
     """What a camera makes of linear light [3, H, W, 3]: exposure, white balance, gamma, noise; float32 in [0, 1]."""
     exposure = rng.uniform(0.3, 0.5) / np.clip(np.median(pictures[1]), 1e-3, None) ** 0.85
-    drift = np.exp(rng.normal(0, 0.015, (3, 1, 1, 1)))  # the automatic exposure at work
+    drift = np.exp(rng.normal(0, 0.006, (3, 1, 1, 1)))  # the automatic exposure at work
     balance = np.exp(rng.normal(0, 0.05, 3))
     encoded = np.clip(pictures * (exposure * drift * balance * 0.5), 0, 1) ** (1 / rng.uniform(1.9, 2.4))
-    encoded += rng.normal(0, rng.uniform(0.002, 0.012), pictures.shape)
+    encoded += rng.normal(0, rng.uniform(0.001, 0.007), pictures.shape)
     return np.clip(encoded, 0, 1).astype(np.float32)

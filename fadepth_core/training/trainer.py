@@ -190,6 +190,8 @@ class Trainer:
             tqdm(total=config.schedule.iterations, initial=self.iteration, unit="it", disable=not main) as bar,
             self._interruptible(),
         ):
+            if self.iteration == 0:
+                self._log_measures(log)  # what is learned shows against what there was
             since, images, waited = time.perf_counter(), 0, 0.0
             while self.iteration < config.schedule.iterations:
                 started = time.perf_counter()

@@ -1,0 +1,400 @@
+"""A robot owner's own video: clips or folders of frames, each with a small JSON that describes its camera.
+
+    clips/front.mp4      clips/front.json
+    clips/hall/0001.png  clips/hall/camera.json
+
+A clip without a JSON of its own takes the `camera.json` of the nearest folder above it. Its keys:
+
+    fx, fy, cx, cy   pixels of the stored frames, pixel centres at whole numbers (needed)
+    width, height    of the stored frames, to check against them
+    fps              frames per second; a video file knows its own
+    times            file with one line of seconds for each frame, instead of fps
+    stride           how many frames lie between two that are compared (also: recommended_stride)
+    speed            metres per second: a number, a list with one for each frame, or a file with one line for each
+    poses            file with one line for each frame: camera to world, 3x4, rows first, metres (KITTI odometry)
+
+Files are looked for beside the JSON, then beside the clip. Other keys are ignored.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import re
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+import cv2
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+from tqdm import tqdm
+
+from fadepth_core.data.errors import DataError
+from fadepth_core.data.images import read_rgb
+from fadepth_core.data.sample import Sample
+from fadepth_core.runtime.checkpoint import write_atomically
+from fadepth_core.runtime.framing import Framing
+
+log = logging.getLogger(__name__)
+
+VIDEOS = {".mp4", ".avi", ".mkv", ".mov", ".webm", ".m4v"}
+PICTURES = {".png", ".jpg", ".jpeg"}
+CAMERA = "camera.json"
+EXAMPLE = '{"fx": 578.0, "fy": 575.3, "cx": 335.9, "cy": 75.6, "fps": 25, "stride": 2}'
+
+#: The camera stands where it is slower than this, metres per second.
+_STANDING = 0.3
+
+
+class VideoDataset(Dataset[Sample]):
+    """Samples of three frames each from all clips below a folder.
+
+    Args:
+        root: folder that is searched for clips, or one clip: a video file or a folder of frames.
+        size: height and width of the frames, pixels; clips of another shape are cropped to it in the middle.
+        camera: JSON file for clips that have none of their own.
+        stride: overrides the clips' own; 1 where neither says.
+        split: "train" and "val" leave out the last, or all but the last, part of every clip; "all" is everything.
+        validation: that part, a share of the clip.
+        min_flow: without poses or speed, frames count as standing where the median motion of the picture since the frame
+            before is below that many pixels at `size`.
+        cache: folder for decoded videos (seeking in them is slow, and not exact); by default that of the user's caches.
+
+    Raises:
+        DataError: no clip, a clip or JSON that cannot be used, or nothing but standing frames.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        size: tuple[int, int] = (128, 416),
+        camera: Path | None = None,
+        stride: int | None = None,
+        split: Literal["train", "val", "all"] = "all",
+        validation: float = 0.1,
+        min_flow: float = 0.5,
+        cache: Path | None = None,
+    ):
+        if split not in ("train", "val", "all"):
+            raise DataError(f"split must be train, val or all, got '{split}'")
+        if not 0 < validation < 1:
+            raise DataError(f"validation must be a share between 0 and 1, got {validation}")
+        if stride is not None and stride < 1:
+            raise DataError(f"stride must be at least 1, got {stride}")
+        root = Path(root)
+        if not root.exists():
+            raise DataError(f"{root}: no such file or folder")
+        places = _find_clips(root)
+        if not places:
+            raise DataError(f"{root}: no video ({', '.join(sorted(VIDEOS))}) and no folder of frames in it")
+        cache = Path(cache) if cache is not None else _user_cache()
+        self._clips = [_Clip(place, root, size, camera and Path(camera), stride, cache) for place in places]
+        self._entries: list[tuple[int, int]] = []
+        found = 0
+        for number, clip in enumerate(self._clips):
+            centres = clip.centres(split, validation)
+            kept = [centre for centre in centres if clip.moves(centre, min_flow)]
+            found += len(centres)
+            self._entries += [(number, centre) for centre in kept]
+        if not self._entries:
+            raise DataError(f"{root}: the camera stands still in all {found} samples of split '{split}'")
+        log.info("%s: %d clips, %d samples, %d left out: standing", root, len(places), len(self), found - len(self))
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __getitem__(self, index: int) -> Sample:
+        number, centre = self._entries[index]
+        return self._clips[number].sample(centre)
+
+
+class _Clip:
+    """One clip with what its JSON says."""
+
+    def __init__(
+        self, place: Path, root: Path, size: tuple[int, int], camera: Path | None, stride: int | None, cache: Path
+    ):
+        self.path = place
+        self.source = _Video(place, size, cache) if place.is_file() else _Folder(place, size)
+        self.camera = camera = _camera_of(place, root, camera)
+        values = _read_json(camera)
+        try:
+            fx, fy, cx, cy = (float(values[key]) for key in ("fx", "fy", "cx", "cy"))
+        except KeyError as error:
+            raise DataError(f"{camera}: has no {error}; an example: {EXAMPLE}") from None
+        except (TypeError, ValueError):
+            raise DataError(f"{camera}: fx, fy, cx and cy must be numbers; an example: {EXAMPLE}") from None
+        self.stride = stride or _positive_whole(
+            values.get("stride", values.get("recommended_stride", 1)), "stride", camera
+        )
+        height, width = self.source.stored_size
+        expected = values.get("width", width), values.get("height", height)
+        if expected != (width, height):
+            raise DataError(f"{camera}: for {expected[0]}x{expected[1]} pixels, {place} has {width}x{height}")
+        count = self.source.count
+        if count < 2 * self.stride + 1:
+            raise DataError(f"{place}: {count} frames; a sample at stride {self.stride} needs {2 * self.stride + 1}")
+        matrix = np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1]])
+        self.intrinsics = self.source.framing.output_intrinsics(matrix)
+        self.times = self._times(values)
+        self.speeds = self._speeds(values)
+        self.poses = self._poses(values)
+
+    def centres(self, split: str, validation: float) -> range:
+        """Middle frames of the split's samples; no frame is in both splits."""
+        first, last = self.stride, self.source.count - self.stride
+        cut = last - max(1, round(validation * (last - first)))
+        if split == "train":
+            return range(first, max(first, cut - 2 * self.stride))
+        return range(cut, last) if split == "val" else range(first, last)
+
+    def moves(self, centre: int, min_flow: float) -> bool:
+        before, after = centre - self.stride, centre + self.stride
+        seconds = self.times[after] - self.times[before]
+        if self.poses is not None:
+            return np.linalg.norm(self.poses[after, :3, 3] - self.poses[before, :3, 3]) >= _STANDING * seconds
+        if self.speeds is not None:
+            return self.speeds[centre] >= _STANDING
+        flow = self.source.flow(self.stride)
+        return min(flow[centre], flow[after]) >= min_flow
+
+    def sample(self, centre: int) -> Sample:
+        numbers = [centre - self.stride, centre, centre + self.stride]
+        frames = torch.from_numpy(np.stack([self.source.frame(n) for n in numbers])).permute(0, 3, 1, 2)
+        poses = None
+        if self.poses is not None:
+            # In the middle camera's coordinates numbers are small, which single precision likes.
+            poses = torch.from_numpy(np.linalg.inv(self.poses[centre]) @ self.poses[numbers]).float()
+        return Sample(
+            frames.float() / 255,
+            torch.from_numpy(self.intrinsics).float(),
+            torch.tensor((self.times[numbers[2]] - self.times[numbers[0]]) / 2, dtype=torch.float32),
+            f"{self.path.name}:{centre}",
+            None if self.speeds is None else torch.tensor(self.speeds[centre], dtype=torch.float32),
+            poses,
+        )
+
+    def _times(self, values: dict) -> np.ndarray:
+        if "times" in values:
+            times = self._column(values["times"], "times")
+            if not (np.diff(times) > 0).all():
+                raise DataError(f"{self.camera}: times do not increase from frame to frame")
+            return times
+        fps = values.get("fps", self.source.fps)
+        if not isinstance(fps, (int, float)) or not fps > 0:
+            raise DataError(
+                f"{self.camera}: needs fps, frames per second, as a positive number (or times), got {fps!r}"
+            )
+        return np.arange(self.source.count) / fps
+
+    def _speeds(self, values: dict) -> np.ndarray | None:
+        speed = values.get("speed")
+        if speed is None:
+            return None
+        if isinstance(speed, str):
+            return self._column(speed, "speed")
+        try:
+            speeds = np.asarray(speed, np.float64)
+        except (TypeError, ValueError):
+            raise DataError(f"{self.camera}: speed must be a number, a list of numbers, or a file's name") from None
+        return (
+            np.full(self.source.count, float(speeds))
+            if speeds.ndim == 0
+            else self._checked(speeds, "speed", self.camera)
+        )
+
+    def _poses(self, values: dict) -> np.ndarray | None:
+        if "poses" not in values:
+            return None
+        path = self._beside(values["poses"], "poses")
+        rows = self._checked(_read_numbers(path), "poses", path)
+        if rows.ndim != 2 or rows.shape[1] != 12:
+            raise DataError(f"{path}: a pose is twelve numbers on a line")
+        poses = np.tile(np.eye(4), (len(rows), 1, 1))
+        poses[:, :3] = rows.reshape(-1, 3, 4)
+        return poses
+
+    def _column(self, name: str, what: str) -> np.ndarray:
+        path = self._beside(name, what)
+        return self._checked(_read_numbers(path).squeeze(), what, path)
+
+    def _checked(self, values: np.ndarray, what: str, where: Path) -> np.ndarray:
+        if values.ndim == 0 or len(values) != self.source.count:
+            found = values.size if values.ndim == 0 else len(values)
+            raise DataError(f"{where}: {found} {what} for {self.source.count} frames of {self.path}")
+        if not np.isfinite(values).all():
+            raise DataError(f"{where}: {what} are not all finite")
+        return values
+
+    def _beside(self, name: object, what: str) -> Path:
+        if not isinstance(name, str):
+            raise DataError(f"{self.camera}: {what} must be the name of a file, got {name!r}")
+        for folder in (self.camera.parent, self.path.parent, self.path):
+            if (folder / name).is_file():
+                return folder / name
+        raise DataError(f"{self.camera}: {what} '{name}' is neither beside it nor beside {self.path}")
+
+
+class _Folder:
+    """A folder of frames; read when needed."""
+
+    fps = None
+
+    def __init__(self, path: Path, size: tuple[int, int]):
+        self._files, self._flows = _pictures_in(path), {}
+        self.count = len(self._files)
+        self.stored_size = read_rgb(self._files[0]).shape[:2]
+        self.framing = Framing.plan(self.stored_size, size, crop_to_aspect=True)
+
+    def frame(self, number: int) -> np.ndarray:
+        image = read_rgb(self._files[number])
+        if image.shape[:2] != self.stored_size:
+            (h, w), (height, width) = image.shape[:2], self.stored_size
+            raise DataError(f"{self._files[number]}: {w}x{h} pixels, the clip's first frame has {width}x{height}")
+        return self.framing.to_network(image)
+
+    def flow(self, stride: int) -> np.ndarray:
+        if stride not in self._flows:
+            self._flows[stride] = _median_flow(self, stride)
+        return self._flows[stride]
+
+
+class _Video:
+    """A video file, decoded once into a file of frames that every loader process maps into its memory."""
+
+    def __init__(self, path: Path, size: tuple[int, int], cache: Path):
+        self._path = path
+        reader = cv2.VideoCapture(str(path))
+        self.fps = reader.get(cv2.CAP_PROP_FPS) or None
+        readable, image = reader.read()
+        reader.release()
+        if not readable:
+            raise DataError(f"{path}: not a video that OpenCV can read")
+        self.stored_size = image.shape[:2]
+        self.framing = Framing.plan(self.stored_size, size, crop_to_aspect=True)
+        stat = path.stat()
+        key = f"{path.resolve()} {stat.st_size} {stat.st_mtime_ns} {size}"
+        self._cached = cache / f"{path.stem}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.npy"
+        if not self._cached.is_file():
+            self._decode()
+        self.count = len(self._frames)
+
+    @cached_property
+    def _frames(self) -> np.ndarray:
+        return np.load(self._cached, mmap_mode="r")
+
+    def __getstate__(self) -> dict:
+        # A mapping does not travel to loader processes; they map the file themselves.
+        return {key: value for key, value in self.__dict__.items() if key != "_frames"}
+
+    def frame(self, number: int) -> np.ndarray:
+        return self._frames[number]
+
+    def flow(self, stride: int) -> np.ndarray:
+        path = self._cached.with_suffix(f".flow{stride}.npy")
+        if not path.is_file():
+            _write(path, _median_flow(self, stride))
+        return np.load(path)
+
+    def _decode(self) -> None:
+        frames = list(tqdm(self._images(), desc=f"decoding {self._path.name}", unit="frame"))
+        _write(self._cached, np.stack(frames))
+
+    def _images(self) -> Iterator[np.ndarray]:
+        reader = cv2.VideoCapture(str(self._path))
+        while True:
+            readable, image = reader.read()
+            if not readable:
+                reader.release()
+                return
+            # A copy, where the frame already has the size: the reader may use its buffer again.
+            yield cv2.cvtColor(self.framing.to_network(image), cv2.COLOR_BGR2RGB)
+
+
+def _write(path: Path, values: np.ndarray) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, lambda part: _save(part, values))
+    except OSError as error:
+        raise DataError(f"{path}: decoded video cannot be kept there: {error}; give `cache` another folder") from error
+
+
+def _save(part: Path, values: np.ndarray) -> None:
+    with open(part, "wb") as stream:  # np.save would append a suffix to a name
+        np.save(stream, values)
+
+
+def _median_flow(source: _Folder | _Video, stride: int) -> np.ndarray:
+    """Median length of the optical flow to every frame from the one `stride` before it, pixels; 0 for the first ones."""
+    # Small pictures do: what stands, stands at any size.
+    height, width = source.framing.network_size
+    small = (max(32, width // 3), max(32, height // 3))
+    finder = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_ULTRAFAST)
+    greys = [
+        cv2.resize(cv2.cvtColor(source.frame(n), cv2.COLOR_RGB2GRAY), small, interpolation=cv2.INTER_AREA)
+        for n in range(source.count)
+    ]
+    flows = np.zeros(source.count)
+    for number in range(stride, source.count):
+        flow = finder.calc(greys[number - stride], greys[number], None) * (width / small[0], height / small[1])
+        flows[number] = np.median(np.linalg.norm(flow, axis=-1))
+    return flows
+
+
+def _user_cache() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fadepth"
+
+
+def _find_clips(root: Path) -> list[Path]:
+    """Videos and folders of frames, sorted; `root` itself may be one."""
+    if root.is_file():
+        return [root] if root.suffix.lower() in VIDEOS else []
+    clips = [path for path in root.rglob("*") if path.suffix.lower() in VIDEOS and path.is_file()]
+    folders = {root, *(path for path in root.rglob("*") if path.is_dir())}
+    return sorted([*clips, *(folder for folder in folders if _pictures_in(folder))])
+
+
+def _pictures_in(folder: Path) -> list[Path]:
+    """Frames in the order of the numbers in their names: 2.png before 10.png."""
+    pictures = [path for path in folder.iterdir() if path.suffix.lower() in PICTURES]
+    return sorted(pictures, key=lambda path: [int(t) if t.isdigit() else t for t in re.split(r"(\d+)", path.name)])
+
+
+def _camera_of(clip: Path, root: Path, default: Path | None) -> Path:
+    own = [clip.with_suffix(".json")] if clip.is_file() else [clip / CAMERA, clip.with_name(f"{clip.name}.json")]
+    top = root if root.is_dir() else root.parent
+    above = [folder / CAMERA for folder in clip.parents if folder == top or top in folder.parents]
+    for path in [*own, *([default] if default else []), *above]:
+        if path.is_file():
+            return path
+    if default is not None:
+        raise DataError(f"{default}: no such file")
+    raise DataError(f"{clip}: no {own[0].name} beside it and no {CAMERA} above it; an example: {EXAMPLE}")
+
+
+def _read_json(path: Path) -> dict:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DataError(f"{path}: not JSON: {error}") from None
+    if not isinstance(values, dict):
+        raise DataError(f"{path}: expected keys and values; an example: {EXAMPLE}")
+    return values
+
+
+def _read_numbers(path: Path) -> np.ndarray:
+    try:
+        return np.loadtxt(path, dtype=np.float64, ndmin=2)
+    except ValueError as error:
+        raise DataError(f"{path}: not rows of numbers: {error}") from None
+
+
+def _positive_whole(value: object, what: str, where: Path) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise DataError(f"{where}: {what} must be a whole number of at least 1, got {value!r}")
+    return value

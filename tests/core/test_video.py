@@ -1,0 +1,258 @@
+"""A robot owner's own clips: what their JSON says reaches the samples, and what is wrong with them is named."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from fadepth_core.data import DataError, collate
+from fadepth_core.data.video import VideoDataset
+
+SIZE = (64, 96)
+CAMERA = {"fx": 100.0, "fy": 102.0, "cx": 60.0, "cy": 44.0, "fps": 10}
+DATA = Path(os.environ.get("FADEPTH_DATA", Path(__file__).resolve().parents[3] / "shared" / "data"))
+
+
+def pictures(count=12, moving=lambda i: True, height=96, width=128):
+    """A texture that moves four pixels to the left with every frame in which the camera moves."""
+    rng = np.random.default_rng(0)
+    texture = cv2.GaussianBlur(rng.integers(0, 255, (height, 4 * width, 3), np.uint8), (0, 0), 2)
+    at, frames = 0, []
+    for i in range(count):
+        at += 4 * moving(i)
+        frames.append(np.ascontiguousarray(texture[:, at : at + width]))
+    return frames
+
+
+def write_video(path, frames):
+    height, width = frames[0].shape[:2]
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"mp4v"), 25, (width, height))
+    for frame in frames:
+        writer.write(frame)
+    writer.release()
+
+
+def write_folder(folder, frames, camera=CAMERA):
+    folder.mkdir(parents=True)
+    for i, frame in enumerate(frames):
+        cv2.imwrite(str(folder / f"{i}.png"), frame)  # 10.png sorts before 2.png as text
+    if camera is not None:
+        (folder / "camera.json").write_text(json.dumps(camera))
+    return folder
+
+
+def write_numbers(path, rows):
+    np.savetxt(path, rows)
+
+
+def forward(count, step=1.0):
+    """Poses of a camera that moves ahead, KITTI's rows."""
+    poses = np.tile(np.eye(4)[:3], (count, 1, 1))
+    poses[:, 2, 3] = step * np.arange(count)
+    return poses.reshape(count, 12)
+
+
+@pytest.fixture
+def open_video(tmp_path):
+    """The data set of a root, with its cache out of the way."""
+    return lambda root, **options: VideoDataset(root, SIZE, cache=tmp_path / "cache", **options)
+
+
+def test_frames_of_a_folder_come_in_order_with_their_camera(tmp_path, open_video):
+    frames = pictures()
+    dataset = open_video(write_folder(tmp_path / "clip", frames))
+    assert len(dataset) == 10
+    sample = dataset[4]  # frames 4, 5, 6
+    assert sample.name == "clip:5"
+    assert sample.frames.shape == (3, 3, *SIZE)
+    # 128x96 is cropped to 3:2, that is to 128x85 from row 5 on, then reduced by 3/4.
+    s = 96 / 128
+    sy = 64 / 85
+    expected = [[100 * s, 0, s * 60.5 - 0.5], [0, 102 * sy, sy * (44.5 - 5) - 0.5], [0, 0, 1]]
+    np.testing.assert_allclose(sample.intrinsics, expected, rtol=1e-6)
+    for k, frame in enumerate(frames[4:7]):
+        rgb = cv2.cvtColor(cv2.resize(frame[5:90], SIZE[::-1], interpolation=cv2.INTER_AREA), cv2.COLOR_BGR2RGB)
+        np.testing.assert_allclose(sample.frames[k].permute(1, 2, 0) * 255, rgb, atol=12)
+    assert float(sample.interval) == pytest.approx(0.1)
+    assert sample.speed is None
+    assert sample.poses is None
+    assert sample.depth is None
+
+
+def test_a_video_is_decoded_once_and_reads_the_same_in_a_worker(tmp_path, open_video):
+    write_video(tmp_path / "drive.mp4", pictures())
+    (tmp_path / "drive.json").write_text(json.dumps({**CAMERA, "speed": 3.5}))
+    dataset = open_video(tmp_path)
+    assert len(dataset) == 10
+    assert float(dataset[0].speed) == 3.5
+    (decoded,) = [p for p in (tmp_path / "cache").iterdir() if ".flow" not in p.name]
+    stamp = decoded.stat().st_mtime_ns
+    again = open_video(tmp_path)
+    assert decoded.stat().st_mtime_ns == stamp
+    (batch,) = DataLoader(again, batch_size=10, collate_fn=collate, num_workers=1)
+    torch.testing.assert_close(batch.frames, collate([dataset[i] for i in range(10)]).frames)
+    assert not torch.equal(batch.frames[0, 0], batch.frames[0, 1])
+
+
+def test_a_videos_own_frame_rate_counts_where_the_camera_file_has_none(tmp_path, open_video):
+    write_video(tmp_path / "drive.mp4", pictures())
+    (tmp_path / "drive.json").write_text(json.dumps({k: v for k, v in CAMERA.items() if k != "fps"}))
+    assert float(open_video(tmp_path)[0].interval) == pytest.approx(1 / 25)
+
+
+def test_stride_is_the_clips_or_the_callers(tmp_path, open_video):
+    root = write_folder(tmp_path / "clip", pictures(), {**CAMERA, "stride": 2})
+    dataset = open_video(root)
+    assert len(dataset) == 8
+    assert float(dataset[0].interval) == pytest.approx(0.2)
+    assert len(open_video(root, stride=3)) == 6
+    torch.testing.assert_close(dataset[0].frames[2], open_video(root, stride=1)[3].frames[1])  # frame 4
+
+
+def test_poses_are_relative_to_the_middle_camera(tmp_path, open_video):
+    root = write_folder(tmp_path / "clip", pictures(), {**CAMERA, "poses": "poses.txt"})
+    poses = forward(12)
+    turned = poses.reshape(12, 3, 4).copy()
+    turned[:, :, :3] = [[0, 0, 1], [0, 1, 0], [-1, 0, 0]]  # looks along the world's x, so driving along z is sideways
+    write_numbers(root / "poses.txt", turned.reshape(12, 12))
+    sample = open_video(root)[3]
+    torch.testing.assert_close(sample.poses[1], torch.eye(4))
+    torch.testing.assert_close(sample.poses[2, :3, 3], torch.tensor([-1.0, 0, 0]))
+    torch.testing.assert_close(sample.poses[0, :3, 3], torch.tensor([1.0, 0, 0]))
+
+
+def test_times_and_speeds_come_from_files_beside_the_camera_file(tmp_path, open_video):
+    root = write_folder(tmp_path / "clip", pictures(), {**CAMERA, "times": "t.txt", "speed": "v.txt"})
+    write_numbers(root / "t.txt", np.arange(12) ** 1.5)
+    write_numbers(root / "v.txt", 1.0 + np.arange(12))
+    sample = open_video(root)[5]
+    assert float(sample.speed) == 7.0
+    assert float(sample.interval) == pytest.approx((7**1.5 - 5**1.5) / 2)
+
+
+@pytest.mark.parametrize(
+    ("extra", "text"),
+    [
+        ({}, None),
+        ({"speed": [5.0] * 6 + [0.0] * 8 + [5.0] * 6}, None),
+        ({"poses": "poses.txt"}, np.concatenate([np.arange(6), np.full(8, 5.0), np.arange(6, 12)])),
+    ],
+)
+def test_standing_is_left_out(tmp_path, open_video, extra, text):
+    """Frames 6 to 13 of 20 stand, by the picture, by the speed, by the poses."""
+    root = write_folder(tmp_path / "clip", pictures(20, lambda i: not 6 <= i < 14), {**CAMERA, **extra})
+    if text is not None:
+        poses = forward(20)
+        poses[:, 11] = text
+        write_numbers(root / "poses.txt", poses)
+    dataset = open_video(root)
+    names = [int(dataset[i].name.split(":")[1]) for i in range(len(dataset))]
+    assert not {*range(8, 12)} & {*names}
+    assert {1, 2, 3, 4, 15, 16, 17, 18} <= {*names}
+
+
+def test_splits_share_no_frame(tmp_path, open_video):
+    root = write_folder(tmp_path / "clip", pictures(40), {**CAMERA, "stride": 2})
+    seen = {}
+    for split in ("train", "val"):
+        dataset = open_video(root, split=split, validation=0.25)
+        middles = [int(dataset[i].name.split(":")[1]) for i in range(len(dataset))]
+        seen[split] = {m + d for m in middles for d in (-2, 0, 2)}
+    assert len(seen["val"]) > 8
+    assert max(seen["train"]) < min(seen["val"])
+
+
+def test_one_camera_file_serves_a_folder_of_clips(tmp_path, open_video):
+    for name in ("a", "b"):
+        write_folder(tmp_path / "clips" / name, pictures(5), None)
+    with pytest.raises(DataError, match=r"no camera.json beside it.*an example: \{"):
+        open_video(tmp_path / "clips")
+    (tmp_path / "clips" / "camera.json").write_text(json.dumps(CAMERA))
+    assert len(open_video(tmp_path / "clips")) == 6
+    (tmp_path / "elsewhere.json").write_text(json.dumps({**CAMERA, "fps": 5}))
+    assert float(open_video(tmp_path / "clips", camera=tmp_path / "elsewhere.json")[0].interval) == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize(
+    ("camera", "message"),
+    [
+        ({"fx": 1}, "has no 'fy'; an example"),
+        ({**CAMERA, "cx": "middle"}, "must be numbers"),
+        ({**CAMERA, "width": 640}, "for 640x96 pixels, .*clip has 128x96"),
+        ({**CAMERA, "stride": 0}, "stride must be a whole number of at least 1, got 0"),
+        ({**CAMERA, "stride": 6}, "12 frames; a sample at stride 6 needs 13"),
+        ({**CAMERA, "fps": 0}, "fps, frames per second, as a positive number"),
+        ({**CAMERA, "speed": [1.0, 2.0]}, "2 speed for 12 frames"),
+        ({**CAMERA, "speed": "v.txt"}, "'v.txt' is neither beside it nor beside"),
+        ({**CAMERA, "poses": "short.txt"}, "3 poses for 12 frames"),
+        ({**CAMERA, "poses": "words.txt"}, "not rows of numbers"),
+        ({**CAMERA, "poses": "narrow.txt"}, "twelve numbers"),
+        ({**CAMERA, "times": "back.txt"}, "times do not increase"),
+        ({**CAMERA, "speed": 0.1}, "stands still in all 10 samples"),
+        ([1, 2], "expected keys and values"),
+    ],
+)
+def test_what_is_wrong_with_a_camera_file_is_said(tmp_path, open_video, camera, message):
+    root = write_folder(tmp_path / "clip", pictures(), camera)
+    write_numbers(root / "short.txt", forward(3))
+    (root / "words.txt").write_text("one two three\n")
+    write_numbers(root / "narrow.txt", np.zeros((12, 7)))
+    write_numbers(root / "back.txt", np.arange(12)[::-1])
+    with pytest.raises(DataError, match=message) as caught:
+        open_video(root)
+    assert str(tmp_path) in str(caught.value)
+
+
+def test_what_is_no_clip_is_said(tmp_path, open_video):
+    with pytest.raises(DataError, match="nowhere: no such file or folder"):
+        open_video(tmp_path / "nowhere")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="empty: no video"):
+        open_video(tmp_path / "empty")
+    (tmp_path / "broken.mp4").write_bytes(b"not a video")
+    with pytest.raises(DataError, match="broken.mp4: not a video that OpenCV can read"):
+        open_video(tmp_path / "broken.mp4")
+    root = write_folder(tmp_path / "two", pictures(2))
+    with pytest.raises(DataError, match="two: 2 frames; a sample at stride 1 needs 3"):
+        open_video(root)
+    (root / "camera.json").write_text("{")
+    with pytest.raises(DataError, match="camera.json: not JSON"):
+        open_video(root)
+    with pytest.raises(DataError, match="split must be train, val or all, got 'test'"):
+        open_video(root, split="test")
+
+
+def test_a_frame_of_another_size_is_named(tmp_path, open_video):
+    frames = pictures(6)
+    frames[3] = frames[3][:50]
+    root = write_folder(tmp_path / "clip", frames, {**CAMERA, "speed": 2.0})
+    dataset = open_video(root)
+    with pytest.raises(DataError, match=r"3.png: 128x50 pixels, the clip's first frame has 128x96"):
+        dataset[1]
+
+
+def test_a_cache_that_cannot_be_written_is_named(tmp_path):
+    write_video(tmp_path / "drive.mp4", pictures(4))
+    (tmp_path / "drive.json").write_text(json.dumps(CAMERA))
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DataError, match="cannot be kept there"):
+        VideoDataset(tmp_path / "drive.mp4", SIZE, cache=tmp_path / "file" / "cache")
+
+
+@pytest.mark.skipif(not DATA.is_dir(), reason="development data is not here")
+def test_real_clips_and_a_real_sequence_with_poses(tmp_path, open_video):
+    root = DATA / "sequences" / "kitti_odo00" / "kitti_odo00_416x128_10fps_NC.mp4"
+    camera = tmp_path / "camera.json"
+    intrinsics = {"fx": 240.970, "fy": 244.717, "cx": 203.539, "cy": 63.052}
+    camera.write_text(json.dumps({**intrinsics, "poses": "poses.txt", "times": "times.txt"}))
+    dataset = open_video(root, camera=camera)
+    assert len(dataset) > 950
+    steps = [float(dataset[i].poses[2, :3, 3].norm()) for i in range(0, len(dataset), 9)]
+    assert np.median(steps) == pytest.approx(0.78, abs=0.03)
