@@ -217,13 +217,13 @@ def test_what_is_no_clip_is_said(tmp_path, open_video):
     with pytest.raises(DataError, match="empty: no video"):
         open_video(tmp_path / "empty")
     (tmp_path / "broken.mp4").write_bytes(b"not a video")
-    with pytest.raises(DataError, match="broken.mp4: not a video that OpenCV can read"):
+    with pytest.raises(DataError, match=r"broken.mp4: not a video that OpenCV can read"):
         open_video(tmp_path / "broken.mp4")
     root = write_folder(tmp_path / "two", pictures(2))
     with pytest.raises(DataError, match="two: 2 frames; a sample at stride 1 needs 3"):
         open_video(root)
     (root / "camera.json").write_text("{")
-    with pytest.raises(DataError, match="camera.json: not JSON"):
+    with pytest.raises(DataError, match=r"camera.json: not JSON"):
         open_video(root)
     with pytest.raises(DataError, match="split must be train, val or all, got 'test'"):
         open_video(root, split="test")

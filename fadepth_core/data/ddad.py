@@ -1,0 +1,202 @@
+"""DDAD as Toyota distributes it (the DGP format): the front camera, with poses, and LiDAR depth for evaluation.
+
+root/ddad.json                    which scenes are for training (split "0") and validation ("1")
+root/000000/scene_<hash>.json     samples, and for each the files and poses of its sensors
+           calibration/<hash>.json  rgb/CAMERA_01/<time>.png  point_cloud/LIDAR/<time>.npz
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from fadepth_core.data.errors import DataError
+from fadepth_core.data.images import frames_and_intrinsics, read_rgb
+from fadepth_core.data.sample import LabelledImage, Sample
+
+CAMERA, LIDAR = "CAMERA_01", "LIDAR"
+_SPLITS = {"train": "0", "val": "1"}
+
+
+@dataclass(frozen=True)
+class _Frame:
+    """One moment of a scene: files and sensor-to-world poses [4, 4] of camera and LiDAR, K [3, 3], seconds."""
+
+    picture: Path
+    points: Path
+    camera_pose: np.ndarray
+    lidar_pose: np.ndarray
+    intrinsics: np.ndarray
+    time: float
+
+
+class DdadDataset(Dataset[Sample]):
+    """Three consecutive frames of the front camera, with its poses. Whole pictures are resized to `size`.
+
+    Args:
+        root: folder that holds ddad.json.
+        split: the 150 scenes for training, or the 50 for validation.
+        size: height and width of the frames, pixels.
+
+    Raises:
+        DataError: files are missing or not of this format.
+    """
+
+    def __init__(self, root: Path, split: Literal["train", "val"] = "train", size: tuple[int, int] = (384, 640)):
+        if split not in _SPLITS:
+            raise DataError(f"split must be train or val, got '{split}'")
+        self._size, self._scenes = size, _read_scenes(Path(root), split)
+        self._middles = [(scene, i) for scene, frames in enumerate(self._scenes) for i in range(1, len(frames) - 1)]
+        if not self._middles:
+            raise DataError(f"{root}: no scene of split '{split}' has three frames")
+
+    def __len__(self) -> int:
+        return len(self._middles)
+
+    def __getitem__(self, index: int) -> Sample:
+        scene, middle = self._middles[index]
+        three = self._scenes[scene][middle - 1 : middle + 2]
+        images = [read_rgb(frame.picture) for frame in three]
+        frames, intrinsics = frames_and_intrinsics(images, three[1].intrinsics, self._size, crop_to_aspect=False)
+        # In the middle camera's coordinates numbers are small, which single precision likes.
+        to_middle = np.linalg.inv(three[1].camera_pose)
+        poses = np.stack([to_middle @ frame.camera_pose for frame in three])
+        picture = three[1].picture
+        return Sample(
+            frames,
+            intrinsics,
+            torch.tensor((three[2].time - three[0].time) / 2, dtype=torch.float32),
+            f"{picture.parents[2].name}/{picture.stem}",
+            poses=torch.from_numpy(poses).float(),
+        )
+
+
+class DdadTest(Dataset[LabelledImage]):
+    """Every frame of the validation scenes, with the LiDAR sweep of the moment as depth in the camera's picture.
+
+    Raises:
+        DataError: as `DdadDataset`.
+    """
+
+    def __init__(self, root: Path):
+        self._frames = [frame for frames in _read_scenes(Path(root), "val") for frame in frames]
+
+    def __len__(self) -> int:
+        return len(self._frames)
+
+    def __getitem__(self, index: int) -> LabelledImage:
+        frame = self._frames[index]
+        image = read_rgb(frame.picture)
+        depth = lidar_depth(_read_points(frame.points), frame, image.shape[:2])
+        picture = frame.picture
+        return LabelledImage(image, depth, frame.intrinsics, f"{picture.parents[2].name}/{picture.stem}")
+
+
+def lidar_depth(points: np.ndarray, frame: _Frame, size: tuple[int, int]) -> np.ndarray:
+    """LiDAR points [N, 3] in the picture of the frame's camera: float32 [H, W] metres, 0 where there is none.
+
+    Both sensors move while they look; each has its own pose. Where several points fall on a pixel the nearest counts.
+    """
+    to_camera = np.linalg.inv(frame.camera_pose) @ frame.lidar_pose
+    seen = points @ to_camera[:3, :3].T + to_camera[:3, 3]
+    seen = seen[seen[:, 2] > 1e-3]
+    pixels = seen @ frame.intrinsics.T
+    column, row = (np.round(pixels[:, axis] / pixels[:, 2]).astype(int) for axis in (0, 1))
+    inside = (column >= 0) & (column < size[1]) & (row >= 0) & (row < size[0])
+    depth = np.full(size, np.inf, np.float32)
+    np.minimum.at(depth, (row[inside], column[inside]), seen[inside, 2].astype(np.float32))
+    return np.where(np.isinf(depth), 0, depth)
+
+
+def _read_scenes(root: Path, split: str) -> list[list[_Frame]]:
+    path = root / "ddad.json"
+    index = _read_json(path)
+    try:
+        names = index["scene_splits"][_SPLITS[split]]["filenames"]
+    except (KeyError, TypeError) as error:
+        raise DataError(f"{path}: no scenes of split '{split}': {error!r}") from None
+    scenes = [_read_scene(root / name) for name in names]
+    if not any(scenes):
+        raise DataError(f"{path}: split '{split}' is empty")
+    return scenes
+
+
+def _read_scene(path: Path) -> list[_Frame]:
+    scene = _read_json(path)
+    try:
+        data = {datum["key"]: datum for datum in scene["data"]}
+        calibrations: dict[str, np.ndarray] = {}
+        frames = []
+        for sample in scene["samples"]:
+            sensors = {data[key]["id"]["name"]: data[key] for key in sample["datum_keys"]}
+            camera, lidar = sensors[CAMERA], sensors[LIDAR]
+            key = sample["calibration_key"]
+            if key not in calibrations:
+                calibrations[key] = _read_intrinsics(path.parent / "calibration" / f"{key}.json")
+            image, points = camera["datum"]["image"], lidar["datum"]["point_cloud"]
+            frames.append(
+                _Frame(
+                    path.parent / image["filename"],
+                    path.parent / points["filename"],
+                    _pose(image["pose"]),
+                    _pose(points["pose"]),
+                    calibrations[key],
+                    datetime.fromisoformat(camera["id"]["timestamp"].replace("Z", "+00:00")).timestamp(),
+                )
+            )
+    except (KeyError, TypeError, ValueError) as error:
+        raise DataError(f"{path}: not a scene as DDAD has them: {error!r}") from None
+    return sorted(frames, key=lambda frame: frame.time)
+
+
+def _read_intrinsics(path: Path) -> np.ndarray:
+    calibration = _read_json(path)
+    try:
+        k = calibration["intrinsics"][calibration["names"].index(CAMERA)]
+        return np.array([[k["fx"], k.get("skew", 0.0), k["cx"]], [0, k["fy"], k["cy"]], [0, 0, 1]], float)
+    except (KeyError, TypeError, ValueError, IndexError) as error:
+        raise DataError(f"{path}: no intrinsics of {CAMERA}: {error!r}") from None
+
+
+def _pose(values: dict[str, Any]) -> np.ndarray:
+    """Sensor to world [4, 4]. Fields that are zero may be left out."""
+    w, x, y, z = (values["rotation"].get(key, 0.0) for key in ("qw", "qx", "qy", "qz"))
+    norm = np.sqrt(w * w + x * x + y * y + z * z)
+    if not norm > 0:
+        raise ValueError("a rotation of four zeros")
+    w, x, y, z = w / norm, x / norm, y / norm, z / norm
+    pose = np.eye(4)
+    pose[:3, :3] = [
+        [1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)],
+        [2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)],
+        [2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)],
+    ]
+    pose[:3, 3] = [values["translation"].get(key, 0.0) for key in ("x", "y", "z")]
+    return pose
+
+
+def _read_points(path: Path) -> np.ndarray:
+    """[N, 3] metres in the LiDAR's frame."""
+    if not path.is_file():
+        raise DataError(f"{path}: no such file")
+    try:
+        with np.load(path) as archive:  # never pickled objects
+            return archive["data"][:, :3].astype(np.float64)
+    except (ValueError, KeyError, IndexError, OSError) as error:
+        raise DataError(f"{path}: not a point cloud: {error}") from None
+
+
+def _read_json(path: Path) -> Any:
+    if not path.is_file():
+        raise DataError(f"{path}: no such file")
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DataError(f"{path}: not JSON: {error}") from None

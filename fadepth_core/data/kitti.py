@@ -1,0 +1,258 @@
+"""KITTI RAW as it is downloaded and unpacked (Geiger et al. 2013), with the lists of Eigen and Zhou.
+
+root/2011_09_26/calib_cam_to_cam.txt  calib_velo_to_cam.txt
+root/2011_09_26/2011_09_26_drive_0001_sync/image_02/data/0000000000.png (or .jpg)  image_02/timestamps.txt
+                                           velodyne_points/data/0000000000.bin     oxts/data/0000000000.txt
+"""
+
+from __future__ import annotations
+
+import gzip
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+from functools import lru_cache
+from importlib.resources import files
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from fadepth_core.data.errors import DataError
+from fadepth_core.data.images import frames_and_intrinsics, read_depth, read_rgb
+from fadepth_core.data.sample import LabelledImage, Sample
+
+#: Camera of the sides that the lists name.
+_CAMERAS = {"l": "02", "r": "03"}
+#: oxts fields: velocity forward, leftward, upward, metres per second.
+_VELOCITY = slice(8, 11)
+
+
+class Entry(NamedTuple):
+    """One frame of a list: drive folder below the root ("2011_09_26/2011_09_26_drive_0001_sync"), number, "l" or "r"."""
+
+    drive: str
+    frame: int
+    side: str
+
+
+class KittiDataset(Dataset[Sample]):
+    """Three consecutive frames of one colour camera, with the camera's speed where the drive has it.
+
+    Whole pictures are resized to `size`, as the published protocols do.
+
+    Args:
+        root: folder that holds the days.
+        split: Zhou's lists without standing frames, 39 810 samples to train and 4 424 to validate on.
+        size: height and width of the frames, pixels.
+        entries: a list of your own instead; frames before and after each must exist.
+
+    Raises:
+        DataError: drives are missing, or calibration or a frame cannot be read.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        split: Literal["train", "val"] = "train",
+        size: tuple[int, int] = (128, 416),
+        entries: Sequence[Entry] | None = None,
+    ):
+        if split not in ("train", "val"):
+            raise DataError(f"split must be train or val, got '{split}'")
+        self._root, self._size = Path(root), size
+        self._entries = list(entries) if entries is not None else read_list(f"eigen_zhou_{split}_files")
+        _check_drives(self._root, self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __getitem__(self, index: int) -> Sample:
+        drive, frame, side = self._entries[index]
+        folder = self._root / drive
+        camera = _CAMERAS[side]
+        numbers = [frame - 1, frame, frame + 1]
+        images = [read_rgb(_picture(folder, camera, n)) for n in numbers]
+        intrinsics = _projection(folder.parent, camera)[:, :3]
+        frames, intrinsics = frames_and_intrinsics(images, intrinsics, self._size, crop_to_aspect=False)
+        times = _timestamps(folder / f"image_{camera}" / "timestamps.txt")
+        if frame + 1 >= len(times):
+            raise DataError(f"{folder}: timestamps for {len(times)} frames, frame {frame + 1} is asked for")
+        speed = _speed(folder, frame)
+        return Sample(
+            frames,
+            intrinsics,
+            torch.tensor((times[frame + 1] - times[frame - 1]) / 2, dtype=torch.float32),
+            f"{folder.name}/image_{camera}/{frame}",
+            None if speed is None else torch.tensor(speed, dtype=torch.float32),
+        )
+
+
+class KittiTest(Dataset[LabelledImage]):
+    """Eigen's 697 test frames with LiDAR depth, or the 652 of them that have improved depth (Uhrig et al. 2017).
+
+    Args:
+        root: folder that holds the days.
+        ground_truth: "velodyne" projects the LiDAR sweep of the frame; "improved" reads the annotated depth.
+        improved_root: folder of the annotated depth, which holds `train` and `val`, or the drives themselves.
+        entries: a list of your own instead.
+
+    Raises:
+        DataError: drives are missing, or a file cannot be read.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        ground_truth: Literal["velodyne", "improved"] = "velodyne",
+        improved_root: Path | None = None,
+        entries: Sequence[Entry] | None = None,
+    ):
+        if ground_truth not in ("velodyne", "improved"):
+            raise DataError(f"ground_truth must be velodyne or improved, got '{ground_truth}'")
+        if ground_truth == "improved" and improved_root is None:
+            raise DataError("improved ground truth needs improved_root, the folder of KITTI's annotated depth")
+        self._root = Path(root)
+        self._improved = Path(improved_root) if ground_truth == "improved" else None
+        name = "eigen_test_files" if self._improved is None else "eigen_benchmark_test_files"
+        self._entries = list(entries) if entries is not None else read_list(name)
+        _check_drives(self._root, self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __getitem__(self, index: int) -> LabelledImage:
+        drive, frame, side = self._entries[index]
+        folder, camera = self._root / drive, _CAMERAS[side]
+        image = read_rgb(_picture(folder, camera, frame))
+        if self._improved is None:
+            depth = velodyne_depth(folder, camera, frame, image.shape[:2])
+        else:
+            depth = read_depth(self._annotation(folder.name, camera, frame))
+            if depth.shape != image.shape[:2]:
+                raise DataError(f"{folder.name} frame {frame}: annotated depth has another size than the picture")
+        return LabelledImage(image, depth, _projection(folder.parent, camera)[:, :3], f"{folder.name}/{frame}")
+
+    def _annotation(self, drive: str, camera: str, frame: int) -> Path:
+        inner = Path(drive, "proj_depth", "groundtruth", f"image_{camera}", f"{frame:010d}.png")
+        for part in ("train", "val", "."):
+            if (path := self._improved / part / inner).is_file():
+                return path
+        raise DataError(f"{self._improved}: neither train nor val holds {inner}")
+
+
+def velodyne_depth(drive: Path, camera: str, frame: int, size: tuple[int, int]) -> np.ndarray:
+    """LiDAR points of a frame in the rectified camera's picture: float32 [H, W] metres, 0 where there is none.
+
+    Two customs that all published figures of the Eigen split share are kept: what counts as depth is the distance ahead of
+    the *scanner*, which stands 0.27 m behind the camera, and one is taken off the rounded pixel coordinates. Where several
+    points fall on a pixel the nearest counts. The improved ground truth has neither peculiarity.
+    """
+    path = drive / "velodyne_points" / "data" / f"{frame:010d}.bin"
+    if not path.is_file():
+        raise DataError(f"{path}: no such file")
+    values = np.fromfile(path, np.float32)
+    if values.size == 0 or values.size % 4:
+        raise DataError(f"{path}: {values.size} numbers; points are four each")
+    points = values.reshape(-1, 4)[:, :3].astype(np.float64)
+    points = points[points[:, 0] >= 0]  # what is ahead of the scanner
+    seen = np.column_stack([points, np.ones(len(points))]) @ _lidar_to_pixels(drive.parent, camera).T
+    visible = seen[:, 2] > 0
+    seen, ahead = seen[visible], points[visible, 0]
+    column, row = (np.round(seen[:, axis] / seen[:, 2]).astype(int) - 1 for axis in (0, 1))
+    height, width = size
+    inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
+    depth = np.full(size, np.inf, np.float32)
+    np.minimum.at(depth, (row[inside], column[inside]), ahead[inside].astype(np.float32))
+    return np.where(np.isinf(depth), 0, depth)
+
+
+def read_list(name: str) -> list[Entry]:
+    """A published list of frames that comes with the package."""
+    text = gzip.decompress((files("fadepth_core.data") / "splits" / f"{name}.txt.gz").read_bytes()).decode()
+    return [Entry(drive, int(frame), side) for drive, frame, side in map(str.split, text.splitlines())]
+
+
+def _check_drives(root: Path, entries: Iterable[Entry]) -> None:
+    drives = sorted({entry.drive for entry in entries})
+    missing = [drive for drive in drives if not (root / drive).is_dir()]
+    if missing:
+        shown = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
+        raise DataError(
+            f"{root}: {len(missing)} of the list's {len(drives)} drives of KITTI RAW (synced and rectified) are not in it: "
+            f"{shown}"
+        )
+
+
+def _picture(drive: Path, camera: str, frame: int) -> Path:
+    folder = drive / f"image_{camera}" / "data"
+    path = folder / f"{frame:010d}.png"
+    return path if path.is_file() else path.with_suffix(".jpg")
+
+
+@lru_cache(maxsize=512)
+def _timestamps(path: Path) -> np.ndarray:
+    """Seconds since the drive's first frame."""
+    if not path.is_file():
+        raise DataError(f"{path}: no such file")
+    try:
+        # Nine decimals; Python's clock has six.
+        times = [datetime.fromisoformat(line.strip()[:26]) for line in path.read_text().splitlines() if line.strip()]
+    except ValueError as error:
+        raise DataError(f"{path}: not times: {error}") from None
+    return np.array([(time - times[0]).total_seconds() for time in times])
+
+
+def _speed(drive: Path, frame: int) -> float | None:
+    """Metres per second from the inertial unit, for drives that were unpacked with it."""
+    folder = drive / "oxts" / "data"
+    if not folder.is_dir():
+        return None
+    path = folder / f"{frame:010d}.txt"
+    try:
+        velocity = np.array(path.read_text().split()[_VELOCITY], float)
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file") from None
+    except ValueError as error:
+        raise DataError(f"{path}: not numbers: {error}") from None
+    if velocity.size != 3:
+        raise DataError(f"{path}: no velocity in it")
+    return float(np.linalg.norm(velocity))
+
+
+@lru_cache(maxsize=64)
+def _calibration(path: Path) -> dict[str, np.ndarray]:
+    if not path.is_file():
+        raise DataError(f"{path}: no such file")
+    values = {}
+    for line in path.read_text().splitlines():
+        key, separator, rest = line.partition(":")
+        try:
+            values[key] = np.array(rest.split(), float)
+        except ValueError:
+            continue  # the time of the calibration is no number
+        if not separator:
+            raise DataError(f"{path}: not a calibration: '{line}'")
+    return values
+
+
+def _matrix(path: Path, key: str, shape: tuple[int, int]) -> np.ndarray:
+    values = _calibration(path)
+    if key not in values or values[key].size != shape[0] * shape[1]:
+        raise DataError(f"{path}: no '{key}' of {shape[0] * shape[1]} numbers")
+    return values[key].reshape(shape)
+
+
+def _projection(day: Path, camera: str) -> np.ndarray:
+    """P_rect [3, 4] of the colour camera."""
+    return _matrix(day / "calib_cam_to_cam.txt", f"P_rect_{camera}", (3, 4))
+
+
+def _lidar_to_pixels(day: Path, camera: str) -> np.ndarray:
+    """P_rect · R_rect_00 · T_velo→cam, [3, 4]: homogeneous LiDAR points to (u·z, v·z, z)."""
+    to_camera, rectify = np.eye(4), np.eye(4)
+    to_camera[:3, :3] = _matrix(day / "calib_velo_to_cam.txt", "R", (3, 3))
+    to_camera[:3, 3:] = _matrix(day / "calib_velo_to_cam.txt", "T", (3, 1))
+    rectify[:3, :3] = _matrix(day / "calib_cam_to_cam.txt", "R_rect_00", (3, 3))
+    return _projection(day, camera) @ rectify @ to_camera
