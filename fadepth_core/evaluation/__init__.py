@@ -14,7 +14,7 @@ from fadepth_core.evaluation.protocols import (
     garg_crop,
 )
 from fadepth_core.evaluation.published import PublishedRow, published_rows
-from fadepth_core.evaluation.report import compare_evenly, picture_sheet, print_table, write_json
+from fadepth_core.evaluation.report import compare_evenly, picture_sheet, prediction_sheet, print_table, write_json
 
 __all__ = [
     "PROTOCOLS",
@@ -33,6 +33,7 @@ __all__ = [
     "garg_crop",
     "mean_metrics",
     "picture_sheet",
+    "prediction_sheet",
     "print_table",
     "published_rows",
     "write_json",

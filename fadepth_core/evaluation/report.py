@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import astuple
 from pathlib import Path
 
@@ -82,25 +82,52 @@ def picture_sheet(comparisons: Sequence[Comparison], path: str | os.PathLike) ->
     """
     if not comparisons:
         raise ValueError("a picture sheet needs at least one comparison")
-    sheet = np.concatenate([_row(comparison) for comparison in comparisons])
-    encoded = cv2.imencode(".png", sheet)[1]
-    Path(path).write_bytes(encoded.tobytes())
+    _write_png(np.concatenate([_row(comparison) for comparison in comparisons]), path)
+
+
+def prediction_sheet(predict: Predictor, images: Mapping[str, np.ndarray], path: str | os.PathLike) -> None:
+    """`picture_sheet` where no truth is known: the images, RGB uint8 [H, W, 3] by name, and their predicted depth.
+
+    Raises: as `picture_sheet`.
+    """
+    if not images:
+        raise ValueError("a picture sheet needs at least one image")
+    rows = []
+    for name, image in images.items():
+        inverse_depth = predict(image, np.eye(3))  # a network sees no intrinsics
+        size = _tile_size(image)
+        rows.append(_captioned(name, [_photo(image, size), cv2.resize(_depth_picture(1 / inverse_depth), size[::-1])]))
+    _write_png(np.concatenate(rows), path)
 
 
 def _row(comparison: Comparison) -> np.ndarray:
     """One row of the sheet, BGR uint8 [h, 3 * TILE_WIDTH, 3]."""
-    height, width = comparison.depth.shape
-    size = (round(TILE_WIDTH * height / width), TILE_WIDTH)
+    size = _tile_size(comparison.depth)
     tiles = [
-        cv2.cvtColor(cv2.resize(comparison.image.image, size[::-1], interpolation=cv2.INTER_AREA), cv2.COLOR_RGB2BGR),
+        _photo(comparison.image.image, size),
         cv2.resize(_depth_picture(comparison.depth), size[::-1], interpolation=cv2.INTER_AREA),
         _error_picture(comparison, size),
     ]
-    caption = np.zeros((CAPTION_HEIGHT, 3 * TILE_WIDTH, 3), np.uint8)
-    text = f"{comparison.image.name}   AbsRel {comparison.metrics.abs_rel:.3f}"
+    return _captioned(f"{comparison.image.name}   AbsRel {comparison.metrics.abs_rel:.3f}", tiles)
+
+
+def _tile_size(picture: np.ndarray) -> tuple[int, int]:
+    return round(TILE_WIDTH * picture.shape[0] / picture.shape[1]), TILE_WIDTH
+
+
+def _photo(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    return cv2.cvtColor(cv2.resize(image, size[::-1], interpolation=cv2.INTER_AREA), cv2.COLOR_RGB2BGR)
+
+
+def _captioned(text: str, tiles: Sequence[np.ndarray]) -> np.ndarray:
+    caption = np.zeros((CAPTION_HEIGHT, len(tiles) * TILE_WIDTH, 3), np.uint8)
     baseline = (4, CAPTION_HEIGHT - 6)
     cv2.putText(caption, text, baseline, cv2.FONT_HERSHEY_SIMPLEX, 0.42, (255, 255, 255), 1, cv2.LINE_AA)
     return np.concatenate([caption, np.concatenate(tiles, axis=1)])
+
+
+def _write_png(picture: np.ndarray, path: str | os.PathLike) -> None:
+    Path(path).write_bytes(cv2.imencode(".png", picture)[1].tobytes())
 
 
 def _depth_picture(depth: np.ndarray) -> np.ndarray:

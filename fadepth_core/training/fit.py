@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+import numpy as np
 from torch import nn
 from torch.utils.data import Dataset
 
@@ -26,6 +27,7 @@ from fadepth_core.evaluation import (
     compare_evenly,
     evaluate,
     picture_sheet,
+    prediction_sheet,
 )
 from fadepth_core.evaluation.motion import motion_errors
 from fadepth_core.runtime.checkpoint import Checkpoint
@@ -77,7 +79,7 @@ def fit(config: TrainConfig, resume: bool = False, on_step: Callable[[Progress],
     export_checkpoint(network, checkpoint.description, deployed)
     if trainer.pose_net is not None:
         trainer.pose_net.eval()
-    metrics = measure.finish(network, trainer.pose_net, Path(config.output))
+    metrics = measure.finish(network, trainer.pose_net, dataset, Path(config.output))
     return FitResult(deployed, metrics)
 
 
@@ -141,8 +143,13 @@ class Measure:
         """Figures by name, of networks in evaluation mode."""
         return self._figures(None if self._images is None else self._evaluate(network), pose_net)
 
-    def finish(self, network: nn.Module, pose_net: nn.Module | None, folder: Path) -> dict[str, float]:
-        """Write metrics.json (with every image's figures) and pictures.png; returns the mean figures."""
+    def finish(
+        self, network: nn.Module, pose_net: nn.Module | None, dataset: Dataset, folder: Path
+    ) -> dict[str, float]:
+        """Write metrics.json (with every image's figures) and pictures.png; returns the mean figures.
+
+        Without a test set the pictures are of the training data.
+        """
         evaluation = None if self._images is None else self._evaluate(network)
         figures = self._figures(evaluation, pose_net)
         summary = {"iterations": self._config.schedule.iterations, "figures": figures}
@@ -150,6 +157,10 @@ class Measure:
             summary |= evaluation.to_dict()
             comparisons = compare_evenly(self._predictor(network), self._images, self._protocol)
             picture_sheet(comparisons, folder / PICTURES)
+        else:
+            samples = [dataset[index] for index in np.linspace(0, len(dataset) - 1, 8).astype(int).tolist()]
+            images = {sample.name: (sample.frames[1].permute(1, 2, 0) * 255).byte().numpy() for sample in samples}
+            prediction_sheet(NetworkPredictor(network, self._config.data.size), images, folder / PICTURES)
         (folder / METRICS).write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
         return figures
 

@@ -21,6 +21,7 @@ from fadepth_core.evaluation import (
     evaluate,
     garg_crop,
     picture_sheet,
+    prediction_sheet,
     print_table,
     published_rows,
     write_json,
@@ -372,3 +373,16 @@ def depth_inside(image):
     assert known.size > 1000
     assert known.max() < 200
     return image
+
+
+def test_a_sheet_without_truth_shows_images_and_depth(tmp_path):
+    images = {f"frame {i}": np.random.default_rng(i).integers(0, 255, (48, 96, 3), np.uint8) for i in range(2)}
+    ramp = np.linspace(0.02, 1, 32, dtype=np.float32)[:, None].repeat(64, 1)
+    prediction_sheet(lambda image, k: ramp, images, tmp_path / "sheet.png")
+    sheet = cv2.imread(str(tmp_path / "sheet.png"))
+    height = round(TILE_WIDTH * 48 / 96) + CAPTION_HEIGHT
+    assert sheet.shape == (2 * height, 2 * TILE_WIDTH, 3)
+    depth = sheet[CAPTION_HEIGHT:height, TILE_WIDTH:].mean(axis=(1, 2))
+    assert (np.diff(depth[::20]) > 0).all(), "near is bright, and the ramp gets nearer downwards"
+    with pytest.raises(ValueError, match="at least one image"):
+        prediction_sheet(lambda image, k: ramp, {}, tmp_path / "none.png")
