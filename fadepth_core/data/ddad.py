@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -22,6 +23,7 @@ from fadepth_core.data.images import frames_and_intrinsics, read_rgb
 from fadepth_core.data.sample import LabelledImage, Sample
 
 CAMERA, LIDAR = "CAMERA_01", "LIDAR"
+_DOWNLOAD = "https://github.com/TRI-ML/DDAD"
 _SPLITS = {"train": "0", "val": "1"}
 
 
@@ -117,11 +119,17 @@ def lidar_depth(points: np.ndarray, frame: _Frame, size: tuple[int, int]) -> np.
 
 def _read_scenes(root: Path, split: str) -> list[list[_Frame]]:
     path = root / "ddad.json"
+    if not path.is_file():
+        raise DataError(f"{path}: no such file; DDAD (train+val) is at {_DOWNLOAD}")
     index = _read_json(path)
     try:
         names = index["scene_splits"][_SPLITS[split]]["filenames"]
     except (KeyError, TypeError) as error:
         raise DataError(f"{path}: no scenes of split '{split}': {error!r}") from None
+    missing = [name for name in names if not (root / name).is_file()]
+    if missing:
+        shown = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
+        raise DataError(f"{root}: {len(missing)} of the {len(names)} scenes of split '{split}' are not in it: {shown}")
     scenes = [_read_scene(root / name) for name in names]
     if not any(scenes):
         raise DataError(f"{path}: split '{split}' is empty")
@@ -151,6 +159,8 @@ def _read_scene(path: Path) -> list[_Frame]:
                     datetime.fromisoformat(camera["id"]["timestamp"].replace("Z", "+00:00")).timestamp(),
                 )
             )
+    except DataError:
+        raise
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(f"{path}: not a scene as DDAD has them: {error!r}") from None
     return sorted(frames, key=lambda frame: frame.time)
@@ -189,7 +199,7 @@ def _read_points(path: Path) -> np.ndarray:
     try:
         with np.load(path) as archive:  # never pickled objects
             return archive["data"][:, :3].astype(np.float64)
-    except (ValueError, KeyError, IndexError, OSError) as error:
+    except (ValueError, KeyError, IndexError, OSError, EOFError, BadZipFile) as error:
         raise DataError(f"{path}: not a point cloud: {error}") from None
 
 

@@ -25,6 +25,7 @@ from fadepth_core.data.sample import LabelledImage, Sample
 
 #: Camera of the sides that the lists name.
 _CAMERAS = {"l": "02", "r": "03"}
+_DOWNLOAD = "https://www.cvlibs.net/datasets/kitti/raw_data.php"
 #: oxts fields: velocity forward, leftward, upward, metres per second.
 _VELOCITY = slice(8, 11)
 
@@ -63,7 +64,7 @@ class KittiDataset(Dataset[Sample]):
             raise DataError(f"split must be train or val, got '{split}'")
         self._root, self._size = Path(root), size
         self._entries = list(entries) if entries is not None else read_list(f"eigen_zhou_{split}_files")
-        _check_drives(self._root, self._entries)
+        _check_entries(self._root, self._entries)
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -117,7 +118,7 @@ class KittiTest(Dataset[LabelledImage]):
         self._improved = Path(improved_root) if ground_truth == "improved" else None
         name = "eigen_test_files" if self._improved is None else "eigen_benchmark_test_files"
         self._entries = list(entries) if entries is not None else read_list(name)
-        _check_drives(self._root, self._entries)
+        _check_entries(self._root, self._entries)
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -174,21 +175,31 @@ def read_list(name: str) -> list[Entry]:
     return [Entry(drive, int(frame), side) for drive, frame, side in map(str.split, text.splitlines())]
 
 
-def _check_drives(root: Path, entries: Iterable[Entry]) -> None:
+def _check_entries(root: Path, entries: Iterable[Entry]) -> None:
+    if unknown := sorted({entry.side for entry in entries} - set(_CAMERAS)):
+        raise DataError(f"the list names side '{unknown[0]}'; sides are l and r")
     drives = sorted({entry.drive for entry in entries})
     missing = [drive for drive in drives if not (root / drive).is_dir()]
     if missing:
         shown = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
         raise DataError(
-            f"{root}: {len(missing)} of the list's {len(drives)} drives of KITTI RAW (synced and rectified) are not in it: "
-            f"{shown}"
+            f"{root}: {len(missing)} of the list's {len(drives)} drives are not in it: {shown}. Each is the 'synced+rectified "
+            f"data' of KITTI RAW, with the 'calibration' of its day: {_DOWNLOAD}"
         )
 
 
 def _picture(drive: Path, camera: str, frame: int) -> Path:
     folder = drive / f"image_{camera}" / "data"
-    path = folder / f"{frame:010d}.png"
-    return path if path.is_file() else path.with_suffix(".jpg")
+    return folder / f"{frame:010d}{_suffix(folder)}"
+
+
+@lru_cache(maxsize=512)
+def _suffix(folder: Path) -> str:
+    """Of a drive's pictures: PNG as downloaded, JPEG where somebody has saved space."""
+    for suffix in (".png", ".jpg"):
+        if any(folder.glob(f"*{suffix}")):
+            return suffix
+    raise DataError(f"{folder}: no pictures, neither .png nor .jpg")
 
 
 @lru_cache(maxsize=512)
@@ -222,26 +233,20 @@ def _speed(drive: Path, frame: int) -> float | None:
 
 
 @lru_cache(maxsize=64)
-def _calibration(path: Path) -> dict[str, np.ndarray]:
+def _calibration(path: Path) -> dict[str, str]:
+    """Lines "key: values"."""
     if not path.is_file():
         raise DataError(f"{path}: no such file")
-    values = {}
-    for line in path.read_text().splitlines():
-        key, separator, rest = line.partition(":")
-        try:
-            values[key] = np.array(rest.split(), float)
-        except ValueError:
-            continue  # the time of the calibration is no number
-        if not separator:
-            raise DataError(f"{path}: not a calibration: '{line}'")
-    return values
+    lines = (line.partition(":") for line in path.read_text().splitlines())
+    return {key.strip(): values for key, _, values in lines}
 
 
 def _matrix(path: Path, key: str, shape: tuple[int, int]) -> np.ndarray:
-    values = _calibration(path)
-    if key not in values or values[key].size != shape[0] * shape[1]:
-        raise DataError(f"{path}: no '{key}' of {shape[0] * shape[1]} numbers")
-    return values[key].reshape(shape)
+    values = _calibration(path).get(key, "")
+    try:
+        return np.array(values.split(), float).reshape(shape)
+    except ValueError:
+        raise DataError(f"{path}: no '{key}' of {shape[0] * shape[1]} numbers") from None
 
 
 def _projection(day: Path, camera: str) -> np.ndarray:

@@ -91,7 +91,7 @@ def test_lidar_depth_is_the_cameras(ddad):
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda root: (root / "ddad.json").unlink(), "ddad.json: no such file"),
+        (lambda root: (root / "ddad.json").unlink(), "ddad.json: no such file; DDAD .* is at https"),
         (lambda root: (root / "ddad.json").write_text("{"), "ddad.json: not JSON"),
         (lambda root: (root / "ddad.json").write_text("{}"), "no scenes of split 'val'"),
         (
@@ -99,9 +99,17 @@ def test_lidar_depth_is_the_cameras(ddad):
             "split 'val' is empty",
         ),
         (lambda root: (root / "000150/scene_abc.json").write_text('{"data": []}'), "not a scene as DDAD has them"),
-        (lambda root: (root / "000150/calibration/cal.json").write_text("{}"), "cal.json: no intrinsics of CAMERA_01"),
+        (
+            lambda root: (root / "000150/scene_abc.json").unlink(),
+            "1 of the 1 scenes of split 'val' are not in it: 000150/",
+        ),
+        (
+            lambda root: (root / "000150/calibration/cal.json").write_text("{}"),
+            r"^\S+cal.json: no intrinsics of CAMERA_01",
+        ),
         (lambda root: (root / "000150/point_cloud/LIDAR/0.npz").unlink(), "0.npz: no such file"),
         (lambda root: (root / "000150/point_cloud/LIDAR/0.npz").write_text("x"), "0.npz: not a point cloud"),
+        (lambda root: (root / "000150/point_cloud/LIDAR/0.npz").write_bytes(b"PK\3\4 cut"), "0.npz: not a point cloud"),
         (lambda root: (root / "000150/rgb/CAMERA_01/0.png").unlink(), "0.png: no such file"),
     ],
 )

@@ -147,18 +147,22 @@ def test_improved_depth_is_read_from_train_or_val(kitti, tmp_path):
 
 
 def test_missing_drives_are_counted_and_named(tmp_path, kitti):
-    with pytest.raises(DataError, match=r"of the list's \d+ drives of KITTI RAW .* are not in it: 2011_09_26/"):
+    with pytest.raises(DataError, match=r"of the list's \d+ drives are not in it: 2011_09_26/.*synced.*raw_data"):
         KittiDataset(tmp_path)
     with pytest.raises(DataError, match=r"1 of the list's 2 drives.*drive_0009"):
         KittiTest(kitti, entries=[*entries(1), Entry(f"{DAY}/drive_0009", 1, "l")])
+    with pytest.raises(DataError, match="side 'left'; sides are l and r"):
+        KittiDataset(kitti, entries=entries(2, side="left"))
 
 
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda day: (day / DRIVE / "image_02" / "data" / "0000000003.png").unlink(), "0000000003.jpg: no such file"),
+        (lambda day: (day / DRIVE / "image_02" / "data" / "0000000003.png").unlink(), "0000000003.png: no such file"),
+        (lambda day: shutil.rmtree(day / DRIVE / "image_02" / "data"), "data: no pictures, neither .png nor .jpg"),
         (lambda day: (day / "calib_cam_to_cam.txt").unlink(), "calib_cam_to_cam.txt: no such file"),
         (lambda day: (day / "calib_cam_to_cam.txt").write_text("P_rect_02: 1 2\n"), "no 'P_rect_02' of 12 numbers"),
+        (lambda day: (day / "calib_cam_to_cam.txt").write_text("P_rect_02: a b\n"), "no 'P_rect_02' of 12 numbers"),
         (lambda day: (day / DRIVE / "image_02" / "timestamps.txt").write_text("noon\n"), "timestamps.txt: not times"),
         (lambda day: (day / DRIVE / "image_02" / "timestamps.txt").write_text(""), "timestamps for 0 frames"),
         (lambda day: (day / DRIVE / "oxts" / "data" / "0000000002.txt").write_text("1 2"), "no velocity in it"),

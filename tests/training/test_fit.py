@@ -16,6 +16,7 @@ import yaml
 
 from fadepth_core.data import DataError, Sample
 from fadepth_core.evaluation.motion import motion_errors
+from fadepth_core.runtime.checkpoint import CheckpointError
 from fadepth_core.runtime.engine import DepthEngine
 from fadepth_core.training.config import ConfigError, load_config
 from fadepth_core.training.fit import SPEED_WEIGHT, Measure, fit, with_speed_weight
@@ -141,7 +142,7 @@ def test_ablation_trains_each_variant_once_and_compares(config_file, tmp_path):
     ],
 )
 def test_what_cannot_be_used_is_named(config_file, tmp_path, overrides, message):
-    with pytest.raises((ConfigError, DataError, OSError), match=re.escape(message)):
+    with pytest.raises((ConfigError, DataError, CheckpointError), match=re.escape(message)):
         fit(load_config(config_file, [f"output={tmp_path / 'out'}", *overrides]))
     assert not (tmp_path / "out" / "checkpoint.safetensors").exists()
 

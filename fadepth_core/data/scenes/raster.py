@@ -442,7 +442,11 @@ def _shade(f, x, y, edges, geometry, materials, atlas, light, rays, position):
 
     # Normals face the viewer: surfaces have two sides.
     n0, n1, n2 = geometry.normals[i0], geometry.normals[i1], geometry.normals[i2]
-    nx, ny, nz = e0 * n0[0] + e1 * n1[0] + e2 * n2[0], e0 * n0[1] + e1 * n1[1] + e2 * n2[1], e0 * n0[2] + e1 * n1[2] + e2 * n2[2]
+    nx, ny, nz = (
+        e0 * n0[0] + e1 * n1[0] + e2 * n2[0],
+        e0 * n0[1] + e1 * n1[1] + e2 * n2[1],
+        e0 * n0[2] + e1 * n1[2] + e2 * n2[2],
+    )
     norm = 1.0 / math.sqrt(nx * nx + ny * ny + nz * nz + 1e-12)
     nx, ny, nz = nx * norm, ny * norm, nz * norm
     facing = nx * dx + ny * dy + nz * dz
@@ -461,7 +465,9 @@ def _shade(f, x, y, edges, geometry, materials, atlas, light, rays, position):
     direct = max(0.0, toward) * (1.0 - 0.5 * through) + 0.5 * through * abs(toward)
     if direct > 0.0:
         offset = 0.06 if light.lamp[3] == 0.0 else 0.02
-        direct *= strength * _lit_share(light, px + offset * (nx + lx), py + offset * (ny + ly), pz + offset * (nz + lz))
+        direct *= strength * _lit_share(
+            light, px + offset * (nx + lx), py + offset * (ny + ly), pz + offset * (nz + lz)
+        )
 
     side = 0.5 - 0.5 * ny
     glow = materials.glow[material]
@@ -478,7 +484,11 @@ def _shade(f, x, y, edges, geometry, materials, atlas, light, rays, position):
         red, green, blue = red + mirror * (sr - red), green + mirror * (sg - green), blue + mirror * (sb - blue)
         if direct > 0.0:
             spark = gloss * 8.0 * strength * max(0.0, rx * lx + ry * ly + rz * lz) ** 60
-            red, green, blue = red + spark * light.lamp_rgb[0], green + spark * light.lamp_rgb[1], blue + spark * light.lamp_rgb[2]
+            red, green, blue = (
+                red + spark * light.lamp_rgb[0],
+                green + spark * light.lamp_rgb[1],
+                blue + spark * light.lamp_rgb[2],
+            )
 
     if light.haze > 0.0:
         clear = math.exp(-light.haze * depth * reach)

@@ -46,8 +46,12 @@ class Room:
     def _shell(self) -> None:
         rng, mesh = self.rng, self.mesh
         wide, deep = self.right - self.left, self.front - self.back
-        floor = self._material("parquet carpet tiles wood concrete", self._tint(0.5, 1.1, 0.1), gloss=rng.uniform(0, 0.06))
-        mesh.add(m.rectangle((self.left, 0, self.back), (wide, 0, 0), (0, 0, deep), rng.uniform(1, 2.5)), floor, casts=False)
+        floor = self._material(
+            "parquet carpet tiles wood concrete", self._tint(0.5, 1.1, 0.1), gloss=rng.uniform(0, 0.06)
+        )
+        mesh.add(
+            m.rectangle((self.left, 0, self.back), (wide, 0, 0), (0, 0, deep), rng.uniform(1, 2.5)), floor, casts=False
+        )
         ceiling = self._material("plaster tiles", rng.uniform(0.7, 1.0))
         quad = m.rectangle((self.left, -self.height, self.back), (wide, 0, 0), (0, 0, deep), rng.uniform(1.2, 3))
         mesh.add(quad, ceiling, casts=False)
@@ -105,7 +109,12 @@ class Room:
 
     def _table(self, x: float, z: float) -> None:
         rng, mesh = self.rng, self.mesh
-        width, depth, height, yaw = rng.uniform(0.6, 1.8), rng.uniform(0.5, 1), rng.uniform(0.4, 0.8), rng.uniform(-0.5, 0.5)
+        width, depth, height, yaw = (
+            rng.uniform(0.6, 1.8),
+            rng.uniform(0.5, 1),
+            rng.uniform(0.4, 0.8),
+            rng.uniform(-0.5, 0.5),
+        )
         wood = self._material(_SURFACES, self._tint(), gloss=rng.uniform(0, 0.06))
         mesh.add(m.box(width, 0.05, depth, 0.8).at(0, -height + 0.05, 0).at(x, 0, z, yaw), wood)
         for sx in (-1, 1):
@@ -119,7 +128,9 @@ class Room:
         yaw, wide = rng.uniform(0, 2 * np.pi), rng.uniform(0.4, 0.9)
         cover = self._material("cloth wood plaster planks", self._tint())
         solid = rng.random() < 0.4
-        mesh.add(m.box(wide, 0.45 if solid else 0.06, wide, 0.6).at(0, 0.0 if solid else -0.4, 0).at(x, 0, z, yaw), cover)
+        mesh.add(
+            m.box(wide, 0.45 if solid else 0.06, wide, 0.6).at(0, 0.0 if solid else -0.4, 0).at(x, 0, z, yaw), cover
+        )
         mesh.add(m.box(wide, 0.5, 0.08, 0.6).at(0, -0.45, wide / 2).at(x, 0, z, yaw), cover)
         if not solid:
             for sx in (-0.45, 0.45):

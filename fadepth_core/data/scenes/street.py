@@ -60,7 +60,9 @@ class Street:
         road = self._material("asphalt asphalt asphalt concrete cobbles", grey, stain=rng.uniform(0, 0.5))
         self._band(-self.half, self.half, 0, rng.uniform(3, 8), road)
         beyond = {"town": "paving asphalt grass gravel", "suburb": "grass grass gravel paving"}
-        verge = self._material(beyond.get(self.kind, "grass grass dirt"), self._tint(0.5, 1.0), stain=rng.uniform(0.1, 0.6))
+        verge = self._material(
+            beyond.get(self.kind, "grass grass dirt"), self._tint(0.5, 1.0), stain=rng.uniform(0.1, 0.6)
+        )
         for left, right in ((-120, -self.half), (self.half, 120)):
             self._band(left, right, 0.0, rng.uniform(2, 6), verge)
 
@@ -147,7 +149,9 @@ class Street:
         height = storeys * rng.uniform(2.7, 3.4)
         centre = (side * (x + depth / 2), 0, z, np.pi / 2)
         tint = self._tint(0.35, 1.1, 0.12)
-        wall = self._material("facade facade facade facade brick glass_front plaster stone", tint, glass=0.15, stain=0.2)
+        wall = self._material(
+            "facade facade facade facade brick glass_front plaster stone", tint, glass=0.15, stain=0.2
+        )
         mesh.add(m.walls(width, height, depth, rng.uniform(5.5, 7)).at(*centre), wall)
         if rng.random() < (0.85 if self.kind == "suburb" else 0.5):
             slopes, ends = m.gable(width, height, rng.uniform(1.5, 4.5), depth, 5.0)
@@ -258,7 +262,12 @@ class Street:
         tyre = self._material("wheel", cutout=True)
         kind = rng.random()
         if kind < 0.75:
-            width, length, waist, height = rng.uniform(1.6, 1.9), rng.uniform(3.6, 4.8), rng.uniform(0.8, 1.0), rng.uniform(1.4, 1.75)
+            width, length, waist, height = (
+                rng.uniform(1.6, 1.9),
+                rng.uniform(3.6, 4.8),
+                rng.uniform(0.8, 1.0),
+                rng.uniform(1.4, 1.75),
+            )
             clearance, radius = 0.25, 0.32
             shift, cabin = rng.uniform(-0.5, 0.0), length * rng.uniform(0.5, 0.7)
             parts = [
@@ -316,7 +325,11 @@ class Street:
         if self.kind in ("town", "suburb"):
             for _ in range(int(rng.integers(0, 6))):
                 crossing = rng.random() < 0.2
-                x = rng.uniform(-self.half, self.half) if crossing else rng.choice([-1, 1]) * (edge - rng.uniform(0.3, 1))
+                x = (
+                    rng.uniform(-self.half, self.half)
+                    if crossing
+                    else rng.choice([-1, 1]) * (edge - rng.uniform(0.3, 1))
+                )
                 heading = rng.choice([-1, 1]) * np.pi / 2 if crossing else rng.choice([0.0, np.pi])
                 self._person(float(x), rng.uniform(5, 50), rng.uniform(0.5, 1.8) * self._moving, float(heading))
 

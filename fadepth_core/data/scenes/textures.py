@@ -118,14 +118,22 @@ def _wrap_draw(canvas: np.ndarray, draw, x: float, y: float, reach: float) -> No
 
 
 def _leaves(
-    rng: Random, canvas: np.ndarray, count: int, size: tuple[float, float], hues: np.ndarray, within=None, slender: float = 0.5
+    rng: Random,
+    canvas: np.ndarray,
+    count: int,
+    size: tuple[float, float],
+    hues: np.ndarray,
+    within=None,
+    slender: float = 0.5,
 ) -> None:
     """Scatter leaf-like ellipses, the lighter ones on top; `within(rng)` gives a place, else anywhere on the tile."""
     brightness = np.sort(rng.beta(2.0, 1.6, count)) * 0.75 + 0.2
     for light in brightness:
         x, y = rng.random(2) * S if within is None else within(rng)
         half = rng.uniform(*size)
-        colour = [float(c) for c in np.clip(hues[rng.integers(len(hues))] * (light + 0.08 * rng.standard_normal()), 0, 1)]
+        colour = [
+            float(c) for c in np.clip(hues[rng.integers(len(hues))] * (light + 0.08 * rng.standard_normal()), 0, 1)
+        ]
         axes = (max(1, round(half)), max(1, round(half * slender * rng.uniform(0.6, 1.3))))
         angle = rng.uniform(0, 180)
 
@@ -204,7 +212,9 @@ def _masonry(
     gap_x, gap_y = joint * columns, joint * rows
     joints = (fx < gap_x) | (fy < gap_y)
     tone = tones[number] + 0.03 * fractal(rng, 0.6) + 0.03 * fractal(rng, 1.4)
-    edge = np.clip(np.minimum(np.minimum(fx / gap_x, (1 - fx) / gap_x), np.minimum(fy / gap_y, (1 - fy) / gap_y)) / 3, 0, 1)
+    edge = np.clip(
+        np.minimum(np.minimum(fx / gap_x, (1 - fx) / gap_x), np.minimum(fy / gap_y, (1 - fy) / gap_y)) / 3, 0, 1
+    )
     return (tone * (0.85 + 0.15 * edge)).astype(np.float32), joints
 
 
@@ -236,7 +246,13 @@ def grass(rng: Random) -> np.ndarray:
     picture[..., :3] *= (1 - dry) * green + dry * straw
     canvas = np.ascontiguousarray(picture)
     if rng.random() < 0.6:
-        _leaves(rng, canvas, int(rng.integers(20, 150)), (1.5, 4), np.array([[0.7, 0.5, 0.2], [0.5, 0.6, 0.25], [0.8, 0.75, 0.6]]))
+        _leaves(
+            rng,
+            canvas,
+            int(rng.integers(20, 150)),
+            (1.5, 4),
+            np.array([[0.7, 0.5, 0.2], [0.5, 0.6, 0.25], [0.8, 0.75, 0.6]]),
+        )
     return canvas
 
 
@@ -278,18 +294,25 @@ def planks(rng: Random) -> np.ndarray:
     columns = int(rng.integers(5, 20))
     tone, joints = _masonry(rng, 1, columns, 0.0, 0.004, 0.07)
     tone = tone + 0.06 * fractal(rng, 1.0, (12.0, 0.5))
-    return _picture(np.where(joints, 0.25, tone), _colour(rng, (0.8, 0.6, 0.4), (0.6, 0.45, 0.33), (0.75, 0.72, 0.68), (0.5, 0.35, 0.25)))
+    return _picture(
+        np.where(joints, 0.25, tone),
+        _colour(rng, (0.8, 0.6, 0.4), (0.6, 0.45, 0.33), (0.75, 0.72, 0.68), (0.5, 0.35, 0.25)),
+    )
 
 
 def metal(rng: Random) -> np.ndarray:
     x = np.arange(S) / S
     ribs = int(rng.choice([8, 16, 32]))
-    tone = 0.75 + 0.15 * np.sin(2 * np.pi * ribs * x)[None, :] * rng.uniform(0.2, 1) + 0.03 * fractal(rng, 1.4, (4.0, 0.7))
+    tone = (
+        0.75 + 0.15 * np.sin(2 * np.pi * ribs * x)[None, :] * rng.uniform(0.2, 1) + 0.03 * fractal(rng, 1.4, (4.0, 0.7))
+    )
     return _picture(tone if rng.random() < 0.6 else tone.T)
 
 
 def roof(rng: Random) -> np.ndarray:
-    tone, joints = _masonry(rng, int(rng.choice([12, 16, 20])), int(rng.choice([10, 14, 20])), float(rng.choice([0, 0.5])), 0.012, 0.09)
+    tone, joints = _masonry(
+        rng, int(rng.choice([12, 16, 20])), int(rng.choice([10, 14, 20])), float(rng.choice([0, 0.5])), 0.012, 0.09
+    )
     colour = _colour(rng, (0.7, 0.36, 0.26), (0.55, 0.33, 0.28), (0.4, 0.4, 0.42), (0.78, 0.5, 0.36), (0.3, 0.3, 0.33))
     return _picture(np.where(joints, tone * 0.5, tone) * 1.1 + 0.05 * fractal(rng, 1.6), colour)
 
@@ -305,7 +328,11 @@ def facade(rng: Random) -> np.ndarray:
     half = S // 2
     width, height = int(rng.uniform(36, 84)), int(rng.uniform(52, 88))
     frame = float(rng.choice([0.95, 0.9, 0.3, 0.5]))
-    shutter = _colour(rng, (0.3, 0.4, 0.33), (0.5, 0.35, 0.25), (0.85, 0.85, 0.82), (0.35, 0.42, 0.55)) if rng.random() < 0.35 else None
+    shutter = (
+        _colour(rng, (0.3, 0.4, 0.33), (0.5, 0.35, 0.25), (0.85, 0.85, 0.82), (0.35, 0.42, 0.55))
+        if rng.random() < 0.35
+        else None
+    )
     surround = rng.uniform(0.75, 1.0) if rng.random() < 0.5 else None
     bars = [int(rng.integers(0, 3)), int(rng.integers(0, 3))]
     balcony = rng.random() < 0.2
@@ -411,7 +438,15 @@ def shop(rng: Random) -> np.ndarray:
 
 
 def door(rng: Random) -> np.ndarray:
-    colour = _colour(rng, (0.75, 0.75, 0.72), (0.5, 0.33, 0.22), (0.35, 0.42, 0.38), (0.6, 0.5, 0.4), (0.9, 0.9, 0.88), (0.5, 0.2, 0.2))
+    colour = _colour(
+        rng,
+        (0.75, 0.75, 0.72),
+        (0.5, 0.33, 0.22),
+        (0.35, 0.42, 0.38),
+        (0.6, 0.5, 0.4),
+        (0.9, 0.9, 0.88),
+        (0.5, 0.2, 0.2),
+    )
     picture = np.ascontiguousarray(_picture(0.9 + 0.03 * fractal(rng, 1.2), colour))
     rows, columns = int(rng.integers(1, 6)), int(rng.integers(1, 5))
     for r in range(rows):
@@ -480,7 +515,9 @@ def treeline(rng: Random) -> np.ndarray:
 
         def within(rng, x=x, height=height, spread=spread):
             t = rng.random() ** 0.7
-            return (x + spread * np.sqrt(max(0.02, t * (1.15 - t))) * 1.8 * rng.normal(0, 0.6)) % S, min(S - 2, S - height * (1 - t))
+            return (x + spread * np.sqrt(max(0.02, t * (1.15 - t))) * 1.8 * rng.normal(0, 0.6)) % S, min(
+                S - 2, S - height * (1 - t)
+            )
 
         _leaves(rng, canvas, 220, (2.0, 5.0), hues * rng.uniform(0.7, 1.2), within, 0.8)
     canvas[S - 40 :, :, 3] = 1.0
@@ -505,7 +542,13 @@ def fence(rng: Random) -> np.ndarray:
         step = int(rng.choice([16, 32]))
         for x in range(0, S, step):
             tone = rng.uniform(0.85, 1.1)
-            cv2.rectangle(canvas, (x, int(rng.uniform(6, 14))), (x + int(step * 0.6), S), (*(float(v) * tone for v in colour), 1.0), -1)
+            cv2.rectangle(
+                canvas,
+                (x, int(rng.uniform(6, 14))),
+                (x + int(step * 0.6), S),
+                (*(float(v) * tone for v in colour), 1.0),
+                -1,
+            )
         for y in (50, 200):
             cv2.rectangle(canvas, (0, y), (S, y + 14), (*(float(v) * 0.8 for v in colour), 1.0), -1)
     elif kind == 1:  # bars
@@ -516,7 +559,9 @@ def fence(rng: Random) -> np.ndarray:
     elif kind == 2:  # boards
         for y in range(10, S, 42):
             tone = rng.uniform(0.8, 1.1)
-            cv2.rectangle(canvas, (0, y), (S, y + int(rng.uniform(26, 38))), (*(float(v) * tone for v in colour), 1.0), -1)
+            cv2.rectangle(
+                canvas, (0, y), (S, y + int(rng.uniform(26, 38))), (*(float(v) * tone for v in colour), 1.0), -1
+            )
         cv2.rectangle(canvas, (0, 0), (14, S), (*(float(v) * 0.7 for v in colour), 1.0), -1)
     else:  # wire between posts
         for k in range(-S, 2 * S, 32):
@@ -588,13 +633,17 @@ def wheel(rng: Random) -> np.ndarray:
 def wood(rng: Random) -> np.ndarray:
     rings = fractal(rng, 1.6, (0.6, 6.0))
     tone = 0.75 + 0.1 * np.sin(6 * rings) + 0.05 * fractal(rng, 0.6, (0.5, 8.0))
-    return _picture(tone, _colour(rng, (0.85, 0.62, 0.4), (0.6, 0.4, 0.25), (0.92, 0.8, 0.62), (0.4, 0.27, 0.2), (0.75, 0.4, 0.25)))
+    return _picture(
+        tone, _colour(rng, (0.85, 0.62, 0.4), (0.6, 0.4, 0.25), (0.92, 0.8, 0.62), (0.4, 0.27, 0.2), (0.75, 0.4, 0.25))
+    )
 
 
 def parquet(rng: Random) -> np.ndarray:
     tone, joints = _masonry(rng, int(rng.choice([6, 8, 12])), 2, 0.37, 0.003, 0.08)
     tone = tone + 0.05 * fractal(rng, 0.9, (0.5, 8.0))
-    return _picture(np.where(joints, tone * 0.5, tone), _colour(rng, (0.9, 0.68, 0.45), (0.62, 0.42, 0.28), (0.8, 0.72, 0.6)))
+    return _picture(
+        np.where(joints, tone * 0.5, tone), _colour(rng, (0.9, 0.68, 0.45), (0.62, 0.42, 0.28), (0.8, 0.72, 0.6))
+    )
 
 
 def carpet(rng: Random) -> np.ndarray:
@@ -632,7 +681,11 @@ def cloth(rng: Random) -> np.ndarray:
     tone = 0.8 + 0.04 * np.sin(2 * np.pi * 64 * x) * np.sin(2 * np.pi * 64 * y) + 0.05 * fractal(rng, 1.5)
     if rng.random() < 0.4:
         n = int(rng.choice([2, 4, 8]))
-        tone = tone - 0.2 * (np.sin(2 * np.pi * n * x) > 0.3) - 0.15 * (np.sin(2 * np.pi * n * y) > 0.3) * rng.integers(0, 2)
+        tone = (
+            tone
+            - 0.2 * (np.sin(2 * np.pi * n * x) > 0.3)
+            - 0.15 * (np.sin(2 * np.pi * n * y) > 0.3) * rng.integers(0, 2)
+        )
     return _picture(tone)
 
 
@@ -698,7 +751,13 @@ def poster(rng: Random) -> np.ndarray:
         _glyphs(rng, canvas, (20, 20, S - 20, int(rng.uniform(60, S - 20))), ink, int(rng.integers(8, 40)))
     border = int(rng.integers(0, 16))
     if border:
-        cv2.rectangle(canvas, (0, 0), (S - 1, S - 1), (*(float(v) for v in _colour(rng, (0.1, 0.1, 0.1), (0.9, 0.9, 0.9), (0.5, 0.35, 0.2))), 0.0), border)
+        cv2.rectangle(
+            canvas,
+            (0, 0),
+            (S - 1, S - 1),
+            (*(float(v) for v in _colour(rng, (0.1, 0.1, 0.1), (0.9, 0.9, 0.9), (0.5, 0.35, 0.2))), 0.0),
+            border,
+        )
     canvas[..., 3] = 0.0
     return canvas
 

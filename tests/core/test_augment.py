@@ -1,0 +1,124 @@
+"""Augmentation changes the picture and, with it, everything that is known about it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from fadepth_core.data import Sample, collate
+from fadepth_core.data.augment import Augmentation
+from fadepth_core.data.synthetic import SyntheticDataset
+from fadepth_core.geometry import relative_motion, reproject
+from fadepth_core.geometry import sample as look_up
+
+H, W = 60, 96
+K = torch.tensor([[80.0, 0, 45.0], [0, 82.0, 31.0], [0, 0, 1]])
+POINT = torch.tensor([0.6, -0.3, 4.0])
+
+
+def generator(seed):
+    return torch.Generator().manual_seed(seed)
+
+
+def spot(centre):
+    """A picture with a soft bright spot at (u, v)."""
+    v, u = torch.meshgrid(torch.arange(H), torch.arange(W), indexing="ij")
+    return torch.exp(-((u - centre[0]) ** 2 + (v - centre[1]) ** 2) / 18.0)
+
+
+def project(k, point):
+    return (k @ point / point[2])[:2]
+
+
+def sample_with_a_spot():
+    picture = spot(project(K, POINT))
+    depth = torch.full((H, W), 9.0)
+    depth[picture > 0.5] = 4.0
+    poses = torch.eye(4).repeat(3, 1, 1)
+    poses[:, 0, 3] = torch.tensor([-0.3, 0, 0.3])
+    return Sample(picture.expand(3, 3, H, W).clone(), K, torch.tensor(0.1), "spot", None, poses, depth)
+
+
+def centre_of(picture):
+    weight = picture / picture.sum()
+    v, u = torch.meshgrid(torch.arange(H), torch.arange(W), indexing="ij")
+    return torch.stack([(weight * u).sum(), (weight * v).sum()])
+
+
+@pytest.mark.parametrize("flip", [0.0, 1.0])
+@pytest.mark.parametrize("seed", range(6))
+def test_a_point_is_seen_where_the_new_intrinsics_say(flip, seed):
+    out = Augmentation(scale=1.15, flip=flip, jitter=0)(sample_with_a_spot(), generator(seed))
+    assert out.frames.shape == (3, 3, H, W)
+    point = POINT * torch.tensor([-1.0, 1, 1]) if flip else POINT
+    for frame in out.frames:
+        torch.testing.assert_close(centre_of(frame[0]), project(out.intrinsics, point), atol=0.15, rtol=0)
+    near = (out.depth == 4.0).float()
+    torch.testing.assert_close(centre_of(near), project(out.intrinsics, point), atol=0.6, rtol=0)
+    assert out.intrinsics[0, 0] >= 80
+    assert set(out.depth.unique().tolist()) == {4.0, 9.0}, "depth is never interpolated"
+
+
+def test_depth_of_another_size_is_cropped_alike():
+    original = sample_with_a_spot()
+    coarse = replace(original, depth=original.depth[::2, ::2])
+    out = Augmentation(flip=0, jitter=0)(coarse, generator(1))
+    full = Augmentation(flip=0, jitter=0)(original, generator(1))
+    assert out.depth.shape == (H // 2, W // 2)
+    assert (out.depth != full.depth[::2, ::2]).float().mean() < 0.04
+
+
+@pytest.mark.parametrize("flip", [0.0, 1.0])
+def test_true_depth_and_motion_still_explain_the_frames(flip):
+    item = SyntheticDataset("driving", (96, 192), moving=False)[5]
+
+    def error(item):
+        batch = collate([item])
+        motion = relative_motion(batch.poses[:, 1], batch.poses[:, 2])
+        seen = reproject(batch.depth[:, None], motion, batch.intrinsics)
+        difference = (look_up(batch.frames[:, 2], seen.pixels) - batch.frames[:, 1]).abs()
+        return float(difference[seen.valid.expand_as(difference)].mean())
+
+    before = error(item)
+    wrong = error(replace(item, poses=item.poses[[2, 1, 0]]))
+    assert wrong > 2 * before, "the test could not tell"
+    for seed in range(3):
+        assert error(Augmentation(scale=1.15, flip=flip, jitter=0)(item, generator(seed))) < 1.25 * before
+
+
+def test_one_recolouring_for_the_three_frames():
+    item = sample_with_a_spot()
+    item.frames[:] = torch.rand(3, H, W, generator=generator(0))
+    out = Augmentation(scale=1, flip=0, jitter=1)(item, generator(3))
+    assert torch.equal(out.frames[0], out.frames[1])
+    assert torch.equal(out.frames[0], out.frames[2])
+    assert (out.frames - item.frames).abs().mean() > 0.01
+    torch.testing.assert_close(out.intrinsics, item.intrinsics)
+
+
+def test_nothing_asked_nothing_changed():
+    item = sample_with_a_spot()
+    out = Augmentation(scale=1, flip=0, jitter=0)(item, generator(0))
+    assert torch.equal(out.frames, item.frames)
+    assert torch.equal(out.intrinsics, item.intrinsics)
+
+
+def test_the_generator_decides_and_the_original_stays():
+    item = sample_with_a_spot()
+    kept = replace(item, frames=item.frames.clone(), intrinsics=item.intrinsics.clone(), poses=item.poses.clone())
+    results = [Augmentation()(item, generator(seed)) for seed in (7, 7, 8)]
+    assert torch.equal(results[0].frames, results[1].frames)
+    assert torch.equal(results[0].intrinsics, results[1].intrinsics)
+    assert not torch.equal(results[0].intrinsics, results[2].intrinsics)
+    for name in ("frames", "intrinsics", "poses"):
+        assert torch.equal(getattr(item, name), getattr(kept, name)), name
+
+
+def test_probabilities_are_probabilities():
+    item = sample_with_a_spot()
+    flipped = sum(
+        bool(Augmentation(scale=1, flip=0.25, jitter=0)(item, generator(s)).intrinsics[0, 2] != 45) for s in range(400)
+    )
+    assert 70 < flipped < 130

@@ -1,0 +1,157 @@
+"""Rendered scenes: the depth, motion and intrinsics that come with the pictures are those of the pictures."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from fadepth_core.data import collate
+from fadepth_core.data.scenes import mesh as m
+from fadepth_core.data.scenes.raster import SKY_DEPTH
+from fadepth_core.data.scenes.textures import build_atlas
+from fadepth_core.data.synthetic import Scene, SyntheticDataset, SyntheticTest, Track, _daylight
+from fadepth_core.geometry import relative_motion, reproject, sample
+
+SIZE = (96, 192)
+K = np.array([[100.0, 0, 95.5], [0, 100, 47.5], [0, 0, 1]])
+
+
+def tensors(item):
+    return {name: value for name, value in vars(item).items() if isinstance(value, torch.Tensor)}
+
+
+@pytest.mark.parametrize("preset", ["driving", "indoor"])
+def test_a_sample_follows_from_seed_and_index(preset):
+    dataset = SyntheticDataset(preset, SIZE, length=3, seed=4)
+    (worker,) = DataLoader(dataset, batch_size=3, collate_fn=collate, num_workers=1)
+    here = collate([SyntheticDataset(preset, SIZE, length=3, seed=4)[i] for i in range(3)])
+    for name, value in tensors(here).items():
+        assert torch.equal(value, tensors(worker)[name]), name
+    assert not torch.equal(here.frames[0], here.frames[1])
+    assert not torch.equal(here.frames[0], SyntheticDataset(preset, SIZE, seed=5)[0].frames)
+
+
+@pytest.mark.parametrize("preset", ["driving", "indoor"])
+def test_a_sample_has_everything_in_its_range(preset):
+    dataset = SyntheticDataset(preset, SIZE)
+    for index in range(3):
+        item = dataset[index]
+        assert item.frames.shape == (3, 3, *SIZE)
+        assert item.depth.shape == SIZE
+        assert all(value.dtype == torch.float32 for value in tensors(item).values())
+        assert 0 <= item.frames.min() < 0.4 < item.frames.max() <= 1
+        assert item.frames.std() > 0.05
+        assert 0.05 < item.depth.min() < item.depth.max() <= SKY_DEPTH
+        torch.testing.assert_close(item.poses[1], torch.eye(4))
+        travelled = item.poses[2, :3, 3].norm()
+        assert float(travelled) == pytest.approx(float(item.speed * item.interval), rel=0.1, abs=0.02)
+
+
+@pytest.mark.parametrize("preset", ["driving", "indoor"])
+def test_true_depth_and_motion_explain_the_other_frames(preset):
+    """The bound: where nothing but the camera moves, warping leaves at most 40 % of the difference between the frames."""
+    dataset = SyntheticDataset(preset, SIZE, moving=False)
+    warped_error, plain_error = [], []
+    for index in range(8):
+        item = collate([dataset[index]])
+        middle = item.frames[:, 1]
+        for other in (0, 2):
+            seen = reproject(
+                item.depth[:, None], relative_motion(item.poses[:, 1], item.poses[:, other]), item.intrinsics
+            )
+            moved = seen.valid & (seen.flow.norm(dim=1, keepdim=True) > 1)
+            moved = moved.expand_as(middle)
+            warped_error.append((sample(item.frames[:, other], seen.pixels) - middle)[moved].abs())
+            plain_error.append((item.frames[:, other] - middle)[moved].abs())
+    assert torch.cat(warped_error).mean() < 0.4 * torch.cat(plain_error).mean()
+    assert torch.cat(warped_error).median() < 0.02
+
+
+def scene_of(mesh, track=Track()):  # noqa: B008 - immutable
+    geometry, mover = mesh.geometry()
+    textures = build_atlas(0)
+    light = _daylight(np.random.default_rng(0), textures)
+    return Scene(geometry, mover, np.array(mesh.velocities), track, mesh.materials(), light, textures.texels)
+
+
+def camera(x=0.0, y=-1.5, z=0.0):
+    pose = np.eye(4)
+    pose[:3, 3] = x, y, z
+    return pose
+
+
+def ground_and_box():
+    mesh = m.Mesh()
+    row = build_atlas(0).rows["asphalt"][0]
+    mesh.add(m.rectangle((-50, 0, 100), (100, 0, 0), (0, 0, -110), 4.0), mesh.material(row))
+    mesh.add(m.box(2, 1, 2).at(1, 0, 11), mesh.material(row, 0.4), mover=mesh.mover((1.0, 0, 0)))
+    return mesh
+
+
+def test_depth_is_that_of_the_geometry():
+    """Ground 1.5 m below the camera; a box of 2 x 1 x 2 m whose near face is 10 m ahead, its edges at x = 0 and 2."""
+    _, depth = scene_of(ground_and_box()).render_at(0.0, K, camera(), SIZE)
+    rows = np.arange(52, 96)
+    np.testing.assert_allclose(depth[rows, 20], 1.5 / ((rows - 47.5) / 100), rtol=1e-4)
+    face = np.isclose(depth, 10.0, rtol=1e-5)
+    np.testing.assert_array_equal(np.nonzero(face.any(0))[0], np.arange(96, 116))  # 95.5 + 100·x/10 for x = 0 .. 2
+    np.testing.assert_array_equal(np.nonzero(face.any(1))[0], np.arange(53, 63))  # 47.5 + 100·y/10 for y = 0.5 .. 1.5
+    assert depth[0, 0] == SKY_DEPTH
+
+
+def test_what_moves_is_elsewhere_later():
+    scene = scene_of(ground_and_box())
+    for time in (-0.5, 0.0, 1.0):
+        _, depth = scene.render_at(time, K, camera(), SIZE)
+        columns = np.nonzero(np.isclose(depth, 10.0, rtol=1e-5).any(0))[0]
+        np.testing.assert_array_equal(columns, np.arange(96 + 10 * time, 116 + 10 * time))
+
+
+def test_the_ground_bends_and_rises_as_the_track_says():
+    track = Track((6.0, 300.0), (2.0, 200.0))
+    mesh = m.Mesh()
+    z = np.arange(-5.0, 100, 1.0)
+    line, side = np.stack([np.zeros_like(z), np.zeros_like(z), z], 1), np.array([4.0, 0, 0])
+    mesh.add(m.strip(line - side, line + side, 4.0), mesh.material(build_atlas(0).rows["asphalt"][0]))
+    at = 40.0
+    x, y = track.shift(at)
+    _, depth = scene_of(mesh, track).render_at(0.0, K, camera(x, y - 1.5, at - 4), SIZE)
+    # The middle of the road at z = 40 lies 4 m ahead of the camera and 1.5 m below it.
+    assert depth[round(47.5 + 100 * 1.5 / 4), 95] == pytest.approx(4.0, rel=0.02)
+    slope = track.slope(at)
+    numeric = [(b - a) / 0.02 for a, b in zip(track.shift(at - 0.01), track.shift(at + 0.01), strict=True)]
+    np.testing.assert_allclose(slope, numeric, rtol=1e-4)
+
+
+def test_stride_lengthens_the_time_between_frames():
+    near, far = (SyntheticDataset("driving", SIZE, stride=s)[1] for s in (1.0, 3.0))
+    assert float(far.interval) == pytest.approx(3 * float(near.interval))
+    assert float(far.speed) == pytest.approx(float(near.speed))
+    assert float(far.poses[2, :3, 3].norm()) == pytest.approx(3 * float(near.poses[2, :3, 3].norm()), rel=0.05)
+
+
+def test_test_pictures_end_and_know_no_depth_of_the_sky():
+    test = SyntheticTest("driving", SIZE, length=4)
+    images = list(test)
+    assert len(images) == len(test) == 4
+    assert all(image.image.dtype == np.uint8 and image.image.shape == (*SIZE, 3) for image in images)
+    assert all(image.depth.max() < SKY_DEPTH for image in images)
+    assert any((image.depth == 0).any() for image in images)
+    assert not np.array_equal(images[0].image, images[1].image)
+    with pytest.raises(IndexError):
+        test[4]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"preset": "moon"}, "preset must be 'driving' or 'indoor', got 'moon'"),
+        ({"length": 0}, "length must be at least 1, got 0"),
+        ({"stride": 0}, "stride must be positive, got 0"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        SyntheticDataset(**options)
