@@ -160,7 +160,7 @@ class Mesh:
         normals = np.cross(corners[:, 2] - corners[:, 0], corners[:, 3] - corners[:, 1])
         normals /= np.linalg.norm(normals, axis=1, keepdims=True) + 1e-9
         first = 4 * np.arange(count, dtype=np.int32)[:, None]
-        faces = np.concatenate([first + [0, 1, 2], first + [0, 2, 3]], axis=1).reshape(-1, 3).astype(np.int32)
+        faces = (first + np.array([0, 1, 2, 0, 2, 3], np.int32)).reshape(-1, 3)
         geometry = Geometry(
             corners.reshape(-1, 3).astype(np.float32),
             np.repeat(normals, 4, axis=0).astype(np.float32),

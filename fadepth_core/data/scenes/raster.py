@@ -183,8 +183,8 @@ def _rasterise(points, point_keys, perspective, geometry, materials, atlas, shad
                 left, right, top, bottom = min(left, x), max(right, x), min(top, y), max(bottom, y)
         if right < 0 or left > width - 1 or bottom < 0 or top > height - 1:
             continue
-        first_row, last_row = max(0, int(math.ceil(top))), min(height - 1, int(math.floor(bottom)))
-        first, last = max(0, int(math.ceil(left))), min(width - 1, int(math.floor(right)))
+        first_row, last_row = max(0, math.ceil(top)), min(height - 1, math.floor(bottom))
+        first, last = max(0, math.ceil(left)), min(width - 1, math.floor(right))
         if first_row > last_row or first > last:
             continue
         a0, b0, c0 = y1 * w2 - w1 * y2, w1 * x2 - x1 * w2, x1 * y2 - y1 * x2
@@ -229,7 +229,7 @@ def _rasterise(points, point_keys, perspective, geometry, materials, atlas, shad
             if outside or low > high:
                 continue
             key_row = key_y * y + key_c
-            for x in range(int(math.ceil(low)), int(math.floor(high)) + 1):
+            for x in range(math.ceil(low), math.floor(high) + 1):
                 key = key_x * x + key_row
                 if key <= keys[y, x] or (perspective and key * NEAR > 1.0):
                     continue

@@ -50,10 +50,10 @@ class Street:
 
     # ---------------------------------------------------------------------------------------------------------- ground
 
-    def _band(self, left: float, right: float, y: float, tile: float, material: int, casts: bool = False) -> None:
+    def _band(self, left: float, right: float, y: float, tile: float, material: int) -> None:
         z = np.concatenate([np.arange(NEAR_END, 60, 3.0), np.arange(60, FAR_END + 1, 10.0)])
-        line = np.stack([np.zeros_like(z), np.full_like(z, y), z], 1)
-        self.mesh.add(m.strip(line + (left, 0, 0), line + (right, 0, 0), tile), material, casts=casts)
+        edges = [np.stack([np.full_like(z, x), np.full_like(z, y), z], 1) for x in (left, right)]
+        self.mesh.add(m.strip(*edges, tile), material, casts=False)
 
     def _ground(self) -> None:
         rng, grey = self.rng, self._tint(0.25, 1.0, 0.05)
@@ -118,7 +118,7 @@ class Street:
             if rng.random() < buildings:
                 self._building(side, edge + setback + rng.uniform(0, 1.5), z + width / 2, width)
             z += width + (0.0 if self.kind == "town" and rng.random() < 0.7 else rng.uniform(1, 12))
-        if self.kind != "town" and rng.random() < 0.6 or rng.random() < 0.15:
+        if rng.random() < (0.15 if self.kind == "town" else 0.65):
             self._line_of(side, edge + rng.uniform(0.2, max(0.3, setback * 0.5)))
         trees = {"town": 0.4, "suburb": 0.7, "country": 0.8, "motorway": 0.6}[self.kind]
         if rng.random() < trees:
@@ -189,7 +189,7 @@ class Street:
             crown = np.array([height * rng.uniform(0.25, 0.4), (height - trunk) / 2, height * rng.uniform(0.25, 0.4)])
             centres = ball * crown - (0, (height + trunk) / 2, 0)
             leaf = int(rng.choice(self._leaves))
-        mesh.add(m.cards(rng, centres + (x, 0, z), size), leaf)
+        mesh.add(m.cards(rng, centres + np.array([x, 0, z]), size), leaf)
 
     def _line_of(self, side: int, x: float) -> None:
         """A hedge, fence or wall along the road, with gaps."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 
 import cv2
 import numpy as np
@@ -421,7 +422,7 @@ def shop(rng: Random) -> np.ndarray:
     ink = tuple(float(v) for v in (1 - np.array(colour)) * rng.uniform(0.5, 1))
     _glyphs(rng, picture, (20, 16, S - 20, board - 4), (*ink, 0.5), board - 24)
     edges = np.unique(np.r_[6, rng.integers(30, S - 30, rng.integers(2, 5)), S - 6])
-    for x0, x1 in zip(edges[:-1], edges[1:], strict=True):
+    for x0, x1 in pairwise(edges):
         if x1 - x0 < 16:
             continue
         low = int(rng.choice([S - 4, S - 30, S - 50]))
@@ -731,7 +732,7 @@ def dead_leaves(rng: Random) -> np.ndarray:
             corners = cv2.boxPoints(((0, 0), (2 * radius, 2 * radius * rng.uniform(0.2, 1)), rng.uniform(0, 180)))
 
             def draw(image, px, py, corners=corners, colour=colour):
-                cv2.fillConvexPoly(image, (corners + (px, py)).astype(np.int32), (*colour, 0.3))
+                cv2.fillConvexPoly(image, (corners + np.array([px, py])).astype(np.int32), (*colour, 0.3))
 
         _wrap_draw(canvas, draw, x, y, 1.5 * radius)
     canvas[..., :3] *= (1 + 0.06 * fractal(rng, 0.8) + 0.08 * fractal(rng, 1.6))[..., None]
