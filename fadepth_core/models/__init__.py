@@ -7,9 +7,13 @@ from functools import partial
 
 from torch import nn
 
+from fadepth_core.models.hqdec import HQDecv2
 from fadepth_core.models.smalldepth import LAYOUTS, SmallDepth
 
-MODELS: dict[str, Callable[..., nn.Module]] = {name: partial(SmallDepth, name) for name in LAYOUTS}
+MODELS: dict[str, Callable[..., nn.Module]] = {
+    **{name: partial(SmallDepth, name) for name in LAYOUTS},
+    "hqdecv2": HQDecv2,
+}
 
 
 def build_model(name: str, **options) -> nn.Module:
@@ -23,4 +27,4 @@ def build_model(name: str, **options) -> nn.Module:
     return MODELS[name](**options)
 
 
-__all__ = ["LAYOUTS", "MODELS", "SmallDepth", "build_model"]
+__all__ = ["LAYOUTS", "MODELS", "HQDecv2", "SmallDepth", "build_model"]
