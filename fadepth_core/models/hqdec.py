@@ -1,0 +1,188 @@
+"""HQDecv2 (FA-Depth section III-D, eq. 23-27): the large network, 24.65 M parameters, that teaches SmallDepth.
+
+Each decoder stage also receives the encoder's maps of all higher resolutions, brought down to its own; what arrives is
+weighed at every pixel. The tables below ARE the architecture; the paper prints none, they were fitted to its parameter
+count (specification 5.9). `HQDecv2.fuse()` gives `FusedHQDecv2`, which is exported.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from fadepth_core.models.layers.adacoeff import AdaCoeff
+from fadepth_core.models.layers.attention_head import AttentionDisparityHead
+from fadepth_core.models.layers.axial import AxialDownsample
+from fadepth_core.models.layers.backbone import timm_backbone
+from fadepth_core.models.layers.context import TokenConfig
+from fadepth_core.models.layers.conv import conv2d
+from fadepth_core.models.layers.folding import without_batch_norm
+from fadepth_core.models.layers.head import MAX_DEPTH, MIN_DEPTH
+from fadepth_core.models.layers.refine import Refinement
+from fadepth_core.models.layers.upsample import AdaptiveUpsample
+from fadepth_core.models.smalldepth import DepthFeatures
+
+# Level j runs at 1/2^(j+1) of the input.
+ENCODER_WIDTHS = (24, 48, 64, 160, 256)  # f_0..f_4
+REFINED_WIDTHS = (24, 48, 64, 160, 160)  # g_0..g_4
+DECODER_WIDTHS = (24, 24, 48, 64, 160)  # u_0..u_4, at twice the resolution of their level
+# All halvings lead to one grid of tokens, 1/32 of the input.
+LEVEL_TOKENS = (
+    TokenConfig(width=24, heads=2, halvings=4),
+    TokenConfig(width=48, heads=4, halvings=3),
+    TokenConfig(width=64, heads=4, halvings=2),
+    TokenConfig(width=160, heads=8, halvings=1),
+    TokenConfig(width=256, heads=8, halvings=0),
+)
+HEAD_TOKENS = (
+    TokenConfig(width=12, heads=2, halvings=5),
+    TokenConfig(width=24, heads=4, halvings=4),
+    TokenConfig(width=32, heads=4, halvings=3),
+)
+_STRIDE = 32
+
+
+class HQDecv2(nn.Module):
+    """Training form.
+
+    Args:
+        weights: local file of ImageNet weights of the encoder in timm's format; None starts from random weights.
+        min_depth, max_depth: metres that the sigmoid's range is mapped to.
+
+    Shapes: image [B, 3, H, W], normalised as for `SmallDepth`; H and W multiples of 32.
+
+    Raises:
+        ImportError: timm cannot be imported.
+        FileNotFoundError: there is no file `weights`.
+    """
+
+    ENCODER = "tf_efficientnetv2_s"
+
+    def __init__(self, weights: str | Path | None = None, min_depth: float = MIN_DEPTH, max_depth: float = MAX_DEPTH):
+        super().__init__()
+        self.min_depth, self.max_depth = min_depth, max_depth
+        self.encoder = timm_backbone(self.ENCODER, weights, features_only=True)
+        self.decoder = HQDecoder()
+        self.heads = nn.ModuleList(
+            AttentionDisparityHead(width, tokens) for width, tokens in zip(DECODER_WIDTHS, HEAD_TOKENS, strict=False)
+        )
+
+    def forward(self, image: Tensor) -> DepthFeatures:
+        """Estimate disparities.
+
+        Returns:
+            As `SmallDepth`: the encoder's maps are f_0..f_4, the decoder's u_0..u_4.
+
+        Raises:
+            ValueError: a side of the image is not a multiple of 32.
+        """
+        height, width = image.shape[-2:]
+        if height % _STRIDE or width % _STRIDE:
+            raise ValueError(f"HQDecv2 takes images with sides in multiples of {_STRIDE}, got {height}x{width}")
+        encoder = self.encoder(image)
+        decoder = self.decoder(encoder)
+        disparities = tuple(head(feature) for head, feature in zip(self.heads, decoder, strict=False))
+        return DepthFeatures(disparities, tuple(encoder), tuple(decoder))
+
+    @torch.no_grad()
+    def set_start_depth(self, metres: float) -> None:
+        """Let untrained heads answer about `metres` instead of the middle of the disparity range, which is 0.2 m.
+
+        Raises:
+            ValueError: the depth is outside the network's range.
+        """
+        if not self.min_depth < metres < self.max_depth:
+            raise ValueError(f"a start depth must lie between {self.min_depth} and {self.max_depth} m, got {metres}")
+        near, far = 1 / self.min_depth, 1 / self.max_depth
+        x = (1 / metres - far) / (near - far)
+        for head in self.heads:
+            # The gate behind the filter starts at about one half.
+            head.conv.bias.fill_(2 * math.log(x / (1 - x)))
+
+    def fuse(self) -> FusedHQDecv2:
+        """The deployment net: BatchNorm folded, the finest disparity alone. This module is left unchanged."""
+        return FusedHQDecv2(self)
+
+    def encoder_modules(self) -> list[nn.Module]:
+        return [self.encoder]
+
+    def decoder_modules(self) -> list[nn.Module]:
+        """All behind the encoder, with the two coarser heads that only training needs: so the paper's size was fitted."""
+        return [self.decoder, self.heads]
+
+
+class HQDecoder(nn.Module):
+    """Encoder maps f_0..f_4 at 1/2 .. 1/32 -> u_0..u_4 at 1/1 .. 1/16 (specification 5.1)."""
+
+    def __init__(self):
+        super().__init__()
+        levels = range(len(LEVEL_TOKENS))
+        self.laterals = nn.ModuleList(_refined(ENCODER_WIDTHS[j], REFINED_WIDTHS[j], LEVEL_TOKENS[j]) for j in levels)
+        # crossings[j][i] brings f_i down to level j; the coarsest level has none.
+        self.crossings = nn.ModuleList(
+            nn.ModuleList(
+                nn.Sequential(
+                    AxialDownsample(ENCODER_WIDTHS[i], 2 ** (j - i)),
+                    _refined(ENCODER_WIDTHS[i], REFINED_WIDTHS[j], LEVEL_TOKENS[j]),
+                )
+                for i in range(j)
+            )
+            for j in levels[:-1]
+        )
+        self.fusions = nn.ModuleList(AdaCoeff(j + 2) for j in levels[:-1])
+        ups = [
+            nn.Sequential(
+                _refined(REFINED_WIDTHS[j], DECODER_WIDTHS[j], LEVEL_TOKENS[j]),
+                AdaptiveUpsample(DECODER_WIDTHS[j], LEVEL_TOKENS[j]),
+            )
+            for j in levels[:-1]
+        ]
+        self.ups = nn.ModuleList([*ups, AdaptiveUpsample(DECODER_WIDTHS[-1], LEVEL_TOKENS[-1])])
+
+    def forward(self, encoder: list[Tensor]) -> list[Tensor]:
+        u = self.ups[-1](self.laterals[-1](encoder[-1]))
+        decoder = [u]
+        for j in reversed(range(len(self.fusions))):
+            crossed = [crossing(f) for crossing, f in zip(self.crossings[j], encoder, strict=False)]
+            u = self.ups[j](self.fusions[j](*crossed, self.laterals[j](encoder[j]), u))
+            decoder.insert(0, u)
+        return decoder
+
+
+def _refined(cin: int, cout: int, tokens: TokenConfig) -> nn.Sequential:
+    """R(TL(x)): channels brought to `cout`, then refined."""
+    return nn.Sequential(conv2d(cin, cout, 1, bias=True), nn.ELU(inplace=True), Refinement(cout, tokens))
+
+
+class FusedHQDecv2(nn.Module):
+    """Deployment form of `HQDecv2`: image [B, 3, H, W] -> disparity x in (0, 1) [B, 1, H, W]; H, W multiples of 32."""
+
+    def __init__(self, trained: HQDecv2):
+        super().__init__()
+        self.min_depth, self.max_depth = trained.min_depth, trained.max_depth
+        self.encoder = _with_fixed_padding(without_batch_norm(trained.encoder))
+        self.decoder = without_batch_norm(trained.decoder)
+        self.head = without_batch_norm(trained.heads[0])
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.head(self.decoder(self.encoder(image))[0])
+
+
+def _with_fixed_padding(encoder: nn.Module) -> nn.Module:
+    """Replace TensorFlow's "same" padding, worked out from each input's size, by what it is at every even size: one row
+    below and one column to the right of the strided 3×3 filters. The exported graph needs no arithmetic on sizes then.
+    """
+    from timm.layers import Conv2dSame
+
+    for parent in list(encoder.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, Conv2dSame):
+                conv = nn.Conv2d(
+                    child.in_channels, child.out_channels, child.kernel_size, child.stride, groups=child.groups
+                )
+                conv.weight, conv.bias = child.weight, child.bias
+                setattr(parent, name, nn.Sequential(nn.ZeroPad2d((0, 1, 0, 1)), conv))
+    return encoder

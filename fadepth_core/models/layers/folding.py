@@ -1,0 +1,47 @@
+"""Folding every BatchNorm of a network away, for networks whose modules have no deployment form of their own."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+from fadepth_core.models.layers.conv import fold
+
+
+@torch.no_grad()
+def without_batch_norm(module: nn.Module) -> nn.Module:
+    """A copy in evaluation mode that computes the same without BatchNorm; `module` is left unchanged.
+
+    A BatchNorm declared directly behind a convolution is folded into it: in every module used here and in timm's
+    EfficientNets, children are declared in the order in which they run. Any other becomes a `ChannelAffine`.
+    """
+    module = copy.deepcopy(module).eval().requires_grad_(False)
+    for parent in list(module.modules()):
+        previous = None
+        for name, child in list(parent.named_children()):
+            if isinstance(child, nn.BatchNorm2d):
+                if previous is not None and isinstance(conv := getattr(parent, previous), nn.Conv2d):
+                    setattr(parent, previous, fold(conv, child))
+                    affine = nn.Identity()
+                else:
+                    affine = ChannelAffine(child)
+                # timm's BatchNorm carries the activation behind it.
+                setattr(parent, name, nn.Sequential(affine, child.act) if hasattr(child, "act") else affine)
+            previous = name
+    return module
+
+
+class ChannelAffine(nn.Module):
+    """BatchNorm with fixed statistics: one scale and one shift a channel. Shapes: [B, C, H, W] -> [B, C, H, W]."""
+
+    def __init__(self, bn: nn.BatchNorm2d):
+        super().__init__()
+        scale = bn.weight.double() / (bn.running_var.double() + bn.eps).sqrt()
+        shift = bn.bias.double() - bn.running_mean.double() * scale
+        self.scale = nn.Parameter(scale.to(bn.weight.dtype).view(-1, 1, 1), requires_grad=False)
+        self.shift = nn.Parameter(shift.to(bn.weight.dtype).view(-1, 1, 1), requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.scale + self.shift

@@ -1,0 +1,310 @@
+"""HQDecv2: the size it was fitted to, deployment that does not change its answer, and depth without a grid of tokens."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Iterable
+
+import numpy as np
+import openvino as ov
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fadepth_core.models import HQDecv2, build_model
+from fadepth_core.models.complexity import parameter_count
+from fadepth_core.models.hqdec import DECODER_WIDTHS, HEAD_TOKENS
+from fadepth_core.models.layers.attention_head import AttentionDisparityHead
+from fadepth_core.models.layers.channels import conv_bn_elu
+from fadepth_core.models.layers.context import GlobalContext, SelfAttention, TokenConfig
+from fadepth_core.models.layers.head import disparity_to_depth
+from fadepth_core.models.smalldepth import PIXEL_MEAN, PIXEL_STD
+from fadepth_core.runtime.checkpoint import Checkpoint, Description
+from fadepth_core.runtime.export import export_checkpoint
+from fadepth_core.runtime.graph import ShapeCarriedGraph
+from fadepth_core.runtime.network import load_network
+
+SIZE = (96, 160)
+
+
+@functools.cache
+def _define_torchvision_operators() -> torch.library.Library:
+    library = torch.library.Library("torchvision", "DEF")  # defined as long as this object lives
+    for name in ("nms", "qnms"):
+        library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    return library
+
+
+@pytest.fixture(scope="module")
+def timm():
+    """timm; a torchvision built for another torch lacks operators it looks up on import, so they are declared here."""
+    try:
+        import timm
+    except ImportError as error:
+        pytest.skip(f"timm cannot be imported: {error}")
+    except RuntimeError as error:
+        if "torchvision::nms" not in str(error):
+            raise
+        _define_torchvision_operators()
+        import timm
+    return timm
+
+
+def scenes(count: int, height: int, width: int, coarsest_only: bool = False) -> Tensor:
+    """Pictures with structure at every size from 32 pixels down, or at 32 pixels and above only: [N, 3, H, W]."""
+    generator = torch.Generator().manual_seed(0)
+    cells = (32,) if coarsest_only else (32, 16, 8, 4, 2)
+    octaves = [torch.randn(count, 3, height // cell, width // cell, generator=generator) for cell in cells]
+    mode = "bicubic" if coarsest_only else "bilinear"
+    return sum(F.interpolate(octave, size=(height, width), mode=mode) for octave in octaves) / len(cells) ** 0.5
+
+
+@pytest.fixture(scope="module")
+def network(timm) -> HQDecv2:
+    """Evaluation mode, with BatchNorm statistics of `scenes` and affine parameters that are not those of the start.
+
+    Random weights amplify what the statistics were not taken of, so the tests show it these very pictures.
+    """
+    torch.manual_seed(0)
+    network = HQDecv2().train()
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = None  # a plain average
+            nn.init.uniform_(module.weight, 0.8, 1.2)
+            nn.init.normal_(module.bias, std=0.1)
+    with torch.no_grad():
+        network(scenes(4, *SIZE))
+    return network.eval()
+
+
+def relative_disparity_error(a, b):
+    return (1 - disparity_to_depth(b) / disparity_to_depth(a)).abs().max().item()
+
+
+# ---------------------------------------------------------------------------------------------------------------- size
+
+
+def multiply_accumulates(network: nn.Module, image: Tensor, parts: Iterable[nn.Module]) -> int:
+    """Of convolutions, linear maps and the two matrix products of attention that run inside `parts`."""
+    total = 0
+
+    def hook(module, inputs, output):
+        nonlocal total
+        if isinstance(module, (nn.Conv1d, nn.Conv2d)):
+            total += output.numel() * module.weight[0].numel()
+        elif isinstance(module, nn.Linear):
+            total += output.numel() * module.in_features
+        elif isinstance(module, SelfAttention):
+            batch, tokens, width = inputs[0].shape
+            total += 2 * batch * tokens**2 * width
+
+    handles = [module.register_forward_hook(hook) for part in parts for module in part.modules()]
+    with torch.no_grad():
+        network(image)
+    for handle in handles:
+        handle.remove()
+    return total
+
+
+@pytest.mark.parametrize(
+    ("size", "encoder", "decoder"), [((128, 416), 3.006e9, 0.952e9), ((192, 640), 6.932e9, 2.231e9)]
+)
+def test_multiply_accumulates(network, size, encoder, decoder):
+    image = torch.zeros(1, 3, *size)
+    assert multiply_accumulates(network, image, network.encoder_modules()) == pytest.approx(encoder, rel=1e-3)
+    assert multiply_accumulates(network, image, network.decoder_modules()) == pytest.approx(decoder, rel=1e-3)
+
+
+def test_the_papers_size(network):
+    """24.65 M parameters and 3.90 G multiply-accumulates at 128×416."""
+    image = torch.zeros(1, 3, 128, 416)
+    assert parameter_count([network]) == pytest.approx(24.65e6, rel=0.005)
+    assert multiply_accumulates(network, image, [network]) == pytest.approx(3.90e9, rel=0.02)
+
+
+def test_parameters_of_every_block(network):
+    """The counts of the configuration that was fitted."""
+    decoder = network.decoder
+
+    def counts(blocks):
+        return [parameter_count([block]) for block in blocks]
+
+    assert parameter_count(network.encoder_modules()) == 19_847_248
+    assert counts(decoder.laterals) == [9921, 34089, 58269, 341461, 769949]
+    assert [counts(crossings) for crossings in decoder.crossings] == [
+        [],
+        [42147],
+        [84129, 90461],
+        [417645, 430885, 383641],
+    ]
+    assert counts(decoder.fusions) == [170, 375, 660, 1025]
+    assert counts(decoder.ups) == [32141, 70985, 151475, 647639, 1205522]
+    assert counts(network.heads) == [4685, 10133, 18133]
+    assert parameter_count(network.decoder_modules()) == 4_805_540
+
+
+# -------------------------------------------------------------------------------------------------- outputs and training
+
+
+@pytest.mark.parametrize("size", [(128, 416), (96, 320), (32, 32)])
+def test_shapes_and_range(network, size):
+    with torch.no_grad():
+        out = network(scenes(1, *size))
+
+    def pyramid(finest, widths):
+        return [(1, width, size[0] >> level, size[1] >> level) for level, width in enumerate(widths, finest)]
+
+    assert [tuple(x.shape) for x in out.disparities] == pyramid(0, (1, 1, 1))
+    assert [tuple(x.shape) for x in out.encoder] == pyramid(1, (24, 48, 64, 160, 256))
+    assert [tuple(x.shape) for x in out.decoder] == pyramid(0, (24, 24, 48, 64, 160))
+    assert all(0 <= x.min() <= x.max() <= 1 for x in out.disparities)
+
+
+def test_sides_that_are_no_multiples_of_32_are_refused(network):
+    with pytest.raises(ValueError, match="multiples of 32, got 100x160"):
+        network(torch.zeros(1, 3, 100, 160))
+
+
+def test_training_reaches_every_parameter(timm):
+    torch.manual_seed(0)
+    network = HQDecv2().train()
+    sum(x.mean() for x in network(scenes(2, 64, 96)).disparities).backward()
+    assert [name for name, p in network.named_parameters() if p.grad is None or not p.grad.any()] == []
+
+
+def test_start_depth(timm):
+    torch.manual_seed(0)
+    network = build_model("hqdecv2")
+    network.set_start_depth(8.0)
+    with torch.no_grad():
+        disparities = network(scenes(2, 64, 96)).disparities
+    for x in disparities:
+        depth = disparity_to_depth(x).log().mean().exp().item()
+        assert 8 / 3 < depth < 8 * 3, "random features move it, but not to the 0.2 m of the range's middle"
+    with pytest.raises(ValueError, match=r"between 0.1 and 100.0 m, got 200"):
+        network.set_start_depth(200)
+
+
+def test_encoder_takes_imagenet_weights_from_a_file(timm, tmp_path):
+    from safetensors.torch import save_file
+
+    trained = timm.create_model(HQDecv2.ENCODER, pretrained=False)
+    save_file(trained.state_dict(), tmp_path / "encoder.safetensors")
+    encoder = HQDecv2(weights=tmp_path / "encoder.safetensors").encoder
+    state = trained.state_dict()
+    assert all(torch.equal(value, state[name]) for name, value in encoder.state_dict().items())
+
+
+def test_missing_weights_and_timm_are_named(timm, tmp_path, monkeypatch):
+    with pytest.raises(FileNotFoundError, match=r"tf_efficientnetv2_s at .*absent\.pth"):
+        HQDecv2(weights=tmp_path / "absent.pth")
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(ImportError, match=r"pip install 'fadepth_ros\[train\]'"):
+        HQDecv2()
+
+
+# ---------------------------------------------------------------------------------------------------------- deployment
+
+
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float64, 1e-9), (torch.float32, 1e-4)])
+def test_fused_equals_trained(network, dtype, bound):
+    image = scenes(4, *SIZE)[:1].to(dtype)
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    try:
+        with torch.no_grad():
+            expected = network.to(dtype)(image).disparities[0]
+            fused = network.fuse()
+            assert expected.std() > 0.01, "a constant output would prove nothing"
+            assert relative_disparity_error(expected, fused(image)) <= bound
+    finally:
+        network.float()
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in fused.modules())
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+
+
+def test_exported_network_at_a_size_it_was_not_exported_at(network, tmp_path):
+    """The ONNX file in OpenVINO, and the checkpoint beside it, against PyTorch."""
+    description = Description("hqdecv2", "training", SIZE, (0.1, 100.0), PIXEL_MEAN, PIXEL_STD, trained=False)
+    fused = network.fuse()
+    export_checkpoint(fused, description, tmp_path / "hqdecv2.safetensors")
+    colours = scenes(4, *SIZE)[0].permute(1, 2, 0) * torch.tensor(PIXEL_STD) + torch.tensor(PIXEL_MEAN)
+    inputs = {
+        "image": (255 * colours).clamp(0, 255).byte().numpy(),
+        "intrinsics": np.eye(3, dtype=np.float32),
+        "scale": np.ones(1, np.float32),
+        "limits": np.array([0, np.inf], np.float32),
+        "output_grid": np.zeros(SIZE, np.uint8),
+    }
+    with torch.no_grad():
+        expected = ShapeCarriedGraph(fused)(*(torch.from_numpy(value) for value in inputs.values()))[0].numpy()
+        loaded = load_network(Checkpoint(tmp_path / "hqdecv2.safetensors"))
+        picture = scenes(4, *SIZE)[:1]
+        assert relative_disparity_error(fused(picture), loaded(picture)) < 1e-6
+
+    model = ov.Core().read_model(tmp_path / "hqdecv2.onnx")
+    model.reshape({name: list(value.shape) for name, value in inputs.items()})
+    compiled = ov.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    depth = compiled(inputs)["depth"]
+    assert depth.shape == SIZE
+    assert expected.std() > 0.01 * expected.mean(), "a constant output would prove nothing"
+    assert np.abs(depth / expected - 1).max() < 1e-4
+
+
+# ------------------------------------------------------------------------------------------------------ grid artifacts
+
+_TOKEN = 32  # pixels
+
+
+class PatchContext(GlobalContext):
+    """What HQDec had instead: patches that do not overlap, pasted back by a transposed convolution."""
+
+    def __init__(self, channels: int, tokens: TokenConfig):
+        super().__init__(channels, tokens)
+        patch = 2**tokens.halvings
+        self.sample = nn.Conv2d(channels, channels, patch, patch, groups=channels, bias=False)
+        self.paste = nn.ConvTranspose2d(channels, channels, patch, patch, groups=channels, bias=False)
+        self.recover = conv_bn_elu(channels, channels)
+        # The gentlest of such filters: no pattern inside a patch, so that only its borders are left to be seen.
+        nn.init.constant_(self.sample.weight, 1 / patch**2)
+        nn.init.constant_(self.paste.weight, 1.0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        grid = self.embed(self.sample(x)) + self.position
+        tokens = self.norm(self.block(grid.flatten(2).transpose(1, 2)))
+        return x + self.recover(self.paste(self.project(tokens.transpose(1, 2).reshape_as(grid))))
+
+
+def border_ratios(disparity: Tensor) -> list[float]:
+    """Energy of the gradient of log depth between tokens, over that inside of them: across columns and across rows."""
+    depth = disparity_to_depth(disparity).log()
+    ratios = []
+    for dim in (2, 3):
+        energy = depth.diff(dim=dim).square().movedim(dim, 0).flatten(1).mean(1)
+        border = torch.arange(1, len(energy) + 1) % _TOKEN == 0
+        ratios.append((energy[border].mean() / energy[~border].mean()).item())
+    return ratios
+
+
+def head_ratios(context: type[GlobalContext], seed: int) -> list[float]:
+    """Of the finest head, shown smooth features: with random weights, all before it would hide what its tokens do."""
+    torch.manual_seed(seed)
+    head = AttentionDisparityHead(DECODER_WIDTHS[0], HEAD_TOKENS[0])
+    head.gate[0] = context(DECODER_WIDTHS[0], HEAD_TOKENS[0])
+    with torch.no_grad():
+        features = scenes(DECODER_WIDTHS[0], 128, 416, coarsest_only=True)[:, 0]
+        return border_ratios(head(features.unsqueeze(0)))
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_tokens_leave_no_grid(seed):
+    assert max(head_ratios(GlobalContext, seed)) < 2
+    assert min(head_ratios(PatchContext, seed)) > 10, "the measure sees a grid where there is one"
+
+
+def test_depth_of_a_smooth_scene_has_no_grid(timm):
+    torch.manual_seed(0)
+    network = HQDecv2().train()
+    with torch.no_grad():
+        assert max(border_ratios(network(scenes(2, 128, 416, coarsest_only=True)).disparities[0])) < 1.5
