@@ -118,7 +118,11 @@ def models(_args: argparse.Namespace) -> None:
     """Print every network with its parameters and operations as the paper counts them."""
     print(f"{'model':<16}{'parameters':>12}{'operations at 128x416':>24}")
     for name in MODELS:
-        network = build_model(name)
+        try:
+            network = build_model(name)
+        except ImportError as error:
+            print(f"{name:<16}{error}")
+            continue
         cost = complexity(network, (1, 3, *SIZE), [*network.encoder_modules(), *network.decoder_modules()])
         print(f"{name:<16}{cost.parameters / 1e6:>10.3f} M{cost.operations / 1e9:>22.3f} G")
 
@@ -127,7 +131,7 @@ def init(args: argparse.Namespace) -> None:
     """Write a deployment checkpoint of random weights."""
     _check_suffix(args.out)
     torch.manual_seed(args.seed)
-    network = build_model(args.model, residual_drop=0.0)
+    network = build_model(args.model)
     # BatchNorm statistics of noise: without them the activations of random weights grow with every layer.
     for module in network.modules():
         if isinstance(module, torch.nn.BatchNorm2d):

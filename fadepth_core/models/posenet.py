@@ -11,6 +11,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
+from fadepth_core.models.layers.backbone import timm_backbone
 from fadepth_core.models.layers.conv import ConvBN
 
 # Keeps the first motions near zero, so that training starts from frames that still overlap.
@@ -37,22 +38,7 @@ class PoseNet(nn.Module):
 
     def __init__(self, weights: str | Path | None = None):
         super().__init__()
-        try:
-            import timm
-        except ImportError as error:
-            raise ImportError(
-                f"the pose network needs timm, which cannot be imported ({error}): pip install 'fadepth_ros[train]', "
-                f"or train with the pose network 'small'"
-            ) from error
-        if weights is not None and not Path(weights).is_file():
-            raise FileNotFoundError(f"no file with weights of {self.BACKBONE} at {weights}")
-        self.encoder = timm.create_model(
-            self.BACKBONE,
-            in_chans=6,
-            num_classes=0,
-            pretrained=weights is not None,
-            pretrained_cfg_overlay=None if weights is None else {"file": str(weights)},
-        )
+        self.encoder = timm_backbone(self.BACKBONE, weights, in_chans=6, num_classes=0)
         self.head = nn.Linear(self.FEATURES, 6)
 
     def forward(self, pair: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from fadepth_core.losses.pyramid import PAPER_LEVELS
+from fadepth_core.models import MODELS
 
 _Model = TypeVar("_Model", bound=BaseModel)
 
@@ -63,16 +64,38 @@ class DataConfig(_Strict):
         return self
 
 
+_SMALLDEPTH_OPTIONS = ("residual_drop", "downsample_drop", "constant_drop", "etm")
+_HQDEC_OPTIONS = ("weights",)
+
+
 class ModelConfig(_Strict):
-    name: str = "smalldepth"
-    residual_drop: float = Field(0.9, ge=0, lt=1, description="P_A of Table V")
-    downsample_drop: float = Field(0.0, ge=0, lt=1, description="P_B of Table V")
-    constant_drop: bool = False
-    etm: Literal["etm", "etm*", "etm#"] | None = "etm#"
+    """The network; what follows `weights` is SmallDepth's alone."""
+
+    name: Literal[tuple(MODELS)] = "smalldepth"
     start_depth: float | None = Field(
         8.0, gt=0, description="metres that untrained heads answer; null for the middle of the disparity range"
     )
     start: Path | None = Field(None, description="training checkpoint whose weights to start from")
+    weights: Path | None = Field(None, description="ImageNet weights for hqdecv2's encoder, a local file")
+    residual_drop: float = Field(0.9, ge=0, lt=1, description="P_A of Table V")
+    downsample_drop: float = Field(0.0, ge=0, lt=1, description="P_B of Table V")
+    constant_drop: bool = False
+    etm: Literal["etm", "etm*", "etm#"] | None = "etm#"
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What `build_model` takes for this network."""
+        own = _HQDEC_OPTIONS if self.name == "hqdecv2" else _SMALLDEPTH_OPTIONS
+        return {key: getattr(self, key) for key in own}
+
+    @model_validator(mode="after")
+    def _check_options(self) -> ModelConfig:
+        foreign = _SMALLDEPTH_OPTIONS if self.name == "hqdecv2" else _HQDEC_OPTIONS
+        for key in foreign:
+            # A run's saved configuration names every key: what has its default says nothing.
+            if getattr(self, key) != type(self).model_fields[key].default:
+                raise ValueError(f"{self.name} has no {key}")
+        return self
 
 
 class PoseConfig(_Strict):

@@ -134,13 +134,7 @@ class Trainer:
 
         torch.manual_seed(config.seed)
         model = config.model
-        self.network = build_model(
-            model.name,
-            residual_drop=model.residual_drop,
-            downsample_drop=model.downsample_drop,
-            constant_drop=model.constant_drop,
-            etm=model.etm,
-        ).to(memory_format=torch.channels_last)
+        self.network = build_model(model.name, **model.options).to(memory_format=torch.channels_last)
         if model.start_depth is not None:
             self.network.set_start_depth(model.start_depth)
         if model.start is not None:
@@ -331,7 +325,7 @@ class Trainer:
             pixel_mean=PIXEL_MEAN,
             pixel_std=PIXEL_STD,
             trained=True,
-            options={"etm": config.model.etm} if config.model.etm else {},
+            options={"etm": config.model.etm} if config.model.options.get("etm") else {},
             provenance={
                 "data": ", ".join(source.name for source in config.data.train),
                 "iterations": str(self.iteration),
