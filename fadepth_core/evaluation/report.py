@@ -25,7 +25,7 @@ CAPTION_HEIGHT = 20
 #: Relative error that has the last colour.
 _WORST_ERROR = 0.5
 #: Share of pixels with truth below which each is drawn larger than it is.
-_SPARSE = 0.3
+_SPARSE = 0.5
 
 
 def print_table(evaluation: Evaluation, rows: Sequence[PublishedRow] = (), label: str = "ours") -> None:

@@ -110,7 +110,7 @@ class LevelInput:
     """What one level looks at.
 
     Attributes:
-        frames: RGB in [0, 1] [B, 3, 3, h, w], pictures in channels_last.
+        frames: RGB in [0, 1] [B, 3, 3, h, w], pictures in channels_last; or [B, 1, 3, h, w], the middle frame alone.
         intrinsics: K of these frames [B, 3, 3].
         poses: camera-to-world of the three frames [B, 3, 4, 4], if known.
         depth: true depth of the middle frame [B, H, W] at its own size, if known.
@@ -266,7 +266,9 @@ class PyramidLoss:
 
     def _inputs(self, sample: Sample) -> Iterator[tuple[str, LevelInput]]:
         """The levels' views of the sample, cr first, each made when its turn comes."""
-        given = LevelInput(_channels_last(sample.frames), sample.intrinsics, sample.poses, sample.depth)
+        # Where nothing is said about two frames, the middle one, whose depth is known, does.
+        frames = sample.frames if self._compares_frames else sample.frames[:, 1:2]
+        given = LevelInput(_channels_last(frames), sample.intrinsics, sample.poses, sample.depth)
         cr = given if tuple(given.frames.shape[-2:]) == self.size else _halved(given)
         yield "cr", cr
         for name in self.levels:
@@ -289,7 +291,8 @@ class PyramidLoss:
 
         depth = speed = None
         if self.depth_weight:
-            middle = [x.unflatten(0, (-1, 3))[:, 1] for x in outputs.disparities]
+            count = level.frames.shape[1]
+            middle = [x.unflatten(0, (-1, count))[:, count // 2] for x in outputs.disparities]
             depth = depth_loss(middle, level.depth, *depth_range)
             loss = loss + self.depth_weight * depth
         if self.speed_weight:
@@ -315,11 +318,15 @@ class PyramidLoss:
         """Depth of every frame and motion of both pairs, one pass each."""
         normalised = normalise(level.frames)
         outputs = self.depth_net(normalised.flatten(0, 1))
-        if not (self.weights.need_motion or self.speed_weight):
+        if not self._compares_frames:
             return outputs, None
         if self.pose_net is None:
             return outputs, Motions.from_poses(level.poses)
         return outputs, predict_motions(self.pose_net, normalised)
+
+    @property
+    def _compares_frames(self) -> bool:
+        return self.weights.need_motion or self.speed_weight > 0
 
     def _to_cr(self, name: str, x: Tensor) -> Tensor:
         """Φ_k⁻¹: a level's map [N, C, h, w] on the pixels of level cr."""

@@ -361,7 +361,8 @@ class TrueDepth(nn.Module):
 
     def forward(self, image):
         features = image[..., ::2, ::2]
-        return DepthFeatures((self.disparity,), (features,), (image,))
+        disparity = self.disparity if len(image) == 3 else self.disparity[1:2]  # the middle frame alone
+        return DepthFeatures((disparity,), (features,), (image,))
 
 
 def test_known_poses_stand_in_for_a_pose_network():
@@ -395,6 +396,24 @@ def test_predicted_motions_are_those_of_the_pairs_in_temporal_order():
     found, expected = predict_motions(knows_the_answers, frames), Motions.from_poses(poses)
     torch.testing.assert_close(found.to_previous, expected.to_previous)
     torch.testing.assert_close(found.to_next, expected.to_next)
+
+
+def test_without_motion_only_the_middle_frame_is_looked_at():
+    torch.manual_seed(0)
+    batch, seen = scene_sample(copies=2), []
+    network = PointwiseDepth().double()
+    network.register_forward_pre_hook(lambda module, inputs: seen.append(len(inputs[0])))
+    levels = {"cr": LevelWeights(1.0), "lr": LevelWeights(0.5)}
+
+    def result(photometric):
+        loss = PyramidLoss(network, None, SIZE, levels, BaseWeights(photometric, 0, 0, 0), depth_weight=1.0)
+        return gradients(loss, batch)
+
+    alone, everything = result(0.0), result(1e-12)
+    assert seen == [2, 2, 6, 6]
+    assert alone[0].abs().max() > 1e-4
+    for found, expected in zip(alone, everything, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-9)
 
 
 def test_measured_depth_and_speed_are_losses_of_their_own():
