@@ -14,7 +14,7 @@ import torch
 from torch.utils.data import Dataset
 
 from fadepth_core.data.sample import LabelledImage, Sample
-from fadepth_core.data.scenes.raster import Geometry, Light, Materials, depth_map, render
+from fadepth_core.data.scenes.raster import SKY_DEPTH, Geometry, Light, Materials, depth_map, render
 from fadepth_core.data.scenes.room import Room
 from fadepth_core.data.scenes.street import Street
 from fadepth_core.data.scenes.textures import TextureSet, build_atlas
@@ -79,9 +79,8 @@ class Scene:
         geometry = self.geometry._replace(vertices=vertices)
         light = self.light
         if light.shadow_map.shape[0] > 1:
-            empty = np.full_like(light.shadow_map, 0.0 if light.lamp[3] else -1e9)
-            lamp = bool(light.lamp[3])
-            shadow = depth_map(geometry, self.materials, self.atlas, light.shadow_view, lamp, empty)
+            shape, lamp = light.shadow_map.shape, bool(light.lamp[3])
+            shadow = depth_map(geometry, self.materials, self.atlas, light.shadow_view, lamp, shape)
             light = light._replace(shadow_map=shadow)
         return render(geometry, self.materials, self.atlas, light, intrinsics, camera_to_world, size)
 
@@ -116,6 +115,8 @@ class SyntheticDataset(Dataset):
         return self._length
 
     def __getitem__(self, index: int) -> Sample:
+        if not 0 <= index < len(self):
+            raise IndexError(index)  # ends iteration
         rng = np.random.default_rng([self._seed, index])
         draw = _draw_street if self._preset == "driving" else _draw_room
         scene, poses, interval, speed = draw(rng, build_atlas(0), self._moving, self._stride)
@@ -152,12 +153,12 @@ class SyntheticTest:
         return len(self._samples)
 
     def __getitem__(self, index: int) -> LabelledImage:
-        if not 0 <= index < len(self):
-            raise IndexError(index)  # ends iteration
         sample = self._samples[index]
         image = (sample.frames[1].permute(1, 2, 0) * 255).round().byte().numpy()
         depth = sample.depth.numpy()
-        return LabelledImage(image, np.where(depth < 500, depth, 0), sample.intrinsics.double().numpy(), sample.name)
+        return LabelledImage(
+            image, np.where(depth < SKY_DEPTH, depth, 0), sample.intrinsics.double().numpy(), sample.name
+        )
 
 
 def _draw_intrinsics(rng: Random, size: tuple[int, int], preset: Preset) -> np.ndarray:

@@ -59,6 +59,15 @@ def test_a_mixture_shows_everything_and_keeps_the_shares():
         mixture[40]
 
 
+@pytest.mark.parametrize("shares", [(1, 1), (0.3, 0.7), (5, 2), (1, 30)])
+def test_shares_hold_within_rounding(shares):
+    mixture = Mixture([Numbers("a", 7), Numbers("b", 11)], shares)
+    seen = Counter(mixture[i] for i in range(len(mixture)))
+    assert len(seen) == 18, "everything is shown"
+    first = sum(n for (name, _), n in seen.items() if name == "a")
+    assert abs(first - len(mixture) * shares[0] / sum(shares)) <= 1
+
+
 @pytest.mark.parametrize("shares", [[1], [1, 0], [1, -2]])
 def test_shares_that_make_no_sense_are_refused(shares):
     with pytest.raises(ValueError, match="one positive share for each"):

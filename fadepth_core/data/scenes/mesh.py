@@ -90,10 +90,10 @@ def cylinder(radius: float, height: float, tile: float, sides: int = 8, top_radi
     return Shape(corners, np.concatenate([uv, np.stack([u, 0 * u + v], 1)[:, None]], 1))
 
 
-def cards(rng: np.random.Generator, centres: np.ndarray, size: np.ndarray, upright: float = 0.0) -> Shape:
-    """Squares around `centres` [N, 3] with edges `size` [N], turned at random; `upright` 1 keeps their sides vertical."""
+def cards(rng: np.random.Generator, centres: np.ndarray, size: np.ndarray) -> Shape:
+    """Squares around `centres` [N, 3] with edges `size` [N], turned at random."""
     n = len(centres)
-    yaw, tilt = rng.uniform(0, 2 * np.pi, n), rng.uniform(-1.2, 1.2, n) * (1 - upright)
+    yaw, tilt = rng.uniform(0, 2 * np.pi, n), rng.uniform(-1.2, 1.2, n)
     along = np.stack([np.cos(yaw), np.zeros(n), np.sin(yaw)], 1)
     down = np.stack([-np.sin(yaw) * np.sin(tilt), np.cos(tilt), np.cos(yaw) * np.sin(tilt)], 1)
     half = size[:, None, None] / 2

@@ -1,9 +1,9 @@
-"""Procedural textures: tiling pictures of asphalt, masonry, leaves, windows, cloth ..., drawn from noise and a random seed.
+"""Procedural textures: tiling pictures of asphalt, masonry, leaves, windows, cloth ..., drawn from noise and a seed.
 
-Every recipe returns [256, 256, 4] in 0..1: colour as the square root of linear light, and alpha, which says how far a
-material's tint colours the texel, or, for cut-outs (leaves, fences, signs), where there is anything at all. Noise has the
-1/f spectrum of photographs at every scale, and patterns are irregular on purpose: a network must not learn to recognise
-rendering. Recipes that are neutral grey are coloured by the tint.
+Every recipe returns [256, 256, 4], clipped to 0..1 later: colour as the square root of linear light, and alpha, which
+says how far a material's tint colours the texel, or, for cut-outs (leaves, fences, signs), where there is anything at
+all. Noise has the 1/f spectrum of photographs, and patterns are irregular on purpose: a network must not learn to
+recognise rendering. Recipes that are neutral grey are coloured by the tint.
 """
 
 from __future__ import annotations
@@ -164,7 +164,7 @@ def _glyphs(rng: Random, image: np.ndarray, box: tuple[int, int, int, int], ink:
 
 
 def noise(rng: Random) -> np.ndarray:
-    """Row 0 of the atlas: four independent fields with mean 0.5, for stains and clouds."""
+    """Row 0 of the atlas, for stains: not a picture but four independent fields with mean 0.5, coarse to fine."""
     fields = [fractal(rng, beta) for beta in (1.7, 1.3, 1.1, 0.8)]
     return np.stack([0.5 + 0.17 * field for field in fields], -1)
 
@@ -200,7 +200,7 @@ def concrete(rng: Random) -> np.ndarray:
 def _masonry(
     rng: Random, rows: int, columns: int, offset: float, joint: float, spread: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Courses of bricks, slabs or tiles: tone (mean about 0.75, joints dark) and mask of the joints, both [256, 256]."""
+    """Courses of bricks, slabs or tiles: tone (about 0.75, darker near joints) and mask of the joints, [256, 256]."""
     y, x = np.mgrid[0:S, 0:S].astype(np.float32) / S
     wobble = 0.012 * fractal(rng, 1.6)
     row = np.floor(y * rows)
@@ -319,7 +319,7 @@ def roof(rng: Random) -> np.ndarray:
 
 
 def facade(rng: Random) -> np.ndarray:
-    """Two storeys of two windows on a wall that takes the tint; panes have alpha 0."""
+    """Two storeys of two windows on a wall that takes the tint; bare panes have alpha 0."""
     if rng.random() < 0.25:
         tone, joints = _masonry(rng, 48, 24, 0.5, 0.004, 0.06)
         wall = np.where(joints, tone * 1.1, tone)
@@ -376,7 +376,7 @@ def facade(rng: Random) -> np.ndarray:
 
 
 def _pane(rng: Random, pane: np.ndarray) -> None:
-    """Fill a window [h, w, 4] in place: dark room, perhaps curtains or a blind; alpha 0."""
+    """Fill a window [h, w, 4] in place: a dark room with alpha 0, perhaps behind curtains or a blind."""
     h, w = pane.shape[:2]
     if h < 4 or w < 4:
         return
@@ -516,9 +516,8 @@ def treeline(rng: Random) -> np.ndarray:
 
         def within(rng, x=x, height=height, spread=spread):
             t = rng.random() ** 0.7
-            return (x + spread * np.sqrt(max(0.02, t * (1.15 - t))) * 1.8 * rng.normal(0, 0.6)) % S, min(
-                S - 2, S - height * (1 - t)
-            )
+            width = 1.8 * spread * np.sqrt(max(0.02, t * (1.15 - t)))
+            return (x + width * rng.normal(0, 0.6)) % S, min(S - 2, S - height * (1 - t))
 
         _leaves(rng, canvas, 220, (2.0, 5.0), hues * rng.uniform(0.7, 1.2), within, 0.8)
     canvas[S - 40 :, :, 3] = 1.0
@@ -716,7 +715,7 @@ def books(rng: Random) -> np.ndarray:
 
 
 def dead_leaves(rng: Random) -> np.ndarray:
-    """Shapes of all sizes hiding one another, with noise in each: the statistics of photographs without their content."""
+    """Shapes of all sizes hiding one another, and noise: the statistics of photographs without their content."""
     canvas = np.full((S, S, 4), 0.5, np.float32)
     palette = np.clip(rng.normal(0.5, 0.22, (10, 1)) + 0.1 * rng.standard_normal((10, 3)), 0.03, 1)
     radii = np.sort(2.5 / np.sqrt(rng.uniform(0.0007, 1, 700)))[::-1]
@@ -786,14 +785,16 @@ def keys(rng: Random) -> np.ndarray:
 
 #: name -> (recipe, how many variants). Row 0 must be `noise`, which the renderer uses for stains.
 RECIPES = {
-    "noise": (noise, 1), "clouds": (clouds, 3), "asphalt": (asphalt, 8), "concrete": (concrete, 5), "paving": (paving, 6),
-    "cobbles": (cobbles, 3), "gravel": (gravel, 2), "grass": (grass, 6), "dirt": (dirt, 3), "paint": (paint, 4),
+    "noise": (noise, 1), "clouds": (clouds, 3), "asphalt": (asphalt, 8), "concrete": (concrete, 5),
+    "paving": (paving, 6), "cobbles": (cobbles, 3), "gravel": (gravel, 2), "grass": (grass, 6), "dirt": (dirt, 3),
+    "paint": (paint, 4),
     "plaster": (plaster, 8), "brick": (brick, 5), "stone": (stone, 3), "planks": (planks, 5), "metal": (metal, 4),
     "roof": (roof, 6), "facade": (facade, 20), "glass_front": (glass_front, 5), "shop": (shop, 6), "door": (door, 8),
     "hedge": (hedge, 6), "leaves": (leaves, 8), "needles": (needles, 3), "treeline": (treeline, 4), "bark": (bark, 4),
     "fence": (fence, 8), "sign": (sign, 12), "wheel": (wheel, 4), "wood": (wood, 6), "parquet": (parquet, 4),
-    "carpet": (carpet, 6), "tiles": (tiles, 4), "wallpaper": (wallpaper, 6), "cloth": (cloth, 6), "curtain": (curtain, 3),
-    "books": (books, 4), "dead_leaves": (dead_leaves, 8), "poster": (poster, 12), "screen": (screen, 4), "keys": (keys, 2),
+    "carpet": (carpet, 6), "tiles": (tiles, 4), "wallpaper": (wallpaper, 6), "cloth": (cloth, 6),
+    "curtain": (curtain, 3), "books": (books, 4), "dead_leaves": (dead_leaves, 8), "poster": (poster, 12),
+    "screen": (screen, 4), "keys": (keys, 2),
 }  # fmt: skip
 #: Textures whose alpha is coverage.
 CUTOUTS = frozenset({"paint", "leaves", "needles", "treeline", "fence", "sign", "wheel"})
