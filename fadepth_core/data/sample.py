@@ -19,7 +19,8 @@ class Sample:
         intrinsics: [3, 3] float32, pixels of `frames` (pixel centres at whole numbers).
         interval: [] float32, seconds between two consecutive frames.
         name: where the middle frame comes from, for people.
-        speed: [] float32, measured speed of the camera in metres per second, if known.
+        speed: [] float32, measured speed of the camera in metres per second, if known; NaN where only others of the
+            data set have one.
         poses: [3, 4, 4] float32 camera-to-world (optical frame, metres) of each frame, if known.
         depth: [h, w] float32 true depth of the middle frame in metres, 0 where unknown, at its own size, if known.
     """

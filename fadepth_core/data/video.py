@@ -103,6 +103,9 @@ class VideoDataset(Dataset[Sample]):
             self._entries += [(number, centre) for centre in kept]
         if not self._entries:
             raise DataError(f"{root}: the camera stands still in all {found} samples of split '{split}'")
+        if any(clip.speeds is not None for clip in self._clips):
+            for clip in self._clips:
+                clip.mark_speed_as_unknown()
         log.info("%s: %d clips, %d samples, %d left out: standing", root, len(places), len(self), found - len(self))
 
     def __len__(self) -> int:
@@ -162,6 +165,11 @@ class _Clip:
             return self.speeds[centre] >= _STANDING
         flow = self.source.flow(self.stride)
         return min(flow[centre], flow[after]) >= min_flow
+
+    def mark_speed_as_unknown(self) -> None:
+        """Where other clips have a speed: a batch is either with or without one, and NaN is the one that is unknown."""
+        if self.speeds is None:
+            self.speeds = np.full(self.source.count, np.nan)
 
     def sample(self, centre: int) -> Sample:
         numbers = [centre - self.stride, centre, centre + self.stride]

@@ -105,7 +105,7 @@ def with_speed_weight(config: TrainConfig, dataset: Dataset) -> TrainConfig:
     """The configuration with `loss.speed` decided: on for the user's own video where it carries speed."""
     if config.loss.speed is not None:
         return config
-    own_video = all(source.name == "video" for source in config.data.train)
+    own_video = [source.name for source in config.data.train] == ["video"]
     learned = config.pose.network != "known"
     weight = SPEED_WEIGHT if own_video and learned and dataset[0].speed is not None else 0.0
     return config.model_copy(update={"loss": config.loss.model_copy(update={"speed": weight})})

@@ -159,9 +159,13 @@ class Trainer:
         Ctrl-C finishes the step at hand, saves, and raises KeyboardInterrupt.
 
         Raises:
-            TrainingError: nothing to resume, or a loss that is not finite.
+            TrainingError: nothing to resume, another run in the way, or a loss that is not finite.
         """
         config = self.config
+        if not resume and (self.output / STATE).is_file():
+            raise TrainingError(
+                f"{self.output}: holds a run already; --resume goes on with it, --set output=FOLDER starts another"
+            )
         keep_freed_memory()
         self.output.mkdir(parents=True, exist_ok=True)
         self.fabric.launch()

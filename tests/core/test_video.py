@@ -137,6 +137,15 @@ def test_times_and_speeds_come_from_files_beside_the_camera_file(tmp_path, open_
     assert float(sample.interval) == pytest.approx((7**1.5 - 5**1.5) / 2)
 
 
+def test_a_clip_without_speed_among_others_has_an_unknown_one(tmp_path, open_video):
+    write_folder(tmp_path / "clips" / "a", pictures(4), {**CAMERA, "speed": 2.0})
+    write_folder(tmp_path / "clips" / "b", pictures(4))
+    dataset = open_video(tmp_path / "clips")
+    speeds = {dataset[i].name.split(":")[0]: float(dataset[i].speed) for i in range(len(dataset))}
+    assert speeds["a"] == 2.0
+    assert np.isnan(speeds["b"])
+
+
 @pytest.mark.parametrize(
     ("extra", "text"),
     [

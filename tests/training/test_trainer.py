@@ -139,6 +139,14 @@ def test_nothing_to_resume_is_said(tmp_path):
         Trainer(config(tmp_path), Waves()).fit(resume=True)
 
 
+def test_a_new_run_does_not_write_over_another(tmp_path):
+    Trainer(config(tmp_path, "schedule.iterations=1"), Waves()).fit()
+    before = (tmp_path / STATE).read_bytes()
+    with pytest.raises(TrainingError, match="holds a run already; --resume goes on with it"):
+        Trainer(config(tmp_path, "schedule.iterations=1", "seed=3"), Waves()).fit()
+    assert (tmp_path / STATE).read_bytes() == before
+
+
 def test_accumulation_is_one_larger_batch(tmp_path):
     """Two batches of one equal a batch of two, where nothing depends on the batch (no BatchNorm statistics, no drop)."""
     seen = []
@@ -159,7 +167,8 @@ def test_accumulation_is_one_larger_batch(tmp_path):
         trainer.fit()
         seen.append([p.grad.clone() for p in trainer.network.parameters()])
     for a, b in zip(*seen, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-6)
+        # Convolutions of other batch sizes sum in another order.
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4 * float(b.abs().max()))
 
 
 def test_weight_decay_spares_scales_and_shifts(tmp_path):
