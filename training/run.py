@@ -93,7 +93,13 @@ def evaluate(args: argparse.Namespace) -> None:
     size = checkpoint.description.network_size
     # The folder protocol's pictures are of many cameras: each keeps its aspect ratio.
     network_size = (tuple(args.size) if args.size else None) if name == "folder" else tuple(args.size or size)
-    predict = NetworkPredictor(load_network(checkpoint), network_size, pixels=size[0] * size[1], flip=args.flip)
+    predict = NetworkPredictor(
+        load_network(checkpoint),
+        network_size,
+        pixels=size[0] * size[1],
+        flip=args.flip,
+        focal=checkpoint.description.focal_length,
+    )
     result = run_protocol(predict, tqdm(images, unit="image", total=len(images)), protocol)
     label = f"{checkpoint.path.stem}{'‡' if args.flip else ''}"
     print_table(result, published_rows(protocol, network_size), label)

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from fadepth_core.data.errors import DataError
+from fadepth_core.data.focal import focal_length
 from fadepth_core.data.images import frames_and_intrinsics
 from fadepth_core.data.sample import LabelledImage
 from fadepth_core.evaluation.metrics import DepthMetrics, depth_metrics, mean_metrics
@@ -218,15 +219,22 @@ class NetworkPredictor:
             (`choose_network_size`), for test sets of several cameras.
         pixels: about how many the input has where its size is chosen.
         flip: average with what the mirrored picture gives (the paper's ‡ rows); takes twice the time.
+        focal: the focal length in pixels of `size` for which the network answers in metres; None: for any.
     """
 
     def __init__(
-        self, network: nn.Module, size: tuple[int, int] | None = None, pixels: int = PIXELS, flip: bool = False
+        self,
+        network: nn.Module,
+        size: tuple[int, int] | None = None,
+        pixels: int = PIXELS,
+        flip: bool = False,
+        focal: float | None = None,
     ):
         self.network = network
         self.size = size
         self.pixels = pixels
         self.flip = flip
+        self.focal = focal
 
     @torch.inference_mode()
     def __call__(self, image: np.ndarray, intrinsics: np.ndarray) -> np.ndarray:
@@ -239,7 +247,7 @@ class NetworkPredictor:
         if self.network.training:
             raise RuntimeError("the network is in training mode; call its eval() before measuring it")
         size = self.size or choose_network_size(image.shape[:2], self.pixels)
-        frames, _ = frames_and_intrinsics([image], intrinsics, size, crop_to_aspect=False)
+        frames, matrix = frames_and_intrinsics([image], intrinsics, size, crop_to_aspect=False)
         if self.flip:
             frames = torch.cat([frames, frames.flip(-1)])
         output = self.network(normalise(frames.to(next(self.network.parameters()).device)))
@@ -248,4 +256,6 @@ class NetworkPredictor:
         if self.flip:
             # Inverse depths are averaged, not depths; as they are affine in x, this is the average of x as well.
             inverse_depth = (inverse_depth[:1] + inverse_depth[1:].flip(-1)) / 2
+        if self.focal is not None:
+            inverse_depth *= self.focal / focal_length(matrix)
         return inverse_depth[0, 0].cpu().numpy()

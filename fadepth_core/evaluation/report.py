@@ -85,16 +85,17 @@ def picture_sheet(comparisons: Sequence[Comparison], path: str | os.PathLike) ->
     _write_png(np.concatenate([_row(comparison) for comparison in comparisons]), path)
 
 
-def prediction_sheet(predict: Predictor, images: Mapping[str, np.ndarray], path: str | os.PathLike) -> None:
-    """`picture_sheet` where no truth is known: the images, RGB uint8 [H, W, 3] by name, and their predicted depth.
+def prediction_sheet(predict: Predictor, images: Mapping[str, tuple[np.ndarray, np.ndarray]], path: str | os.PathLike) -> None:
+    """`picture_sheet` where no truth is known: images, RGB uint8 [H, W, 3] and K [3, 3] by name, and their predicted
+    depth.
 
     Raises: as `picture_sheet`.
     """
     if not images:
         raise ValueError("a picture sheet needs at least one image")
     rows = []
-    for name, image in images.items():
-        inverse_depth = predict(image, np.eye(3))  # a network sees no intrinsics
+    for name, (image, intrinsics) in images.items():
+        inverse_depth = predict(image, intrinsics)
         size = _tile_size(image)
         rows.append(_captioned(name, [_photo(image, size), cv2.resize(_depth_picture(1 / inverse_depth), size[::-1])]))
     _write_png(np.concatenate(rows), path)

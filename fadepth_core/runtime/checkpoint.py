@@ -46,6 +46,8 @@ class Description:
         depth_range: metres that the head's output spans.
         pixel_mean, pixel_std: normalisation of inputs in [0, 1].
         trained: False for random weights.
+        focal_length: pixels at the network's input, the camera for which its answer is metres; another camera's depth is
+            in proportion to its own. None: depth is not rescaled.
         options: further arguments of the network's constructor (training form).
         provenance: free text by key: data, method, iterations, date, licence ...
         onnx_sha256: digest of the ONNX file that belongs to it, "" if none was made.
@@ -58,6 +60,7 @@ class Description:
     pixel_mean: tuple[float, float, float]
     pixel_std: tuple[float, float, float]
     trained: bool
+    focal_length: float | None = None
     options: dict = field(default_factory=dict)
     provenance: dict[str, str] = field(default_factory=dict)
     onnx_sha256: str = ""
@@ -82,6 +85,9 @@ class Description:
         for key, kind in (("model", str), ("trained", bool), ("options", dict), ("provenance", dict)):
             if not isinstance(values.get(key, kind()), kind):
                 raise TypeError(f"its {key} is {values[key]!r}, not a {kind.__name__}")
+        focal = values.get("focal_length")
+        if focal is not None and not (isinstance(focal, (int, float)) and 0 < focal < float("inf")):
+            raise ValueError(f"its focal_length is {focal!r}, not a positive number")
         near, far = values["depth_range"]
         if not 0 < near < far:
             raise ValueError(f"its depth_range {near} to {far} m is empty")

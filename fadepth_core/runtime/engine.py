@@ -150,7 +150,8 @@ class DepthEngine:
 
         Args:
             image: [H, W, 3] uint8 RGB, at the camera's size or already at the network's.
-            intrinsics: [3, 3] K of the camera, pixels at the camera's size; None if unknown.
+            intrinsics: [3, 3] K of the camera, pixels at the camera's size; None if unknown: depth is then that of a
+                camera with the checkpoint's focal length.
             points: whether points are wanted too (they need intrinsics).
             scale: factor on depth.
             limits: nearest and farthest depth that count as measured, metres.
@@ -167,7 +168,11 @@ class DepthEngine:
                 f"expected an image of {list(framing.camera_size)} or {list(framing.network_size)} (height, width), "
                 f"got {list(image.shape[:2])}"
             )
-        matrix = None if intrinsics is None else framing.output_intrinsics(intrinsics)
+        matrix, trained_focal = None, self.checkpoint.description.focal_length
+        if intrinsics is not None:
+            matrix = framing.output_intrinsics(intrinsics)
+            if trained_focal is not None:
+                scale *= framing.network_focal_length(intrinsics) / trained_focal
         while True:
             try:
                 depth, cloud = self._run(image, matrix if points else None, scale, limits)

@@ -126,6 +126,12 @@ class Framing:
         """K [3, 3] or P [3, 4] of the camera -> that of the published depth image (float64)."""
         return self._pixel_map() @ np.asarray(matrix, np.float64)
 
+    def network_focal_length(self, matrix: np.ndarray) -> float:
+        """sqrt(f_x·f_y) at the network's input of a camera with K [3, 3] or P [3, 4], pixels."""
+        _, _, height, width = self.crop
+        x, y = matrix[0, 0] * self.network_size[1] / width, matrix[1, 1] * self.network_size[0] / height
+        return math.sqrt(x * y)
+
     def output_pixels(self, image: np.ndarray) -> np.ndarray:
         """The camera pixels at the published size, for colouring points: [H, W, C] -> [h, w, C]."""
         if self.output_size == self.network_size:

@@ -52,6 +52,12 @@ class AugmentationConfig(_Strict):
 class DataConfig(_Strict):
     train: list[TrainingSourceConfig] = Field([TrainingSourceConfig(name="synthetic")], min_length=1)
     size: tuple[int, int] = Field((128, 416), description="height and width of level cr, multiples of 32")
+    focal_length: float | None = Field(
+        None,
+        gt=0,
+        description="pixels at level cr; scenes are scaled to it, so that one network answers in metres for any camera "
+        "(`data.focal`); null leaves them as they are",
+    )
     batch_size: int = Field(8, ge=1)
     workers: int = Field(2, ge=0, description="loader processes per training process; 0 loads in the process itself")
     cache: bool = Field(False, description="each loader process keeps what it has loaded, before augmentation")

@@ -17,6 +17,7 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from fadepth_core.data.augment import Augmentation
+from fadepth_core.data.focal import AtFocalLength
 from fadepth_core.data.registry import InMemory, Mixture, build_dataset, build_test_set
 from fadepth_core.data.sample import LabelledImage
 from fadepth_core.evaluation import (
@@ -138,6 +139,8 @@ class Measure:
             self._images = test_set(config)
         if evaluation.motion is not None and config.pose.network != "known":
             self._moving = build_dataset(evaluation.motion.name, config.data.size, **evaluation.motion.options)
+            if config.data.focal_length is not None:
+                self._moving = AtFocalLength(self._moving, config.data.focal_length, config.data.size[1])
 
     def __call__(self, network: nn.Module, pose_net: nn.Module | None) -> dict[str, float]:
         """Figures by name, of networks in evaluation mode."""
@@ -159,8 +162,11 @@ class Measure:
             picture_sheet(comparisons, folder / PICTURES)
         else:
             samples = [dataset[index] for index in np.linspace(0, len(dataset) - 1, 8).astype(int).tolist()]
-            images = {sample.name: (sample.frames[1].permute(1, 2, 0) * 255).byte().numpy() for sample in samples}
-            prediction_sheet(NetworkPredictor(network, self._config.data.size), images, folder / PICTURES)
+            images = {
+                sample.name: ((sample.frames[1].permute(1, 2, 0) * 255).byte().numpy(), sample.intrinsics.numpy())
+                for sample in samples
+            }
+            prediction_sheet(self._predictor(network), images, folder / PICTURES)
         (folder / METRICS).write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
         return figures
 
@@ -177,9 +183,12 @@ class Measure:
 
     def _predictor(self, network: nn.Module) -> NetworkPredictor:
         # Test sets of several cameras keep their aspect ratios; the others are looked at as in training.
-        several = self._config.evaluation.data.name == "folder"
-        height, width = self._config.data.size
-        return NetworkPredictor(network, None if several else (height, width), pixels=height * width)
+        several = self._images is not None and self._config.evaluation.data.name == "folder"
+        data = self._config.data
+        height, width = data.size
+        return NetworkPredictor(
+            network, None if several else data.size, pixels=height * width, focal=data.focal_length
+        )
 
     def _evaluate(self, network: nn.Module) -> Evaluation:
         return evaluate(self._predictor(network), self._images, self._protocol)

@@ -26,13 +26,14 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from fadepth_core.data import Sample, collate
+from fadepth_core.data.focal import at_focal_length
 from fadepth_core.losses import BaseWeights, LevelWeights, PyramidLoss, PyramidReport
 from fadepth_core.models import build_model
 from fadepth_core.models.layers.drop import set_drop_progress
 from fadepth_core.models.layers.etm import ETMConv2d
 from fadepth_core.models.posenet import build_pose_net
 from fadepth_core.runtime.checkpoint import Checkpoint, CheckpointError, Description, save_checkpoint, write_atomically
-from fadepth_core.training.config import TrainConfig, save_config
+from fadepth_core.training.config import DataConfig, TrainConfig, save_config
 from fadepth_core.training.schedules import EndlessSampler, learning_rate_factor
 
 STATE = "state.pt"
@@ -44,15 +45,21 @@ class TrainingError(RuntimeError):
 
 
 class _Keyed(Dataset):
-    """Looks samples up by the sampler's (index, draw) keys and augments each with the generator its draw seeds."""
+    """Looks samples up by the sampler's (index, draw) keys and augments each with the generator its draw seeds; then
+    brings it to the configured focal length, which augmentation changes."""
 
-    def __init__(self, dataset: Dataset, augment: Callable[[Sample, torch.Generator], Sample] | None):
+    def __init__(
+        self, dataset: Dataset, augment: Callable[[Sample, torch.Generator], Sample] | None, config: DataConfig
+    ):
         self._dataset, self._augment = dataset, augment
+        self._focal, self._width = config.focal_length, config.size[1]
 
     def __getitem__(self, key: tuple[int, int]) -> Sample:
         index, draw = key
         sample = self._dataset[index]
-        return sample if self._augment is None else self._augment(sample, torch.Generator().manual_seed(draw))
+        if self._augment is not None:
+            sample = self._augment(sample, torch.Generator().manual_seed(draw))
+        return sample if self._focal is None else at_focal_length(sample, self._focal, self._width)
 
 
 def batches(dataset: Dataset, augment, config: TrainConfig, start: int, rank: int, world: int) -> Iterator[Sample]:
@@ -61,7 +68,7 @@ def batches(dataset: Dataset, augment, config: TrainConfig, start: int, rank: in
     sampler = EndlessSampler(len(dataset), config.seed, start * size, rank, world)
     return iter(
         DataLoader(
-            _Keyed(dataset, augment),
+            _Keyed(dataset, augment, config.data),
             batch_size=size,
             sampler=sampler,
             num_workers=config.data.workers,
@@ -329,6 +336,7 @@ class Trainer:
             pixel_mean=PIXEL_MEAN,
             pixel_std=PIXEL_STD,
             trained=True,
+            focal_length=config.data.focal_length,
             options={"etm": config.model.etm} if config.model.options.get("etm") else {},
             provenance={
                 "data": ", ".join(source.name for source in config.data.train),

@@ -376,7 +376,9 @@ def depth_inside(image):
 
 
 def test_a_sheet_without_truth_shows_images_and_depth(tmp_path):
-    images = {f"frame {i}": np.random.default_rng(i).integers(0, 255, (48, 96, 3), np.uint8) for i in range(2)}
+    images = {
+        f"frame {i}": (np.random.default_rng(i).integers(0, 255, (48, 96, 3), np.uint8), np.eye(3)) for i in range(2)
+    }
     ramp = np.linspace(0.02, 1, 32, dtype=np.float32)[:, None].repeat(64, 1)
     prediction_sheet(lambda image, k: ramp, images, tmp_path / "sheet.png")
     sheet = cv2.imread(str(tmp_path / "sheet.png"))
