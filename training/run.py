@@ -3,6 +3,8 @@
 
 python training/run.py fit --config config/training/synthetic.yaml
     train; Ctrl-C stops, --resume goes on
+python training/run.py distill --config config/training/distill.yaml --teacher runs/hqdecv2/checkpoint.safetensors
+    train a small network to answer as a large one does
 python training/run.py evaluate checkpoint.safetensors --protocol kitti_eigen --root /data/kitti
     measure against true depth, beside the paper's figures
 python training/run.py ablate --config config/training/ablation.yaml
@@ -79,6 +81,12 @@ def fit(args: argparse.Namespace) -> None:
     print(f"{result.checkpoint} is what the depth node takes: --ros-args -p checkpoint:={result.checkpoint}")
 
 
+def distill(args: argparse.Namespace) -> None:
+    """Train a network with the help of a teacher: a training checkpoint, or a folder of predicted depth."""
+    args.set = [*args.set, f"teacher.source={args.teacher}"]
+    fit(args)
+
+
 def evaluate(args: argparse.Namespace) -> None:
     """Measure a checkpoint by a published protocol."""
     checkpoint = Checkpoint(args.checkpoint)
@@ -121,16 +129,21 @@ def ablate(args: argparse.Namespace) -> None:
 
 
 def models(_args: argparse.Namespace) -> None:
-    """Print every network with its parameters and operations as the paper counts them."""
-    print(f"{'model':<16}{'parameters':>12}{'operations at 128x416':>24}")
+    """Print every network with its parameters, multiply-accumulates, and the size of its deployment checkpoint."""
+    sizes = (SIZE, (192, 640))
+    columns = "".join(f"{f'{h}x{w}':>12}" for h, w in sizes)
+    print(f"{'':<16}{'parameters':>14}{'multiply-accumulates at':>24}{'half precision':>16}")
+    print(f"{'':<30}{columns}")
     for name in MODELS:
         try:
             network = build_model(name)
         except ImportError as error:
             print(f"{name:<16}{error}")
             continue
-        cost = complexity(network, (1, 3, *SIZE), [*network.encoder_modules(), *network.decoder_modules()])
-        print(f"{name:<16}{cost.parameters / 1e6:>10.3f} M{cost.operations / 1e9:>22.3f} G")
+        costs = [complexity(network, (1, 3, *size)) for size in sizes]
+        counts = "".join(f"{cost.multiply_accumulates / 1e9:>10.3f} G" for cost in costs)
+        stored = 2 * sum(value.numel() for value in network.eval().fuse().state_dict().values())
+        print(f"{name:<16}{costs[0].parameters / 1e6:>12.3f} M{counts}{stored / 1e6:>13.1f} MB")
 
 
 def init(args: argparse.Namespace) -> None:
@@ -189,6 +202,11 @@ def main(arguments: list[str] | None = None) -> int:
     _add_config(command)
     command.add_argument("--resume", action="store_true", help="go on with the run in the configured output folder")
     command.set_defaults(run=fit)
+    command = commands.add_parser("distill", help=distill.__doc__)
+    _add_config(command)
+    command.add_argument("--teacher", type=Path, required=True, help="training checkpoint, or folder of predictions")
+    command.add_argument("--resume", action="store_true", help="go on with the run in the configured output folder")
+    command.set_defaults(run=distill)
     command = commands.add_parser("evaluate", help=evaluate.__doc__)
     command.add_argument("checkpoint", type=Path)
     command.add_argument("--protocol", choices=sorted(PROTOCOLS), required=True)
@@ -222,7 +240,7 @@ def main(arguments: list[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
         args.run(args)
-    except (CheckpointError, ConfigError, DataError, FramingError, TrainingError, OSError) as error:
+    except (CheckpointError, ConfigError, DataError, FramingError, TrainingError, ImportError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0

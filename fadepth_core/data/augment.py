@@ -61,12 +61,27 @@ def _enlarge_and_crop(sample: Sample, enlarge_y: float, enlarge_x: float, top: f
             )
         )
         depth = depth[rows][:, columns]
+    teacher = sample.teacher
+    if teacher is not None:
+        part = ((x / new_width, width / new_width), (y / new_height, height / new_height))
+        teacher = {name: _part(values, part) for name, values in teacher.items()}
     return replace(
         sample,
         frames=frames[..., y : y + height, x : x + width],
         intrinsics=crop_intrinsics(intrinsics, x, y),
         depth=depth,
+        teacher=teacher,
     )
+
+
+def _part(values: torch.Tensor, part: tuple[tuple[float, float], tuple[float, float]]) -> torch.Tensor:
+    """The part of a map [C, h, w] that starts at a fraction of its width and height and has a fraction of them, at the
+    map's size."""
+    (left, across), (top, down) = part
+    # grid_sample counts from -1 to 1.
+    transform = torch.tensor([[[across, 0, 2 * left + across - 1], [0, down, 2 * top + down - 1]]])
+    grid = F.affine_grid(transform, [1, *values.shape], align_corners=False)
+    return F.grid_sample(values[None], grid, mode="bilinear", padding_mode="border", align_corners=False)[0]
 
 
 def _mirror(sample: Sample) -> Sample:
@@ -76,4 +91,5 @@ def _mirror(sample: Sample) -> Sample:
         intrinsics=flip_intrinsics(sample.intrinsics, sample.frames.shape[-1]),
         poses=None if sample.poses is None else mirror_motion(sample.poses),
         depth=None if sample.depth is None else sample.depth.flip(-1),
+        teacher=None if sample.teacher is None else {name: x.flip(-1) for name, x in sample.teacher.items()},
     )

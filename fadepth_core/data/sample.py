@@ -23,6 +23,8 @@ class Sample:
             data set have one.
         poses: [3, 4, 4] float32 camera-to-world (optical frame, metres) of each frame, if known.
         depth: [h, w] float32 true depth of the middle frame in metres, 0 where unknown, at its own size, if known.
+        teacher: a teacher's maps of the middle frame, by name, each float32 [1, h, w] at its own size; see
+            `training.teacher`.
     """
 
     frames: Tensor
@@ -32,16 +34,17 @@ class Sample:
     speed: Tensor | None = None
     poses: Tensor | None = None
     depth: Tensor | None = None
+    teacher: dict[str, Tensor] | None = None
 
     def to(self, device: torch.device | str, non_blocking: bool = True) -> Sample:
         """The same sample with its tensors on `device`."""
-        return Sample(
-            **{
-                f.name: value.to(device, non_blocking=non_blocking) if isinstance(value, Tensor) else value
-                for f in fields(self)
-                for value in [getattr(self, f.name)]
-            }
-        )
+        moved = {
+            name: value.to(device, non_blocking=non_blocking) if isinstance(value, Tensor) else value
+            for name, value in vars(self).items()
+        }
+        if self.teacher is not None:
+            moved["teacher"] = {k: x.to(device, non_blocking=non_blocking) for k, x in self.teacher.items()}
+        return Sample(**moved)
 
 
 #: What stands for a value that is not known.
@@ -62,8 +65,12 @@ def collate(samples: Sequence[Sample]) -> Sample:
             values = [unknown if value is None else value for value in values]
         if f.name == "name":
             batch[f.name] = values
+        elif any(value is None for value in values):
+            batch[f.name] = None
+        elif f.name == "teacher":
+            batch[f.name] = {key: torch.stack([value[key] for value in values]) for key in values[0]}
         else:
-            batch[f.name] = None if any(value is None for value in values) else torch.stack(values)
+            batch[f.name] = torch.stack(values)
     return Sample(**batch)
 
 

@@ -96,11 +96,13 @@ class SyntheticDataset(Dataset):
         moving: whether anything but the camera moves.
         stride: makes the time between frames that much longer, as leaving out frames of a video does; small pictures
             need it, because the same motion is fewer of their pixels.
+        still: nothing moves, not even the camera: one picture three times, rendered in half the time. For training
+            against true depth alone.
     """
 
     def __init__(
         self, preset: Preset = "driving", size: tuple[int, int] = (128, 416), length: int = 100_000, seed: int = 0,
-        moving: bool = True, stride: float = 1.0,
+        moving: bool = True, stride: float = 1.0, still: bool = False,
     ):  # fmt: skip
         if preset not in ("driving", "indoor"):
             raise ValueError(f"preset must be 'driving' or 'indoor', got '{preset}'")
@@ -109,7 +111,7 @@ class SyntheticDataset(Dataset):
         if stride <= 0:
             raise ValueError(f"stride must be positive, got {stride}")
         self._preset, self._size, self._length, self._seed = preset, tuple(size), length, seed
-        self._moving, self._stride = moving, stride
+        self._moving, self._stride, self._still = moving, stride, still
 
     def __len__(self) -> int:
         return self._length
@@ -121,9 +123,10 @@ class SyntheticDataset(Dataset):
         draw = _draw_street if self._preset == "driving" else _draw_room
         scene, poses, interval, speed = draw(rng, build_atlas(0), self._moving, self._stride)
         intrinsics = _draw_intrinsics(rng, self._size, self._preset)
-        shots = [
-            scene.render_at((i - 1) * interval, intrinsics, pose, self._size) for i, pose in enumerate(poses)
-        ]  # fmt: skip
+        if self._still:
+            shots, poses, speed = 3 * [scene.render_at(0, intrinsics, poses[1], self._size)], poses[[1, 1, 1]], 0.0
+        else:
+            shots = [scene.render_at((i - 1) * interval, intrinsics, pose, self._size) for i, pose in enumerate(poses)]
         frames = _develop(rng, np.stack([picture for picture, _ in shots]))
         # In the middle camera's coordinates numbers are small, which single precision likes.
         poses = np.linalg.inv(poses[1]) @ poses

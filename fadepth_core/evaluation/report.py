@@ -85,7 +85,9 @@ def picture_sheet(comparisons: Sequence[Comparison], path: str | os.PathLike) ->
     _write_png(np.concatenate([_row(comparison) for comparison in comparisons]), path)
 
 
-def prediction_sheet(predict: Predictor, images: Mapping[str, tuple[np.ndarray, np.ndarray]], path: str | os.PathLike) -> None:
+def prediction_sheet(
+    predict: Predictor, images: Mapping[str, tuple[np.ndarray, np.ndarray]], path: str | os.PathLike
+) -> None:
     """`picture_sheet` where no truth is known: images, RGB uint8 [H, W, 3] and K [3, 3] by name, and their predicted
     depth.
 

@@ -1,5 +1,6 @@
 """What the networks learn from: the base loss of one view of a sample (eq. 21) and the pyramid over several (eq. 20)."""
 
+from fadepth_core.losses.apx import ApxLoss, ApxReading, ApxWeights, Signals
 from fadepth_core.losses.base import BaseLoss, BaseWeights, Motions, Views, base_loss
 from fadepth_core.losses.pyramid import (
     PAPER_LEVELS,
@@ -15,6 +16,9 @@ from fadepth_core.losses.supervised import depth_loss, speed_loss
 
 __all__ = [
     "PAPER_LEVELS",
+    "ApxLoss",
+    "ApxReading",
+    "ApxWeights",
     "BaseLoss",
     "BaseWeights",
     "ColorJitter",
@@ -23,6 +27,7 @@ __all__ = [
     "Motions",
     "PyramidLoss",
     "PyramidReport",
+    "Signals",
     "Views",
     "base_loss",
     "depth_loss",

@@ -130,6 +130,7 @@ class LevelReport:
         total: what was differentiated.
         photometric, structure, feature, smoothness: L_bwp, L_bds, L_bfp, L_s.
         depth, speed: the losses against measurements.
+        apx: the loss against a teacher, of level cr.
         feature_consistency, disparity_consistency: C^f, C^d.
     """
 
@@ -140,6 +141,7 @@ class LevelReport:
     smoothness: Tensor
     depth: Tensor | None
     speed: Tensor | None
+    apx: Tensor | None
     feature_consistency: Tensor | None
     disparity_consistency: Tensor | None
 
@@ -179,6 +181,8 @@ class PyramidLoss:
         weights: λ1 .. λ4, the same at every level.
         depth_weight: of the supervised depth loss at every level; needs samples with depth.
         speed_weight: of the speed loss at every level; needs samples with speed and a pose network.
+        distillation: (normalised middle frames [B, 3, H, W], the network's outputs for them, the sample) -> loss [], added
+            at level cr.
         color_jitter: what level color does to the frames.
         joint: keep all graphs and differentiate the sum once; consistency then pulls on cr as well. Needs the memory of
             all levels together.
@@ -196,6 +200,7 @@ class PyramidLoss:
         weights: BaseWeights = BaseWeights(),  # noqa: B008 - immutable
         depth_weight: float = 0.0,
         speed_weight: float = 0.0,
+        distillation: Callable[[Tensor, DepthFeatures, Sample], Tensor] | None = None,
         color_jitter: ColorJitter = ColorJitter(),
         joint: bool = False,
     ):
@@ -215,6 +220,7 @@ class PyramidLoss:
         self.depth_net, self.pose_net = depth_net, pose_net
         self.size, self.levels, self.joint = tuple(size), dict(levels), joint
         self.weights, self.depth_weight, self.speed_weight = weights, depth_weight, speed_weight
+        self.distillation = distillation
         self.color_jitter = color_jitter
 
     def __call__(self, sample: Sample, backward: Callable[[Tensor], object]) -> PyramidReport:
@@ -284,21 +290,25 @@ class PyramidLoss:
     def _level(self, name: str, level: LevelInput, sample: Sample, reference: _Reference | None) -> _LevelResult:
         """Networks and all losses of one level: its summand of eq. 20."""
         weights = self.levels[name]
-        outputs, motions = self._run_networks(level)
+        normalised = normalise(level.frames)
+        outputs, motions = self._run_networks(level, normalised)
         depth_range = (self.depth_net.min_depth, self.depth_net.max_depth)
         base = base_loss(level.frames, level.intrinsics, outputs, motions, depth_range, self.weights)
         loss = base.total
 
-        depth = speed = None
+        depth = speed = apx = None
         if self.depth_weight:
-            count = level.frames.shape[1]
-            middle = [x.unflatten(0, (-1, count))[:, count // 2] for x in outputs.disparities]
-            depth = depth_loss(middle, level.depth, *depth_range)
+            middle = _middle(outputs, level.frames.shape[1])
+            depth = depth_loss(middle.disparities, level.depth, *depth_range)
             loss = loss + self.depth_weight * depth
         if self.speed_weight:
             speed = speed_loss(motions.translations, sample.speed, sample.interval)
             loss = loss + self.speed_weight * speed
         loss = weights.loss * loss
+        if self.distillation is not None and name == "cr":
+            count = level.frames.shape[1]
+            apx = self.distillation(normalised[:, count // 2], _middle(outputs, count), sample)
+            loss = loss + apx
 
         feature = disparity = None
         if weights.feature:
@@ -310,13 +320,12 @@ class PyramidLoss:
         if name == "cr":
             reference = _Reference.of(outputs, level.frames.dtype, detached=not self.joint)
 
-        terms = (base.photometric, base.structure, base.feature, base.smoothness, depth, speed, feature, disparity)
+        terms = (base.photometric, base.structure, base.feature, base.smoothness, depth, speed, apx, feature, disparity)
         report = LevelReport(*(part if part is None else part.detach() for part in (loss, *terms)))
         return _LevelResult(loss, report, reference, base.views)
 
-    def _run_networks(self, level: LevelInput) -> tuple[DepthFeatures, Motions | None]:
+    def _run_networks(self, level: LevelInput, normalised: Tensor) -> tuple[DepthFeatures, Motions | None]:
         """Depth of every frame and motion of both pairs, one pass each."""
-        normalised = normalise(level.frames)
         outputs = self.depth_net(normalised.flatten(0, 1))
         if not self._compares_frames:
             return outputs, None
@@ -367,6 +376,12 @@ class _Reference:
     def of(cls, outputs: DepthFeatures, dtype: torch.dtype, detached: bool) -> _Reference:
         maps = (x.to(dtype) for x in (outputs.decoder[0], outputs.disparities[0]))
         return cls(*(_Map(x.detach() if detached else x) for x in maps))
+
+
+def _middle(outputs: DepthFeatures, count: int) -> DepthFeatures:
+    """The outputs for the middle one of every `count` frames."""
+    maps = (outputs.disparities, outputs.encoder, outputs.decoder)
+    return DepthFeatures(*(tuple(x.unflatten(0, (-1, count))[:, count // 2] for x in kind) for kind in maps))
 
 
 def _consistency(reference: _Map, values: Tensor, metric: str) -> Tensor:

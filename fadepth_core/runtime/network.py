@@ -17,6 +17,23 @@ def load_network(checkpoint: Checkpoint) -> nn.Module:
     Raises:
         CheckpointError: its weights are not those of the network its description names.
     """
+    network = _load(checkpoint)
+    return network if checkpoint.description.form == "deploy" else network.fuse()
+
+
+def load_training_network(checkpoint: Checkpoint) -> nn.Module:
+    """The training form of a training checkpoint's network, in evaluation mode, float32 on the CPU.
+
+    Raises:
+        CheckpointError: as `load_network`; and for a deployment checkpoint, which has the finest depth alone.
+    """
+    if checkpoint.description.form != "training":
+        raise CheckpointError(f"{checkpoint.path}: a deployment checkpoint; a training checkpoint is needed here")
+    return _load(checkpoint)
+
+
+def _load(checkpoint: Checkpoint) -> nn.Module:
+    """The network in the form it was saved in."""
     description = checkpoint.description
     near, far = description.depth_range
     if not np.allclose((description.pixel_mean, description.pixel_std), (PIXEL_MEAN, PIXEL_STD)):
@@ -35,4 +52,4 @@ def load_network(checkpoint: Checkpoint) -> nn.Module:
         network.load_state_dict(state)
     except RuntimeError as error:
         raise CheckpointError(f"{checkpoint.path}: not the weights of '{description.model}': {error}") from error
-    return network if description.form == "deploy" else network.fuse()
+    return network

@@ -129,6 +129,33 @@ class BaseLossConfig(_Strict):
     smoothness: float = Field(0.001, ge=0)
 
 
+class TeacherConfig(_Strict):
+    """Whom to learn from, and how (APX, see `losses.apx` for what the words mean)."""
+
+    source: Path = Field(description="a training checkpoint, or a folder of predicted depth (`training.teacher`)")
+    cache: Path | None = Field(
+        None, description="folder to keep a network's answers in; it then sees pictures before augmentation"
+    )
+    encoder: float | None = Field(None, ge=0, description="μ_e; null: 0.01 where the teacher is a network, else 0")
+    decoder: float | None = Field(None, ge=0, description="μ_d, likewise")
+    disparity: float = Field(1.0, ge=0, description="μ_x")
+    channels: Literal["mean", "projection"] = "mean"
+    distribution: Literal["ratio", "softmax"] = "ratio"
+    distance: Literal["l1", "kl"] = "l1"
+    mask: float | None = Field(0.2, gt=0, description="κ; null: no mask")
+    renormalise: bool = False
+
+    @model_validator(mode="after")
+    def _check_source(self) -> TeacherConfig:
+        if self.source.is_dir():
+            for key in ("encoder", "decoder", "cache"):
+                if getattr(self, key):
+                    raise ValueError(f"{key}: a folder of predicted depth has no feature maps, and needs no cache")
+        if self.cache is not None and self.channels == "projection":
+            raise ValueError("cache: keeps the mean over channels; a projection needs them all")
+        return self
+
+
 class LossConfig(_Strict):
     base: BaseLossConfig = BaseLossConfig()
     levels: dict[Literal["cr", "lr", "hr", "flip", "color"], LevelConfig] = {
@@ -214,6 +241,7 @@ class TrainConfig(_Strict):
     model: ModelConfig = ModelConfig()
     pose: PoseConfig = PoseConfig()
     loss: LossConfig = LossConfig()
+    teacher: TeacherConfig | None = Field(None, description="for distillation")
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     evaluation: EvaluationConfig = EvaluationConfig()

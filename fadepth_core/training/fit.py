@@ -35,6 +35,7 @@ from fadepth_core.runtime.checkpoint import Checkpoint
 from fadepth_core.runtime.export import export_checkpoint
 from fadepth_core.runtime.network import load_network
 from fadepth_core.training.config import ConfigError, EvaluationConfig, TrainConfig
+from fadepth_core.training.teacher import with_teacher
 from fadepth_core.training.trainer import Progress, Trainer
 
 METRICS = "metrics.json"
@@ -85,12 +86,15 @@ def fit(config: TrainConfig, resume: bool = False, on_step: Callable[[Progress],
 
 
 def training_set(config: TrainConfig) -> Dataset:
-    """The configured data sets as one, with frames twice the size where level hr wants them."""
+    """The configured data sets as one, with frames twice the size where level hr wants them, and with what is on disk of a
+    teacher's; a cache of its answers is filled first.
+    """
     data = config.data
     factor = 2 if "hr" in config.loss.levels else 1
     size = (factor * data.size[0], factor * data.size[1])
     datasets = [build_dataset(source.name, size, **source.options) for source in data.train]
     mixed = datasets[0] if len(datasets) == 1 else Mixture(datasets, [source.share for source in data.train])
+    mixed = with_teacher(config, mixed)
     return InMemory(mixed) if data.cache else mixed
 
 
@@ -186,9 +190,7 @@ class Measure:
         several = self._images is not None and self._config.evaluation.data.name == "folder"
         data = self._config.data
         height, width = data.size
-        return NetworkPredictor(
-            network, None if several else data.size, pixels=height * width, focal=data.focal_length
-        )
+        return NetworkPredictor(network, None if several else data.size, pixels=height * width, focal=data.focal_length)
 
     def _evaluate(self, network: nn.Module) -> Evaluation:
         return evaluate(self._predictor(network), self._images, self._protocol)

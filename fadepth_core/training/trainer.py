@@ -35,6 +35,7 @@ from fadepth_core.models.posenet import build_pose_net
 from fadepth_core.runtime.checkpoint import Checkpoint, CheckpointError, Description, save_checkpoint, write_atomically
 from fadepth_core.training.config import DataConfig, TrainConfig, save_config
 from fadepth_core.training.schedules import EndlessSampler, learning_rate_factor
+from fadepth_core.training.teacher import Distillation, build_apx, load_teacher
 
 STATE = "state.pt"
 CHECKPOINT = "checkpoint.safetensors"
@@ -151,9 +152,17 @@ class Trainer:
             options = {"weights": config.pose.weights} if config.pose.network == "fbnetv3_b" else {}
             self.pose_net = build_pose_net(config.pose.network, **options).to(memory_format=torch.channels_last)
 
+        self.apx = self._teacher = None
+        if config.teacher is not None:
+            from_disk = config.teacher.cache is not None or config.teacher.source.is_dir()
+            self._teacher = None if from_disk else load_teacher(config)
+            self.apx = build_apx(config.teacher, self.network, self._teacher)
+
         groups = parameter_groups(self.network, config.optimizer.lr, config.optimizer.weight_decay)
         if self.pose_net is not None:
             groups += parameter_groups(self.pose_net, config.optimizer.pose_lr, config.optimizer.weight_decay)
+        if self.apx is not None and self.apx.projections:
+            groups += parameter_groups(self.apx, config.optimizer.lr, config.optimizer.weight_decay)
         for group in groups:
             group["full_lr"] = group["lr"]
         self.optimizer = torch.optim.AdamW(groups, betas=config.optimizer.betas)
@@ -239,7 +248,7 @@ class Trainer:
             report = loss_of(sample, lambda loss: self.fabric.backward(loss / config.accumulate))
             if not math.isfinite(report.total):
                 raise TrainingError(self._keep_bad_batch(sample, report))
-        for module in (self.network, self.pose_net):
+        for module in (self.network, self.pose_net, self.apx):
             if module is not None:
                 nn.utils.clip_grad_norm_(module.parameters(), config.optimizer.clip_norm, error_if_nonfinite=False)
         self.optimizer.step()
@@ -267,8 +276,17 @@ class Trainer:
             BaseWeights(**loss.base.model_dump()),
             depth_weight=loss.depth,
             speed_weight=loss.speed or 0.0,
+            distillation=self._distillation(),
             joint=loss.joint,
         )
+
+    def _distillation(self) -> Distillation | None:
+        if self.apx is None:
+            return None
+        # Without parameters there is nothing for several processes to keep equal.
+        apx = self.fabric.setup_module(self.apx) if self.apx.projections else self.fabric.to_device(self.apx)
+        teacher = None if self._teacher is None else self.fabric.to_device(self._teacher)
+        return Distillation(apx, (self.network.min_depth, self.network.max_depth), teacher, self.fabric.autocast)
 
     @contextmanager
     def _interruptible(self) -> Iterator[None]:
@@ -297,6 +315,7 @@ class Trainer:
                 "iteration": self.iteration,
                 "network": self.network.state_dict(),
                 "pose_net": None if self.pose_net is None else self.pose_net.state_dict(),
+                "apx": None if self.apx is None else self.apx.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
                 "random": torch.get_rng_state(),
                 "random_cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
@@ -315,6 +334,8 @@ class Trainer:
             self.network.load_state_dict(state["network"])
             if self.pose_net is not None:
                 self.pose_net.load_state_dict(state["pose_net"])
+            if self.apx is not None:
+                self.apx.load_state_dict(state["apx"])
             self.optimizer.load_state_dict(state["optimizer"])
         except (pickle.UnpicklingError, RuntimeError, KeyError, TypeError, ValueError, EOFError, OSError) as error:
             raise TrainingError(f"{path}: not the state of this run: {error}") from error
@@ -343,6 +364,7 @@ class Trainer:
                 "iterations": str(self.iteration),
                 "batch": str(config.data.batch_size * config.accumulate * self.fabric.world_size),
                 "date": date.today().isoformat(),
+                **({} if config.teacher is None else {"teacher": config.teacher.source.name}),
             },
         )
 

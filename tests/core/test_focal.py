@@ -80,7 +80,14 @@ def test_the_engine_follows_the_focal_length(network, tmp_path):
     """Twice the focal length, twice the depth; and pixels of the camera count as pixels of the network."""
     path = tmp_path / "net.safetensors"
     description = Description(
-        "smalldepth", "deploy", SIZE, (0.1, 100.0), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), True, focal_length=120.0
+        "smalldepth",
+        "deploy",
+        SIZE,
+        (0.1, 100.0),
+        (0.485, 0.456, 0.406),
+        (0.229, 0.224, 0.225),
+        True,
+        focal_length=120.0,
     )
     export_checkpoint(network, description, path)
     assert Checkpoint(path).description.focal_length == 120.0
@@ -94,7 +101,14 @@ def test_the_engine_follows_the_focal_length(network, tmp_path):
 
 def test_a_senseless_focal_length_is_refused():
     description = Description(
-        "smalldepth", "deploy", SIZE, (0.1, 100.0), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), True, focal_length=120.0
+        "smalldepth",
+        "deploy",
+        SIZE,
+        (0.1, 100.0),
+        (0.485, 0.456, 0.406),
+        (0.229, 0.224, 0.225),
+        True,
+        focal_length=120.0,
     )
     text = description.to_json()
     assert Description.from_json(text).focal_length == 120.0

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Iterable
 
 import numpy as np
 import openvino as ov
@@ -14,11 +13,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fadepth_core.models import HQDecv2, build_model
-from fadepth_core.models.complexity import parameter_count
+from fadepth_core.models.complexity import complexity, parameter_count
 from fadepth_core.models.hqdec import DECODER_WIDTHS, HEAD_TOKENS
 from fadepth_core.models.layers.attention_head import AttentionDisparityHead
 from fadepth_core.models.layers.channels import conv_bn_elu
-from fadepth_core.models.layers.context import GlobalContext, SelfAttention, TokenConfig
+from fadepth_core.models.layers.context import GlobalContext, TokenConfig
 from fadepth_core.models.layers.head import disparity_to_depth
 from fadepth_core.models.smalldepth import PIXEL_MEAN, PIXEL_STD
 from fadepth_core.runtime.checkpoint import Checkpoint, Description
@@ -86,42 +85,20 @@ def relative_disparity_error(a, b):
 # ---------------------------------------------------------------------------------------------------------------- size
 
 
-def multiply_accumulates(network: nn.Module, image: Tensor, parts: Iterable[nn.Module]) -> int:
-    """Of convolutions, linear maps and the two matrix products of attention that run inside `parts`."""
-    total = 0
-
-    def hook(module, inputs, output):
-        nonlocal total
-        if isinstance(module, (nn.Conv1d, nn.Conv2d)):
-            total += output.numel() * module.weight[0].numel()
-        elif isinstance(module, nn.Linear):
-            total += output.numel() * module.in_features
-        elif isinstance(module, SelfAttention):
-            batch, tokens, width = inputs[0].shape
-            total += 2 * batch * tokens**2 * width
-
-    handles = [module.register_forward_hook(hook) for part in parts for module in part.modules()]
-    with torch.no_grad():
-        network(image)
-    for handle in handles:
-        handle.remove()
-    return total
-
-
 @pytest.mark.parametrize(
     ("size", "encoder", "decoder"), [((128, 416), 3.006e9, 0.952e9), ((192, 640), 6.932e9, 2.231e9)]
 )
 def test_multiply_accumulates(network, size, encoder, decoder):
-    image = torch.zeros(1, 3, *size)
-    assert multiply_accumulates(network, image, network.encoder_modules()) == pytest.approx(encoder, rel=1e-3)
-    assert multiply_accumulates(network, image, network.decoder_modules()) == pytest.approx(decoder, rel=1e-3)
+    parts = (network.encoder_modules(), network.decoder_modules())
+    found = [complexity(network, (1, 3, *size), part).multiply_accumulates for part in parts]
+    assert found == pytest.approx([encoder, decoder], rel=1e-3)
 
 
 def test_the_papers_size(network):
     """24.65 M parameters and 3.90 G multiply-accumulates at 128×416."""
-    image = torch.zeros(1, 3, 128, 416)
-    assert parameter_count([network]) == pytest.approx(24.65e6, rel=0.005)
-    assert multiply_accumulates(network, image, [network]) == pytest.approx(3.90e9, rel=0.02)
+    cost = complexity(network, (1, 3, 128, 416))
+    assert cost.parameters == pytest.approx(24.65e6, rel=0.005)
+    assert cost.multiply_accumulates == pytest.approx(3.90e9, rel=0.02)
 
 
 def test_parameters_of_every_block(network):

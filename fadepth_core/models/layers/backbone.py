@@ -20,7 +20,7 @@ def timm_backbone(name: str, weights: str | Path | None = None, **options) -> nn
     """
     try:
         import timm
-    except ImportError as error:
+    except (ImportError, RuntimeError) as error:  # the latter from a torchvision for another torch
         raise ImportError(
             f"{name} comes from timm, which cannot be imported ({error}): pip install 'fadepth_ros[train]'"
         ) from error
