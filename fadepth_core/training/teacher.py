@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -144,7 +144,7 @@ class Predictions:
         return self._folder / re.sub(r"[^\w./-]+", "_", name).lstrip("/.")
 
     def maps(self, sample: Sample) -> dict[str, Tensor]:
-        """Its inverse depth [1, h, w].
+        """Its inverse depth [1, H, W], at the size of the sample's frames.
 
         Raises:
             DataError: no file for this sample, or one that is not depth everywhere.
@@ -162,7 +162,8 @@ class Predictions:
             raise DataError(f"no prediction for '{sample.name}': neither {array} nor {picture.name}")
         if depth.ndim != 2 or depth.dtype.kind != "f" or not (np.isfinite(depth) & (depth > 0)).all():
             raise DataError(f"{path}: not a map of positive, finite depths, but {depth.dtype} {list(depth.shape)}")
-        return {"disparity.0": torch.from_numpy(1 / depth.astype(np.float32))[None]}
+        disparity = torch.from_numpy(1 / depth.astype(np.float32))[None]
+        return {"disparity.0": _resized(disparity[None], sample.frames.shape[-2:])[0]}
 
 
 class TeacherCache:
@@ -213,9 +214,8 @@ class TeacherCache:
             if not asked:
                 continue
             frames = torch.stack([sample.frames[1] for sample in asked]).to(device)
-            if tuple(frames.shape[-2:]) != tuple(size):  # twice the size, for level hr
-                frames = F.interpolate(frames, size, mode="bilinear", antialias=True, align_corners=False)
-            maps = _maps(teacher(normalise(frames)), teacher)
+            # They are twice the size where level hr wants that.
+            maps = _maps(teacher(normalise(_resized(frames, size))), teacher)
             for i, sample in enumerate(asked):
                 _write_entry(self.path(sample), {name: values[i].cpu().numpy() for name, values in maps.items()})
 
@@ -239,10 +239,16 @@ def _signals(maps: Mapping[str, Tensor], student: Signals) -> Signals:
     finest, *kept = found["disparities"]
     sizes = [x.shape[-2:] for x in student.disparities]
     found["disparities"] = [
-        x if x.shape[-2:] == size else F.interpolate(x, size, mode="bilinear", antialias=True, align_corners=False)
-        for x, size in zip([finest, *kept] if kept else [finest] * len(sizes), sizes, strict=True)
+        _resized(x, size) for x, size in zip([finest, *kept] if kept else [finest] * len(sizes), sizes, strict=True)
     ]
     return Signals(**{attribute: tuple(values) for attribute, values in found.items()})
+
+
+def _resized(x: Tensor, size: Sequence[int]) -> Tensor:
+    """[B, C, h, w] at another size."""
+    if tuple(x.shape[-2:]) == tuple(size):
+        return x
+    return F.interpolate(x, tuple(size), mode="bilinear", antialias=True, align_corners=False)
 
 
 def _read_entry(path: Path) -> dict[str, np.ndarray]:

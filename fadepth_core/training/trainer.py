@@ -249,8 +249,9 @@ class Trainer:
             if not math.isfinite(report.total):
                 raise TrainingError(self._keep_bad_batch(sample, report))
         for module in (self.network, self.pose_net, self.apx):
-            if module is not None:
-                nn.utils.clip_grad_norm_(module.parameters(), config.optimizer.clip_norm, error_if_nonfinite=False)
+            parameters = [] if module is None else list(module.parameters())
+            if parameters:
+                nn.utils.clip_grad_norm_(parameters, config.optimizer.clip_norm, error_if_nonfinite=False)
         self.optimizer.step()
         self.iteration += 1
         return report, waited
