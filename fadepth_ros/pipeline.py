@@ -168,7 +168,7 @@ class Pipeline:
             self.statistics.dropped("engine")
             return
         engine = self._engine_for(settings.engine, frame.size)
-        camera = self._camera_for(frame) if wanted & {POINTS, INFO} else None
+        camera = self._camera_for(frame, engine) if engine.follows_camera or wanted & {POINTS, INFO} else None
 
         cloud = POINTS in wanted and camera is not None and self._cloud_is_due(settings, arrival)
         published = []
@@ -244,7 +244,7 @@ class Pipeline:
         checkpoint = engine.checkpoint
         self.checkpoint_description = checkpoint.path.name + ("" if checkpoint.description.trained else " (untrained)")
 
-    def _camera_for(self, frame: Frame) -> Camera | None:
+    def _camera_for(self, frame: Frame, engine: DepthEngine) -> Camera | None:
         """The camera of this frame; None, with a warning, when what is known of it cannot be used."""
         camera, problem = self._camera, self._camera_problem
         if problem is None and camera.frame_id != frame.frame_id:
@@ -261,7 +261,8 @@ class Pipeline:
         self.statistics.problem(cause)
         if cause != self._camera_warned:  # once, until it changes: an uncalibrated camera stays one
             self._camera_warned = cause
-            self._warn(f"{self._info_topic}: {problem}; depth/points and depth/camera_info are withheld", cause)
+            metres = "; depth is not in metres of this camera" if engine.follows_camera else ""
+            self._warn(f"{self._info_topic}: {problem}; depth/points and depth/camera_info are withheld{metres}", cause)
         return None
 
     def _cloud_is_due(self, settings: Settings, arrival: float) -> bool:

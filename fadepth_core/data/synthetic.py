@@ -96,8 +96,8 @@ class SyntheticDataset(Dataset):
         moving: whether anything but the camera moves.
         stride: makes the time between frames that much longer, as leaving out frames of a video does; small pictures
             need it, because the same motion is fewer of their pixels.
-        still: nothing moves, not even the camera: one picture three times, rendered in half the time. For training
-            against true depth alone.
+        still: nothing moves, not even the camera: one view three times, rendered in half the time. For training against
+            true depth alone.
     """
 
     def __init__(

@@ -133,6 +133,11 @@ class DepthEngine:
         return self._backend.takes_network_size
 
     @property
+    def follows_camera(self) -> bool:
+        """Whether depth depends on the camera's focal length."""
+        return self.checkpoint.description.focal_length is not None
+
+    @property
     def description(self) -> str:
         """Backend, precision and device in a few words."""
         return f"{self.backend_name} {self.precision} on {self._backend.device}"
@@ -168,11 +173,9 @@ class DepthEngine:
                 f"expected an image of {list(framing.camera_size)} or {list(framing.network_size)} (height, width), "
                 f"got {list(image.shape[:2])}"
             )
-        matrix, trained_focal = None, self.checkpoint.description.focal_length
-        if intrinsics is not None:
-            matrix = framing.output_intrinsics(intrinsics)
-            if trained_focal is not None:
-                scale *= framing.network_focal_length(intrinsics) / trained_focal
+        matrix = None if intrinsics is None else framing.output_intrinsics(intrinsics)
+        if matrix is not None and self.follows_camera:
+            scale *= framing.network_focal_length(intrinsics) / self.checkpoint.description.focal_length
         while True:
             try:
                 depth, cloud = self._run(image, matrix if points else None, scale, limits)

@@ -210,3 +210,13 @@ def test_without_numba_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "numba", None)
     with pytest.raises(ImportError, match=r"rendered scenes need numba: pip install 'fadepth_ros\[train\]'"):
         runpy.run_path(raster.__file__)
+
+
+def test_a_still_scene_is_one_view_with_the_same_depth():
+    still, moving = (SyntheticDataset("driving", SIZE, seed=5, still=still)[3] for still in (True, False))
+    for i in (0, 2):
+        noise, motion = ((item.frames[i] - item.frames[1]).abs().mean() for item in (still, moving))
+        assert noise < 0.5 * motion
+    assert torch.equal(still.depth, moving.depth)
+    assert torch.allclose(still.poses, torch.eye(4).expand(3, 4, 4), atol=1e-6)
+    assert still.speed == 0

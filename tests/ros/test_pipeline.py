@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,7 +14,9 @@ from rclpy.serialization import deserialize_message, serialize_message
 from sensor_msgs.msg import CameraInfo, Image, PointCloud2, RegionOfInterest
 
 from cards import SIZE, image_message, info_message, noise
+from fadepth_core.runtime.checkpoint import Checkpoint, save_checkpoint
 from fadepth_core.runtime.engine import DepthEngine, EngineError
+from fadepth_core.runtime.framing import Framing
 from fadepth_ros import pipeline as pipeline_module
 from fadepth_ros.node import DepthNode, _judge
 from fadepth_ros.parameters import SPECS, Settings
@@ -89,6 +92,33 @@ def test_only_what_is_wanted_is_computed(wanted, calls):
     made.offer_image(frame(1))
     assert set(outputs.published) == set(wanted)
     assert [call for engine in engines for call in engine.calls] == calls
+
+
+def test_depth_follows_the_focal_length_whoever_listens(tmp_path, caplog):
+    """A checkpoint that knows its focal length: depth is the same with and without points, and no camera is announced."""
+    source = Checkpoint()
+    description = replace(source.description, focal_length=100.0)
+    path = tmp_path / "focal.safetensors"
+    save_checkpoint(path, source.weights, description, source.golden)
+    path.with_suffix(".onnx").write_bytes(source.onnx_path.read_bytes())
+
+    def depth(wanted, checkpoint, camera=True):
+        outputs = Recorder(*wanted)
+        made = Pipeline(settings(checkpoint=checkpoint), outputs, logging.getLogger("test"), engine_loader=load_engine)
+        if camera:
+            made.offer_camera_info(serialize_message(info_message()))
+        made.offer_image(frame(1))
+        return np.frombuffer(deserialize_message(outputs.last[DEPTH], Image).data, np.float32)
+
+    plain = depth((DEPTH,), "")
+    k = np.array(info_message().k).reshape(3, 3)
+    factor = Framing.plan(SIZE).network_focal_length(k) / 100.0
+    assert not 0.9 < factor < 1.1
+    for wanted in ((DEPTH,), (DEPTH, POINTS)):
+        np.testing.assert_allclose(depth(wanted, str(path)), factor * plain, rtol=1e-5)
+    assert not caplog.records
+    np.testing.assert_allclose(depth((DEPTH,), str(path), camera=False), plain, rtol=1e-5)
+    assert "depth is not in metres of this camera" in caplog.text
 
 
 def test_points_and_colours_follow_their_ranges():
