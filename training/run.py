@@ -42,6 +42,7 @@ from fadepth_core.evaluation import (
     write_json,
 )
 from fadepth_core.evaluation import evaluate as run_protocol
+from fadepth_core.evaluation.baselines import ConstantDepth, GroundPlane
 from fadepth_core.models import MODELS, build_model
 from fadepth_core.models.complexity import complexity
 from fadepth_core.models.layers.head import MAX_DEPTH, MIN_DEPTH
@@ -98,6 +99,12 @@ def evaluate(args: argparse.Namespace) -> None:
     if args.improved_root:
         options["improved_root"] = args.improved_root
     images = build_test_set(name, **options)
+    baselines = {}
+    if args.baselines:
+        baselines["constant depth"] = ConstantDepth.best(images, protocol)
+    if args.camera_height:
+        baselines[f"ground plane, camera {args.camera_height:g} m above"] = GroundPlane(args.camera_height)
+    baselines = {label: run_protocol(guess, images, protocol) for label, guess in baselines.items()}
     size = checkpoint.description.network_size
     # The folder protocol's pictures are of many cameras: each keeps its aspect ratio.
     network_size = (tuple(args.size) if args.size else None) if name == "folder" else tuple(args.size or size)
@@ -110,11 +117,7 @@ def evaluate(args: argparse.Namespace) -> None:
     )
     result = run_protocol(predict, tqdm(images, unit="image", total=len(images)), protocol)
     label = f"{checkpoint.path.stem}{'‡' if args.flip else ''}"
-    print_table(result, published_rows(protocol, network_size), label)
-    groups = getattr(images, "groups", [])
-    if len(set(groups)) > 1:
-        for group, part in result.by_group(groups).items():
-            print_table(part, label=group)
+    print_table(result, published_rows(protocol, network_size), label, getattr(images, "groups", ()), baselines)
     args.out.mkdir(parents=True, exist_ok=True)
     write_json(result, args.out / f"{args.protocol}.json")
     picture_sheet(compare_evenly(predict, images, protocol), args.out / f"{args.protocol}.png")
@@ -218,6 +221,10 @@ def main(arguments: list[str] | None = None) -> int:
     command.add_argument("--flip", action="store_true", help="average with the mirrored picture (the paper's ‡)")
     command.add_argument(
         "--scaling", choices=("median", "none"), help="none measures metric depth; default: the protocol's"
+    )
+    command.add_argument("--baselines", action="store_true", help="measure the best constant depth, too")
+    command.add_argument(
+        "--camera-height", type=float, metavar="METRES", help="measure flat ground that far below the camera, too"
     )
     command.add_argument("--out", type=Path, default=Path("evaluation"), help="folder for figures and pictures")
     command.set_defaults(run=evaluate)

@@ -112,7 +112,7 @@ def compare(predict: Predictor, image: LabelledImage, protocol: Protocol) -> Com
         DataError: no pixel of the truth counts.
         ValueError: the prediction is not a map of positive, finite numbers.
     """
-    valid = _valid_pixels(image.depth, protocol)
+    valid = valid_pixels(image.depth, protocol)
     if not valid.any():
         raise DataError(
             f"{image.name}: no true depth between {protocol.min_depth} and {protocol.max_depth} m"
@@ -135,7 +135,8 @@ def compare(predict: Predictor, image: LabelledImage, protocol: Protocol) -> Com
     return Comparison(image, depth, valid, ratio, depth_metrics(depth[valid], truth))
 
 
-def _valid_pixels(truth: np.ndarray, protocol: Protocol) -> np.ndarray:
+def valid_pixels(truth: np.ndarray, protocol: Protocol) -> np.ndarray:
+    """Which pixels of a true depth [H, W] count, bool [H, W]."""
     known = (truth > protocol.min_depth) & (truth < protocol.max_depth)
     if protocol.crop is None:
         return known

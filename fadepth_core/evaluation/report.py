@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 
 from fadepth_core.data.sample import LabelledImage
-from fadepth_core.evaluation.metrics import DepthMetrics
+from fadepth_core.evaluation.metrics import DepthMetrics, mean_metrics
 from fadepth_core.evaluation.protocols import Comparison, Evaluation, Predictor, Protocol, compare
 from fadepth_core.evaluation.published import PublishedRow
 
@@ -28,17 +28,31 @@ _WORST_ERROR = 0.5
 _SPARSE = 0.5
 
 
-def print_table(evaluation: Evaluation, rows: Sequence[PublishedRow] = (), label: str = "ours") -> None:
+def print_table(
+    evaluation: Evaluation,
+    rows: Sequence[PublishedRow] = (),
+    label: str = "ours",
+    groups: Sequence[str] = (),
+    baselines: Mapping[str, Evaluation] | None = None,
+) -> None:
     """Print the mean metrics under the paper's rows, and the scale ratios.
 
     Args:
         evaluation: what was measured.
         rows: to compare with, as `published_rows` finds them.
         label: what to call the measured row.
+        groups: the group of every image; where there are several, each has a row, and so has their mean.
+        baselines: others measured on the same images, by name.
     """
     protocol = evaluation.protocol
     lines = [(f"{row.label} {row.size[0]}x{row.size[1]}", row.metrics) for row in rows]
-    lines.append((label, evaluation.metrics))
+    for name, measured in {**(baselines or {}), label: evaluation}.items():
+        lines.append((name, measured.metrics))
+        if len(set(groups)) > 1:
+            parts = measured.by_group(groups)
+            lines.append(("  mean of groups", mean_metrics([part.metrics for part in parts.values()])))
+            if measured is evaluation:
+                lines += [(f"  {group} ({len(part.images)})", part.metrics) for group, part in parts.items()]
     width = max(len(name) for name, _ in lines)
     print(
         f"{protocol.name}: {len(evaluation.images)} images, {protocol.crop or 'no'} crop, "

@@ -15,12 +15,12 @@ from itertools import product
 from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
 import yaml
 from pydantic import BaseModel, ConfigDict, Field
 from tqdm import tqdm
 
 from fadepth_core.evaluation import evaluate
+from fadepth_core.evaluation.baselines import ConstantDepth
 from fadepth_core.training.config import ConfigError, load_config, read_yaml, validated
 from fadepth_core.training.fit import METRICS, choose_protocol, test_set
 from fadepth_core.training.trainer import STATE, TrainingError
@@ -83,7 +83,7 @@ def ablate(path: Path, overrides: Sequence[str], output: Path, fit_command: Sequ
     figures = {name: [futures[name, seed].result() for seed in config.seeds] for name in config.variants}
 
     first = load_config(shared, list(overrides))
-    constant = evaluate(lambda *_: np.ones((2, 2), np.float32), test_set(first), choose_protocol(first.evaluation))
+    constant = evaluate(ConstantDepth(), test_set(first), choose_protocol(first.evaluation))
     (output / TABLE).write_text(
         json.dumps({"constant": constant.to_dict()["metrics"], "seeds": config.seeds, "variants": figures}, indent=1),
         encoding="utf-8",

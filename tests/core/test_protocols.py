@@ -26,6 +26,7 @@ from fadepth_core.evaluation import (
     published_rows,
     write_json,
 )
+from fadepth_core.evaluation.baselines import ConstantDepth, GroundPlane
 from fadepth_core.evaluation.report import CAPTION_HEIGHT, TILE_WIDTH
 from fadepth_core.models import SmallDepth
 from fadepth_core.models.smalldepth import DepthFeatures
@@ -388,3 +389,33 @@ def test_a_sheet_without_truth_shows_images_and_depth(tmp_path):
     assert (np.diff(depth[::20]) > 0).all(), "near is bright, and the ramp gets nearer downwards"
     with pytest.raises(ValueError, match="at least one image"):
         prediction_sheet(lambda image, k: ramp, {}, tmp_path / "none.png")
+
+
+def test_baselines_by_hand():
+    k = np.array([[100.0, 0, 32], [0, 50.0, 20], [0, 0, 1]])
+    ground = GroundPlane(camera_height=1.5)(np.zeros((48, 64, 3), np.uint8), k)
+    assert ground.shape == (48, 64)
+    np.testing.assert_allclose(1 / ground[30], 50 * 1.5 / 10, rtol=1e-6)  # ten rows below the horizon
+    np.testing.assert_allclose(ground[:20], 1 / 80)
+    images = [labelled(np.full((4, 4), depth), str(depth)) for depth in (2.0, 3.0, 40.0)]
+    images[0].depth[0] = 90  # beyond the cap
+    best = ConstantDepth.best(images, FOLDER)
+    assert best.depth == 3.0
+    assert compare(best, images[1], replace(FOLDER, scaling="none")).metrics.abs_rel == 0
+
+
+def test_table_of_groups_and_baselines(capsys):
+    images = [labelled(np.full((4, 4), depth), str(depth)) for depth in (1.0, 1.0, 2.0)]
+    measured, baseline = (
+        evaluate(ConstantDepth(depth), images, replace(FOLDER, scaling="none")) for depth in (1.0, 2.0)
+    )
+    print_table(measured, label="net", groups=["a", "a", "b"], baselines={"two": baseline})
+    rows = [line.split("  ") for line in capsys.readouterr().out.splitlines()[2:-1]]
+    found = {" ".join(cells[:2]).strip(): float(next(c for c in cells[2:] if c.strip())) for cells in rows}
+    assert found == {
+        "two": pytest.approx(2 / 3, abs=1e-3),
+        "mean of groups": 0.25,
+        "net": pytest.approx(1 / 6, abs=1e-3),
+        "a (2)": 0.0,
+        "b (1)": 0.5,
+    }

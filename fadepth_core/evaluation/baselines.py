@@ -1,0 +1,43 @@
+"""What every network has to beat: predictors that look at no picture."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+from fadepth_core.data.sample import LabelledImage
+from fadepth_core.evaluation.protocols import Protocol, valid_pixels
+
+#: Metres above the horizon.
+_FAR = 80.0
+
+
+@dataclass(frozen=True)
+class ConstantDepth:
+    """The same depth everywhere, in metres."""
+
+    depth: float = 1.0
+
+    def __call__(self, _image: np.ndarray, _intrinsics: np.ndarray) -> np.ndarray:
+        """A `Predictor`."""
+        return np.full((2, 2), 1 / self.depth, np.float32)
+
+    @classmethod
+    def best(cls, images: Iterable[LabelledImage], protocol: Protocol) -> ConstantDepth:
+        """The median of the images' median true depths: a constant that has seen the answers."""
+        return cls(float(np.median([np.median(i.depth[valid_pixels(i.depth, protocol)]) for i in images])))
+
+
+@dataclass(frozen=True)
+class GroundPlane:
+    """A level camera above flat ground, `camera_height` in metres; everything above the horizon is 80 m away."""
+
+    camera_height: float
+
+    def __call__(self, image: np.ndarray, intrinsics: np.ndarray) -> np.ndarray:
+        """A `Predictor`: inverse depth (v - c_y) / (f_y · h) in row v."""
+        height, width = image.shape[:2]
+        rows = (np.arange(height) - intrinsics[1, 2]) / (intrinsics[1, 1] * self.camera_height)
+        return np.repeat(np.maximum(rows, 1 / _FAR)[:, None], width, axis=1).astype(np.float32)
