@@ -244,6 +244,9 @@ def _values(report: Report, pipeline: Pipeline) -> dict[str, str]:
     values |= {cause: str(n) for cause, n in sorted(report.totals.items())}
     values["engine"] = pipeline.engine_description
     values["checkpoint"] = pipeline.checkpoint_description
+    if pipeline.ground is not None:
+        seen = "" if pipeline.ground.seen else ", no ground in view"
+        values["scale from camera height"] = f"{pipeline.ground.factor:.3f}{seen}"
     values |= {f"passed over {i}": text for i, text in enumerate(pipeline.engine_failures, 1)}
     if report.last_error is not None:
         values["last error"] = f"{report.last_error[0]} ({report.last_error[1]:.0f} s ago)"

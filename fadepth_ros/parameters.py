@@ -94,6 +94,12 @@ SPECS: tuple[Spec, ...] = (
     Spec("full_resolution", False, "Publish depth and points at the camera's size instead of the network's."),
     Spec("image_transport", "raw", "How images arrive.", choices=("raw", "compressed"), live=False),
     Spec("depth_scale", 1.0, "Factor on depth, to correct the scale for a camera.", limits=(1e-3, 1e3)),
+    Spec(
+        "camera_height",
+        0.0,
+        "Height of the camera above the ground, metres: depth is scaled so that the ground is there; 0 leaves it alone.",
+        limits=(0.0, 100.0),
+    ),
     Spec("min_depth", 0.1, "Nearer depth is published as -Inf (REP-117), metres.", limits=_METRES),
     Spec("max_depth", 100.0, "Farther depth is published as +Inf (REP-117), metres.", limits=_METRES),
     Spec(
@@ -136,6 +142,7 @@ class Settings:
     engine: EngineSettings
     image_transport: str
     depth_scale: float
+    camera_height: float
     limits: tuple[float, float]
     depth_encoding: str
     points_rgb: bool
@@ -161,6 +168,7 @@ class Settings:
             ),
             image_transport=values["image_transport"],
             depth_scale=values["depth_scale"],
+            camera_height=values["camera_height"],
             limits=(values["min_depth"], values["max_depth"]),
             depth_encoding=values["depth_encoding"],
             points_rgb=values["points.rgb"],

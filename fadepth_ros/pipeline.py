@@ -17,6 +17,7 @@ import numpy as np
 from fadepth_core.runtime.checkpoint import CheckpointError
 from fadepth_core.runtime.engine import DepthEngine, DepthResult, EngineError
 from fadepth_core.runtime.framing import FramingError
+from fadepth_core.runtime.ground import GroundScale
 from fadepth_ros import messages
 from fadepth_ros.messages import Camera, CameraInfoWriter, CloudWriter, Frame, ImageWriter, MessageError, Stamp
 from fadepth_ros.parameters import EngineSettings, Settings
@@ -27,6 +28,8 @@ OUTPUTS = (DEPTH, INFO, POINTS, COLOR)
 
 #: Seconds between two warnings of one kind, and between two attempts to start an engine that will not.
 WARN_PERIOD, RETRY_PERIOD = 5.0, 5.0
+#: Seconds between two looks at the ground.
+GROUND_PERIOD = 0.1
 #: A stamp this much older than the last one (ns) is a clock that was set back or a bag that began anew; less is a frame
 #: that was overtaken on its way.
 CLOCK_RESET = 1_000_000_000
@@ -103,6 +106,9 @@ class Pipeline:
         self._engine_retry = 0.0
         self._last_stamp: int | None = None
         self._cloud_due = 0.0
+        self.ground: GroundScale | None = None
+        self._ground_key: tuple | None = None
+        self._ground_due = 0.0
         self._writers: dict[str, tuple[tuple, object]] = {}
 
     def configure(self, settings: Settings) -> None:
@@ -168,7 +174,9 @@ class Pipeline:
             self.statistics.dropped("engine")
             return
         engine = self._engine_for(settings.engine, frame.size)
-        camera = self._camera_for(frame, engine) if engine.follows_camera or wanted & {POINTS, INFO} else None
+        follows_camera = engine.follows_camera or settings.camera_height > 0
+        camera = self._camera_for(frame, follows_camera) if follows_camera or wanted & {POINTS, INFO} else None
+        ground = self._ground_for(settings, camera)
 
         cloud = POINTS in wanted and camera is not None and self._cloud_is_due(settings, arrival)
         published = []
@@ -183,9 +191,12 @@ class Pipeline:
                 rgb,
                 None if camera is None else camera.matrix,
                 points=cloud,
-                scale=settings.depth_scale,
+                scale=settings.depth_scale * (1.0 if ground is None else ground.factor),
                 limits=settings.limits,
             )
+            if ground is not None and arrival >= self._ground_due:
+                self._ground_due = arrival + GROUND_PERIOD
+                ground.update(result.depth / np.float32(ground.factor), result.intrinsics)
             if engine.description != self.engine_description:  # it has fallen back
                 self._note_engine(engine)
             if DEPTH in wanted:
@@ -244,7 +255,18 @@ class Pipeline:
         checkpoint = engine.checkpoint
         self.checkpoint_description = checkpoint.path.name + ("" if checkpoint.description.trained else " (untrained)")
 
-    def _camera_for(self, frame: Frame, engine: DepthEngine) -> Camera | None:
+    def _ground_for(self, settings: Settings, camera: Camera | None) -> GroundScale | None:
+        """What follows the scale, where the camera's height is known; a new one for another camera or network."""
+        if not settings.camera_height:
+            self.ground = None
+        if not settings.camera_height or camera is None:
+            return None
+        key = (settings.camera_height, settings.depth_scale, self._engine_key, camera.size, camera.matrix.tobytes())
+        if self.ground is None or self._ground_key != key:
+            self.ground, self._ground_key, self._ground_due = GroundScale(settings.camera_height), key, 0.0
+        return self.ground
+
+    def _camera_for(self, frame: Frame, for_metres: bool) -> Camera | None:
         """The camera of this frame; None, with a warning, when what is known of it cannot be used."""
         camera, problem = self._camera, self._camera_problem
         if problem is None and camera.frame_id != frame.frame_id:
@@ -261,7 +283,7 @@ class Pipeline:
         self.statistics.problem(cause)
         if cause != self._camera_warned:  # once, until it changes: an uncalibrated camera stays one
             self._camera_warned = cause
-            metres = "; depth is not in metres of this camera" if engine.follows_camera else ""
+            metres = "; depth is not in metres of this camera" if for_metres else ""
             self._warn(f"{self._info_topic}: {problem}; depth/points and depth/camera_info are withheld{metres}", cause)
         return None
 

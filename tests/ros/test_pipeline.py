@@ -18,7 +18,7 @@ from fadepth_core.runtime.checkpoint import Checkpoint, save_checkpoint
 from fadepth_core.runtime.engine import DepthEngine, EngineError
 from fadepth_core.runtime.framing import Framing
 from fadepth_ros import pipeline as pipeline_module
-from fadepth_ros.node import DepthNode, _judge
+from fadepth_ros.node import DepthNode, _judge, _values
 from fadepth_ros.parameters import SPECS, Settings
 from fadepth_ros.pipeline import COLOR, DEPTH, INFO, POINTS, Pipeline, load_engine
 
@@ -119,6 +119,40 @@ def test_depth_follows_the_focal_length_whoever_listens(tmp_path, caplog):
     assert not caplog.records
     np.testing.assert_allclose(depth((DEPTH,), str(path), camera=False), plain, rtol=1e-5)
     assert "depth is not in metres of this camera" in caplog.text
+
+
+class FlatRoad(CountingEngine):
+    """Answers a road one metre below the camera, times the scale."""
+
+    def infer(self, image, intrinsics, **options):
+        result = super().infer(image, intrinsics, **options)
+        k = self.framing.output_intrinsics(np.array(info_message().k).reshape(3, 3))
+        rows = np.arange(result.depth.shape[0]) - k[1, 2]
+        road = options["scale"] * k[1, 1] / np.where(rows > 1, rows, np.nan)
+        depth = np.repeat(np.where(np.isnan(road), np.inf, road)[:, None], result.depth.shape[1], axis=1)
+        return replace(result, depth=depth.astype(np.float32))
+
+
+def test_the_ground_brings_depth_to_scale(monkeypatch):
+    monkeypatch.setattr(pipeline_module, "GROUND_PERIOD", 0.0)
+    outputs = Recorder(DEPTH)
+    made = make_pipeline(outputs, FlatRoad, camera_height=1.5)
+
+    def depth():
+        made.offer_image(frame(len(outputs.published) + 1))
+        values = np.frombuffer(deserialize_message(outputs.last[DEPTH], Image).data, np.float32)
+        return values[-1]
+
+    first = depth()
+    assert depth() == pytest.approx(1.5 * first, rel=0.01), "found in the first picture, applied from the second on"
+    assert depth() == pytest.approx(1.5 * first, rel=0.01), "and measured before it is applied"
+    assert _values(made.statistics.report(), made)["scale from camera height"] == "1.500"
+    made.configure(settings(camera_height=3.0))
+    depth()
+    assert depth() == pytest.approx(3.0 * first, rel=0.01)
+    made.configure(settings())
+    assert depth() == pytest.approx(first, rel=1e-5)
+    assert "scale from camera height" not in _values(made.statistics.report(), made)
 
 
 def test_points_and_colours_follow_their_ranges():
