@@ -59,6 +59,7 @@ class VideoDataset(Dataset[Sample]):
         size: height and width of the frames, pixels; clips of another shape are cropped to it in the middle.
         camera: JSON file for clips that have none of their own.
         stride: overrides the clips' own; 1 where neither says.
+        first: number of the first frame that is used, in every clip.
         split: "train" and "val" leave out the last, or all but the last, part of every clip; "all" is everything.
         validation: that part, a share of the clip.
         min_flow: without poses or speed, frames count as standing where the median motion of the picture since the frame
@@ -75,6 +76,7 @@ class VideoDataset(Dataset[Sample]):
         size: tuple[int, int] = (128, 416),
         camera: Path | None = None,
         stride: int | None = None,
+        first: int = 0,
         split: Literal["train", "val", "all"] = "all",
         validation: float = 0.1,
         min_flow: float = 0.5,
@@ -86,6 +88,8 @@ class VideoDataset(Dataset[Sample]):
             raise DataError(f"validation must be a share between 0 and 1, got {validation}")
         if stride is not None and stride < 1:
             raise DataError(f"stride must be at least 1, got {stride}")
+        if first < 0:
+            raise DataError(f"first must not be negative, got {first}")
         root = Path(root)
         if not root.exists():
             raise DataError(f"{root}: no such file or folder")
@@ -97,7 +101,7 @@ class VideoDataset(Dataset[Sample]):
         self._entries: list[tuple[int, int]] = []
         found = 0
         for number, clip in enumerate(self._clips):
-            centres = clip.centres(split, validation)
+            centres = clip.centres(first, split, validation)
             kept = [centre for centre in centres if clip.moves(centre, min_flow)]
             found += len(centres)
             self._entries += [(number, centre) for centre in kept]
@@ -148,9 +152,11 @@ class _Clip:
         self.speeds = self._speeds(values)
         self.poses = self._poses(values)
 
-    def centres(self, split: str, validation: float) -> range:
-        """Middle frames of the split's samples; no frame is in both splits."""
-        first, last = self.stride, self.source.count - self.stride
+    def centres(self, first: int, split: str, validation: float) -> range:
+        """Middle frames of the split's samples from frame `first` on; no frame is in both splits."""
+        first, last = first + self.stride, self.source.count - self.stride
+        if first >= last:
+            raise DataError(f"{self.path}: {self.source.count} frames; no sample begins at frame {first - self.stride}")
         cut = last - max(1, round(validation * (last - first)))
         if split == "train":
             return range(first, max(first, cut - 2 * self.stride))

@@ -178,6 +178,15 @@ def test_splits_share_no_frame(tmp_path, open_video):
     assert max(seen["train"]) < min(seen["val"])
 
 
+def test_the_first_frames_can_be_held_out(tmp_path, open_video):
+    root = write_folder(tmp_path / "clip", pictures(20), {**CAMERA, "stride": 2})
+    dataset = open_video(root, first=7)
+    middles = [int(dataset[i].name.split(":")[1]) for i in range(len(dataset))]
+    assert min(middles) == 9, "two before it are used as well"
+    with pytest.raises(DataError, match="20 frames; no sample begins at frame 16"):
+        open_video(root, first=16)
+
+
 def test_one_camera_file_serves_a_folder_of_clips(tmp_path, open_video):
     for name in ("a", "b"):
         write_folder(tmp_path / "clips" / name, pictures(5), None)
