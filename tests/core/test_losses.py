@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -362,16 +363,21 @@ def test_smoothness_is_zero_for_constants_ignores_scale_and_allows_edges_where_t
 # --------------------------------------------------------------------------------------------------------- measurements
 
 
-def test_depth_loss_is_zero_at_the_truth_and_counts_a_common_factor():
+def test_depth_loss_is_zero_at_the_truth_and_dearer_when_too_far():
     torch.manual_seed(0)
     truth = 1 + 40 * torch.rand(2, 12, 16)
     disparity = to_disparity(truth)[:, None]
     assert depth_loss([disparity], truth, *RANGE).item() == pytest.approx(0, abs=1e-5)
-    double = to_disparity(2 * truth)[:, None]
-    assert depth_loss([double], truth, *RANGE).item() == pytest.approx(torch.tensor(2.0).log().item(), rel=1e-4)
-    assert depth_loss([disparity, double], truth, *RANGE).item() == pytest.approx(
-        0.5 * torch.tensor(2.0).log().item(), rel=1e-4
+    for factor, cost in ((0.5, math.log(2)), (0.1, math.log(10)), (1.5, 0.5), (math.e, math.e - 1)):
+        found = depth_loss([to_disparity(factor * truth.clamp(max=30))[:, None]], truth.clamp(max=30), *RANGE)
+        assert found.item() == pytest.approx(cost, rel=1e-3)
+    # Beyond e times the truth the slope stays what it is there.
+    near = truth.clamp(max=20)
+    assert depth_loss([to_disparity(math.exp(1.5) * near)[:, None]], near, *RANGE).item() == pytest.approx(
+        math.e - 1 + 0.5 * math.e, rel=1e-3
     )
+    half = to_disparity(truth / 2)[:, None]
+    assert depth_loss([disparity, half], truth, *RANGE).item() == pytest.approx(0.5 * math.log(2), rel=1e-4)
 
 
 def test_depth_loss_ignores_unknown_pixels_and_ends_at_the_networks_range():
@@ -380,7 +386,7 @@ def test_depth_loss_ignores_unknown_pixels_and_ends_at_the_networks_range():
     believed = truth.clone()
     believed[0, :, 2:], believed[1] = 77.0, 20.0
     loss = depth_loss([to_disparity(believed)[:, None]], truth, *RANGE)
-    assert loss.item() == pytest.approx(0.5 * torch.tensor(2.0).log().item(), rel=1e-4), "each image counts alike"
+    assert loss.item() == pytest.approx(0.5 * 1.0, rel=1e-4), "each image counts alike"
     truth[1] = 0
     assert depth_loss([to_disparity(believed)[:, None]], truth, *RANGE).item() == pytest.approx(0, abs=1e-5)
     assert depth_loss([torch.rand(2, 1, 4, 4)], torch.zeros(2, 4, 4), *RANGE) == 0
