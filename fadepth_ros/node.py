@@ -100,6 +100,8 @@ class DepthNode(LifecycleNode):
                 "THE CHECKPOINT IS UNTRAINED: what is published has the form of depth but means nothing. "
                 "Set the parameter 'checkpoint' to a trained one."
             )
+        if licence := description.provenance.get("licence"):
+            self.get_logger().info(f"licence of the network's weights: {licence}")
         for output, kind in _OUTPUT_TYPES.items():
             self._output_publishers[output] = self.create_lifecycle_publisher(
                 kind, output, _output_qos(), qos_overriding_options=QoSOverridingOptions.with_default_policies()

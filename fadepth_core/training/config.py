@@ -246,6 +246,7 @@ class TrainConfig(_Strict):
     schedule: ScheduleConfig = ScheduleConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     log: LogConfig = LogConfig()
+    provenance: dict[str, str] = Field({}, description="said in the checkpoint, e.g. the licence its data asks for")
 
 
 def load_config(path: Path | None, overrides: list[str]) -> TrainConfig:

@@ -366,6 +366,7 @@ class Trainer:
                 "batch": str(config.data.batch_size * config.accumulate * self.fabric.world_size),
                 "date": date.today().isoformat(),
                 **({} if config.teacher is None else {"teacher": config.teacher.source.name}),
+                **config.provenance,
             },
         )
 

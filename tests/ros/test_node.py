@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from rclpy.qos import ReliabilityPolicy
 from sensor_msgs.msg import CompressedImage
 
 from cards import FRAME_ID, SIZE, image_message, info_message, noise, run_node
+from fadepth_core.runtime.checkpoint import Checkpoint, save_checkpoint
 from fadepth_core.runtime.framing import Framing
 from fadepth_ros.clip_publisher import DEMO_CLIP, read_camera_info, read_frames
 
@@ -135,10 +137,22 @@ def test_depth_differs_from_frame_to_frame(clip_robot):
     assert not np.array_equal(first, last)
 
 
-def test_the_untrained_checkpoint_is_announced(clip_robot):
-    robot = clip_robot[0]
+@pytest.mark.parametrize("trained", [True, False])
+def test_what_a_checkpoint_says_of_itself_is_announced(start_robot, tmp_path, trained):
+    shipped = Checkpoint()
+    description = replace(shipped.description, trained=trained, provenance={"licence": "CC BY-NC-SA 3.0"})
+    path = tmp_path / "net.safetensors"
+    save_checkpoint(path, shipped.weights, description, shipped.golden)
+    path.with_suffix(".onnx").write_bytes(shipped.onnx_path.read_bytes())
+    robot = start_robot("-p", f"checkpoint:={path}")
+    robot.listen("depth/image")
+    robot.camera_is_heard()
+    robot.info = info_message()
+    show(robot, SECOND, outputs=("depth/image",))
     robot.wait_for(lambda: robot.diagnostics.get("checkpoint"))  # the first report may be older than the engine
-    assert ("UNTRAINED" in robot.process.log) == robot.diagnostics["checkpoint"].endswith("(untrained)")
+    assert robot.diagnostics["checkpoint"] == ("net.safetensors" if trained else "net.safetensors (untrained)")
+    assert ("UNTRAINED" in robot.process.log) != trained
+    assert robot.process.log.count("licence of the network's weights: CC BY-NC-SA 3.0") == 1
 
 
 @pytest.fixture(scope="module")
