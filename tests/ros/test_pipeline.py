@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -97,10 +98,10 @@ def test_only_what_is_wanted_is_computed(wanted, calls):
 def test_depth_follows_the_focal_length_whoever_listens(tmp_path, caplog):
     """A checkpoint that knows its focal length: depth is the same with and without points, and no camera is announced."""
     source = Checkpoint()
-    description = replace(source.description, focal_length=100.0)
-    path = tmp_path / "focal.safetensors"
-    save_checkpoint(path, source.weights, description, source.golden)
-    path.with_suffix(".onnx").write_bytes(source.onnx_path.read_bytes())
+    paths = {focal: str(tmp_path / f"{focal}.safetensors") for focal in (None, 100.0)}
+    for focal, path in paths.items():
+        save_checkpoint(path, source.weights, replace(source.description, focal_length=focal), source.golden)
+        Path(path).with_suffix(".onnx").write_bytes(source.onnx_path.read_bytes())
 
     def depth(wanted, checkpoint, camera=True):
         outputs = Recorder(*wanted)
@@ -110,14 +111,14 @@ def test_depth_follows_the_focal_length_whoever_listens(tmp_path, caplog):
         made.offer_image(frame(1))
         return np.frombuffer(deserialize_message(outputs.last[DEPTH], Image).data, np.float32)
 
-    plain = depth((DEPTH,), "")
+    plain = depth((DEPTH,), paths[None])
     k = np.array(info_message().k).reshape(3, 3)
     factor = Framing.plan(SIZE).network_focal_length(k) / 100.0
     assert not 0.9 < factor < 1.1
     for wanted in ((DEPTH,), (DEPTH, POINTS)):
-        np.testing.assert_allclose(depth(wanted, str(path)), factor * plain, rtol=1e-5)
+        np.testing.assert_allclose(depth(wanted, paths[100.0]), factor * plain, rtol=1e-5)
     assert not caplog.records
-    np.testing.assert_allclose(depth((DEPTH,), str(path), camera=False), plain, rtol=1e-5)
+    np.testing.assert_allclose(depth((DEPTH,), paths[100.0], camera=False), plain, rtol=1e-5)
     assert "depth is not in metres of this camera" in caplog.text
 
 
