@@ -207,7 +207,7 @@ def test_what_is_withheld_is_not_a_dropped_frame():
     assert outputs.published == [DEPTH]
     assert report.dropped == {}
     assert report.problems == {"no_camera_info": 1}
-    assert _judge(report, degraded=False)[1].endswith("are withheld")
+    assert "are withheld" in _judge(report, degraded=False)[1]
 
 
 def test_overtaken_frames_are_counted():
