@@ -98,11 +98,12 @@ class SyntheticDataset(Dataset):
             need it, because the same motion is fewer of their pixels.
         still: nothing moves, not even the camera: one view three times, rendered in half the time. For training against
             true depth alone.
+        sky: whether the sky has a depth, far away, or none, as in all measured depth.
     """
 
     def __init__(
         self, preset: Preset = "driving", size: tuple[int, int] = (128, 416), length: int = 100_000, seed: int = 0,
-        moving: bool = True, stride: float = 1.0, still: bool = False,
+        moving: bool = True, stride: float = 1.0, still: bool = False, sky: bool = True,
     ):  # fmt: skip
         if preset not in ("driving", "indoor"):
             raise ValueError(f"preset must be 'driving' or 'indoor', got '{preset}'")
@@ -111,7 +112,7 @@ class SyntheticDataset(Dataset):
         if stride <= 0:
             raise ValueError(f"stride must be positive, got {stride}")
         self._preset, self._size, self._length, self._seed = preset, tuple(size), length, seed
-        self._moving, self._stride, self._still = moving, stride, still
+        self._moving, self._stride, self._still, self._sky = moving, stride, still, sky
 
     def __len__(self) -> int:
         return self._length
@@ -130,6 +131,7 @@ class SyntheticDataset(Dataset):
         frames = _develop(rng, np.stack([picture for picture, _ in shots]))
         # In the middle camera's coordinates numbers are small, which single precision likes.
         poses = np.linalg.inv(poses[1]) @ poses
+        depth = shots[1][1] if self._sky else _without_sky(shots[1][1])
         return Sample(
             torch.from_numpy(frames).permute(0, 3, 1, 2),
             torch.from_numpy(intrinsics).float(),
@@ -137,7 +139,7 @@ class SyntheticDataset(Dataset):
             f"synthetic {self._preset} {self._seed}:{index}",
             torch.tensor(speed, dtype=torch.float32),
             torch.from_numpy(poses).float(),
-            torch.from_numpy(shots[1][1]),
+            torch.from_numpy(depth),
         )
 
 
@@ -158,10 +160,12 @@ class SyntheticTest:
     def __getitem__(self, index: int) -> LabelledImage:
         sample = self._samples[index]
         image = (sample.frames[1].permute(1, 2, 0) * 255).round().byte().numpy()
-        depth = sample.depth.numpy()
-        return LabelledImage(
-            image, np.where(depth < SKY_DEPTH, depth, 0), sample.intrinsics.double().numpy(), sample.name
-        )
+        return LabelledImage(image, _without_sky(sample.depth.numpy()), sample.intrinsics.double().numpy(), sample.name)
+
+
+def _without_sky(depth: np.ndarray) -> np.ndarray:
+    """0 where there is only sky."""
+    return np.where(depth < SKY_DEPTH, depth, np.float32(0))
 
 
 def _draw_intrinsics(rng: Random, size: tuple[int, int], preset: Preset) -> np.ndarray:

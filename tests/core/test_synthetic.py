@@ -220,3 +220,10 @@ def test_a_still_scene_is_one_view_with_the_same_depth():
     assert torch.equal(still.depth, moving.depth)
     assert torch.allclose(still.poses, torch.eye(4).expand(3, 4, 4), atol=1e-6)
     assert still.speed == 0
+
+
+def test_sky_has_a_depth_or_none():
+    far, none = (SyntheticDataset("driving", SIZE, seed=1, still=True, sky=sky)[0].depth for sky in (True, False))
+    above = far >= raster.SKY_DEPTH
+    assert 0.02 < above.float().mean() < 0.9
+    assert torch.equal(none, far.masked_fill(above, 0))
