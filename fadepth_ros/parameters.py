@@ -97,7 +97,8 @@ SPECS: tuple[Spec, ...] = (
     Spec(
         "camera_height",
         0.0,
-        "Height of the camera above the ground, metres: depth is scaled so that the ground is there; 0 leaves it alone.",
+        "Height of the camera above the ground, metres: depth is scaled so that the ground is there; 0 leaves it alone. The "
+        "camera must look ahead, pitched less than 25 degrees.",
         limits=(0.0, 100.0),
     ),
     Spec("min_depth", 0.1, "Nearer depth is published as -Inf (REP-117), metres.", limits=_METRES),

@@ -100,6 +100,7 @@ class Pipeline:
         self._camera_problem: MessageError | None = MessageError("no_camera_info", "no camera_info has arrived")
         self._camera_raw = b""
         self._camera_warned = ""
+        self._metric_camera: Camera | None = None  # the last that could be used
 
         self._engine: DepthEngine | None = None
         self._engine_key: tuple | None = None
@@ -176,7 +177,11 @@ class Pipeline:
         engine = self._engine_for(settings.engine, frame.size)
         follows_camera = engine.follows_camera or settings.camera_height > 0
         camera = self._camera_for(frame, follows_camera) if follows_camera or wanted & {POINTS, INFO} else None
-        ground = self._ground_for(settings, camera)
+        ground = self._ground_for(settings)
+        if camera is not None:
+            self._metric_camera = camera
+        # One CameraInfo that cannot be used withholds the cloud, but must not make depth jump.
+        metric = self._metric_camera if follows_camera and self._metric_camera_fits(frame) else camera
 
         cloud = POINTS in wanted and camera is not None and self._cloud_is_due(settings, arrival)
         published = []
@@ -187,16 +192,19 @@ class Pipeline:
 
         if wanted & {DEPTH, COLOR} or cloud:
             rgb = _rgb_for(engine, frame)
+            look = ground is not None and metric is not None and arrival >= self._ground_due
             result = engine.infer(
                 rgb,
-                None if camera is None else camera.matrix,
+                None if metric is None else metric.matrix,
                 points=cloud,
                 scale=settings.depth_scale * (1.0 if ground is None else ground.factor),
-                limits=settings.limits,
+                # Where the scale is not right yet, the limits may hide the ground.
+                limits=(0.0, np.inf) if look else settings.limits,
             )
-            if ground is not None and arrival >= self._ground_due:
+            if look:
                 self._ground_due = arrival + GROUND_PERIOD
                 ground.update(result.depth / np.float32(ground.factor), result.intrinsics)
+                result = result.limited(settings.limits)
             if engine.description != self.engine_description:  # it has fallen back
                 self._note_engine(engine)
             if DEPTH in wanted:
@@ -255,13 +263,16 @@ class Pipeline:
         checkpoint = engine.checkpoint
         self.checkpoint_description = checkpoint.path.name + ("" if checkpoint.description.trained else " (untrained)")
 
-    def _ground_for(self, settings: Settings, camera: Camera | None) -> GroundScale | None:
-        """What follows the scale, where the camera's height is known; a new one for another camera or network."""
+    def _metric_camera_fits(self, frame: Frame) -> bool:
+        known = self._metric_camera
+        return known is not None and (known.frame_id, known.size) == (frame.frame_id, frame.size)
+
+    def _ground_for(self, settings: Settings) -> GroundScale | None:
+        """What follows the scale, where the camera's height is known; a new one for another network or setting."""
         if not settings.camera_height:
             self.ground = None
-        if not settings.camera_height or camera is None:
             return None
-        key = (settings.camera_height, settings.depth_scale, self._engine_key, camera.size, camera.matrix.tobytes())
+        key = (settings.camera_height, settings.depth_scale, self._engine_key)
         if self.ground is None or self._ground_key != key:
             self.ground, self._ground_key, self._ground_due = GroundScale(settings.camera_height), key, 0.0
         return self.ground

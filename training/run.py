@@ -20,6 +20,7 @@ python training/run.py export checkpoint.safetensors --out robot.safetensors
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import sys
 from dataclasses import replace
@@ -84,7 +85,7 @@ def fit(args: argparse.Namespace) -> None:
 
 def distill(args: argparse.Namespace) -> None:
     """Train a network with the help of a teacher: a training checkpoint, or a folder of predicted depth."""
-    args.set = [*args.set, f"teacher.source={args.teacher}"]
+    args.set = [*args.set, f"teacher.source={json.dumps(str(args.teacher))}"]
     fit(args)
 
 
@@ -101,7 +102,7 @@ def evaluate(args: argparse.Namespace) -> None:
     images = build_test_set(name, **options)
     baselines = {}
     if args.baselines:
-        baselines["constant depth"] = ConstantDepth.best(images, protocol)
+        baselines["constant depth"] = ConstantDepth.typical(images, protocol)
     if args.camera_height:
         baselines[f"ground plane, camera {args.camera_height:g} m above"] = GroundPlane(args.camera_height)
     baselines = {label: run_protocol(guess, images, protocol) for label, guess in baselines.items()}
@@ -222,7 +223,7 @@ def main(arguments: list[str] | None = None) -> int:
     command.add_argument(
         "--scaling", choices=("median", "none"), help="none measures metric depth; default: the protocol's"
     )
-    command.add_argument("--baselines", action="store_true", help="measure the best constant depth, too")
+    command.add_argument("--baselines", action="store_true", help="measure the median true depth everywhere, too")
     command.add_argument(
         "--camera-height", type=float, metavar="METRES", help="measure flat ground that far below the camera, too"
     )

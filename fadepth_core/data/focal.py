@@ -2,8 +2,8 @@
 
 From one picture nobody can tell a near object from one twice as far through a lens twice as long. A network that is to
 answer in metres for several cameras is therefore trained as if all had one focal length, and its answer is scaled by the
-ratio at the end (the canonical camera space of Metric3D, Yin et al. 2023). As focal lengths are in pixels of the
-network's input, this holds for any input size as well.
+ratio at the end (the canonical camera space of Metric3D, Yin et al. 2023). Focal lengths are in pixels of the network's
+input, so a picture of twice the size counts as one through a lens twice as long, which is how filters see it.
 """
 
 from __future__ import annotations

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib import import_module
 from itertools import accumulate
 
+import torch
 from torch.utils.data import Dataset
 
 from fadepth_core.data.errors import DataError
@@ -93,6 +95,27 @@ class Mixture(Dataset):
                 return dataset[(index - start) % len(dataset)]
             start = end
         raise IndexError(index)
+
+
+class FilledIn(Dataset):
+    """A data set whose samples have depth and speed: "unknown" (0, NaN) where it knows none.
+
+    In a mixture, some batches would otherwise have them and others not.
+    """
+
+    def __init__(self, dataset: Dataset):
+        self._dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    def __getitem__(self, index: int) -> Sample:
+        sample = self._dataset[index]
+        return replace(
+            sample,
+            depth=torch.zeros(sample.frames.shape[-2:]) if sample.depth is None else sample.depth,
+            speed=torch.tensor(torch.nan) if sample.speed is None else sample.speed,
+        )
 
 
 class InMemory(Dataset):

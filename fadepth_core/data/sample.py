@@ -47,22 +47,11 @@ class Sample:
         return Sample(**moved)
 
 
-#: What stands for a value that is not known.
-_UNKNOWN = {"depth": 0.0, "speed": torch.nan}
-
-
 def collate(samples: Sequence[Sample]) -> Sample:
-    """Stack samples into a batch.
-
-    Where only some know depth or speed, the others' is filled with "unknown" (0, NaN); poses the batch has if all have.
-    """
+    """Stack samples into a batch. What one of them lacks, the batch lacks."""
     batch = {}
     for f in fields(Sample):
         values = [getattr(sample, f.name) for sample in samples]
-        known = [value for value in values if value is not None]
-        if known and f.name in _UNKNOWN:
-            unknown = torch.full_like(known[0], _UNKNOWN[f.name])
-            values = [unknown if value is None else value for value in values]
         if f.name == "name":
             batch[f.name] = values
         elif any(value is None for value in values):

@@ -105,6 +105,8 @@ class VideoDataset(Dataset[Sample]):
             kept = [centre for centre in centres if clip.moves(centre, min_flow)]
             found += len(centres)
             self._entries += [(number, centre) for centre in kept]
+        if not found:
+            raise DataError(f"{root}: no clip has a sample of split '{split}' from frame {first} on")
         if not self._entries:
             raise DataError(f"{root}: the camera stands still in all {found} samples of split '{split}'")
         if any(clip.speeds is not None for clip in self._clips):
@@ -127,6 +129,7 @@ class _Clip:
         self, place: Path, root: Path, size: tuple[int, int], camera: Path | None, stride: int | None, cache: Path
     ):
         self.path = place
+        self.name = place.relative_to(root).as_posix() if place != root else place.name
         self.source = _Video(place, size, cache) if place.is_file() else _Folder(place, size)
         self.camera = camera = _camera_of(place, root, camera)
         values = _read_json(camera)
@@ -156,7 +159,7 @@ class _Clip:
         """Middle frames of the split's samples from frame `first` on; no frame is in both splits."""
         first, last = first + self.stride, self.source.count - self.stride
         if first >= last:
-            raise DataError(f"{self.path}: {self.source.count} frames; no sample begins at frame {first - self.stride}")
+            return range(0)
         cut = last - max(1, round(validation * (last - first)))
         if split == "train":
             return range(first, max(first, cut - 2 * self.stride))
@@ -188,7 +191,7 @@ class _Clip:
             frames.float() / 255,
             torch.from_numpy(self.intrinsics).float(),
             torch.tensor((self.times[numbers[2]] - self.times[numbers[0]]) / 2, dtype=torch.float32),
-            f"{self.path.name}:{centre}",
+            f"{self.name}:{centre}",
             None if self.speeds is None else torch.tensor(self.speeds[centre], dtype=torch.float32),
             poses,
         )

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from fadepth_core.data.errors import DataError
 from fadepth_core.data.sample import LabelledImage
 from fadepth_core.evaluation.protocols import Protocol, valid_pixels
 
@@ -25,9 +26,19 @@ class ConstantDepth:
         return np.full((2, 2), 1 / self.depth, np.float32)
 
     @classmethod
-    def best(cls, images: Iterable[LabelledImage], protocol: Protocol) -> ConstantDepth:
-        """The median of the images' median true depths: a constant that has seen the answers."""
-        return cls(float(np.median([np.median(i.depth[valid_pixels(i.depth, protocol)]) for i in images])))
+    def typical(cls, images: Iterable[LabelledImage], protocol: Protocol) -> ConstantDepth:
+        """The median of the images' median true depths: a constant that has seen the answers.
+
+        Raises:
+            DataError: an image has no true depth that counts.
+        """
+        medians = []
+        for image in images:
+            truth = image.depth[valid_pixels(image.depth, protocol)]
+            if not truth.size:
+                raise DataError(f"{image.name}: no true depth that counts for '{protocol.name}'")
+            medians.append(np.median(truth))
+        return cls(float(np.median(medians)))
 
 
 @dataclass(frozen=True)

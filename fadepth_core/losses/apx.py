@@ -7,8 +7,9 @@ specification 6 is one word here.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import torch
 import torch.nn.functional as F
@@ -88,7 +89,7 @@ class ApxLoss(nn.Module):
     Args:
         weights: of the three kinds of maps; a kind of weight 0 is not looked at.
         reading: see `ApxReading`.
-        widths: channels of (student, teacher) for every encoder map, then every decoder map; for projections.
+        widths: for projections, the channels of (student, teacher) for every map of "encoder" and "decoder".
 
     Raises:
         ValueError: projections without widths.
@@ -98,15 +99,17 @@ class ApxLoss(nn.Module):
         self,
         weights: ApxWeights = ApxWeights(),
         reading: ApxReading = ApxReading(),
-        widths: Sequence[tuple[int, int]] = (),
+        widths: Mapping[str, Sequence[tuple[int, int]]] = MappingProxyType({}),
     ):
         super().__init__()
         self.weights, self.reading = weights, reading
-        self.projections = nn.ModuleList()
-        if reading.channels == "projection" and (weights.encoder or weights.decoder):
-            if not widths:
-                raise ValueError("projections need the channels of student and teacher")
-            self.projections.extend(nn.Conv2d(student, teacher, 1, bias=False) for student, teacher in widths)
+        self.projections = nn.ModuleDict()
+        if reading.channels == "projection":
+            for kind, weight in (("encoder", weights.encoder), ("decoder", weights.decoder)):
+                if weight and kind not in widths:
+                    raise ValueError(f"projections need the channels of student and teacher: {kind}")
+                if weight:
+                    self.projections[kind] = nn.ModuleList(nn.Conv2d(a, b, 1, bias=False) for a, b in widths[kind])
 
     def forward(self, student: Signals, teacher: Signals) -> Tensor:
         """The loss, [].
@@ -120,12 +123,10 @@ class ApxLoss(nn.Module):
             pairs = _pairs("disparities", student.disparities, teacher.disparities)
             logits = [tuple(self._depth_logits(x.float()) for x in pair) for pair in pairs]
             total = total + self.weights.disparity * self._sum(logits, mask)
-        if self.weights.encoder:
-            pairs = self._projected(_pairs("encoder maps", student.encoder, teacher.encoder), 0)
-            total = total + self.weights.encoder * self._sum(pairs, mask)
-        if self.weights.decoder:
-            pairs = _pairs("decoder maps", student.decoder, teacher.decoder)
-            total = total + self.weights.decoder * self._sum(self._projected(pairs, len(student.encoder)), mask)
+        for kind, weight in (("encoder", self.weights.encoder), ("decoder", self.weights.decoder)):
+            if weight:
+                pairs = _pairs(f"{kind} maps", getattr(student, kind), getattr(teacher, kind))
+                total = total + weight * self._sum(self._aligned(kind, pairs, mask), mask)
         return total
 
     def _mask(self, disparity: Tensor) -> Tensor:
@@ -140,15 +141,16 @@ class ApxLoss(nn.Module):
         """What `softmax` turns into the wanted distribution: its logarithm for x / Σx."""
         return disparity.log() if self.reading.distribution == "ratio" else disparity
 
-    def _projected(self, pairs: list[tuple[Tensor, Tensor]], first: int) -> list[tuple[Tensor, Tensor]]:
+    def _aligned(self, kind: str, pairs: list[tuple[Tensor, Tensor]], mask: Tensor) -> list[tuple[Tensor, Tensor]]:
         """Maps of equal width, each channel of each image with zero mean and unit spread."""
         aligned = []
         for index, (student, teacher) in enumerate(pairs):
-            if self.projections:
-                student, teacher = self.projections[first + index](student).float(), teacher.float()
+            if kind in self.projections:
+                student, teacher = self.projections[kind][index](student).float(), teacher.float()
             else:
                 student, teacher = (x.float().mean(dim=1, keepdim=True) for x in (student, teacher))
-            aligned.append((_standardised(student), _standardised(teacher)))
+            counted = _at(mask, student) if self.reading.renormalise else torch.ones_like(student[:, :1])
+            aligned.append((_standardised(student, counted), _standardised(teacher, counted)))
         return aligned
 
     def _sum(self, pairs: list[tuple[Tensor, Tensor]], mask: Tensor) -> Tensor:
@@ -159,7 +161,7 @@ class ApxLoss(nn.Module):
 
     def _difference(self, student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
         """Δ of each image, [B]."""
-        mask = F.interpolate(mask, size=student.shape[-2:], mode="nearest")
+        mask = _at(mask, student)
         if self.reading.renormalise:
             # Finite, so that a line that is masked altogether is uniform in both instead of undefined.
             student, teacher = (x.masked_fill(mask == 0, -1e4) for x in (student, teacher))
@@ -174,11 +176,17 @@ class ApxLoss(nn.Module):
         return total
 
 
-def _standardised(x: Tensor) -> Tensor:
-    """Zero mean and unit spread over the positions; a map without spread becomes zero."""
-    centred = x - x.mean((2, 3), keepdim=True)
-    # The square root of a sum has no gradient at zero.
-    return centred / (centred.square().mean((2, 3), keepdim=True) + 1e-8).sqrt()
+def _at(mask: Tensor, x: Tensor) -> Tensor:
+    """The mask at the size of a map."""
+    return F.interpolate(mask, size=x.shape[-2:], mode="nearest")
+
+
+def _standardised(x: Tensor, counted: Tensor) -> Tensor:
+    """Zero mean and unit spread over the positions that count; a map without spread becomes zero."""
+    count = counted.sum((2, 3), keepdim=True).clamp(min=1)
+    centred = x - (counted * x).sum((2, 3), keepdim=True) / count
+    # Without the small number, no spread would have no gradient.
+    return centred / ((counted * centred.square()).sum((2, 3), keepdim=True) / count + 1e-8).sqrt()
 
 
 def _pairs(what: str, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:

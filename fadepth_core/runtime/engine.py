@@ -49,6 +49,17 @@ class DepthResult:
     points: np.ndarray | None
     intrinsics: np.ndarray | None
 
+    def limited(self, limits: tuple[float, float]) -> DepthResult:
+        """The same with other limits (nearest, farthest, metres), inside those it was made with."""
+        near, far = np.float32(limits)
+        depth = np.where(
+            self.depth > far, np.float32(np.inf), np.where(self.depth < near, -np.float32(np.inf), self.depth)
+        )
+        points = self.points
+        if points is not None:
+            points = np.where(np.isfinite(depth)[..., None], points, np.float32(np.nan))
+        return DepthResult(depth, points, self.intrinsics)
+
 
 class DepthEngine:
     """Runs one checkpoint for one camera size. Not thread-safe; make it with `DepthEngine.load`."""

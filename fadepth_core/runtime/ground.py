@@ -16,16 +16,16 @@ _PLANES = 64
 _STEEPEST = math.radians(25)
 #: A point belongs to a plane when it is off by at most this share of the camera's height above it.
 _TOLERANCE = 0.08
-#: Less than this share of the points on one plane is no ground.
+#: Less than this share of the points, measured or not, on one plane is no ground.
 _LEAST = 0.3
-#: A factor beyond this, either way, says that something else was taken for the ground.
-_LARGEST_FACTOR = 4.0
 #: Share of the way that one look takes the factor towards what it saw.
 _SMOOTHING = 0.15
 
 
 def camera_height(depth: np.ndarray, intrinsics: np.ndarray) -> float | None:
-    """How high the camera is above the plane that most of the picture's lower half lies on, in the units of depth.
+    """How high the camera is above the plane that much of the picture's lower half lies on, in the units of depth.
+
+    The camera looks ahead: pitch and roll together below 25°.
 
     Args:
         depth: [h, w], along the optical axis; not finite where nothing was measured.
@@ -34,8 +34,9 @@ def camera_height(depth: np.ndarray, intrinsics: np.ndarray) -> float | None:
     Returns:
         None where no plane below the camera holds enough of the points.
     """
-    points = _lower_points(depth, intrinsics)
-    if len(points) < 3:
+    points, looked_at = _lower_points(depth, intrinsics)
+    needed = max(3, _LEAST * looked_at)
+    if len(points) < needed:
         return None
     random = np.random.default_rng(0)  # the same picture gives the same answer
     corners = points[random.integers(0, len(points), (_PLANES, 3))]
@@ -52,7 +53,7 @@ def camera_height(depth: np.ndarray, intrinsics: np.ndarray) -> float | None:
     inside = np.abs(points @ normals.T - heights) < _TOLERANCE * heights
     best = inside.sum(axis=0).argmax()
     chosen = points[inside[:, best]]
-    if len(chosen) < _LEAST * len(points):
+    if len(chosen) < needed:
         return None
     # Least squares through the chosen ones: n·p = 1 with n = normal / height.
     solution, *_ = np.linalg.lstsq(chosen, np.ones(len(chosen)), rcond=None)
@@ -79,17 +80,16 @@ class GroundScale:
     def update(self, depth: np.ndarray, intrinsics: np.ndarray) -> None:
         """Look at a depth image [h, w] with its K [3, 3], before this factor was applied."""
         measured = camera_height(depth, intrinsics)
-        wanted = None if measured is None else self._height / measured
-        self.seen = wanted is not None and 1 / _LARGEST_FACTOR < wanted < _LARGEST_FACTOR
+        self.seen = measured is not None
         if not self.seen:
             return
         share = _SMOOTHING if self._ever_seen else 1.0
-        self.factor *= (wanted / self.factor) ** share
+        self.factor *= (self._height / measured / self.factor) ** share
         self._ever_seen = True
 
 
-def _lower_points(depth: np.ndarray, intrinsics: np.ndarray) -> np.ndarray:
-    """Up to `_POINTS` points [N, 3] evenly spread over the lower half."""
+def _lower_points(depth: np.ndarray, intrinsics: np.ndarray) -> tuple[np.ndarray, int]:
+    """Points [N, 3] of up to `_POINTS` pixels evenly spread over the lower half, and the number of those pixels."""
     height, width = depth.shape
     step = max(1, math.isqrt(height // 2 * width // _POINTS) + 1)
     v, u = np.mgrid[height // 2 + step // 2 : height : step, step // 2 : width : step]
@@ -97,4 +97,4 @@ def _lower_points(depth: np.ndarray, intrinsics: np.ndarray) -> np.ndarray:
     x = (u.ravel() - intrinsics[0, 2]) / intrinsics[0, 0]
     y = (v.ravel() - intrinsics[1, 2]) / intrinsics[1, 1]
     known = np.isfinite(z)
-    return np.stack([x, y, np.ones_like(x)], axis=1)[known] * z[known, None]
+    return np.stack([x, y, np.ones_like(x)], axis=1)[known] * z[known, None], z.size

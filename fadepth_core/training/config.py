@@ -151,6 +151,8 @@ class TeacherConfig(_Strict):
             for key in ("encoder", "decoder", "cache"):
                 if getattr(self, key):
                     raise ValueError(f"{key}: a folder of predicted depth has no feature maps, and needs no cache")
+            if self.channels == "projection":
+                raise ValueError("channels: a folder of predicted depth has none to project")
         if self.cache is not None and self.channels == "projection":
             raise ValueError("cache: keeps the mean over channels; a projection needs them all")
         return self
@@ -248,6 +250,14 @@ class TrainConfig(_Strict):
     log: LogConfig = LogConfig()
     provenance: dict[str, str] = Field({}, description="said in the checkpoint, e.g. the licence its data asks for")
 
+    @model_validator(mode="after")
+    def _check_focal_length(self) -> TrainConfig:
+        resized = sorted({"lr", "hr"} & self.loss.levels.keys())
+        if self.data.focal_length is not None and resized:
+            # They teach that depth does not depend on the picture's size in pixels; one focal length in pixels, that it does.
+            raise ValueError(f"data.focal_length does not go with levels of another size: {', '.join(resized)}")
+        return self
+
 
 def load_config(path: Path | None, overrides: list[str]) -> TrainConfig:
     """Read a configuration.
@@ -299,7 +309,9 @@ def _override(values: dict, override: str) -> None:
     *parents, last = key.split(".")
     node = values
     for parent in parents:
-        child = _item(node, parent, override) if isinstance(node, list) else node.setdefault(parent, {})
+        child = _item(node, parent, override) if isinstance(node, list) else node.get(parent)
+        if child is None and isinstance(node, dict):  # a saved configuration says null where it has none
+            child = node[parent] = {}
         if not isinstance(child, (dict, list)):
             raise ConfigError(f"--set {override}: '{parent}' holds {child!r}, it has no keys below it")
         node = child

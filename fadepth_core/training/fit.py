@@ -18,7 +18,7 @@ from torch.utils.data import Dataset
 
 from fadepth_core.data.augment import Augmentation
 from fadepth_core.data.focal import AtFocalLength
-from fadepth_core.data.registry import InMemory, Mixture, build_dataset, build_test_set
+from fadepth_core.data.registry import FilledIn, InMemory, Mixture, build_dataset, build_test_set
 from fadepth_core.data.sample import LabelledImage
 from fadepth_core.evaluation import (
     PROTOCOLS,
@@ -93,7 +93,12 @@ def training_set(config: TrainConfig) -> Dataset:
     factor = 2 if "hr" in config.loss.levels else 1
     size = (factor * data.size[0], factor * data.size[1])
     datasets = [build_dataset(source.name, size, **source.options) for source in data.train]
-    mixed = datasets[0] if len(datasets) == 1 else Mixture(datasets, [source.share for source in data.train])
+    mixed = datasets[0]
+    if len(datasets) > 1:
+        for what, weight in (("depth", config.loss.depth), ("speed", config.loss.speed)):
+            if weight and all(getattr(dataset[0], what) is None for dataset in datasets):
+                raise ConfigError(f"loss.{what}: none of the data sets has {what}")
+        mixed = Mixture([FilledIn(dataset) for dataset in datasets], [source.share for source in data.train])
     mixed = with_teacher(config, mixed)
     return InMemory(mixed) if data.cache else mixed
 

@@ -30,6 +30,7 @@ from fadepth_core.models.smalldepth import DepthFeatures
 from fadepth_core.runtime.checkpoint import Checkpoint, CheckpointError, write_atomically
 from fadepth_core.runtime.network import load_training_network
 from fadepth_core.training.config import TeacherConfig, TrainConfig
+from fadepth_core.training.workers import start_worker
 
 #: μ_e and μ_d where the teacher has feature maps (Table XI).
 FEATURE_WEIGHT = 0.01
@@ -75,9 +76,10 @@ def build_apx(config: TeacherConfig, student: nn.Module, teacher: nn.Module | No
     feature_weight = 0.0 if config.source.is_dir() else FEATURE_WEIGHT
     encoder, decoder = (feature_weight if weight is None else weight for weight in (config.encoder, config.decoder))
     reading = ApxReading(config.channels, config.distribution, config.distance, config.mask, config.renormalise)
-    widths = []
-    if config.channels == "projection" and teacher is not None:
-        widths = list(zip(_widths(student), _widths(teacher), strict=True))
+    widths = {}
+    if config.channels == "projection":
+        pairs = zip(_widths(student).items(), _widths(teacher).values(), strict=True)
+        widths = {kind: list(zip(own, theirs, strict=True)) for (kind, own), theirs in pairs}
     return ApxLoss(ApxWeights(encoder, decoder, config.disparity), reading, widths)
 
 
@@ -96,7 +98,9 @@ def load_teacher(config: TrainConfig) -> nn.Module:
 
 
 def with_teacher(config: TrainConfig, dataset: Dataset) -> Dataset:
-    """The data set with the teacher's maps in its samples, where they come from disk; first fills the cache.
+    """The data set with the teacher's maps in its samples, where they come from disk.
+
+    A cache is filled first, by runs on one device; runs on several find it filled.
 
     Raises:
         CheckpointError: the teacher cannot be used.
@@ -109,6 +113,8 @@ def with_teacher(config: TrainConfig, dataset: Dataset) -> Dataset:
     if config.teacher.cache is None:
         return dataset
     cache = TeacherCache(config.teacher.cache, Checkpoint(config.teacher.source))
+    if config.devices > 1:  # several processes would all do it
+        return WithTeacher(dataset, cache)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     cache.fill(load_teacher(config).to(device), dataset, config.data.size, config.data.batch_size, config.data.workers)
     return WithTeacher(dataset, cache)
@@ -130,10 +136,10 @@ class WithTeacher(Dataset):
 
 
 class Predictions:
-    """A folder of depth, one file for each sample: its name, with everything but letters, digits and `_./-` as `_`, and
-    .npy (float metres [h, w]) or .png (16 bits, metres * 256).
+    """A folder of depth, one file for each sample: its name, with every character but letters, digits and `_./-` as `_`,
+    and .npy (float metres [h, w]) or .png (16 bits, metres * 256).
 
-    Any size will do, and any unit: only proportions are compared. Every pixel must have a depth.
+    Any size will do; and any unit, where distributions are ratios. Every pixel must have a depth.
     """
 
     def __init__(self, folder: Path):
@@ -141,7 +147,7 @@ class Predictions:
 
     def path(self, name: str) -> Path:
         """Where the prediction for a sample is looked for, without suffix."""
-        return self._folder / re.sub(r"[^\w./-]+", "_", name).lstrip("/.")
+        return self._folder / re.sub(r"[^\w./-]", "_", name).replace("..", "_").lstrip("/.")
 
     def maps(self, sample: Sample) -> dict[str, Tensor]:
         """Its inverse depth [1, H, W], at the size of the sample's frames.
@@ -192,7 +198,9 @@ class TeacherCache:
         """
         path = self.path(sample)
         if not path.is_file():
-            raise DataError(f"{path}: no entry for '{sample.name}', though the cache was filled; has the data changed?")
+            raise DataError(
+                f"{path}: the teacher's cache has no entry for '{sample.name}'; starting on one device makes it"
+            )
         return {name: torch.from_numpy(value.astype(np.float32)) for name, value in _read_entry(path).items()}
 
     @torch.inference_mode()
@@ -203,7 +211,7 @@ class TeacherCache:
             DataError: an entry is damaged.
         """
         device = next(teacher.parameters()).device
-        loader = DataLoader(dataset, batch_size, num_workers=workers, collate_fn=list)
+        loader = DataLoader(dataset, batch_size, num_workers=workers, collate_fn=list, worker_init_fn=start_worker)
         for samples in tqdm(loader, desc=f"teacher's answers in {self._folder}", unit="batch"):
             asked = []
             for sample in samples:
@@ -280,10 +288,10 @@ def _checksum(maps: Mapping[str, np.ndarray]) -> str:
 
 
 @torch.no_grad()
-def _widths(network: nn.Module) -> list[int]:
-    """Channels of every encoder map, then of every decoder map."""
+def _widths(network: nn.Module) -> dict[str, list[int]]:
+    """Channels of every encoder and every decoder map."""
     was_training = network.training
     parameter = next(network.parameters())
     outputs = network.eval()(torch.zeros(1, 3, 64, 64, device=parameter.device, dtype=parameter.dtype))
     network.train(was_training)
-    return [x.shape[1] for x in (*outputs.encoder, *outputs.decoder)]
+    return {kind: [x.shape[1] for x in getattr(outputs, kind)] for kind in ("encoder", "decoder")}

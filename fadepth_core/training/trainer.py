@@ -36,6 +36,7 @@ from fadepth_core.runtime.checkpoint import Checkpoint, CheckpointError, Descrip
 from fadepth_core.training.config import DataConfig, TrainConfig, save_config
 from fadepth_core.training.schedules import EndlessSampler, learning_rate_factor
 from fadepth_core.training.teacher import Distillation, build_apx, load_teacher
+from fadepth_core.training.workers import start_worker
 
 STATE = "state.pt"
 CHECKPOINT = "checkpoint.safetensors"
@@ -76,7 +77,7 @@ def batches(dataset: Dataset, augment, config: TrainConfig, start: int, rank: in
             collate_fn=collate,
             pin_memory=torch.cuda.is_available(),
             persistent_workers=config.data.workers > 0,
-            worker_init_fn=_one_thread,
+            worker_init_fn=start_worker,
             # Of its own: a loader draws a seed when it starts, which would shift a resumed run's random numbers.
             generator=torch.Generator(),
         )
@@ -94,11 +95,6 @@ def keep_freed_memory() -> None:
         mmap_max, trim_threshold = -4, -1  # M_MMAP_MAX, M_TRIM_THRESHOLD of malloc.h
         mallopt(mmap_max, 0)
         mallopt(trim_threshold, 2**31 - 1)
-
-
-def _one_thread(_worker: int) -> None:
-    torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the training process, which ends its workers
 
 
 @dataclass
@@ -262,6 +258,7 @@ class Trainer:
         first, *others = modules
         wrapped_first, self.optimizer = self.fabric.setup(first, self.optimizer)
         wrapped = [wrapped_first, *(self.fabric.setup_module(module) for module in others)]
+        self._distillation = self._set_up_distillation()
         return wrapped[0], wrapped[1] if len(wrapped) > 1 else None
 
     def _pyramid_loss(self, network: nn.Module, pose_net: nn.Module | None) -> PyramidLoss:
@@ -277,11 +274,11 @@ class Trainer:
             BaseWeights(**loss.base.model_dump()),
             depth_weight=loss.depth,
             speed_weight=loss.speed or 0.0,
-            distillation=self._distillation(),
+            distillation=self._distillation,
             joint=loss.joint,
         )
 
-    def _distillation(self) -> Distillation | None:
+    def _set_up_distillation(self) -> Distillation | None:
         if self.apx is None:
             return None
         # Without parameters there is nothing for several processes to keep equal.
@@ -361,14 +358,26 @@ class Trainer:
             focal_length=config.data.focal_length,
             options={"etm": config.model.etm} if config.model.options.get("etm") else {},
             provenance={
+                **self._teacher_provenance(),
+                **config.provenance,
                 "data": ", ".join(source.name for source in config.data.train),
                 "iterations": str(self.iteration),
                 "batch": str(config.data.batch_size * config.accumulate * self.fabric.world_size),
                 "date": date.today().isoformat(),
-                **({} if config.teacher is None else {"teacher": config.teacher.source.name}),
-                **config.provenance,
             },
         )
+
+    def _teacher_provenance(self) -> dict[str, str]:
+        """Whom it learnt from, whose licence it inherits."""
+        config = self.config.teacher
+        if config is None:
+            return {}
+        if config.source.is_dir():
+            return {"teacher": config.source.name}
+        teacher = Checkpoint(config.source)
+        licence = teacher.description.provenance.get("licence")
+        said = {"teacher": f"{teacher.description.model} {teacher.weights_sha256[:12]}"}
+        return said if licence is None else {**said, "licence": licence}
 
     def _keep_bad_batch(self, sample: Sample, report: PyramidReport) -> str:
         path = self.output / f"bad_batch_{self.iteration}.pt"

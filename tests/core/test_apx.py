@@ -47,8 +47,8 @@ def figure(*arguments) -> float:
 
 
 def loss(reading, student, teacher, weights=ApxWeights(1, 1, 1)):  # noqa: B008 - immutable
-    apx = ApxLoss(weights, reading, [(3, 3)] * 3 + [(5, 5)] * 3)
-    for projection in apx.projections:
+    apx = ApxLoss(weights, reading, {"encoder": [(3, 3)] * 3, "decoder": [(5, 5)] * 3})
+    for projection in (conv for convs in apx.projections.values() for conv in convs):
         torch.nn.init.eye_(projection.weight[:, :, 0, 0])
     return apx(student, teacher)
 
@@ -129,6 +129,23 @@ def test_features_agree_up_to_gain_and_offset():
     assert figure(ApxReading(), inverted, teacher) > 0.1
 
 
+def test_renormalised_features_know_nothing_of_what_is_masked():
+    disparity = torch.full((1, 1, 8, 8), 0.5)
+    disparity[..., 5:] = 0.01  # masked
+    features = torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    other = features.clone()
+    other[..., 5:] += 20
+    teacher, student = Signals((disparity,), (features,)), Signals((disparity,), (other,))
+    weights = ApxWeights(1, 0, 0)
+    assert figure(ApxReading(renormalise=True), student, teacher, weights) == pytest.approx(0, abs=1e-5)
+    assert figure(ApxReading(), student, teacher, weights) > 0.1
+
+
+def test_only_what_is_compared_has_projections():
+    apx = ApxLoss(ApxWeights(0, 1, 1), ApxReading(channels="projection"), {"decoder": [(3, 4)] * 3})
+    assert [tuple(p.shape) for p in apx.parameters()] == [(4, 3, 1, 1)] * 3
+
+
 def test_a_map_without_shape_has_gradients_that_are_numbers():
     flat = Signals((torch.full((1, 1, 8, 8), 0.5),), (torch.zeros(1, 3, 8, 8, requires_grad=True),))
     teacher = Signals((torch.rand(1, 1, 8, 8) + 0.1,), (torch.randn(1, 3, 8, 8),))
@@ -140,7 +157,7 @@ def test_projections_learn_to_align_channels():
     torch.manual_seed(0)
     teacher = signals(0, widths=(4, 6))
     student = Signals(teacher.disparities, tuple(x[:, [2, 0, 1]] for x in teacher.encoder), teacher.decoder)
-    apx = ApxLoss(ApxWeights(1, 0, 0), ApxReading(channels="projection"), [(3, 4)] * 3 + [(6, 6)] * 3)
+    apx = ApxLoss(ApxWeights(1, 0, 0), ApxReading(channels="projection"), {"encoder": [(3, 4)] * 3})
     optimizer = torch.optim.Adam(apx.parameters(), lr=0.05)
     values = []
     for _ in range(60):

@@ -44,14 +44,6 @@ def test_larger_frames_are_judged_at_the_networks_size(sample):
     assert torch.allclose(half.depth, sample.depth)
 
 
-def test_a_batch_knows_what_some_of_it_know(sample):
-    batch = collate([replace(sample, depth=None, speed=None), sample])
-    assert batch.depth[0].eq(0).all()
-    assert torch.equal(batch.depth[1], sample.depth)
-    assert batch.speed[0].isnan()
-    assert collate([replace(sample, poses=None), sample]).poses is None
-
-
 class Constant(torch.nn.Module):
     """Answers one disparity everywhere."""
 

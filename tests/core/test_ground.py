@@ -41,6 +41,9 @@ def test_walls_and_emptiness_are_no_ground():
     assert camera_height(np.full(SIZE, np.inf, np.float32), K) is None
     assert camera_height(np.random.default_rng(0).uniform(1, 50, SIZE), K) is None
     assert camera_height(street(1.5)[::-1], K) is None, "a ceiling is above"
+    sparse = np.full(SIZE, np.inf, np.float32)
+    sparse[100:120, 180:230] = street(1.5)[100:120, 180:230]
+    assert camera_height(sparse, K) is None, "a patch is no ground"
 
 
 def test_rendered_streets():
@@ -69,8 +72,14 @@ def test_scale_follows_the_ground_smoothly():
     for _ in range(40):
         scale.update(street(1.0), K)
     assert scale.factor == pytest.approx(1.65, rel=0.01)
-    for nothing in (np.full(SIZE, 5.0), street(0.1)):  # no ground; ground that cannot be 1.65 m below
-        before = scale.factor
-        scale.update(nothing, K)
-        assert not scale.seen
-        assert scale.factor == before
+    before = scale.factor
+    scale.update(np.full(SIZE, 5.0), K)
+    assert not scale.seen
+    assert scale.factor == before
+
+
+def test_any_scale_is_found():
+    """Networks trained without metres answer in units of their own."""
+    scale = GroundScale(1.5)
+    scale.update(street(1.5) / 30, K)
+    assert scale.factor == pytest.approx(30, rel=0.02)

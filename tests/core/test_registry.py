@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 
 import pytest
+import torch
 
 from fadepth_core.data import DataError
-from fadepth_core.data.registry import TRAINING_SETS, InMemory, Mixture, build_dataset, build_test_set
+from fadepth_core.data.registry import TRAINING_SETS, FilledIn, InMemory, Mixture, build_dataset, build_test_set
 
 
 class Numbers:
@@ -80,3 +82,11 @@ def test_what_is_kept_in_memory_is_loaded_once():
     assert [kept[i] for i in (2, 1, 2, 2)] == [("a", 2), ("a", 1), ("a", 2), ("a", 2)]
     assert source.loaded == {2: 1, 1: 1}
     assert len(kept) == 4
+
+
+def test_what_is_not_known_is_filled_in():
+    sample = build_dataset("synthetic", (64, 96), length=1)[0]
+    assert FilledIn([sample])[0].depth is sample.depth
+    filled = FilledIn([replace(sample, depth=None, speed=None)])[0]
+    assert torch.equal(filled.depth, torch.zeros(64, 96))
+    assert filled.speed.isnan()

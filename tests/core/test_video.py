@@ -183,7 +183,7 @@ def test_the_first_frames_can_be_held_out(tmp_path, open_video):
     dataset = open_video(root, first=7)
     middles = [int(dataset[i].name.split(":")[1]) for i in range(len(dataset))]
     assert min(middles) == 9, "two before it are used as well"
-    with pytest.raises(DataError, match="20 frames; no sample begins at frame 16"):
+    with pytest.raises(DataError, match="no clip has a sample of split 'all' from frame 16 on"):
         open_video(root, first=16)
 
 

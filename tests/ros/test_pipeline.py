@@ -156,6 +156,45 @@ def test_the_ground_brings_depth_to_scale(monkeypatch):
     assert "scale from camera height" not in _values(made.statistics.report(), made)
 
 
+def test_the_scale_survives_small_changes_and_strays(monkeypatch):
+    """Intrinsics that drift with the focus, and one CameraInfo of another camera."""
+    monkeypatch.setattr(pipeline_module, "GROUND_PERIOD", 0.0)
+    outputs = Recorder(DEPTH)
+    made = make_pipeline(outputs, FlatRoad, camera_height=1.5)
+    ratios = []
+    for step in range(5):
+        info = info_message()
+        info.k[0] += 0.01 * step
+        if step == 3:
+            info.header.frame_id = "another"
+        made.offer_camera_info(serialize_message(info))
+        made.offer_image(frame(step + 1))
+        ratios.append(np.frombuffer(deserialize_message(outputs.last[DEPTH], Image).data, np.float32)[-1])
+    np.testing.assert_allclose(np.array(ratios[1:]) / ratios[0], 1.5, rtol=0.01)
+
+
+def test_limits_do_not_hide_the_ground_from_its_scale(monkeypatch):
+    monkeypatch.setattr(pipeline_module, "GROUND_PERIOD", 0.0)
+    outputs = Recorder(DEPTH, POINTS)
+    seen = []
+
+    class Watching(FlatRoad):
+        def infer(self, image, intrinsics, **options):
+            seen.append(options["limits"])
+            return super().infer(image, intrinsics, **options)
+
+    made = make_pipeline(outputs, Watching, camera_height=0.2, max_depth=0.6, min_depth=0.1)
+    for i in range(3):
+        made.offer_image(frame(i + 1))
+    assert set(seen) == {(0.0, np.inf)}
+    assert made.ground.factor == pytest.approx(0.2, rel=0.01)
+    depth = np.frombuffer(deserialize_message(outputs.last[DEPTH], Image).data, np.float32)
+    finite = depth[np.isfinite(depth)]
+    assert 0.1 <= finite.min() <= finite.max() <= np.float32(0.6)
+    z = np.frombuffer(deserialize_message(outputs.last[POINTS], PointCloud2).data, np.float32).reshape(-1, 4)[:, 2]
+    assert np.array_equal(np.isnan(z), ~np.isfinite(depth))
+
+
 def test_points_and_colours_follow_their_ranges():
     def shown(**changes):
         outputs = Recorder(POINTS, COLOR)

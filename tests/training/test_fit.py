@@ -19,7 +19,7 @@ from fadepth_core.evaluation.motion import motion_errors
 from fadepth_core.runtime.checkpoint import CheckpointError
 from fadepth_core.runtime.engine import DepthEngine
 from fadepth_core.training.config import ConfigError, load_config
-from fadepth_core.training.fit import SPEED_WEIGHT, Measure, fit, with_speed_weight
+from fadepth_core.training.fit import SPEED_WEIGHT, Measure, fit, training_set, with_speed_weight
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -220,3 +220,31 @@ def _log(rotation):
     vector = torch.stack([skew[2, 1], skew[0, 2], skew[1, 0]])
     sine = vector.norm()
     return vector * (torch.asin(sine.clamp(max=1)) / sine.clamp(min=1e-12))
+
+
+def test_one_focal_length_and_levels_of_other_sizes_are_refused():
+    with pytest.raises(ConfigError, match=r"data\.focal_length does not go with levels of another size: hr, lr"):
+        load_config(None, ["data.focal_length=200"])
+    assert load_config(None, ["data.focal_length=200", "loss.levels=[cr, flip, color]"]).data.focal_length == 200
+
+
+def test_a_mixture_with_little_depth_trains_and_one_without_is_refused(tmp_path):
+    """Batches in which no sample happens to have depth are nothing special."""
+    with_depth = {"name": "synthetic", "length": 2, "still": True, "share": 0.2}
+    clip = tmp_path / "clip"
+    clip.mkdir()
+    rng = np.random.default_rng(0)
+    for i in range(12):
+        cv2.imwrite(str(clip / f"{i}.png"), np.roll(rng.integers(0, 255, (64, 64, 3), np.uint8), 3 * i, axis=1))
+    (clip / "camera.json").write_text(json.dumps({"fx": 50, "fy": 50, "cx": 32, "cy": 32, "fps": 10, "speed": 1.0}))
+    own = {"name": "video", "root": str(clip), "share": 0.8, "cache": str(tmp_path)}
+    values = {**TINY, "output": str(tmp_path / "out"), "evaluation": {}, "loss": {"levels": ["cr"], "depth": 1.0}}
+    values["data"] = {**TINY["data"], "train": [own, with_depth], "batch_size": 1}
+    values["schedule"] = {"iterations": 8, "warmup": 1}
+    path = tmp_path / "mixed.yaml"
+    path.write_text(yaml.safe_dump(values))
+    fit(load_config(path, []))
+    values["data"]["train"] = [own, own]
+    path.write_text(yaml.safe_dump(values))
+    with pytest.raises(ConfigError, match=r"loss\.depth: none of the data sets has depth"):
+        training_set(load_config(path, []))

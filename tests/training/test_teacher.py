@@ -55,7 +55,10 @@ def config(output, *overrides):
 def teacher(tmp_path_factory):
     """A training checkpoint of a few steps against true depth."""
     output = tmp_path_factory.mktemp("teacher")
-    run = config(output, ALONE, "loss.depth=1", "schedule.iterations=6", "seed=5", "optimizer.lr=2e-3")
+    run = config(
+        output, ALONE, "loss.depth=1", "schedule.iterations=6", "seed=5", "optimizer.lr=2e-3",
+        "provenance.licence=CC BY-NC-SA 3.0",
+    )  # fmt: skip
     return Trainer(run, training_set(run)).fit()
 
 
@@ -115,7 +118,9 @@ def test_the_teacher_stays_as_it_is(teacher, tmp_path):
     before = {name: value.clone() for name, value in trainer._teacher.state_dict().items()}
     trainer.fit()
     assert all(torch.equal(value, before[name]) for name, value in trainer._teacher.state_dict().items())
-    assert Checkpoint(tmp_path / CHECKPOINT).description.provenance["teacher"] == Path(teacher).name
+    said = Checkpoint(tmp_path / CHECKPOINT).description.provenance
+    assert said["teacher"] == f"smalldepth {Checkpoint(teacher).weights_sha256[:12]}"
+    assert said["licence"] == "CC BY-NC-SA 3.0", "the teacher's"
 
 
 def test_projections_are_trained_and_resumed(teacher, tmp_path):
@@ -154,13 +159,15 @@ def test_settings_that_make_no_sense_are_refused(tmp_path, teacher):
             ConfigError, match=f"{setting.split('=')[0]}: a folder of predicted depth has no feature maps"
         ):
             config(tmp_path, f"teacher.source={tmp_path}", f"teacher.{setting}")
+    with pytest.raises(ConfigError, match="channels: a folder of predicted depth has none"):
+        config(tmp_path, f"teacher.source={tmp_path}", "teacher.channels=projection")
     with pytest.raises(ConfigError, match="cache: keeps the mean over channels"):
         config(tmp_path, f"teacher.source={teacher}", "teacher.channels=projection", f"teacher.cache={tmp_path}")
 
 
 def test_command_line(teacher, tmp_path):
     path = tmp_path / "distill.yaml"
-    run = config(tmp_path / "out").model_dump(mode="json", exclude={"teacher"})
+    run = config(tmp_path / "out").model_dump(mode="json")
     path.write_text(yaml.safe_dump(run))
     command = [sys.executable, str(ROOT / "training" / "run.py"), "distill", "--config", str(path), "--teacher"]
     result = subprocess.run([*command, str(teacher)], capture_output=True, text=True, timeout=240)
@@ -169,6 +176,20 @@ def test_command_line(teacher, tmp_path):
     missing = subprocess.run([*command, "nobody.safetensors"], capture_output=True, text=True, timeout=240)
     assert missing.returncode == 1
     assert "error: nobody.safetensors: no such file" in missing.stderr
+
+
+def test_the_large_network_teaches_the_small_one(timm, tmp_path):
+    run = config(tmp_path / "large", ALONE, "loss.depth=1", "model={name: hqdecv2}", "schedule.iterations=1")
+    checkpoint = Trainer(run, training_set(run)).fit()
+    run = config(tmp_path / "small", f"teacher.source={checkpoint}", "teacher.channels=projection")
+    trainer = Trainer(run, training_set(run))
+    losses = []
+    trainer.fit(on_step=lambda progress: losses.append(progress.loss))
+    assert np.isfinite(losses).all()
+    widths = [(p.shape[1], p.shape[0]) for p in trainer.apx.projections["encoder"].parameters()]
+    assert widths == [(32, 24), (64, 48), (128, 64), (256, 160), (512, 256)]
+    cached = config(tmp_path / "cached", f"teacher.source={checkpoint}", f"teacher.cache={tmp_path / 'cache'}")
+    Trainer(cached, training_set(cached)).fit()
 
 
 # ----------------------------------------------------------------------------------------------------- answers on disk
@@ -276,7 +297,7 @@ def test_predictions_teach(dataset, tmp_path):
 
 def test_predictions_that_are_missing_or_no_depth_are_named(dataset, tmp_path):
     source, sample = Predictions(tmp_path), dataset[0]
-    assert source.path("../drive 3:12") == tmp_path / "drive_3_12"
+    assert source.path("../clip (1).mp4:12") == tmp_path / "_" / "clip__1_.mp4_12"
     with pytest.raises(DataError, match=rf"no prediction for '{sample.name}': neither .*\.npy nor .*\.png"):
         source.maps(sample)
     path = source.path(sample.name)
