@@ -18,12 +18,14 @@ frame for each process (steadier than frames per second on a shared machine).
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import signal
 import struct
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -42,7 +44,7 @@ class PassThroughEngine:
     """Answers every frame with the plane z = 5 m, computed once."""
 
     backend_name, precision, description = "pass-through", "fp32", "pass-through"
-    takes_network_size = True
+    takes_network_size, follows_camera = True, False
     failures, degraded = (), False
 
     def __init__(self, _settings, camera_size, _logger):
@@ -135,7 +137,7 @@ def listen(seconds: float, warmup: float, pids: dict[str, int]) -> dict:
     rclpy.shutdown()
     n = len(ages)
     if n == 0:
-        return {"fps": 0.0}
+        raise RuntimeError("no depth image arrived")
     ages.sort()
     return {
         "fps": n / wall,
@@ -152,7 +154,11 @@ def _cpu_seconds(pid: int) -> float:
 
 
 def measure(engine: str, size: str, rate: float, seconds: float, domain: int) -> dict:
-    """One row: start camera and node, listen, stop them."""
+    """One row: start camera and node, listen, stop them.
+
+    Raises:
+        RuntimeError: nothing arrived; with what the node said last.
+    """
     environment = {
         "ROS_DOMAIN_ID": str(domain),
         "ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST",
@@ -160,29 +166,28 @@ def measure(engine: str, size: str, rate: float, seconds: float, domain: int) ->
         **os.environ,
     }
     me = [sys.executable, __file__]
-    children = {
-        "node": subprocess.Popen(
-            [*me, "--serve", "node", "--engine", engine], env=environment, stderr=subprocess.DEVNULL
-        ),
-        "camera": subprocess.Popen(
-            [*me, "--serve", "camera", "--size", size, "--rate", str(rate)], env=environment, stderr=subprocess.DEVNULL
-        ),
-    }
-    try:
-        pids = json.dumps({name: child.pid for name, child in children.items()})
+    with tempfile.TemporaryFile("w+") as node_log, contextlib.ExitStack() as children:
+
+        def start(what: str, *arguments: str, stderr=subprocess.DEVNULL) -> int:
+            child = subprocess.Popen([*me, "--serve", what, *arguments], env=environment, stderr=stderr)
+            children.callback(child.wait, 10)
+            children.callback(child.send_signal, signal.SIGINT)
+            return child.pid
+
+        pids = {
+            "node": start("node", "--engine", engine, stderr=node_log),
+            "camera": start("camera", "--size", size, "--rate", str(rate)),
+        }
         out = subprocess.run(
-            [*me, "--serve", "listener", "--seconds", str(seconds), "--pids", pids],
+            [*me, "--serve", "listener", "--seconds", str(seconds), "--pids", json.dumps(pids)],
             env=environment,
-            check=True,
             capture_output=True,
             text=True,
         )
+        if out.returncode != 0:
+            node_log.seek(0)
+            raise RuntimeError(f"{engine} {size}: {out.stderr.strip()[-300:]}\nthe node: {node_log.read()[-1000:]}")
         return json.loads(out.stdout)
-    finally:
-        for child in children.values():
-            child.send_signal(signal.SIGINT)
-        for child in children.values():
-            child.wait(10)
 
 
 def steps(size: tuple[int, int], frames: int = 200) -> dict[str, float]:
@@ -250,7 +255,7 @@ def main() -> int:
     columns = ("fps", "clouds", "age p50", "age p99", "cpu camera", "cpu node", "cpu listener")
     print(f"{'engine':<14}{'camera':>16}" + "".join(f"{c:>13}" for c in columns))
     for (engine, size, rate), runs in results.items():
-        medians = [sorted(run.get(c, float("nan")) for run in runs)[len(runs) // 2] for c in columns]
+        medians = [sorted(run[c] for run in runs)[len(runs) // 2] for c in columns]
         print(f"{engine:<14}{size + f' @{rate:g}':>16}" + "".join(f"{m:>13.2f}" for m in medians))
     sizes = list(dict.fromkeys(size for _, size, _ in rows))
     columns = [steps(tuple(int(side) for side in size.split("x"))) for size in sizes]

@@ -1,0 +1,19 @@
+"""benchmarks/node.py stays in step with the node; how fast it is, is not asked here."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+BENCHMARK = Path(__file__).resolve().parents[2] / "benchmarks" / "node.py"
+
+
+@pytest.mark.parametrize("engine", ["pass-through", "real"])
+def test_every_engine_of_the_node_benchmark_delivers(engine):
+    spec = importlib.util.spec_from_file_location("node_benchmark", BENCHMARK)
+    benchmark = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(benchmark)
+    figures = benchmark.measure(engine, "128x416", rate=30, seconds=1.0, domain=101)
+    assert min(figures[name] for name in ("fps", "clouds", "cpu node")) > 0
