@@ -18,7 +18,6 @@ frame for each process (steadier than frames per second on a shared machine).
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import os
 import signal
@@ -43,7 +42,7 @@ ROWS = (
 class PassThroughEngine:
     """Answers every frame with the plane z = 5 m, computed once."""
 
-    backend_name, precision, description = "pass-through", "fp32", "pass-through"
+    description = "pass-through"
     takes_network_size, follows_camera = True, False
     failures, degraded = (), False
 
@@ -157,7 +156,7 @@ def measure(engine: str, size: str, rate: float, seconds: float, domain: int) ->
     """One row: start camera and node, listen, stop them.
 
     Raises:
-        RuntimeError: nothing arrived; with what the node said last.
+        RuntimeError: the listener failed or got no depth image; with what the three said last.
     """
     environment = {
         "ROS_DOMAIN_ID": str(domain),
@@ -165,29 +164,32 @@ def measure(engine: str, size: str, rate: float, seconds: float, domain: int) ->
         "FASTRTPS_DEFAULT_PROFILES_FILE": str(ROOT / "config" / "fastdds.xml"),
         **os.environ,
     }
-    me = [sys.executable, __file__]
-    with tempfile.TemporaryFile("w+") as node_log, contextlib.ExitStack() as children:
-
-        def start(what: str, *arguments: str, stderr=subprocess.DEVNULL) -> int:
-            child = subprocess.Popen([*me, "--serve", what, *arguments], env=environment, stderr=stderr)
-            children.callback(child.wait, 10)
-            children.callback(child.send_signal, signal.SIGINT)
-            return child.pid
-
-        pids = {
-            "node": start("node", "--engine", engine, stderr=node_log),
-            "camera": start("camera", "--size", size, "--rate", str(rate)),
+    me = [sys.executable, __file__, "--serve"]
+    with tempfile.TemporaryFile("w+") as log:
+        children = {
+            "node": subprocess.Popen([*me, "node", "--engine", engine], env=environment, stderr=log),
+            "camera": subprocess.Popen(
+                [*me, "camera", "--size", size, "--rate", str(rate)], env=environment, stderr=log
+            ),
         }
-        out = subprocess.run(
-            [*me, "--serve", "listener", "--seconds", str(seconds), "--pids", json.dumps(pids)],
-            env=environment,
-            capture_output=True,
-            text=True,
-        )
-        if out.returncode != 0:
-            node_log.seek(0)
-            raise RuntimeError(f"{engine} {size}: {out.stderr.strip()[-300:]}\nthe node: {node_log.read()[-1000:]}")
-        return json.loads(out.stdout)
+        try:
+            pids = json.dumps({name: child.pid for name, child in children.items()})
+            listener = subprocess.run(
+                [*me, "listener", "--seconds", str(seconds), "--pids", pids],
+                env=environment,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+            )
+            if listener.returncode != 0:
+                log.seek(0)
+                raise RuntimeError(f"{engine}, {size}: nothing was measured\n{log.read()[-3000:]}")
+            return json.loads(listener.stdout)
+        finally:
+            for child in children.values():
+                child.send_signal(signal.SIGINT)
+            for child in children.values():
+                child.wait(10)
 
 
 def steps(size: tuple[int, int], frames: int = 200) -> dict[str, float]:
