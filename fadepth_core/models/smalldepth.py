@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from fadepth_core.models.layers.conv import ConvBN
+from fadepth_core.models.layers.conv import ConvBN, load_kernel, settle_batch_norm
 from fadepth_core.models.layers.drop import DropBranch
 from fadepth_core.models.layers.etm import ETMConfig, etm_config
 from fadepth_core.models.layers.head import MAX_DEPTH, MIN_DEPTH, DisparityHead
@@ -162,6 +162,30 @@ class SmallDepth(nn.Module):
     def fuse(self) -> FusedSmallDepth:
         """The deployment net: BatchNorm folded, ETM merged, exact rewrites applied. This module is left unchanged."""
         return FusedSmallDepth(self)
+
+    def load_fused(self, fused: FusedSmallDepth, images: Tensor) -> None:
+        """Answer as `fused` does, so that training can go on from a network made for deployment.
+
+        The coarser heads, which it lacks, answer the start depth everywhere until they have learnt.
+
+        Args:
+            images: some of what training will look at, normalised [B, 3, H, W], for BatchNorm's statistics.
+
+        Raises:
+            ValueError: `fused` has another layout.
+        """
+        if fused.layout_name != self.layout_name:
+            raise ValueError(f"a {fused.layout_name}, not a {self.layout_name}")
+        stem, *downs = self.downs
+        stem.load_folded(fused.downs[0][0])
+        finest, *coarser = self.heads
+        own = [*downs, *(block for stage in self.blocks for block in stage), *self.ups, finest]
+        theirs = [*fused.downs[1:], *(block for stage in fused.blocks for block in stage), *fused.ups, fused.head]
+        for module, source in zip(own, theirs, strict=True):
+            module.load_fused(source)
+        for head in coarser:
+            load_kernel(head.conv, torch.zeros(1, head.conv.in_channels, *head.conv.kernel_size))
+        settle_batch_norm(self, images)
 
     def encoder_modules(self) -> list[nn.Module]:
         return [self.downs, self.blocks]

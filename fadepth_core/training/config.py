@@ -81,7 +81,7 @@ class ModelConfig(_Strict):
     start_depth: float | None = Field(
         8.0, gt=0, description="metres that untrained heads answer; null for the middle of the disparity range"
     )
-    start: Path | None = Field(None, description="training checkpoint whose weights to start from")
+    start: Path | None = Field(None, description="checkpoint whose weights to start from, the shipped one included")
     weights: Path | None = Field(None, description="ImageNet weights for hqdecv2's encoder, a local file")
     residual_drop: float = Field(0.9, ge=0, lt=1, description="P_A of Table V")
     downsample_drop: float = Field(0.0, ge=0, lt=1, description="P_B of Table V")

@@ -19,6 +19,7 @@ from datetime import date
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
@@ -27,12 +28,13 @@ from tqdm import tqdm
 
 from fadepth_core.data import Sample, collate
 from fadepth_core.data.focal import at_focal_length
-from fadepth_core.losses import BaseWeights, LevelWeights, PyramidLoss, PyramidReport
-from fadepth_core.models import build_model
+from fadepth_core.losses import BaseWeights, LevelWeights, PyramidLoss, PyramidReport, normalise
+from fadepth_core.models import SmallDepth, build_model
 from fadepth_core.models.layers.drop import set_drop_progress
 from fadepth_core.models.layers.etm import ETMConv2d
 from fadepth_core.models.posenet import build_pose_net
 from fadepth_core.runtime.checkpoint import Checkpoint, CheckpointError, Description, save_checkpoint, write_atomically
+from fadepth_core.runtime.network import load_network
 from fadepth_core.training.config import DataConfig, TrainConfig, save_config
 from fadepth_core.training.schedules import EndlessSampler, learning_rate_factor
 from fadepth_core.training.teacher import Distillation, build_apx, load_teacher
@@ -40,6 +42,8 @@ from fadepth_core.training.workers import start_worker
 
 STATE = "state.pt"
 CHECKPOINT = "checkpoint.safetensors"
+#: How many pictures BatchNorm gets to know before training goes on from a deployment checkpoint.
+_START_PICTURES = 32
 
 
 class TrainingError(RuntimeError):
@@ -142,7 +146,7 @@ class Trainer:
         if model.start_depth is not None:
             self.network.set_start_depth(model.start_depth)
         if model.start is not None:
-            _load_start(self.network, Checkpoint(model.start))
+            self._load_start(Checkpoint(model.start))
         self.pose_net = None
         if config.pose.network != "known":
             options = {"weights": config.pose.weights} if config.pose.network == "fbnetv3_b" else {}
@@ -162,6 +166,26 @@ class Trainer:
         for group in groups:
             group["full_lr"] = group["lr"]
         self.optimizer = torch.optim.AdamW(groups, betas=config.optimizer.betas)
+
+    def _load_start(self, checkpoint: Checkpoint) -> None:
+        """Weights to start from: of a training checkpoint, or of SmallDepth's deployment checkpoint, of the same network."""
+        network = self.network
+        try:
+            if checkpoint.description.form == "training":
+                network.load_state_dict({name: torch.from_numpy(value) for name, value in checkpoint.weights.items()})
+            elif not isinstance(network, SmallDepth):
+                raise ValueError("of a deployment checkpoint only SmallDepth can be trained on")
+            else:
+                network.load_fused(load_network(checkpoint), self._first_pictures())
+        except (ValueError, RuntimeError) as error:
+            raise CheckpointError(f"{checkpoint.path}: not the weights of this network: {error}") from error
+
+    def _first_pictures(self) -> Tensor:
+        """Normalised middle frames as training will see them, spread over the data set: [N, 3, H, W]."""
+        keyed = _Keyed(self._dataset, self._augment, self.config.data)
+        last, count = len(self._dataset) - 1, min(_START_PICTURES, len(self._dataset))
+        frames = torch.stack([keyed[last * i // max(1, count - 1), i].frames[1] for i in range(count)])
+        return normalise(F.interpolate(frames, self.config.data.size, mode="bilinear", antialias=True))
 
     # --------------------------------------------------------------------------------------------------------- the loop
 
@@ -444,17 +468,6 @@ def parameter_groups(network: nn.Module, lr: float, weight_decay: float) -> list
         {"params": decayed, "lr": lr, "weight_decay": weight_decay},
         {"params": plain, "lr": lr, "weight_decay": 0.0},
     ]
-
-
-def _load_start(network: nn.Module, checkpoint: Checkpoint) -> None:
-    """Weights to start from: those of a training checkpoint of the same network."""
-    if checkpoint.description.form != "training":
-        raise CheckpointError(f"{checkpoint.path}: a deployment checkpoint; training starts from a training checkpoint")
-    state = {name: torch.from_numpy(value) for name, value in checkpoint.weights.items()}
-    try:
-        network.load_state_dict(state)
-    except RuntimeError as error:
-        raise CheckpointError(f"{checkpoint.path}: not the weights of this network: {error}") from error
 
 
 def _log_views(log: SummaryWriter, report: PyramidReport, iteration: int) -> None:

@@ -5,20 +5,23 @@ from __future__ import annotations
 import os
 import signal
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from torch.utils.data import Dataset
 
 from fadepth_core.data import Sample
-from fadepth_core.runtime.checkpoint import Checkpoint
+from fadepth_core.runtime.checkpoint import Checkpoint, CheckpointError
 from fadepth_core.runtime.engine import DepthEngine
 from fadepth_core.runtime.network import load_network
-from fadepth_core.training.config import ConfigError, load_config
+from fadepth_core.training.config import ConfigError, load_config, read_yaml
 from fadepth_core.training.schedules import EndlessSampler, learning_rate_factor
 from fadepth_core.training.trainer import CHECKPOINT, STATE, Trainer, TrainingError, parameter_groups
 
 SIZE = (64, 96)
+CONFIGS = Path(__file__).parents[2] / "config" / "training"
 
 
 class Waves(Dataset):
@@ -106,6 +109,19 @@ def test_a_finished_run_is_what_the_node_loads(tmp_path):
     assert list(tmp_path.glob("events.out.tfevents*"))
     x = torch.randn(1, 3, *SIZE)
     assert load_network(checkpoint)(x).std() > 0
+
+
+def test_training_goes_on_from_the_shipped_checkpoint(tmp_path):
+    shipped = Checkpoint()
+    trainer = Trainer(config(tmp_path, f"model.start={shipped.path}"), Waves())
+    x = Waves()[3].frames[1:2]
+    with torch.no_grad():
+        answer, expected = trainer.network.eval()(x).disparities[0], load_network(shipped)(x)
+    torch.testing.assert_close(answer, expected, rtol=1e-3, atol=1e-5)
+    trainer.fit()
+    assert Checkpoint(tmp_path / CHECKPOINT).description.form == "training"
+    with pytest.raises(CheckpointError, match="a smalldepth, not a smalldepth_k5"):
+        Trainer(config(tmp_path / "k5", f"model.start={shipped.path}", "model.name=smalldepth_k5"), Waves())
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_batch(tmp_path):
@@ -207,6 +223,14 @@ def test_keys_follow_from_the_position():
     assert take(EndlessSampler(7, seed=4), 40) != whole
     parts = [take(EndlessSampler(7, seed=3, offset=rank, stride=2), 20) for rank in (0, 1)]
     assert [key for pair in zip(*parts, strict=True) for key in pair] == whole
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_configurations_that_ship_can_be_read(path, tmp_path):
+    values = read_yaml(path)
+    for changes in values.get("variants", {"": []}).values():
+        (tmp_path / "run.yaml").write_text(yaml.safe_dump(values.get("run", values)))
+        load_config(tmp_path / "run.yaml", changes)
 
 
 @pytest.mark.parametrize(

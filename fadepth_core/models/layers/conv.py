@@ -1,13 +1,15 @@
 """Convolution + BatchNorm + activation, the unit everything here is made of, and its folding for deployment.
 
 `conv2d` is the one place that decides whether a spatial filter is a plain convolution or an ETM; `folded` turns either,
-with the BatchNorm behind it, into one plain convolution.
+with the BatchNorm behind it, into one plain convolution, and `load_folded` goes the way back, so that training can go on
+from a network that was made for deployment.
 """
 
 from __future__ import annotations
 
 import copy
 
+import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
@@ -43,6 +45,58 @@ class ConvBN(nn.Module):
     def folded(self) -> nn.Conv2d:
         """The plain convolution with bias that equals convolution and BatchNorm in evaluation; activation left out."""
         return fold(self.conv, self.bn)
+
+    def load_folded(self, conv: nn.Conv2d) -> None:
+        """Compute in evaluation what the plain convolution `conv` does: the inverse of `folded`."""
+        load_kernel(self.conv, conv.weight)
+        pass_through(self.bn, conv.bias)
+
+
+@torch.no_grad()
+def load_kernel(conv: nn.Module, kernel: Tensor, bias: Tensor | None = None) -> None:
+    """Give a plain convolution or an ETM this kernel [Co, Ci/g, Kh, Kw], and this bias [Co] if it has one."""
+    if isinstance(conv, ETMConv2d):
+        conv.load_kernel(kernel)
+    else:
+        conv.weight.copy_(kernel)
+    if bias is not None:
+        conv.bias.copy_(bias)
+
+
+@torch.no_grad()
+def pass_through(bn: nn.BatchNorm2d, shift: Tensor) -> None:
+    """A BatchNorm that in evaluation adds `shift` [C] and does nothing else."""
+    bn.running_mean.zero_()
+    bn.running_var.fill_(1.0)
+    bn.weight.fill_((1.0 + bn.eps) ** 0.5)
+    bn.bias.copy_(shift)
+
+
+@torch.no_grad()
+def settle_batch_norm(network: nn.Module, images: Tensor) -> None:
+    """Give every BatchNorm the statistics of `images` [B, 3, H, W] without changing what the network answers.
+
+    A network put together by `load_folded` has BatchNorms that know nothing of the data. In training they would normalise
+    by the batch, and change its answer altogether; with scale and shift set against the statistics they do not.
+    """
+
+    def settle(bn: nn.BatchNorm2d, inputs: tuple[Tensor, ...]) -> None:
+        mean, var = inputs[0].mean((0, 2, 3)), inputs[0].var((0, 2, 3), unbiased=False)
+        scale = bn.weight / (bn.running_var + bn.eps).sqrt()
+        shift = bn.bias - bn.running_mean * scale
+        bn.running_mean.copy_(mean)
+        bn.running_var.copy_(var)
+        bn.weight.copy_(scale * (var + bn.eps).sqrt())
+        bn.bias.copy_(shift + mean * scale)
+
+    hooks = [m.register_forward_pre_hook(settle) for m in network.modules() if isinstance(m, nn.BatchNorm2d)]
+    was_training = network.training
+    try:
+        network.eval()(images)
+    finally:
+        network.train(was_training)
+        for hook in hooks:
+            hook.remove()
 
 
 def fold(conv: nn.Module, bn: nn.BatchNorm2d) -> nn.Conv2d:

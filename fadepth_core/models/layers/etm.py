@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from fadepth_core.models.layers.drop import ScheduledRate
 
 _EPS = 1e-5
+#: Of a kernel that is loaded, what the branches beside the standard one start with, together.
+_LOADED_SHARE = 0.1
 
 
 @dataclass(frozen=True)
@@ -184,6 +186,23 @@ class ETMConv2d(nn.Module):
                 # No BatchNorm follows to take the sum's scale out again: start from the branches' average.
                 with torch.no_grad():
                     branch.gamma.div_(len(self.branches))
+
+    @torch.no_grad()
+    def load_kernel(self, kernel: Tensor) -> None:
+        """Make the merged kernel equal `kernel` [Co, Ci/g, Kh, Kw].
+
+        The smaller branches and dropconv take a small share of it, since in training they are dropped at random; the
+        standard branch, which never is, takes the rest.
+        """
+        *others, standard = self.branches
+        for branch in others:
+            if branch.shape is not None:
+                branch.weight.copy_(_centre_crop(kernel, branch.shape))
+            branch.reset_gamma()
+            branch.gamma.mul_(_LOADED_SHARE / len(others))
+        taken = sum(_centre_pad(branch.kernel(self.identity), self.kernel_size) for branch in others)
+        standard.weight.copy_(kernel - taken)
+        standard.reset_gamma()
 
     def sample_masks(self) -> list[tuple[Tensor | float, Tensor | None]]:
         """Draw the random factors of one training step: per branch (b_t / (1 - p_b), M / (1 - p_e) or None).

@@ -6,7 +6,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from fadepth_core.models.layers.conv import conv2d
+from fadepth_core.models.layers.conv import conv2d, load_kernel
 from fadepth_core.models.layers.etm import ETMConfig, ETMConv2d
 
 MIN_DEPTH = 0.1  # metres; the range the sigmoid spans, not what the node publishes
@@ -25,6 +25,10 @@ class DisparityHead(nn.Module):
 
     def fuse(self) -> FusedDisparityHead:
         return FusedDisparityHead(self.conv.reparameterize() if isinstance(self.conv, ETMConv2d) else self.conv)
+
+    def load_fused(self, fused: FusedDisparityHead) -> None:
+        """Compute what `fused` does: the inverse of `fuse`."""
+        load_kernel(self.conv, (fused.depthwise.weight * fused.sum.weight.transpose(0, 1)).transpose(0, 1), fused.sum.bias)
 
 
 class FusedDisparityHead(nn.Module):

@@ -3,7 +3,7 @@ sparse residual module (eq. 3) and sparse upsampling (eq. 6). "Sparse" means tha
 connected by the same filter: spatial filters are depthwise, channel filters are 1×1.
 
 Each module has a `fuse()` that returns its deployment form: same function, BatchNorm and ETM merged into plain
-convolutions, and the exact rewrites that make it cheaper to run.
+convolutions, and the exact rewrites that make it cheaper to run; and a `load_fused()` that goes the way back.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fadepth_core.models.layers.conv import ConvBN, conv2d, fold
+from fadepth_core.models.layers.conv import ConvBN, conv2d, fold, load_kernel, pass_through
 from fadepth_core.models.layers.drop import DropBranch
 from fadepth_core.models.layers.etm import ETMConfig
 
@@ -59,6 +59,12 @@ class SparseDownsample(nn.Module):
             for i, conv in enumerate(self.context)
         ]
         return FusedSparseDownsample(context, self.channel.folded())
+
+    def load_fused(self, fused: FusedSparseDownsample) -> None:
+        for own, conv in zip(self.context, fused.context, strict=True):
+            load_kernel(own, conv.weight)
+        pass_through(self.context_bn, torch.cat([conv.bias for conv in fused.context]))
+        self.channel.load_folded(fused.channel)
 
 
 def _bn_slice(bn: nn.BatchNorm2d, channels: slice) -> nn.BatchNorm2d:
@@ -114,6 +120,10 @@ class DoubleScaleResidual(nn.Module):
             self.expand.folded(), self.local.folded(), self.dilated.folded(), self.project.folded()
         )
 
+    def load_fused(self, fused: FusedDoubleScaleResidual) -> None:
+        for name in ("expand", "local", "dilated", "project"):
+            getattr(self, name).load_folded(getattr(fused, name))
+
 
 class FusedDoubleScaleResidual(nn.Module):
     """Deployment form of `DoubleScaleResidual`. Shapes as there."""
@@ -145,6 +155,10 @@ class SparseUpsample(nn.Module):
 
     def fuse(self) -> FusedSparseUpsample:
         return FusedSparseUpsample(self.reduce.folded(), self.low.folded(), self.connect.folded(), self.refine.folded())
+
+    def load_fused(self, fused: FusedSparseUpsample) -> None:
+        for name in ("reduce", "low", "connect", "refine"):
+            getattr(self, name).load_folded(getattr(fused, name))
 
 
 class FusedSparseUpsample(nn.Module):
