@@ -128,7 +128,7 @@ def main() -> int:
         for name in backends.NAMES:
             module = backends.backend_module(name)
             if module.missing() is None:
-                job = Job(Checkpoint(), framing, module.PRECISIONS[0], threads)
+                job = Job(Checkpoint(), framing, module.precisions()[0], threads)
                 contestants[f"node's backend '{name}'"] = backend_run(module.create(job))
         times = measure(contestants, image, args.frames)
 

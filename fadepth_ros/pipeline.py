@@ -62,6 +62,7 @@ def load_engine(settings: EngineSettings, camera_size: tuple[int, int], logger: 
         full_resolution=settings.full_resolution,
         threads=settings.threads,
         logger=logger,
+        background=True,
     )
 
 

@@ -38,6 +38,7 @@ from fadepth_core.data.errors import DataError
 from fadepth_core.data.images import read_rgb
 from fadepth_core.data.sample import Sample
 from fadepth_core.runtime.checkpoint import write_atomically
+from fadepth_core.runtime.engine_cache import user_cache
 from fadepth_core.runtime.framing import Framing
 
 log = logging.getLogger(__name__)
@@ -96,7 +97,7 @@ class VideoDataset(Dataset[Sample]):
         places = _find_clips(root)
         if not places:
             raise DataError(f"{root}: no video ({', '.join(sorted(VIDEOS))}) and no folder of frames in it")
-        cache = Path(cache) if cache is not None else _user_cache()
+        cache = Path(cache) if cache is not None else user_cache()
         self._clips = [_Clip(place, root, size, camera and Path(camera), stride, cache) for place in places]
         self._entries: list[tuple[int, int]] = []
         found = 0
@@ -363,8 +364,6 @@ def _median_flow(source: _Folder | _Video, stride: int) -> np.ndarray:
     return flows
 
 
-def _user_cache() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fadepth"
 
 
 def _find_clips(root: Path) -> list[Path]:

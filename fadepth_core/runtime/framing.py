@@ -7,7 +7,7 @@ the pixel in column u and row v, as in OpenCV and ROS; so a resize by s moves a 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
@@ -92,6 +92,10 @@ class Framing:
             )
         crop = _centred_crop(camera_size, network_size) if crop_to_aspect else (0, 0, *camera_size)
         return cls(camera_size, crop, network_size, crop[2:] if full_resolution else network_size)
+
+    def at_network(self) -> Framing:
+        """The same for frames that come cropped and at the network's size already."""
+        return replace(self, camera_size=self.network_size, crop=(0, 0, *self.network_size))
 
     def to_network(self, image: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
         """Crop and resize camera pixels to the network's size; a frame already at that size is returned as it is.

@@ -20,20 +20,23 @@ class DepthGraph(nn.Module):
     """The deployment graph for one camera size.
 
     Args:
-        network: fused network, [1, 3, h, w] normalised image -> x in (0, 1) [1, 1, h, w], with `min_depth` and
-            `max_depth` in metres.
+        network: fused network, [B, 3, h, w] normalised image -> x in (0, 1) [B, 1, h, w], with `min_depth` and
+            `max_depth` in metres; it is brought to `dtype` in place.
         framing: sizes and crop; None takes the frame as it comes (already at the network's size).
+        dtype: what the network computes in. Everything around it is float32: half precision has 11 bits, of which the
+            normalised picture needs 8, but depth in metres and the columns of a wide picture more.
     """
 
-    def __init__(self, network: nn.Module, framing: Framing | None = None):
+    def __init__(self, network: nn.Module, framing: Framing | None = None, dtype: torch.dtype = torch.float32):
         super().__init__()
-        self.network = network
+        self.network = network.to(dtype)
         self.framing = framing
+        self.dtype = dtype
         self.register_buffer("mean", 255.0 * torch.tensor(PIXEL_MEAN).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", 255.0 * torch.tensor(PIXEL_STD).view(1, 3, 1, 1), persistent=False)
 
     def forward(self, image: Tensor, intrinsics: Tensor, scale: Tensor, limits: Tensor) -> tuple[Tensor, Tensor]:
-        """Estimate depth.
+        """Estimate depth, of one frame or, where everything has a first dimension more, of a batch.
 
         Args:
             image: [H, W, 3] uint8 RGB, at the camera's size or already at the network's.
@@ -46,15 +49,28 @@ class DepthGraph(nn.Module):
             points [h, w, 3] float32, x right, y down, z forward in metres (REP-103 optical), NaN where depth is not
             finite.
         """
-        x = image.permute(2, 0, 1).unsqueeze(0).to(self.mean.dtype)
+        x = self.channels_first(image)
         if self.framing is not None:
             x = resize_to_network(x, self.framing)
-        disparity = self.network((x - self.mean) / self.std).float()
+        disparity = self.network(((x - self.mean) / self.std).to(self.dtype)).float()
         size = self.output_size(disparity)
         if size != tuple(disparity.shape[-2:]):
             # Disparity, not depth, is interpolated: as the published protocols do before they measure accuracy.
             disparity = F.interpolate(disparity, size=size, mode="bilinear", align_corners=False)
-        depth = scale * disparity_to_depth(disparity[0, 0], self.network.min_depth, self.network.max_depth)
+        return self.depth_and_points(disparity if image.dim() == 4 else disparity[0], intrinsics, scale, limits)
+
+    def channels_first(self, image: Tensor) -> Tensor:
+        """uint8 [H, W, 3] or [B, H, W, 3] -> float32 [B, 3, H, W]."""
+        # Converted first: engines take bytes as inputs, but compute with nothing but floating point.
+        x = image.to(self.mean.dtype)
+        return x.permute(0, 3, 1, 2) if image.dim() == 4 else x.permute(2, 0, 1).unsqueeze(0)
+
+    def depth_and_points(
+        self, disparity: Tensor, intrinsics: Tensor, scale: Tensor, limits: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The outputs of `forward` from the network's, [1, h, w] or [B, 1, h, w]."""
+        depth = disparity_to_depth(disparity.squeeze(-3), self.network.min_depth, self.network.max_depth)
+        depth = scale[..., None] * depth
         return limit_depth(depth, limits), unproject(depth, intrinsics, limits)
 
     def output_size(self, disparity: Tensor) -> tuple[int, int]:
@@ -68,10 +84,9 @@ class ShapeCarriedGraph(DepthGraph):
     """
 
     def forward(self, image, intrinsics, scale, limits, output_grid):
-        x = (image.permute(2, 0, 1).unsqueeze(0).to(self.mean.dtype) - self.mean) / self.std
-        disparity = F.interpolate(self.network(x), size=output_grid.shape, mode="bilinear", align_corners=False)
-        depth = scale * disparity_to_depth(disparity[0, 0], self.network.min_depth, self.network.max_depth)
-        return limit_depth(depth, limits), unproject(depth, intrinsics, limits)
+        x = self.network((self.channels_first(image) - self.mean) / self.std)
+        disparity = F.interpolate(x, size=output_grid.shape, mode="bilinear", align_corners=False)
+        return self.depth_and_points(disparity[0], intrinsics, scale, limits)
 
 
 def resize_to_network(x: Tensor, framing: Framing) -> Tensor:
@@ -89,18 +104,20 @@ def resize_to_network(x: Tensor, framing: Framing) -> Tensor:
 
 
 def limit_depth(depth: Tensor, limits: Tensor) -> Tensor:
-    """Replace depths outside `limits` as REP-117 asks: -inf too close, +inf too far. Shapes [h, w], [2] -> [h, w]."""
+    """Replace depths outside `limits` as REP-117 asks: -inf too close, +inf too far. Shapes [(B,) h, w], [(B,) 2] -> the
+    first."""
+    near, far = limits[..., :1, None], limits[..., 1:, None]
     infinity = torch.full_like(depth, torch.inf)
-    return torch.where(depth > limits[1], infinity, torch.where(depth < limits[0], -infinity, depth))
+    return torch.where(depth > far, infinity, torch.where(depth < near, -infinity, depth))
 
 
 def unproject(depth: Tensor, intrinsics: Tensor, limits: Tensor) -> Tensor:
-    """Points in the optical frame: depth [h, w], K [3, 3], limits [2] -> [h, w, 3]; NaN outside the limits."""
-    h, w = depth.shape
+    """Points in the optical frame: depth [(B,) h, w], K [(B,) 3, 3], limits [(B,) 2] -> [(B,) h, w, 3]; NaN outside the
+    limits."""
+    h, w = depth.shape[-2:]
     u = torch.arange(w, device=depth.device, dtype=depth.dtype).unsqueeze(0)
     v = torch.arange(h, device=depth.device, dtype=depth.dtype).unsqueeze(1)
-    inside = (depth >= limits[0]) & (depth <= limits[1])
+    inside = (depth >= limits[..., :1, None]) & (depth <= limits[..., 1:, None])
     z = torch.where(inside, depth, torch.full_like(depth, torch.nan))
-    return torch.stack(
-        [z * (u - intrinsics[0, 2]) / intrinsics[0, 0], z * (v - intrinsics[1, 2]) / intrinsics[1, 1], z], dim=-1
-    )
+    fx, fy, cx, cy = (intrinsics[..., i : i + 1, j : j + 1] for i, j in ((0, 0), (1, 1), (0, 2), (1, 2)))
+    return torch.stack([z * (u - cx) / fx, z * (v - cy) / fy, z], dim=-1)

@@ -1,12 +1,16 @@
 """DepthEngine: which backend it takes, what it does when one fails, and that backends agree."""
 
+import concurrent.futures
+import threading
 import types
 
 import numpy as np
 import pytest
+import torch
 
 from fadepth_core.runtime import backends
 from fadepth_core.runtime.backends import openvino as openvino_backend
+from fadepth_core.runtime.backends import torch as torch_backend
 from fadepth_core.runtime.engine import DepthEngine, EngineError
 from fadepth_core.runtime.framing import FramingError
 
@@ -58,7 +62,7 @@ def test_wrong_images_are_named(image):
 
 
 def test_unknown_names_are_refused():
-    with pytest.raises(ValueError, match=r"unknown backend 'tpu'; known backends: openvino, torch"):
+    with pytest.raises(ValueError, match=r"unknown backend 'tpu'; known backends: tensorrt, inductor, openvino, torch"):
         DepthEngine.load(backend="tpu")
     with pytest.raises(ValueError, match=r"unknown precision 'int3'"):
         DepthEngine.load(precision="int3")
@@ -67,7 +71,9 @@ def test_unknown_names_are_refused():
 
 
 def broken_backend(create, missing=None, precisions=("fp32",)):
-    return types.SimpleNamespace(create=create, missing=lambda: missing, PRECISIONS=precisions)
+    return types.SimpleNamespace(
+        create=create, missing=lambda: missing, precisions=lambda: precisions, ANY_SIZE=True
+    )
 
 
 def substitute(monkeypatch, **modules):
@@ -143,6 +149,134 @@ def test_backend_that_fails_while_running_loses_no_frame(monkeypatch, image):
     assert names[-1] == "torch"
     assert engine.failures == ["openvino: failed while running: device lost"]
     assert engine.degraded
+
+
+class Compiled:
+    """Stands in for a backend that is compiled for one size of frames, with the resize in its graph."""
+
+    device, takes_network_size = "compiler's device", False
+
+    def __init__(self, job):
+        self._size, self._graph = job.framing.camera_size, torch_backend.reference_graph(job, job.framing)
+
+    def infer(self, image, intrinsics, scale, limits):
+        assert image.shape[:2] == self._size
+        with torch.inference_mode():
+            k = torch.from_numpy(np.asarray(intrinsics)).float()
+            results = self._graph(torch.from_numpy(image), k, torch.tensor([scale]).float(), torch.tensor(limits))
+        return tuple(x.numpy() for x in results)
+
+
+def assert_about_the_same(depth, expected):
+    """But for the rounding of a frame that was resized to bytes."""
+    assert np.median(np.abs(depth / expected - 1)) < 0.02
+
+
+def slow_backend(gate, create=Compiled):
+    """A backend whose making waits for `gate`."""
+
+    def made(job):
+        assert gate.wait(30)
+        return create(job)
+
+    return types.SimpleNamespace(create=made, missing=lambda: None, precisions=lambda: ("fp32",), ANY_SIZE=False)
+
+
+def fail(job):
+    raise RuntimeError("operators that cannot be converted: aten.foo")
+
+
+def settle(engine):
+    """Wait until what is made ready in the background is there."""
+    concurrent.futures.wait([engine._coming[1]], 30)
+
+
+def test_the_next_best_serves_while_a_compiler_works(monkeypatch, image, caplog):
+    caplog.set_level("INFO")
+    gate = threading.Event()
+    substitute(monkeypatch, tensorrt=slow_backend(gate))
+    monkeypatch.setattr(backends, "automatic_order", lambda: ("tensorrt", "openvino", "torch"))
+    engine = DepthEngine.load(camera_size=(480, 640), background=True)
+    assert engine.backend_name == "openvino"
+    assert "(tensorrt is being made ready)" in engine.description
+    small = engine.framing.to_network(image)
+    expected = engine.infer(small, K).depth.copy()
+    gate.set()
+    settle(engine)
+    # A frame that was made small for the one that serves is not lost, and the next one may come as it is.
+    np.testing.assert_array_equal(engine.infer(small, K).depth, expected)
+    assert engine.backend_name == "openvino"
+    assert not engine.takes_network_size
+    assert_about_the_same(engine.infer(image, K).depth, expected)
+    assert engine.backend_name == "tensorrt"
+    assert not engine.degraded
+    with pytest.raises(ValueError, match=r"expected an image of \[480, 640\] \(height"):
+        engine.infer(small, K)
+
+
+def test_a_compiled_backend_that_fails_while_running_hands_back(monkeypatch, image):
+    gate = threading.Event()
+    calls = []
+
+    class Failing(Compiled):
+        def infer(self, *arguments):
+            calls.append(1)
+            if len(calls) > 2:
+                raise RuntimeError("CUDA error: an illegal memory access was encountered")
+            return super().infer(*arguments)
+
+    substitute(monkeypatch, tensorrt=slow_backend(gate, Failing))
+    monkeypatch.setattr(backends, "automatic_order", lambda: ("tensorrt", "openvino", "torch"))
+    engine = DepthEngine.load(camera_size=(480, 640), background=True)
+    expected = engine.infer(image, K).depth.copy()
+    gate.set()
+    settle(engine)
+    assert_about_the_same(engine.infer(image, K).depth, expected)
+    assert engine.backend_name == "openvino"
+    assert engine.failures == ["tensorrt: failed while running: CUDA error: an illegal memory access was encountered"]
+    assert engine.degraded
+
+
+def test_a_compiler_that_fails_makes_room_for_the_next(monkeypatch, image, caplog):
+    first, second = threading.Event(), threading.Event()
+    substitute(monkeypatch, tensorrt=slow_backend(first, fail), inductor=slow_backend(second))
+    monkeypatch.setattr(backends, "automatic_order", lambda: ("tensorrt", "inductor", "torch", "openvino"))
+    engine = DepthEngine.load(camera_size=(480, 640), background=True)
+    first.set()
+    settle(engine)
+    engine.infer(image, K)
+    assert engine.failures == ["tensorrt: failed to start: operators that cannot be converted: aten.foo"]
+    assert engine.backend_name == "torch", "what served goes on"
+    second.set()
+    settle(engine)
+    engine.infer(image, K)
+    assert engine.backend_name == "inductor"
+
+
+def test_without_another_backend_the_compiler_is_waited_for(monkeypatch, image):
+    gate = threading.Event()
+    threading.Timer(0.3, gate.set).start()
+    missing = broken_backend(None, missing="not installed")
+    substitute(monkeypatch, tensorrt=slow_backend(gate, fail), inductor=slow_backend(gate), openvino=missing)
+    monkeypatch.setattr(backends, "automatic_order", lambda: ("tensorrt", "inductor", "openvino"))
+    engine = DepthEngine.load(camera_size=(480, 640), background=True)
+    assert engine.backend_name == "inductor"
+    assert [line.split(":")[0] for line in engine.failures] == ["openvino", "tensorrt"]
+
+
+def test_wrong_answers_of_a_compiled_backend_do_not_pass_its_check(monkeypatch, image):
+    class Wrong(Compiled):
+        def infer(self, *arguments):
+            depth, points = super().infer(*arguments)
+            return depth * np.float32(1.01), points
+
+    gate = threading.Event()
+    gate.set()
+    substitute(monkeypatch, tensorrt=slow_backend(gate, Wrong))
+    monkeypatch.setattr(backends, "automatic_order", lambda: ("tensorrt", "openvino"))
+    engine = DepthEngine.load(camera_size=(480, 640))
+    assert engine.backend_name == "openvino"
+    assert "its depth differs from the reference by 1.0e-02 in the median" in engine.failures[0]
 
 
 def test_when_nothing_works_every_reason_is_told(monkeypatch):

@@ -1,15 +1,17 @@
 """What runs the DepthGraph: one module a backend, imported only when that backend is asked for.
 
-A backend module offers `missing()`, why it cannot run on this machine (None when it can), `PRECISIONS`, the ones it can
-compute in, its default first, and `create(job)`, which returns a `Backend`.
+A backend module offers `missing()`, why it cannot run on this machine (None when it can), `precisions()`, the ones it can
+compute in here, its default first, `create(job)`, which returns a `Backend`, and `ANY_SIZE`: whether that is quick for
+another size of frames. Where it is not, a compiler works for each.
 """
 
 from __future__ import annotations
 
 import importlib
 import importlib.metadata
+import logging
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Protocol
 
@@ -19,6 +21,8 @@ from fadepth_core.runtime.checkpoint import Checkpoint
 from fadepth_core.runtime.framing import Framing
 
 _MODULES = {
+    "tensorrt": "fadepth_core.runtime.backends.tensorrt",
+    "inductor": "fadepth_core.runtime.backends.inductor",
     "openvino": "fadepth_core.runtime.backends.openvino",
     "torch": "fadepth_core.runtime.backends.torch",
 }
@@ -30,14 +34,18 @@ class Job:
     """What a backend is to run: which net, for which sizes, how.
 
     Attributes:
-        precision: one of the backend's `PRECISIONS`.
+        precision: one of the backend's `precisions`.
         threads: CPU threads, 0 for the backend's default.
+        batch: how many frames at most are handed over together (`Backend.infer_batch`).
+        logger: gets what takes long, and what is done about damage.
     """
 
     checkpoint: Checkpoint
     framing: Framing
     precision: str
     threads: int = 0
+    batch: int = 1
+    logger: logging.Logger = field(default=logging.getLogger("fadepth"), compare=False)
 
 
 class Backend(Protocol):
@@ -70,7 +78,9 @@ def backend_module(name: str) -> ModuleType:
 
 def automatic_order() -> tuple[str, ...]:
     """Backends from the one that should be fastest on this machine to the slowest."""
-    return ("torch", "openvino") if has_nvidia_gpu() and not _torch_is_for_cpu() else ("openvino", "torch")
+    if has_nvidia_gpu() and not _torch_is_for_cpu():
+        return ("tensorrt", "inductor", "torch", "openvino")
+    return ("openvino", "torch")
 
 
 def _torch_is_for_cpu() -> bool:

@@ -6,15 +6,15 @@ OpenVINO is chosen for its depthwise and 1×1 kernels, which are what SmallDepth
 from __future__ import annotations
 
 import importlib.util
-import os
 from pathlib import Path
 
 import numpy as np
 
 from fadepth_core.runtime.backends import Job, default_threads
 from fadepth_core.runtime.checkpoint import Checkpoint, CheckpointError
+from fadepth_core.runtime.engine_cache import user_cache
 
-PRECISIONS = ("fp32", "bf16")
+ANY_SIZE = True
 _HINTS = {"fp32": "f32", "bf16": "bf16"}
 
 
@@ -22,6 +22,10 @@ def missing() -> str | None:
     if importlib.util.find_spec("openvino") is None:
         return "the package openvino is not installed: pip install 'fadepth_ros[cpu]'"
     return None
+
+
+def precisions() -> tuple[str, ...]:
+    return ("fp32", "bf16")
 
 
 def create(job: Job) -> OpenVINOBackend:
@@ -93,5 +97,4 @@ def onnx_file(checkpoint: Checkpoint) -> Path:
         )
     from fadepth_core.runtime.export import ensure_onnx
 
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fadepth"
-    return ensure_onnx(checkpoint, cache)
+    return ensure_onnx(checkpoint, user_cache())

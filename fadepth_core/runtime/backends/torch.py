@@ -1,4 +1,8 @@
-"""PyTorch: the reference, on a CPU or a CUDA device. What every other backend is compared with."""
+"""PyTorch without a compiler: the reference on a CPU; on a CUDA device, what serves until a compiled backend is ready.
+
+On CUDA the graph is captured once and replayed (`static.py`), so what is lost to the compiled backends is kernels that are
+not merged, not the launching of hundreds of them from Python.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +10,10 @@ import importlib.util
 
 import numpy as np
 
-from fadepth_core.runtime.backends import Job, default_threads
+from fadepth_core.runtime.backends import Backend, Job, default_threads
+from fadepth_core.runtime.framing import Framing
 
-PRECISIONS = ("fp32",)
+ANY_SIZE = True
 
 
 def missing() -> str | None:
@@ -17,38 +22,53 @@ def missing() -> str | None:
     return None
 
 
-def create(job: Job) -> TorchBackend:
-    return TorchBackend(job)
+def precisions() -> tuple[str, ...]:
+    import torch
+
+    return ("fp16", "fp32") if torch.cuda.is_available() else ("fp32",)
 
 
-class TorchBackend:
-    """See `Backend`."""
+def create(job: Job) -> Backend:
+    import torch
 
-    def __init__(self, job: Job):
-        import torch
+    from fadepth_core.runtime.backends.static import StaticBackend
 
-        from fadepth_core.runtime.graph import DepthGraph
-        from fadepth_core.runtime.network import load_network
+    if torch.cuda.is_available():
+        return StaticBackend(lambda _batch, graph=cuda_graph(job): graph, job, torch.device("cuda"))
+    threads = job.threads or default_threads()
+    torch.set_num_threads(threads)
+    # The resize is left to OpenCV, which takes a tenth of the time.
+    graph = reference_graph(job, job.framing.at_network())
+    return StaticBackend(lambda _batch: graph, job, torch.device("cpu"), f"CPU, {threads} threads")
 
-        self._torch = torch
-        cuda = torch.cuda.is_available()
-        self._device = torch.device("cuda" if cuda else "cpu")
-        threads = job.threads or default_threads()
-        self.device = torch.cuda.get_device_name() if cuda else f"CPU, {threads} threads"
-        # On a GPU the resize is cheaper behind the upload; on a CPU OpenCV does it in a tenth of the time.
-        self.takes_network_size = not cuda
-        if not cuda:
-            torch.set_num_threads(threads)
-        network = load_network(job.checkpoint).to(self._device, memory_format=torch.channels_last)
-        self._graph = DepthGraph(network, job.framing).to(self._device).eval()
 
-    def infer(self, image, intrinsics, scale, limits):
-        torch = self._torch
-        with torch.inference_mode():
-            depth, points = self._graph(
-                torch.from_numpy(np.ascontiguousarray(image)).to(self._device),
-                torch.as_tensor(np.eye(3) if intrinsics is None else intrinsics, dtype=torch.float32).to(self._device),
-                torch.tensor([scale], dtype=torch.float32, device=self._device),
-                torch.tensor(limits, dtype=torch.float32, device=self._device),
-            )
-            return depth.cpu().numpy(), None if intrinsics is None else points.cpu().numpy()
+def cuda_graph(job: Job):
+    """The DepthGraph of a job on the CUDA device, in the job's precision."""
+    import torch
+
+    from fadepth_core.runtime.graph import DepthGraph
+    from fadepth_core.runtime.network import load_network
+
+    network = load_network(job.checkpoint).to("cuda", memory_format=torch.channels_last)
+    dtype = {"fp16": torch.float16, "fp32": torch.float32}[job.precision]
+    return DepthGraph(network, job.framing, dtype).to("cuda").eval()
+
+
+def reference_graph(job: Job, framing: Framing):
+    """The DepthGraph on the CPU in float32, what every other backend is compared with."""
+    import torch
+
+    from fadepth_core.runtime.graph import DepthGraph
+    from fadepth_core.runtime.network import load_network
+
+    return DepthGraph(load_network(job.checkpoint).to(memory_format=torch.channels_last), framing).eval()
+
+
+def reference_depth(job: Job, image: np.ndarray) -> np.ndarray:
+    """Depth [h, w] in metres that the reference gives for a frame [H, W, 3] of the job's camera."""
+    import torch
+
+    with torch.inference_mode():
+        limits = torch.tensor([0.0, torch.inf])
+        graph = reference_graph(job, job.framing)
+        return graph(torch.from_numpy(image), torch.eye(3), torch.ones(1), limits)[0].numpy()

@@ -1,0 +1,233 @@
+"""Torch-TensorRT: the fastest on an NVIDIA GPU. Works with `torch-tensorrt` and with `torch-tensorrt-rtx`.
+
+    DepthGraph -> torch.export -> Torch-TensorRT (one engine, no part left to PyTorch) -> plan -> EngineCache
+    plan -> execution context -> CUDA graph (`static.py`)
+
+Building takes a while and a lot of memory, so it happens in a process of its own: whatever goes wrong there, the node goes
+on serving. This module is that process's program, too.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from dataclasses import asdict
+from pathlib import Path
+
+from fadepth_core.runtime.backends import Backend, Job
+from fadepth_core.runtime.backends import torch as eager
+from fadepth_core.runtime.checkpoint import Checkpoint
+from fadepth_core.runtime.engine_cache import EngineCache, user_cache
+from fadepth_core.runtime.framing import Framing
+
+ANY_SIZE = False
+#: Goes up with every change of what `build_plan` builds, so that plans kept from an older one are not used.
+BUILDER = 1
+
+
+class BuildError(RuntimeError):
+    """A TensorRT engine could not be built; the message says why."""
+
+
+def missing() -> str | None:
+    if reason := eager.missing():
+        return reason
+    if importlib.util.find_spec("torch_tensorrt") is None:
+        return "the package torch_tensorrt is not installed: pip install 'fadepth_ros[tensorrt]'"
+    import torch
+
+    if not torch.cuda.is_available():
+        return "there is no CUDA device, or this torch is not built for it"
+    return None
+
+
+precisions = eager.precisions
+
+
+def create(job: Job) -> Backend:
+    import torch
+
+    from fadepth_core.runtime.backends.static import StaticBackend
+
+    return StaticBackend(lambda batch: load_compute(plan_for(job, batch)), job, torch.device("cuda"))
+
+
+# ----------------------------------------------------------------------------------------------------------- running a plan
+
+
+def load_compute(plan: bytes):
+    """A `static.Compute` that runs a plan, in a context of its own.
+
+    Raises:
+        RuntimeError: TensorRT does not take the plan, or has no memory for it.
+    """
+    import torch
+
+    trt = _tensorrt()
+    engine = trt.Runtime(trt.Logger(trt.Logger.WARNING)).deserialize_cuda_engine(plan)
+    if engine is None:
+        raise RuntimeError("TensorRT cannot load the engine; its messages are above")
+    context = engine.create_execution_context()
+    if context is None:
+        raise RuntimeError("TensorRT cannot make an execution context; its messages are above")
+    names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
+    inputs = [name for name in names if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT]
+    results = {
+        name: torch.empty(tuple(engine.get_tensor_shape(name)), device="cuda") for name in names if name not in inputs
+    }
+    for name, tensor in results.items():
+        context.set_tensor_address(name, tensor.data_ptr())
+
+    def compute(*arguments):
+        for name, tensor in zip(inputs, arguments, strict=True):
+            context.set_tensor_address(name, tensor.data_ptr())
+        if not context.execute_async_v3(torch.cuda.current_stream().cuda_stream):
+            raise RuntimeError("TensorRT could not run the engine; its messages are above")
+        return tuple(results.values())
+
+    return compute
+
+
+def _tensorrt():
+    """The TensorRT that Torch-TensorRT uses, RTX or not: it makes either importable under this name."""
+    import torch_tensorrt  # noqa: F401
+
+    import tensorrt
+
+    return tensorrt
+
+
+# ---------------------------------------------------------------------------------------------------------- building plans
+
+
+def plan_for(job: Job, batch: int) -> bytes:
+    """The plan of a job for `batch` frames at a time: kept from an earlier start, or built now and kept.
+
+    Raises:
+        BuildError: it cannot be built.
+    """
+    cache, identity = EngineCache(user_cache() / "engines"), plan_identity(job, batch)
+    plan = cache.get(identity, job.logger)
+    if plan is None:
+        height, width = job.framing.network_size
+        job.logger.info(
+            "building a TensorRT engine for %dx%d, %s; this takes a minute or so, once: it is kept in %s",
+            width,
+            height,
+            job.precision,
+            cache.folder,
+        )
+        start = time.monotonic()
+        plan = _built_elsewhere(job, batch)
+        job.logger.info("built in %.0f s, %.1f MB", time.monotonic() - start, 1e-6 * len(plan))
+        cache.put(identity, plan, job.logger)
+    return plan
+
+
+def plan_identity(job: Job, batch: int) -> dict[str, str]:
+    """Everything a plan follows from, by name."""
+    import torch
+    import torch_tensorrt
+
+    trt = _tensorrt()
+    return {
+        "builder": str(BUILDER),
+        "weights": job.checkpoint.weights_sha256,
+        "network": f"{job.checkpoint.description.model} {job.checkpoint.description.depth_range}",
+        "framing": str(job.framing),
+        "batch": str(batch),
+        "precision": job.precision,
+        "gpu": f"{torch.cuda.get_device_name()} sm{''.join(map(str, torch.cuda.get_device_capability()))}",
+        "tensorrt": f"{trt.__name__} {trt.__version__}",
+        "torch_tensorrt": torch_tensorrt.__version__,
+        "torch": torch.__version__,
+    }
+
+
+def _built_elsewhere(job: Job, batch: int) -> bytes:
+    """`build_plan` in a process of its own."""
+    order = {
+        "checkpoint": str(job.checkpoint.path),
+        "framing": asdict(job.framing),
+        "precision": job.precision,
+        "batch": batch,
+    }
+    root = str(Path(__file__).resolve().parents[3])
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])}
+    # A pipe beside standard output, to which TensorRT talks.
+    receiver, sender = os.pipe()
+    with tempfile.TemporaryFile() as log, os.fdopen(receiver, "rb") as pipe:
+        try:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "fadepth_core.runtime.backends.tensorrt", json.dumps(order), str(sender)],
+                pass_fds=[sender],
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=log,
+            )
+        finally:
+            os.close(sender)
+        with process:
+            plan = pipe.read()
+        if process.returncode == 0:
+            return plan
+        log.seek(0)
+        said = log.read().decode(errors="replace").strip()
+    raise BuildError(f"the build ended with status {process.returncode}: {said[-2000:] or 'without a word'}")
+
+
+def build_plan(job: Job, batch: int) -> bytes:
+    """Compile the DepthGraph of a job, for `batch` frames at a time, into one serialized TensorRT engine.
+
+    Raises:
+        BuildError: operators that Torch-TensorRT cannot convert, which are named, or TensorRT's own failure.
+    """
+    import torch
+    import torch_tensorrt
+
+    graph = eager.cuda_graph(job)
+    height, width = job.framing.camera_size
+    arguments = (
+        torch.zeros(batch, height, width, 3, dtype=torch.uint8, device="cuda"),
+        torch.eye(3, device="cuda").repeat(batch, 1, 1),
+        torch.ones(batch, 1, device="cuda"),
+        torch.ones(batch, 2, device="cuda"),
+    )
+    with warnings.catch_warnings(record=True) as heard:
+        warnings.simplefilter("always")
+        try:
+            exported = torch.export.export(graph, arguments)
+            return bytes(
+                torch_tensorrt.dynamo.convert_exported_program_to_serialized_trt_engine(
+                    exported, arg_inputs=arguments, require_full_compilation=True, immutable_weights=True
+                )
+            )
+        except Exception as error:
+            # Torch-TensorRT raises for the first operator it cannot convert, and warns of all of them.
+            lost = [str(w.message) for w in heard if "missing operations" in str(w.message)]
+            raise BuildError("\n".join([str(error), *lost])) from error
+
+
+def main() -> int:
+    order = json.loads(sys.argv[1])
+    framing = Framing(**{name: tuple(size) for name, size in order["framing"].items()})
+    job = Job(Checkpoint(order["checkpoint"]), framing, order["precision"])
+    try:
+        plan = build_plan(job, order["batch"])
+    except BuildError as error:
+        print(error, file=sys.stderr)
+        return 1
+    with os.fdopen(int(sys.argv[2]), "wb") as pipe:
+        pipe.write(plan)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

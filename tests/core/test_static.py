@@ -1,0 +1,88 @@
+"""Fixed buffers around a fixed graph: on a CPU the same code that CUDA devices run, without uploads."""
+
+import logging
+
+import numpy as np
+import pytest
+import torch
+
+from fadepth_core.runtime.backends import Job
+from fadepth_core.runtime.backends.static import StaticBackend
+from fadepth_core.runtime.checkpoint import Checkpoint
+from fadepth_core.runtime.framing import Framing
+from fadepth_core.runtime.graph import DepthGraph
+from fadepth_core.runtime.network import load_network
+
+SIZE = (64, 96)
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def graph():
+    return DepthGraph(load_network(Checkpoint()), Framing.plan(SIZE, SIZE)).eval()
+
+
+def frames(count):
+    """Frames of different cameras; every third is of one without intrinsics."""
+    rng = np.random.default_rng(0)
+    for i in range(count):
+        k = np.array([[50.0 + i, 0, 40], [0, 60, 30 + i], [0, 0, 1]])
+        yield rng.integers(0, 256, (*SIZE, 3), np.uint8), None if i % 3 == 2 else k, 1.0 + i, (0.5, 5.0 + i)
+
+
+def expected(graph, frame):
+    image, k, scale, limits = frame
+    with torch.inference_mode():
+        depth, points = graph(
+            torch.from_numpy(image),
+            torch.eye(3) if k is None else torch.from_numpy(k).float(),
+            torch.tensor([scale]),
+            torch.tensor(limits),
+        )
+    return depth.numpy(), None if k is None else points.numpy()
+
+
+def assert_same(found, wanted):
+    np.testing.assert_allclose(found[0], wanted[0], rtol=1e-4)
+    assert (found[1] is None) == (wanted[1] is None)
+    if wanted[1] is not None:
+        np.testing.assert_allclose(found[1], wanted[1], rtol=1e-4, atol=1e-4)
+
+
+def backend(graph, batch=1):
+    job = Job(Checkpoint(), Framing.plan(SIZE, SIZE), "fp32", batch=batch)
+    return StaticBackend(lambda _batch: graph, job, CPU, "CPU")
+
+
+def test_every_frame_has_its_own_numbers(graph):
+    single = backend(graph)
+    for frame in frames(4):
+        assert_same(single.infer(*frame), expected(graph, frame))
+
+
+@pytest.mark.parametrize("count", [2, 3, 5])
+def test_a_batch_is_its_frames_one_by_one(graph, count):
+    """A full one, one with places left, and more than it has places for."""
+    several = list(frames(count))
+    results = backend(graph, batch=3).infer_batch(several)
+    assert len(results) == count
+    for frame, result in zip(several, results, strict=True):
+        assert_same(result, expected(graph, frame))
+
+
+def test_a_stream_keeps_the_order_and_its_answers(graph):
+    several = list(frames(5))
+    results = list(backend(graph).stream(iter(several)))
+    for frame, result in zip(several, results, strict=True):
+        assert_same(result, expected(graph, frame))
+
+
+def test_half_precision_stays_inside_what_the_engine_allows(graph):
+    from fadepth_core.runtime.engine import CHECK_BOUNDS
+
+    golden = Checkpoint().golden
+    half = DepthGraph(load_network(Checkpoint()), Framing.plan(SIZE, SIZE), torch.float16).eval()
+    depth, _ = backend(half).infer(golden["image"], np.eye(3), 1.0, (0.0, np.inf))
+    error = np.quantile(np.abs(depth - golden["depth"]) / golden["depth"], (0.5, 0.99))
+    assert 0 < error[0] < CHECK_BOUNDS["fp16"][0]
+    assert error[1] < CHECK_BOUNDS["fp16"][1]
