@@ -1,15 +1,10 @@
 import functools
 
 import pytest
-import torch
+from torchvision_operators import define_torchvision_operators
 
 
-@functools.cache
-def _define_torchvision_operators() -> torch.library.Library:
-    library = torch.library.Library("torchvision", "DEF")  # defined as long as this object lives
-    for name in ("nms", "qnms"):
-        library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    return library
+_define_once = functools.cache(define_torchvision_operators)
 
 
 @pytest.fixture(scope="session")
@@ -22,6 +17,6 @@ def timm():
     except RuntimeError as error:
         if "torchvision::nms" not in str(error):
             raise
-        _define_torchvision_operators()
+        _define_once()
         import timm
     return timm

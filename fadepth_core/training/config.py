@@ -141,9 +141,9 @@ class TeacherConfig(_Strict):
     disparity: float = Field(1.0, ge=0, description="μ_x")
     channels: Literal["mean", "projection"] = "mean"
     distribution: Literal["ratio", "softmax"] = "ratio"
-    distance: Literal["l1", "kl"] = "l1"
+    distance: Literal["kl", "l1"] = "kl"
     mask: float | None = Field(0.2, gt=0, description="κ; null: no mask")
-    renormalise: bool = False
+    renormalise: bool = Field(True, description="form distributions inside the mask only")
 
     @model_validator(mode="after")
     def _check_source(self) -> TeacherConfig:

@@ -65,13 +65,13 @@ def test_zero_at_the_teacher_and_growing_away_from_it(reading):
 def test_values_by_hand():
     """One row: columns have one pixel each, and so no shape; the row's shares are (¼, ¾) against (½, ½)."""
     student, teacher = depth_only([1.0, 3.0]), depth_only([2.0, 2.0])
-    assert figure(ApxReading(), student, teacher, DEPTH_ONLY) == pytest.approx(0.5 / 2)
+    assert figure(ApxReading(distance="l1"), student, teacher, DEPTH_ONLY) == pytest.approx(0.5 / 2)
     kl = 0.5 * math.log(0.5 / 0.25) + 0.5 * math.log(0.5 / 0.75)
     assert figure(ApxReading(distance="kl"), student, teacher, DEPTH_ONLY) == pytest.approx(kl / 2)
     p = 1 / (1 + math.exp(2.0))
-    assert figure(ApxReading(distribution="softmax"), student, teacher, DEPTH_ONLY) == pytest.approx(0.5 - p)
+    assert figure(ApxReading(distribution="softmax", distance="l1"), student, teacher, DEPTH_ONLY) == pytest.approx(0.5 - p)
     weighted = ApxWeights(0, 0, 0.3)
-    assert figure(ApxReading(), student, teacher, weighted) == pytest.approx(0.3 * 0.25)
+    assert figure(ApxReading(distance="l1"), student, teacher, weighted) == pytest.approx(0.3 * 0.25)
 
 
 def test_what_a_distribution_leaves_open():
@@ -80,7 +80,7 @@ def test_what_a_distribution_leaves_open():
     scaled = Signals(tuple(3 * x for x in teacher.disparities))
     shifted = Signals(tuple(x + 0.5 for x in teacher.disparities))
     values = {
-        (reading, name): figure(ApxReading(distribution=reading), student, teacher, DEPTH_ONLY)
+        (reading, name): figure(ApxReading(distribution=reading, distance="l1"), student, teacher, DEPTH_ONLY)
         for reading in DISTRIBUTIONS
         for name, student in (("scaled", scaled), ("shifted", shifted))
     }
@@ -96,7 +96,11 @@ def test_mask_hides_what_the_teacher_puts_far_away():
     teacher, student = depth_only(*[[*near, 0.01]] * 4), depth_only(*[[*near, 0.6]] * 4)
     hidden, shown, renormalised = (
         figure(reading, student, teacher, DEPTH_ONLY)
-        for reading in (ApxReading(), ApxReading(mask=None), ApxReading(renormalise=True))
+        for reading in (
+            ApxReading(distance="l1", renormalise=False),
+            ApxReading(distance="l1", renormalise=False, mask=None),
+            ApxReading(),
+        )
     )
     # What is left without renormalising: the far column takes its share of the row from the others.
     assert hidden == pytest.approx(4 * 0.5 * (1.5 / 1.51 - 1.5 / 2.1) / 4, rel=1e-4)
@@ -137,8 +141,8 @@ def test_renormalised_features_know_nothing_of_what_is_masked():
     other[..., 5:] += 20
     teacher, student = Signals((disparity,), (features,)), Signals((disparity,), (other,))
     weights = ApxWeights(1, 0, 0)
-    assert figure(ApxReading(renormalise=True), student, teacher, weights) == pytest.approx(0, abs=1e-5)
-    assert figure(ApxReading(), student, teacher, weights) > 0.1
+    assert figure(ApxReading(), student, teacher, weights) == pytest.approx(0, abs=1e-5)
+    assert figure(ApxReading(renormalise=False), student, teacher, weights) > 0.1
 
 
 def test_only_what_is_compared_has_projections():

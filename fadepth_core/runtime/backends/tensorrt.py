@@ -27,7 +27,7 @@ from fadepth_core.runtime.engine_cache import EngineCache, user_cache
 from fadepth_core.runtime.framing import Framing
 
 ANY_SIZE = False
-#: Goes up with every change of what `build_plan` builds, so that plans kept from an older one are not used.
+#: Goes up with every change of what `compile_graph` makes, so that plans kept from an older one are not used.
 BUILDER = 1
 
 
@@ -151,7 +151,7 @@ def plan_identity(job: Job, batch: int) -> dict[str, str]:
 
 
 def _built_elsewhere(job: Job, batch: int) -> bytes:
-    """`build_plan` in a process of its own."""
+    """`compile_graph` in a process of its own."""
     order = {
         "checkpoint": str(job.checkpoint.path),
         "framing": asdict(job.framing),
@@ -183,8 +183,13 @@ def _built_elsewhere(job: Job, batch: int) -> bytes:
     raise BuildError(f"the build ended with status {process.returncode}: {said[-2000:] or 'without a word'}")
 
 
-def build_plan(job: Job, batch: int) -> bytes:
-    """Compile the DepthGraph of a job, for `batch` frames at a time, into one serialized TensorRT engine.
+def compile_graph(graph, camera_size: tuple[int, int], batch: int) -> bytes:
+    """Compile a DepthGraph, in evaluation mode on the CUDA device, into one serialized TensorRT engine.
+
+    Args:
+        graph: `DepthGraph`; its dtype is the engine's precision (the network is strongly typed).
+        camera_size: (height, width) of the frames it takes.
+        batch: how many frames at a time.
 
     Raises:
         BuildError: operators that Torch-TensorRT cannot convert, which are named, or TensorRT's own failure.
@@ -192,13 +197,12 @@ def build_plan(job: Job, batch: int) -> bytes:
     import torch
     import torch_tensorrt
 
-    graph = eager.cuda_graph(job)
-    height, width = job.framing.camera_size
+    device = graph.mean.device
     arguments = (
-        torch.zeros(batch, height, width, 3, dtype=torch.uint8, device="cuda"),
-        torch.eye(3, device="cuda").repeat(batch, 1, 1),
-        torch.ones(batch, 1, device="cuda"),
-        torch.ones(batch, 2, device="cuda"),
+        torch.zeros(batch, *camera_size, 3, dtype=torch.uint8, device=device),
+        torch.eye(3, device=device).repeat(batch, 1, 1),
+        torch.ones(batch, 1, device=device),
+        torch.ones(batch, 2, device=device),
     )
     with warnings.catch_warnings(record=True) as heard:
         warnings.simplefilter("always")
@@ -220,7 +224,7 @@ def main() -> int:
     framing = Framing(**{name: tuple(size) for name, size in order["framing"].items()})
     job = Job(Checkpoint(order["checkpoint"]), framing, order["precision"])
     try:
-        plan = build_plan(job, order["batch"])
+        plan = compile_graph(eager.cuda_graph(job), framing.camera_size, order["batch"])
     except BuildError as error:
         print(error, file=sys.stderr)
         return 1

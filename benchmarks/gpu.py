@@ -1,0 +1,484 @@
+#!/usr/bin/env python3
+"""How fast is a GPU machine, where does the time go, and how far is that from what the card can do? A report in Markdown.
+
+Every backend that runs here and, beside SmallDepth, a ResNet-18 depth net in the same engines; frames at the network's size
+as uint8 in host memory in, depth and points in host memory out. Contestants of one size and batch take turns. Then the node
+through real topics. A section that needs what this machine lacks is in the report, with the reason.
+
+    python benchmarks/gpu.py                                   a few minutes, after the compilers have worked
+    python benchmarks/gpu.py --sizes 128x416 --batches 1 --frames 50
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
+
+import engine as engine_benchmark
+import node as node_benchmark
+from fadepth_core.models import build_model
+from fadepth_core.models.complexity import complexity
+from fadepth_core.runtime import backends
+from fadepth_core.runtime.backends import Job, default_threads, tensorrt
+from fadepth_core.runtime.backends.static import StaticBackend
+from fadepth_core.runtime.framing import Framing
+from fadepth_core.runtime.graph import DepthGraph
+from resnet18_depth import ResNet18Depth
+
+CUDA = torch.cuda.is_available()
+DEVICE = torch.device("cuda" if CUDA else "cpu")
+DTYPES = {"fp16": torch.float16, "fp32": torch.float32}
+K = np.array([[200.0, 0, 200], [0, 200, 60], [0, 0, 1]])
+LIMITS = (0.1, 100.0)
+PACKAGES = ("torch", "torch-tensorrt", "torch-tensorrt-rtx", "tensorrt", "tensorrt-rtx", "openvino", "numpy")
+
+
+# ------------------------------------------------------------------------------------------------------------ contestants
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """One network in one backend, for one size and batch."""
+
+    name: str
+    backend: object
+    batch: int
+
+    def run(self, image: np.ndarray) -> object:
+        frame = (image, K, 1.0, LIMITS)
+        return self.backend.infer(*frame) if self.batch == 1 else self.backend.infer_batch(self.batch * [frame])
+
+
+def networks() -> dict[str, nn.Module]:
+    torch.manual_seed(0)
+    return {"SmallDepth": build_model("smalldepth").eval().fuse(), "ResNet-18": ResNet18Depth().eval()}
+
+
+def contestants(size: tuple[int, int], batch: int, folder: Path, problems: dict[str, str]) -> Iterator[Contestant]:
+    """All that run here; why others do not is added to `problems`."""
+    framing = Framing.plan(size, size)
+    for label, network in networks().items():
+        for name, precision in _variants():
+            title = f"{name} {precision}, {label}"
+            try:
+                yield Contestant(title, _backend(name, precision, network, framing, batch, folder), batch)
+            except Exception as error:  # a report without one row is better than none
+                problems.setdefault(f"{title}, {size[0]}x{size[1]}, batch {batch}", f"{type(error).__name__}: {error}")
+
+
+def _variants() -> list[tuple[str, str]]:
+    found = []
+    for name in ("tensorrt", "inductor", "torch", "openvino"):
+        module = backends.backend_module(name)
+        if module.missing() is None:
+            found += [(name, precision) for precision in module.precisions() if precision != "int8"]
+    return found
+
+
+def _backend(name: str, precision: str, network: nn.Module, framing: Framing, batch: int, folder: Path):
+    job = Job(None, framing, precision, default_threads(), batch)
+    if name == "openvino":
+        if batch > 1:
+            raise RuntimeError("has no batches")
+        return engine_benchmark.openvino_backend(network, job, folder)
+    graph = DepthGraph(_copy(network), framing, DTYPES[precision]).to(DEVICE).eval()
+    graph = graph.to(memory_format=torch.channels_last)
+
+    def make(frames: int):
+        if name == "tensorrt":
+            return tensorrt.load_compute(tensorrt.compile_graph(graph, framing.camera_size, frames))
+        if name == "inductor":
+            return torch.compile(graph, fullgraph=True, dynamic=False)
+        return graph
+
+    return StaticBackend(make, job, DEVICE, "" if CUDA else "CPU")
+
+
+def _copy(network: nn.Module) -> nn.Module:
+    import copy
+
+    return copy.deepcopy(network)
+
+
+# ----------------------------------------------------------------------------------------------------------------- sections
+
+
+def section_machine(_args) -> Iterator[str]:
+    """What ran."""
+    yield from _table(
+        ("", ""),
+        [
+            ("date", date.today().isoformat()),
+            ("GPU", torch.cuda.get_device_name() if CUDA else "none"),
+            ("driver", _driver()),
+            ("CPU", f"{_processor()}, {default_threads()} threads used"),
+            ("Python", platform.python_version()),
+            *((name, _version(name)) for name in PACKAGES),
+        ],
+    )
+
+
+def section_engine(args) -> Iterator[str]:
+    """Latency of one run, and frames per second, by size and batch."""
+    problems: dict[str, str] = {}
+    rows = []
+    for size in args.sizes:
+        image = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
+        for batch in args.batches:
+            with tempfile.TemporaryDirectory() as folder:
+                found = list(contestants(size, batch, Path(folder), problems))
+                times = engine_benchmark.measure({c.name: c.run for c in found}, image, args.frames)
+            best = {}
+            for contestant in found:
+                network = contestant.name.split(", ")[1]
+                median = float(np.median(times[contestant.name]))
+                best[network] = min(median, best.get(network, median))
+            for contestant in found:
+                ms = times[contestant.name]
+                median = float(np.median(ms))
+                rows.append(
+                    (
+                        f"{size[0]}x{size[1]}",
+                        batch,
+                        contestant.name,
+                        f"{median:.3f}",
+                        f"{np.quantile(ms, 0.99):.3f}",
+                        f"{ms.max():.3f}",
+                        f"{1e3 * batch / median:.0f}",
+                        f"{best['ResNet-18'] / median:.2f}" if "ResNet-18" in best else "-",
+                    )
+                )
+            found.clear()
+            if CUDA:
+                torch.cuda.empty_cache()
+    heads = ("size", "batch", "backend and network", "median ms", "p99", "max", "frames/s", "x best ResNet-18")
+    yield from _table(heads, rows)
+    if problems:
+        yield ""
+        yield from (f"- {what}: not measured, {why}" for what, why in problems.items())
+
+
+def section_shares(args) -> Iterator[str]:
+    """Where one frame's time goes: 128x416, batch 1, the fastest backend."""
+    _need_cuda()
+    with tempfile.TemporaryDirectory() as folder:
+        backend = next(contestants((128, 416), 1, Path(folder), {})).backend
+    slot = backend._single
+    frame = (np.zeros((128, 416, 3), np.uint8), K, 1.0, LIMITS)
+    stream, (image, parameters) = slot._stream, slot._device_in
+
+    def upload():
+        for there, here in zip(slot._device_in, slot._host_in, strict=True):
+            there.copy_(here, non_blocking=True)
+
+    from fadepth_core.runtime.backends.static import _parameter_views
+
+    intrinsics, scales, limits = _parameter_views(parameters, 1)
+
+    def compute():
+        slot._compute(image, intrinsics.view(-1, 3, 3), scales, limits)
+
+    results = slot._compute(image, intrinsics.view(-1, 3, 3), scales, limits)
+
+    def download():
+        for here, there in zip(slot._host_out, results, strict=True):
+            here.copy_(there, non_blocking=True)
+
+    parts = {"upload": upload, "compute": compute, "download": download}
+    rows = []
+    with torch.inference_mode():
+        for name, part in parts.items():
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, stream=stream):
+                part()
+            rows.append((name, f"{1e3 * _cuda_ms(graph.replay, stream, args.frames):.1f}"))
+
+    def submit():
+        slot.submit([frame])
+        torch.cuda.synchronize()
+
+    whole = _host_ms(submit, args.frames)
+    start = [0.0]
+
+    def launch():
+        begin = time.perf_counter()
+        slot.submit([frame])
+        start[0] += time.perf_counter() - begin
+        torch.cuda.synchronize()
+
+    for _ in range(args.frames):
+        launch()
+    rows.append(("filling buffers and launching, on the host", f"{1e6 * start[0] / args.frames:.1f}"))
+    rows.append(("all, one after another", f"{1e3 * whole:.1f}"))
+    yield from _table(("part", "microseconds"), rows)
+
+
+def section_stream(args) -> Iterator[str]:
+    """Two frames under way at a time, against one: 128x416."""
+    image = np.random.default_rng(0).integers(0, 256, (128, 416, 3), dtype=np.uint8)
+    frame = (image, K, 1.0, LIMITS)
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        for contestant in contestants((128, 416), 1, Path(folder), {}):
+            backend = contestant.backend
+            if not hasattr(backend, "stream"):
+                continue
+            one, two = [], []
+            for _ in range(5):  # taking turns
+                begin = time.perf_counter()
+                for _ in range(args.frames // 5):
+                    backend.infer(*frame)
+                middle = time.perf_counter()
+                for _ in backend.stream(frame for _ in range(args.frames // 5)):
+                    pass
+                one.append(middle - begin)
+                two.append(time.perf_counter() - middle)
+            counts = [args.frames // 5 / np.median(seconds) for seconds in (one, two)]
+            rows.append((contestant.name, *(f"{count:.0f}" for count in counts), f"{counts[1] / counts[0]:.2f}"))
+    yield from _table(("backend and network", "one: frames/s", "two: frames/s", "ratio"), rows)
+
+
+def section_memory(_args) -> Iterator[str]:
+    """Peak of the device's memory: 128x416, batch 1."""
+    _need_cuda()
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        before = torch.cuda.mem_get_info()[0]
+        torch.cuda.reset_peak_memory_stats()
+        for contestant in contestants((128, 416), 1, Path(folder), {}):
+            contestant.run(np.zeros((128, 416, 3), np.uint8))
+            allocated, free = torch.cuda.max_memory_allocated(), torch.cuda.mem_get_info()[0]
+            rows.append((contestant.name, f"{allocated / 2**20:.0f}", f"{(before - free) / 2**20:.0f}"))
+            torch.cuda.reset_peak_memory_stats()
+    yield from _table(("backend and network", "PyTorch's peak, MiB", "taken of the device since the start, MiB"), rows)
+
+
+def section_energy(args) -> Iterator[str]:
+    """Energy of a frame, by the card's own counter: 128x416, batch 1, the fastest backend."""
+    _need_cuda()
+    try:
+        import pynvml
+
+        pynvml.nvmlInit()
+        handle = pynvml.nvmlDeviceGetHandleByIndex(0)
+        joules = lambda: 1e-3 * pynvml.nvmlDeviceGetTotalEnergyConsumption(handle)  # noqa: E731
+        joules()
+    except Exception as error:
+        raise Skipped(f"NVML gives no energy: {error}") from error
+    with tempfile.TemporaryDirectory() as folder:
+        contestant = next(contestants((128, 416), 1, Path(folder), {}))
+    image = np.zeros((128, 416, 3), np.uint8)
+    begin, energy, count = time.perf_counter(), joules(), 0
+    while time.perf_counter() - begin < 5:
+        contestant.run(image)
+        count += 1
+    seconds, used = time.perf_counter() - begin, joules() - energy
+    begin, energy = time.perf_counter(), joules()
+    time.sleep(3)
+    idle = (joules() - energy) / (time.perf_counter() - begin)
+    yield from _table(
+        ("", ""),
+        [
+            ("frames", count),
+            ("watts while running", f"{used / seconds:.0f}"),
+            ("watts at rest, just after", f"{idle:.0f}"),
+            ("millijoules a frame", f"{1e3 * used / count:.1f}"),
+            ("millijoules a frame above rest", f"{1e3 * (used - idle * seconds) / count:.1f}"),
+        ],
+    )
+
+
+def section_floors(args) -> Iterator[str]:
+    """What the card could do: operations and bytes of one frame against its measured ceilings, 128x416, fp16."""
+    _need_cuda()
+    network = networks()["SmallDepth"]
+    operations = 2 * complexity(network, (1, 3, 128, 416)).multiply_accumulates
+    traffic = _activation_bytes(network, (1, 3, 128, 416), 2)
+    a = torch.randn(8192, 8192, device="cuda", dtype=torch.float16)
+    flops = 2 * 8192**3 / (1e-3 * _cuda_ms(lambda: a @ a, torch.cuda.current_stream(), 20))
+    big, other = (torch.empty(2**29, dtype=torch.uint8, device="cuda") for _ in range(2))
+    bandwidth = 2 * big.numel() / (1e-3 * _cuda_ms(lambda: other.copy_(big), torch.cuda.current_stream(), 20))
+    host = torch.empty(2**26, dtype=torch.uint8, pin_memory=True)
+    there = torch.empty(2**26, dtype=torch.uint8, device="cuda")
+    stream = torch.cuda.current_stream()
+    up = host.numel() / (1e-3 * _cuda_ms(lambda: there.copy_(host, non_blocking=True), stream, 20))
+    down = host.numel() / (1e-3 * _cuda_ms(lambda: host.copy_(there, non_blocking=True), stream, 20))
+    sent, received = 128 * 416 * 3, 128 * 416 * 16
+    yield from _table(
+        ("", "of a frame", "measured ceiling", "floor, microseconds"),
+        [
+            ("operations", f"{1e-9 * operations:.2f} G", f"{1e-12 * flops:.0f} T/s", f"{1e6 * operations / flops:.1f}"),
+            (
+                "maps and weights, each written and read once",
+                f"{1e-6 * traffic:.1f} MB",
+                f"{1e-9 * bandwidth:.0f} GB/s",
+                f"{1e6 * traffic / bandwidth:.1f}",
+            ),
+            ("upload", f"{1e-6 * sent:.2f} MB", f"{1e-9 * up:.1f} GB/s", f"{1e6 * sent / up:.1f}"),
+            ("download", f"{1e-6 * received:.2f} MB", f"{1e-9 * down:.1f} GB/s", f"{1e6 * received / down:.1f}"),
+        ],
+    )
+
+
+def section_node(args) -> Iterator[str]:
+    """The node through real topics, depth image and coloured cloud subscribed."""
+    try:
+        import rclpy  # noqa: F401
+    except ImportError as error:
+        raise Skipped(f"no ROS 2: {error}") from error
+    rows = []
+    for engine, size, rate in (
+        ("pass-through", "128x416", 2000 if CUDA else 600),
+        ("real", "128x416", 2000 if CUDA else 600),
+        ("real", "720x1280", 1000 if CUDA else 60),
+    ):
+        row = node_benchmark.measure(engine, size, rate, args.seconds, domain=77)
+        rows.append((engine, f"{size} at {rate} Hz", *(f"{value:.2f}" for value in row.values())))
+    yield from _table(("engine", "camera", *row), rows)
+
+
+SECTIONS: tuple[tuple[str, Callable], ...] = (
+    ("Machine", section_machine),
+    ("Engine", section_engine),
+    ("Shares of a frame", section_shares),
+    ("Two frames under way", section_stream),
+    ("Memory", section_memory),
+    ("Energy", section_energy),
+    ("Floors", section_floors),
+    ("Node", section_node),
+)
+
+
+# ------------------------------------------------------------------------------------------------------------------ helpers
+
+
+class Skipped(Exception):
+    """A section that cannot be had here; the message says why."""
+
+
+def _need_cuda() -> None:
+    if not CUDA:
+        raise Skipped("no CUDA device")
+
+
+def _cuda_ms(run: Callable[[], object], stream, count: int) -> float:
+    """Milliseconds of one run on the device, median of `count`."""
+    times = []
+    with torch.cuda.stream(stream):
+        for _ in range(count + 3):
+            begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            begin.record()
+            run()
+            end.record()
+            end.synchronize()
+            times.append(begin.elapsed_time(end))
+    return float(np.median(times[3:]))
+
+
+def _host_ms(run: Callable[[], object], count: int) -> float:
+    times = []
+    for _ in range(count):
+        begin = time.perf_counter()
+        run()
+        times.append(1e3 * (time.perf_counter() - begin))
+    return float(np.median(times))
+
+
+def _activation_bytes(network: nn.Module, shape: tuple[int, ...], width: int) -> int:
+    """Bytes of what every convolution reads and writes, and of its weights: what is fused into them costs nothing more."""
+    total = 0
+
+    def count(module, inputs, output):
+        nonlocal total
+        total += width * (inputs[0].numel() + output.numel() + sum(p.numel() for p in module.parameters()))
+
+    hooks = [m.register_forward_hook(count) for m in network.modules() if isinstance(m, nn.Conv2d)]
+    with torch.inference_mode():
+        network(torch.zeros(shape))
+    for hook in hooks:
+        hook.remove()
+    return total
+
+
+def _table(heads: tuple, rows: list[tuple]) -> Iterator[str]:
+    yield "| " + " | ".join(heads) + " |"
+    yield "|" + len(heads) * "---|"
+    yield from ("| " + " | ".join(map(str, row)) + " |" for row in rows)
+
+
+def _driver() -> str:
+    with suppress(OSError, subprocess.CalledProcessError):
+        command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    return "none"
+
+
+def _processor() -> str:
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.machine()
+
+
+def _version(name: str) -> str:
+    with suppress(importlib.metadata.PackageNotFoundError):
+        return importlib.metadata.version(name)
+    return "not installed"
+
+
+def main() -> int:
+    def size(text: str) -> tuple[int, int]:
+        height, width = text.split("x")
+        return int(height), int(width)
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sizes", type=size, nargs="+", default=[(128, 416), (192, 640), (384, 640)])
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 2, 4, 8])
+    parser.add_argument("--frames", type=int, default=500, help="runs of each contestant")
+    parser.add_argument("--seconds", type=float, default=10.0, help="of each row of the node's table")
+    parser.add_argument("--out", type=Path, default=Path("gpu.md"))
+    args = parser.parse_args()
+    torch.set_num_threads(default_threads())
+    with args.out.open("w", encoding="utf-8") as report:
+
+        def write(line: str = "") -> None:
+            print(line, flush=True)
+            print(line, file=report, flush=True)
+
+        write(f"# fadepth on {torch.cuda.get_device_name() if CUDA else 'a CPU: a rehearsal, nothing here is of a GPU'}")
+        for title, section in SECTIONS:
+            write()
+            write(f"## {title}")
+            write()
+            write(section.__doc__.strip())
+            write()
+            try:
+                for line in section(args):
+                    write(line)
+            except Skipped as reason:
+                write(f"Skipped: {reason}.")
+            except Exception as error:  # the other sections are worth having
+                write(f"Failed: {type(error).__name__}: {error}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,87 @@
+"""Compiles a DepthGraph with Torch-TensorRT on a machine without a GPU, for several GPUs; prints what came out as JSON.
+
+    python tensorrt_without_gpu.py smalldepth fp16 128x416 1
+
+TensorRT-RTX builds ahead of time for GPUs that are not there. Torch-TensorRT does not expect that, nor a torch without
+CUDA: what it asks of both is answered here. Its lowering, its converters and TensorRT's builder are the real ones.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import warnings
+
+import torch
+
+GPUS = ("SM75", "SM80", "SM86", "SM89", "SM120")
+
+
+def pretend_cuda() -> None:
+    """Answer what torch_tensorrt asks when it is imported, and keep it from loading its C++ runtime."""
+    torch.cuda.get_device_capability = lambda *_: (8, 9)
+    torch.cuda.mem_get_info = lambda *_: (8 * 2**30, 8 * 2**30)
+    torch.cuda.current_device = lambda: 0
+    torch._C._CudaDeviceProperties = type("_CudaDeviceProperties", (), {})
+    is_file = os.path.isfile
+    os.path.isfile = lambda path: "libtorchtrt" not in str(path) and is_file(path)
+    import tensorrt_rtx_bindings
+
+    sys.modules["tensorrt_rtx"] = tensorrt_rtx_bindings
+
+
+def main() -> None:
+    model, precision, size, batch = sys.argv[1:]
+    size = tuple(int(side) for side in size.split("x"))
+    pretend_cuda()
+    warnings.simplefilter("ignore")
+    from torchvision_operators import define_torchvision_operators
+
+    library = define_torchvision_operators()  # for timm; defined as long as this object lives
+    import torch_tensorrt  # noqa: F401
+    from torch_tensorrt.dynamo.conversion import _TRTInterpreter
+
+    import tensorrt as trt
+    from fadepth_core.models import build_model
+    from fadepth_core.runtime.backends.tensorrt import compile_graph
+    from fadepth_core.runtime.framing import Framing
+    from fadepth_core.runtime.graph import DepthGraph
+
+    found = {"tensorrt": trt.__version__, "torch_tensorrt": torch_tensorrt.__version__, "engines": {}}
+
+    class Built(Exception):
+        """Ends the interpreter where it would load the engine."""
+
+    def run(interpreter):
+        interpreter._construct_trt_network_def()
+        network = interpreter.ctx.net
+        found["layers"] = network.num_layers
+        for index in range(network.num_outputs):
+            found.setdefault("outputs", []).append(str(network.get_output(index).dtype))
+        for gpu in GPUS:
+            config = interpreter._populate_trt_builder_config()
+            config.num_compute_capabilities = 1
+            config.set_compute_capability(getattr(trt.ComputeCapability, gpu), 0)
+            plan = interpreter.builder.build_serialized_network(network, config)
+            found["engines"][gpu] = None if plan is None else plan.nbytes
+        raise Built
+
+    _TRTInterpreter.TRTInterpreter.run = run
+    torch.manual_seed(0)
+    network = build_model(model).eval().fuse()
+    framing = Framing.plan(size, (128, 416))
+    graph = DepthGraph(network, framing, {"fp16": torch.float16, "fp32": torch.float32}[precision]).eval()
+    try:
+        compile_graph(graph, framing.camera_size, int(batch))
+    except Exception as error:
+        causes = [error]
+        while causes[-1].__cause__ is not None:
+            causes.append(causes[-1].__cause__)
+        if not isinstance(causes[-1], Built):
+            raise
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()
