@@ -5,6 +5,8 @@ VENV := .venv
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check
 TORCH := torch==2.13.0+cpu
 TORCHVISION := torchvision==0.28.0
+# TensorRT-RTX builds engines on machines without a GPU; --no-deps, since its dependencies are a torch with CUDA.
+TENSORRT := torch-tensorrt-rtx==2.13.0 tensorrt-rtx-cu13-libs==1.7.1.116 tensorrt-rtx-cu13-bindings==1.7.1.116 psutil dllist
 
 .PHONY: demo test lint clean
 
@@ -36,6 +38,6 @@ $(VENV)/demo.done: $(VENV)/bin/python setup.py
 $(VENV)/test.done: $(VENV)/demo.done
 	$(PIP) install --quiet '$(TORCH)' || \
 	  $(PIP) install --quiet '$(TORCH)' --extra-index-url https://download.pytorch.org/whl/cpu
-	$(PIP) install --quiet --no-deps '$(TORCHVISION)'
+	$(PIP) install --quiet --no-deps '$(TORCHVISION)' $(TENSORRT)
 	$(PIP) install --quiet --editable '.[ros,cpu,view,train,dev]'
 	@touch $@

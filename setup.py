@@ -12,6 +12,7 @@ ROS = ["ros-jazzy-rclpy[fastrtps]==7.1.6", "ros-jazzy-common-interfaces==5.3.6"]
 CPU = ["openvino>=2024.4"]  # runs the network without torch
 VIEW = ["viser>=1.0"]  # the demo's page
 GPU = ["torch>=2.6"]
+TENSORRT = ["torch-tensorrt>=2.11"]  # or torch-tensorrt-rtx, for GeForce RTX cards; brings its own torch
 TRAIN = [
     "torch>=2.6",
     "lightning-fabric>=2.5",  # devices, precision, processes
@@ -41,7 +42,7 @@ setup(
     ],
     python_requires=">=3.10",
     install_requires=["numpy>=1.21", "opencv-python-headless>=4.5", "safetensors>=0.4"],
-    extras_require={"ros": ROS, "cpu": CPU, "gpu": GPU, "train": TRAIN, "view": VIEW, "dev": DEV},
+    extras_require={"ros": ROS, "cpu": CPU, "gpu": GPU, "tensorrt": TENSORRT, "train": TRAIN, "view": VIEW, "dev": DEV},
     zip_safe=False,
     entry_points={
         "console_scripts": [
