@@ -6,7 +6,7 @@ python training/run.py fit --config config/training/synthetic.yaml
 python training/run.py distill --config config/training/distill.yaml --teacher runs/hqdecv2/checkpoint.safetensors
     train a small network to answer as a large one does
 python training/run.py evaluate checkpoint.safetensors --protocol kitti_eigen --root /data/kitti
-    measure against true depth, beside the paper's figures
+    measure against true depth, beside the paper's figures; --protocol video needs none
 python training/run.py ablate --config config/training/ablation.yaml
     train variants with several seeds, and compare them
 python training/run.py models
@@ -32,18 +32,24 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run from a clone, installed or not
 
 from fadepth_core.data import DataError
-from fadepth_core.data.registry import build_test_set
+from fadepth_core.data.registry import build_dataset, build_test_set
 from fadepth_core.evaluation import (
     PROTOCOLS,
     NetworkPredictor,
+    Predictor,
+    choose_evenly,
     compare_evenly,
+    evaluate_video,
     picture_sheet,
+    prediction_sheet,
     print_table,
+    print_video_table,
     published_rows,
     write_json,
 )
 from fadepth_core.evaluation import evaluate as run_protocol
 from fadepth_core.evaluation.baselines import ConstantDepth, GroundPlane
+from fadepth_core.evaluation.video import rgb
 from fadepth_core.models import MODELS, build_model
 from fadepth_core.models.complexity import complexity
 from fadepth_core.models.layers.head import MAX_DEPTH, MIN_DEPTH
@@ -59,7 +65,9 @@ from fadepth_core.training.fit import fit as run_fit
 from fadepth_core.training.trainer import TrainingError
 
 SIZE = (128, 416)
-
+#: The protocol for clips without true depth.
+VIDEO = "video"
+_SHEET_ROWS = 10
 
 #: The data set of each protocol, and the options it needs.
 _TEST_SETS = {
@@ -90,7 +98,10 @@ def distill(args: argparse.Namespace) -> None:
 
 
 def evaluate(args: argparse.Namespace) -> None:
-    """Measure a checkpoint by a published protocol."""
+    """Measure a checkpoint by a published protocol, or on video without true depth."""
+    if args.protocol == VIDEO:
+        _evaluate_video(args)
+        return
     checkpoint = Checkpoint(args.checkpoint)
     protocol = PROTOCOLS[args.protocol]
     if args.scaling:
@@ -100,29 +111,68 @@ def evaluate(args: argparse.Namespace) -> None:
     if args.improved_root:
         options["improved_root"] = args.improved_root
     images = build_test_set(name, **options)
-    baselines = {}
-    if args.baselines:
-        baselines["constant depth"] = ConstantDepth.typical(images, protocol)
-    if args.camera_height:
-        baselines[f"ground plane, camera {args.camera_height:g} m above"] = GroundPlane(args.camera_height)
-    baselines = {label: run_protocol(guess, images, protocol) for label, guess in baselines.items()}
     size = checkpoint.description.network_size
     # The folder protocol's pictures are of many cameras: each keeps its aspect ratio.
     network_size = (tuple(args.size) if args.size else None) if name == "folder" else tuple(args.size or size)
-    predict = NetworkPredictor(
-        load_network(checkpoint),
-        network_size,
-        pixels=size[0] * size[1],
-        flip=args.flip,
-        focal=checkpoint.description.focal_length,
-    )
+    constant = ConstantDepth.typical(images, protocol) if args.baselines else None
+    predict, guesses = _predictors(args, checkpoint, network_size, constant)
+    baselines = {label: run_protocol(guess, images, protocol) for label, guess in guesses.items()}
     result = run_protocol(predict, tqdm(images, unit="image", total=len(images)), protocol)
-    label = f"{checkpoint.path.stem}{'‡' if args.flip else ''}"
+    label = _label(args, checkpoint)
     print_table(result, published_rows(protocol, network_size), label, getattr(images, "groups", ()), baselines)
     args.out.mkdir(parents=True, exist_ok=True)
     write_json(result, args.out / f"{args.protocol}.json")
     picture_sheet(compare_evenly(predict, images, protocol), args.out / f"{args.protocol}.png")
     print(f"wrote {args.out / args.protocol}.json and .png")
+
+
+def _evaluate_video(args: argparse.Namespace) -> None:
+    checkpoint = Checkpoint(args.checkpoint)
+    size = tuple(args.size or checkpoint.description.network_size)
+    dataset = build_dataset("video", size, root=args.root)
+    chosen = choose_evenly(dataset.clips, args.frames)
+    clips = [dataset.clips[index] for index in chosen]
+    predict, predictors = _predictors(args, checkpoint, size, ConstantDepth() if args.baselines else None)
+    predictors[_label(args, checkpoint)] = predict
+    scaling = args.scaling or "median"
+    results = {}
+    for label, predictor in predictors.items():
+        samples = tqdm((dataset[index] for index in chosen), label, len(chosen), unit="frame")
+        results[label] = evaluate_video(predictor, samples, clips, scaling)
+    print_video_table(results, scaling)
+    args.out.mkdir(parents=True, exist_ok=True)
+    figures = {label: result.to_dict() for label, result in results.items()}
+    (args.out / f"{VIDEO}.json").write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+    shown = (dataset[chosen[place]] for place in choose_evenly(["all"] * len(chosen), _SHEET_ROWS))
+    images = {three.name: (rgb(three.frames[1]), three.intrinsics.numpy()) for three in shown}
+    prediction_sheet(predict, images, args.out / f"{VIDEO}.png")
+    print(f"wrote {args.out / VIDEO}.json and .png")
+
+
+def _predictors(
+    args: argparse.Namespace,
+    checkpoint: Checkpoint,
+    network_size: tuple[int, int] | None,
+    constant: ConstantDepth | None,
+) -> tuple[NetworkPredictor, dict[str, Predictor]]:
+    """The checkpoint's network, and by name what it is to be compared with."""
+    description = checkpoint.description
+    height, width = description.network_size
+    options = {"pixels": height * width, "flip": args.flip, "focal": description.focal_length}
+    guesses: dict[str, Predictor] = {}
+    if constant:
+        guesses["constant depth"] = constant
+    if args.camera_height:
+        guesses[f"ground plane, camera {args.camera_height:g} m above"] = GroundPlane(args.camera_height)
+    if args.untrained:
+        near, far = description.depth_range
+        network = _untrained(description.model, 0, min_depth=near, max_depth=far, **description.options)
+        guesses["untrained"] = NetworkPredictor(network, network_size, **options)
+    return NetworkPredictor(load_network(checkpoint), network_size, **options), guesses
+
+
+def _label(args: argparse.Namespace, checkpoint: Checkpoint) -> str:
+    return f"{checkpoint.path.stem}{'‡' if args.flip else ''}"
 
 
 def ablate(args: argparse.Namespace) -> None:
@@ -153,15 +203,7 @@ def models(_args: argparse.Namespace) -> None:
 def init(args: argparse.Namespace) -> None:
     """Write a deployment checkpoint of random weights."""
     _check_suffix(args.out)
-    torch.manual_seed(args.seed)
-    network = build_model(args.model)
-    # BatchNorm statistics of noise: without them the activations of random weights grow with every layer.
-    for module in network.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):
-            module.momentum = None
-    with torch.no_grad():
-        for _ in range(4):
-            network(torch.randn(2, 3, *SIZE))
+    network = _untrained(args.model, args.seed)
     description = Description(
         args.model,
         "deploy",
@@ -172,8 +214,22 @@ def init(args: argparse.Namespace) -> None:
         trained=False,
         provenance={"method": f"random weights, seed {args.seed}", "licence": "Apache-2.0"},
     )
-    export_checkpoint(network.eval().fuse(), description, args.out)
+    export_checkpoint(network.fuse(), description, args.out)
     print(f"wrote {args.out} and {args.out.with_suffix('.onnx')}")
+
+
+def _untrained(model: str, seed: int, **options) -> torch.nn.Module:
+    """A network of random weights, in evaluation mode."""
+    torch.manual_seed(seed)
+    network = build_model(model, **options)
+    # BatchNorm statistics of noise: without them the activations of random weights grow with every layer.
+    for module in network.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.momentum = None
+    with torch.no_grad():
+        for _ in range(4):
+            network(torch.randn(2, 3, *SIZE))
+    return network.eval()
 
 
 def export(args: argparse.Namespace) -> None:
@@ -213,7 +269,7 @@ def main(arguments: list[str] | None = None) -> int:
     command.set_defaults(run=distill)
     command = commands.add_parser("evaluate", help=evaluate.__doc__)
     command.add_argument("checkpoint", type=Path)
-    command.add_argument("--protocol", choices=sorted(PROTOCOLS), required=True)
+    command.add_argument("--protocol", choices=sorted([*PROTOCOLS, VIDEO]), required=True)
     command.add_argument("--root", type=Path, required=True, help="folder of the data set")
     command.add_argument(
         "--improved-root", type=Path, help="folder of KITTI's annotated depth, for kitti_eigen_improved"
@@ -221,11 +277,26 @@ def main(arguments: list[str] | None = None) -> int:
     command.add_argument("--size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), help="default: as trained")
     command.add_argument("--flip", action="store_true", help="average with the mirrored picture (the paper's ‡)")
     command.add_argument(
-        "--scaling", choices=("median", "none"), help="none measures metric depth; default: the protocol's"
+        "--scaling",
+        choices=("median", "none"),
+        help="none measures metric depth (video: where there are poses); default: the protocol's",
     )
-    command.add_argument("--baselines", action="store_true", help="measure the median true depth everywhere, too")
+    command.add_argument(
+        "--baselines",
+        action="store_true",
+        help="measure a constant depth, too: the median true one, where there is one",
+    )
     command.add_argument(
         "--camera-height", type=float, metavar="METRES", help="measure flat ground that far below the camera, too"
+    )
+    command.add_argument("--untrained", action="store_true", help="measure the same network with random weights, too")
+    command.add_argument(
+        "--frames",
+        type=int,
+        default=16,
+        choices=range(1, 10001),
+        metavar="N",
+        help="video: of each clip, spread evenly",
     )
     command.add_argument("--out", type=Path, default=Path("evaluation"), help="folder for figures and pictures")
     command.set_defaults(run=evaluate)

@@ -67,6 +67,9 @@ class VideoDataset(Dataset[Sample]):
             before is below that many pixels at `size`.
         cache: folder for decoded videos (seeking in them is slow, and not exact); by default that of the user's caches.
 
+    Attributes:
+        clips: the name of each sample's clip.
+
     Raises:
         DataError: no clip, a clip or JSON that cannot be used, or nothing but standing frames.
     """
@@ -114,6 +117,10 @@ class VideoDataset(Dataset[Sample]):
             for clip in self._clips:
                 clip.mark_speed_as_unknown()
         log.info("%s: %d clips, %d samples, %d left out: standing", root, len(places), len(self), found - len(self))
+
+    @property
+    def clips(self) -> list[str]:
+        return [self._clips[number].name for number, _ in self._entries]
 
     def __len__(self) -> int:
         return len(self._entries)

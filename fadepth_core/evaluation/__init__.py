@@ -14,27 +14,43 @@ from fadepth_core.evaluation.protocols import (
     garg_crop,
 )
 from fadepth_core.evaluation.published import PublishedRow, published_rows
-from fadepth_core.evaluation.report import compare_evenly, picture_sheet, prediction_sheet, print_table, write_json
+from fadepth_core.evaluation.report import (
+    compare_evenly,
+    map_from_above,
+    picture_sheet,
+    prediction_sheet,
+    print_table,
+    print_video_table,
+    write_json,
+)
+from fadepth_core.evaluation.video import FrameResult, VideoEvaluation, VideoFigures, choose_evenly, evaluate_video
 
 __all__ = [
     "PROTOCOLS",
     "Comparison",
     "DepthMetrics",
     "Evaluation",
+    "FrameResult",
     "ImageResult",
     "NetworkPredictor",
     "Predictor",
     "Protocol",
     "PublishedRow",
+    "VideoEvaluation",
+    "VideoFigures",
+    "choose_evenly",
     "compare",
     "compare_evenly",
     "depth_metrics",
     "evaluate",
+    "evaluate_video",
     "garg_crop",
+    "map_from_above",
     "mean_metrics",
     "picture_sheet",
     "prediction_sheet",
     "print_table",
+    "print_video_table",
     "published_rows",
     "write_json",
 ]

@@ -6,7 +6,7 @@ import json
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import astuple
+from dataclasses import astuple, fields
 from pathlib import Path
 
 import cv2
@@ -16,16 +16,23 @@ from fadepth_core.data.sample import LabelledImage
 from fadepth_core.evaluation.metrics import DepthMetrics, mean_metrics
 from fadepth_core.evaluation.protocols import Comparison, Evaluation, Predictor, Protocol, compare
 from fadepth_core.evaluation.published import PublishedRow
+from fadepth_core.evaluation.video import VideoEvaluation, VideoFigures
 
 _COLUMNS = ("AbsRel", "SqRel", "RMSE", "RMSElog", "d<1.25", "d<1.25^2", "d<1.25^3")
 
-#: Pixels: width of each of the three pictures in a row of the sheet, height of the line of text above them.
+#: Pixels: width of a picture in a row of the sheet, (height, width) of the map that ends it, height of the text above.
 TILE_WIDTH = 416
+MAP_SIZE = (240, 320)
 CAPTION_HEIGHT = 20
+#: Metres ahead that a map shows, and between its grid lines; the first that holds this share of the points is taken.
+_MAPS = ((6, 1), (60, 10))
+_HELD = 0.9
 #: Relative error that has the last colour.
 _WORST_ERROR = 0.5
 #: Share of pixels with truth below which each is drawn larger than it is.
 _SPARSE = 0.5
+#: Grey of the grid lines of a map.
+_GRID = 70
 
 
 def print_table(
@@ -64,8 +71,25 @@ def print_table(
     print(f"truth / prediction: median {evaluation.ratio_median:.3f}, std / median {evaluation.ratio_spread:.3f}")
 
 
-def _cells(metrics: DepthMetrics) -> str:
-    return "".join(f"{'-':>10}" if math.isnan(value) else f"{value:10.3f}" for value in astuple(metrics))
+def _cells(metrics: DepthMetrics | VideoFigures, width: int = 10) -> str:
+    return "".join(f"{'-':>{width}}" if math.isnan(value) else f"{value:{width}.3f}" for value in astuple(metrics))
+
+
+def print_video_table(evaluations: Mapping[str, VideoEvaluation], scaling: str) -> None:
+    """Print the figures of several predictors on the same clips, by name: the mean over the clips, then each clip."""
+    lines = []
+    for name, evaluation in evaluations.items():
+        lines.append((name, evaluation.figures))
+        if len(evaluation.clips) > 1:
+            lines += [
+                (f"  {clip} ({len(frames)})", evaluation.of_clip(clip)) for clip, frames in evaluation.clips.items()
+            ]
+    width = max(len(name) for name, _ in lines)
+    clips = next(iter(evaluations.values())).clips
+    print(f"video: {len(clips)} clips, {sum(map(len, clips.values()))} frames, scaling: {scaling}")
+    print(" " * width + "".join(f"{field.name:>12}" for field in fields(VideoFigures)))
+    for name, figures in lines:
+        print(f"{name:<{width}}" + _cells(figures, 12))
 
 
 def write_json(evaluation: Evaluation, path: str | os.PathLike) -> None:
@@ -85,10 +109,11 @@ def compare_evenly(
 
 
 def picture_sheet(comparisons: Sequence[Comparison], path: str | os.PathLike) -> None:
-    """Write a PNG with one row per comparison: the image, its predicted depth, and the error where truth is known.
+    """Write a PNG with one row per comparison: the image, its predicted depth, the error where truth is known, and the
+    predicted points from above.
 
     Depth is bright where near (log scale, each picture's own range). Error is |d - d*| / d*, from blue (0) to red (0.5 and
-    more), black where no truth counts. Above each row stand the name and AbsRel.
+    more), black where no truth counts. For the points see `map_from_above`. Above each row stand the name and AbsRel.
 
     Raises:
         ValueError: there is nothing to show.
@@ -102,8 +127,8 @@ def picture_sheet(comparisons: Sequence[Comparison], path: str | os.PathLike) ->
 def prediction_sheet(
     predict: Predictor, images: Mapping[str, tuple[np.ndarray, np.ndarray]], path: str | os.PathLike
 ) -> None:
-    """`picture_sheet` where no truth is known: images, RGB uint8 [H, W, 3] and K [3, 3] by name, and their predicted
-    depth.
+    """`picture_sheet` where no truth is known: images, RGB uint8 [H, W, 3] and K [3, 3] by name, their predicted depth, and
+    its points from above.
 
     Raises: as `picture_sheet`.
     """
@@ -111,19 +136,64 @@ def prediction_sheet(
         raise ValueError("a picture sheet needs at least one image")
     rows = []
     for name, (image, intrinsics) in images.items():
-        inverse_depth = predict(image, intrinsics)
+        # Inverse depth is interpolated, as in `compare`.
+        depth = 1 / cv2.resize(predict(image, intrinsics), image.shape[1::-1], interpolation=cv2.INTER_LINEAR)
         size = _tile_size(image)
-        rows.append(_captioned(name, [_photo(image, size), cv2.resize(_depth_picture(1 / inverse_depth), size[::-1])]))
+        tiles = [_photo(image, size), cv2.resize(_depth_picture(depth), size[::-1], interpolation=cv2.INTER_AREA)]
+        rows.append(_captioned(name, [*tiles, map_from_above(image, depth, intrinsics)]))
     _write_png(np.concatenate(rows), path)
 
 
+def map_from_above(image: np.ndarray, depth: np.ndarray, intrinsics: np.ndarray) -> np.ndarray:
+    """The points of a depth image seen from above, in the colours of their pixels: BGR uint8 [*MAP_SIZE, 3].
+
+    The camera stands in the middle of the lower edge; x goes right, z up, at one scale. The map ends 60 m ahead, with grid
+    lines every 10 m, or 6 m ahead with lines every metre where nearly all points are that near; what is farther is left
+    out. Of points above each other the highest shows.
+
+    Shapes: RGB uint8 [H, W, 3], depth [H, W] in metres, K [3, 3].
+    """
+    height, width = MAP_SIZE
+    known = depth[depth < _MAPS[-1][0]]
+    reach, spacing = next(
+        ((ahead, grid) for ahead, grid in _MAPS if known.size and (known < ahead).mean() >= _HELD), _MAPS[-1]
+    )
+    scale = height / reach
+    v, u = np.indices(depth.shape)
+    x = (u - intrinsics[0, 2]) / intrinsics[0, 0] * depth
+    y = (v - intrinsics[1, 2]) / intrinsics[1, 1] * depth
+    picture = np.zeros((height, width, 3), np.uint8)
+    middle = width // 2
+    for metres in range(0, reach, spacing):
+        at = round(scale * metres)
+        picture[height - 1 - at] = _GRID
+        picture[:, [middle - at, middle + at] if at < middle else []] = _GRID
+    row, column = height - 1 - scale * depth, middle + scale * x
+    inside = (row > -0.5) & (np.abs(column - (width - 1) / 2) < width / 2)
+    highest_last = np.argsort(-y[inside], kind="stable")
+    rows, columns = (np.rint(places[inside][highest_last]).astype(int) for places in (row, column))
+    picture[rows, columns] = image[inside][highest_last][:, ::-1]
+    for metres in range(spacing, reach, spacing):
+        at = round(scale * metres)
+        _write_label(picture, f"{metres} m", (2, height - 3 - at))
+        if at < middle - 20:
+            for sign in (-1, 1):
+                _write_label(picture, str(sign * metres), (middle + sign * at + 2, height - 4))
+    return picture
+
+
+def _write_label(picture: np.ndarray, text: str, place: tuple[int, int]) -> None:
+    cv2.putText(picture, text, place, cv2.FONT_HERSHEY_SIMPLEX, 0.3, (200, 200, 200), 1, cv2.LINE_AA)
+
+
 def _row(comparison: Comparison) -> np.ndarray:
-    """One row of the sheet, BGR uint8 [h, 3 * TILE_WIDTH, 3]."""
+    """One row of the sheet, BGR uint8 [h, 3 * TILE_WIDTH + MAP_SIZE[1], 3]."""
     size = _tile_size(comparison.depth)
     tiles = [
         _photo(comparison.image.image, size),
         cv2.resize(_depth_picture(comparison.depth), size[::-1], interpolation=cv2.INTER_AREA),
         _error_picture(comparison, size),
+        map_from_above(comparison.image.image, comparison.depth, comparison.image.intrinsics),
     ]
     return _captioned(f"{comparison.image.name}   AbsRel {comparison.metrics.abs_rel:.3f}", tiles)
 
@@ -137,10 +207,12 @@ def _photo(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def _captioned(text: str, tiles: Sequence[np.ndarray]) -> np.ndarray:
-    caption = np.zeros((CAPTION_HEIGHT, len(tiles) * TILE_WIDTH, 3), np.uint8)
+    height = max(len(tile) for tile in tiles)
+    row = np.concatenate([np.pad(tile, ((0, height - len(tile)), (0, 0), (0, 0))) for tile in tiles], axis=1)
+    caption = np.zeros((CAPTION_HEIGHT, row.shape[1], 3), np.uint8)
     baseline = (4, CAPTION_HEIGHT - 6)
     cv2.putText(caption, text, baseline, cv2.FONT_HERSHEY_SIMPLEX, 0.42, (255, 255, 255), 1, cv2.LINE_AA)
-    return np.concatenate([caption, np.concatenate(tiles, axis=1)])
+    return np.concatenate([caption, row])
 
 
 def _write_png(picture: np.ndarray, path: str | os.PathLike) -> None:

@@ -65,9 +65,13 @@ def photometric_loss(error: Tensor, unmoved_error: Tensor, weight: Tensor, valid
         valid: V [B, 1, H, W] bool. One pixel is taken off its rim, because an SSIM window there contains the black
             that lies outside the other frame.
     """
-    inside = -F.max_pool2d(-valid.to(error.dtype), 3, stride=1, padding=1)
     moving = unmoved_error >= error.detach()
-    return weighted_mean(error, weight * inside * moving)
+    return weighted_mean(error, weight * off_rim(valid, error.dtype) * moving)
+
+
+def off_rim(valid: Tensor, dtype: torch.dtype) -> Tensor:
+    """`valid` [B, 1, H, W] bool without the pixels beside one that is not, as 0 and 1 of `dtype`."""
+    return -F.max_pool2d(-valid.to(dtype), 3, stride=1, padding=1)
 
 
 def _local_mean(x: Tensor) -> Tensor:
