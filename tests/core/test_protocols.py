@@ -27,7 +27,7 @@ from fadepth_core.evaluation import (
     write_json,
 )
 from fadepth_core.evaluation.baselines import ConstantDepth, GroundPlane
-from fadepth_core.evaluation.report import CAPTION_HEIGHT, TILE_WIDTH
+from fadepth_core.evaluation.report import CAPTION_HEIGHT, MAP_SIZE, TILE_WIDTH, map_from_above
 from fadepth_core.models import SmallDepth
 from fadepth_core.models.smalldepth import DepthFeatures
 from fadepth_core.runtime.framing import choose_network_size
@@ -272,10 +272,10 @@ def test_picture_sheet(tmp_path):
     picture_sheet(comparisons, tmp_path / "sheet.png")
     sheet = cv2.imread(str(tmp_path / "sheet.png"))
     height = CAPTION_HEIGHT + TILE_WIDTH * 48 // 64
-    assert sheet.shape == (3 * height, 3 * TILE_WIDTH, 3)
-    caption, (image, depth, error) = (
+    assert sheet.shape == (3 * height, 3 * TILE_WIDTH + MAP_SIZE[1], 3)
+    caption, (image, depth, error, _) = (
         sheet[height:][:CAPTION_HEIGHT],
-        np.split(sheet[height:][CAPTION_HEIGHT:height], 3, 1),
+        np.split(sheet[height:][CAPTION_HEIGHT:height], TILE_WIDTH * np.arange(1, 4), 1),
     )
     assert caption.max() == 255
     assert (image == 128).all()
@@ -383,12 +383,52 @@ def test_a_sheet_without_truth_shows_images_and_depth(tmp_path):
     ramp = np.linspace(0.02, 1, 32, dtype=np.float32)[:, None].repeat(64, 1)
     prediction_sheet(lambda image, k: ramp, images, tmp_path / "sheet.png")
     sheet = cv2.imread(str(tmp_path / "sheet.png"))
-    height = round(TILE_WIDTH * 48 / 96) + CAPTION_HEIGHT
-    assert sheet.shape == (2 * height, 2 * TILE_WIDTH, 3)
-    depth = sheet[CAPTION_HEIGHT:height, TILE_WIDTH:].mean(axis=(1, 2))
+    height = max(round(TILE_WIDTH * 48 / 96), MAP_SIZE[0]) + CAPTION_HEIGHT
+    assert sheet.shape == (2 * height, 2 * TILE_WIDTH + MAP_SIZE[1], 3)
+    depth = sheet[CAPTION_HEIGHT : CAPTION_HEIGHT + round(TILE_WIDTH * 48 / 96), TILE_WIDTH : 2 * TILE_WIDTH]
+    depth = depth.mean(axis=(1, 2))
     assert (np.diff(depth[::20]) > 0).all(), "near is bright, and the ramp gets nearer downwards"
     with pytest.raises(ValueError, match="at least one image"):
         prediction_sheet(lambda image, k: ramp, {}, tmp_path / "none.png")
+
+
+def red_on_the_map(depth):
+    """Where the points of a red picture lie on its map: pixels right of the camera, and ahead of it."""
+    k = np.array([[64.0, 0, 63.5], [0, 64.0, 23.5], [0, 0, 1]])
+    red = np.zeros((*depth.shape, 3), np.uint8)
+    red[..., 0] = 255
+    rows, columns = np.nonzero((map_from_above(red, depth, k) == (0, 0, 255)).all(-1))
+    return columns - MAP_SIZE[1] // 2, MAP_SIZE[0] - 1 - rows
+
+
+def test_points_from_above_lie_where_they_must():
+    """A wall 30 m ahead is a line half-way up (4 pixels a metre), as wide as the view; one 3 m ahead has a larger map; a
+    wall along the way, 5 m to the right, is a line upwards."""
+    x, z = red_on_the_map(np.full((48, 128), 30.0))
+    assert set(z) == {120}
+    assert (x.min(), x.max()) == (round(-63.5 / 64 * 120), round(63.5 / 64 * 120))
+    _, z = red_on_the_map(np.full((48, 128), 3.0))
+    assert set(z) == {120}
+    far = np.full((48, 128), 10.0)
+    far[:, 64:] = 70.0
+    x, z = red_on_the_map(far)
+    assert x.max() <= 0, "beyond the map's end nothing is drawn"
+    assert set(z) == {40}
+    right = np.arange(128) > 68
+    beside = np.where(right, 5 * 64 / np.maximum(np.arange(128) - 63.5, 1), 70)[None].repeat(48, 0)
+    x, z = red_on_the_map(beside)
+    assert set(x) == {20}
+    assert (z.min(), z.max()) == (round(4 * 5 * 64 / 63.5), round(4 * 5 * 64 / 5.5))
+
+
+def test_the_highest_of_points_above_each_other_shows():
+    picture = np.zeros((48, 128, 3), np.uint8)
+    picture[:24, :, 1] = 255  # green above red
+    picture[24:, :, 0] = 255
+    k = np.array([[64.0, 0, 63.5], [0, 64.0, 23.5], [0, 0, 1]])
+    shown = map_from_above(picture, np.full((48, 128), 30.0), k)
+    assert (shown == (0, 255, 0)).all(-1).sum() == 128
+    assert not (shown == (0, 0, 255)).all(-1).any()
 
 
 def test_baselines_by_hand():

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 
+from fadepth_core.data.synthetic import SyntheticDataset
+from fadepth_core.evaluation.report import MAP_SIZE, TILE_WIDTH
+from fadepth_core.evaluation.video import rgb
 from fadepth_core.models import SmallDepth
 from fadepth_core.runtime.checkpoint import Checkpoint, save_checkpoint
 from fadepth_core.runtime.engine import DepthEngine
@@ -67,6 +72,31 @@ def test_export_does_not_overwrite_a_training_run(tmp_path):
     assert run("export", run_path, "--out", tmp_path / "robot.safetensors").returncode == 0
     assert run_path.read_bytes() == before
     assert Checkpoint(tmp_path / "robot.safetensors").onnx_problem() is None
+
+
+def test_video_is_measured_beside_baselines(tmp_path):
+    """Three rendered frames of a drive with their poses."""
+    three = SyntheticDataset("driving", (64, 192), length=1, seed=3, moving=False)[0]
+    clip = tmp_path / "clips" / "drive"
+    clip.mkdir(parents=True)
+    for number, frame in enumerate(three.frames):
+        cv2.imwrite(str(clip / f"{number}.png"), rgb(frame)[..., ::-1])
+    np.savetxt(clip / "poses.txt", three.poses[:, :3].reshape(3, 12))
+    fx, _, cx, _, fy, cy = three.intrinsics[:2].flatten().tolist()
+    camera = {"fx": fx, "fy": fy, "cx": cx, "cy": cy, "fps": 10, "poses": "poses.txt"}
+    (clip / "camera.json").write_text(json.dumps(camera))
+    result = run(
+        "evaluate", Checkpoint().path, "--protocol", "video", "--root", tmp_path / "clips", "--size", 64, 192,
+        "--baselines", "--camera-height", 1.5, "--untrained", "--out", tmp_path / "out",
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    figures = json.loads((tmp_path / "out" / "video.json").read_text())
+    assert list(figures) == ["constant depth", "ground plane, camera 1.5 m above", "untrained", "smalldepth"]
+    for name, values in figures.items():
+        assert name in result.stdout
+        assert 0 < values["figures"]["photometric"] < 1
+        assert list(values["clips"]) == ["drive"]
+    assert cv2.imread(str(tmp_path / "out" / "video.png")).shape[1] == 2 * TILE_WIDTH + MAP_SIZE[1]
 
 
 @pytest.mark.parametrize("command", [("export", "/no/such/net.safetensors")])

@@ -1,0 +1,119 @@
+"""Video without true depth: the truth explains frames best, with known motion and with fitted, and agrees with itself."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from test_geometry import POSES, Scene, camera
+
+from fadepth_core.data import DataError, Sample
+from fadepth_core.data.synthetic import SyntheticDataset
+from fadepth_core.evaluation import choose_evenly, evaluate_video, print_video_table
+from fadepth_core.evaluation.alignment import Pairs, fit_length, fit_motion
+from fadepth_core.evaluation.baselines import ConstantDepth
+from fadepth_core.evaluation.video import measure, rgb
+from fadepth_core.geometry import rotation_error, translation_direction_error
+from fadepth_core.losses import Motions
+
+
+@pytest.fixture(scope="module")
+def street():
+    """Three frames of a rendered street in which only the camera moves, with poses and depth."""
+    return SyntheticDataset("driving", (96, 320), length=1, seed=3, moving=False)[0]
+
+
+@pytest.fixture(scope="module")
+def wall():
+    """Three frames of a slanted wall, with poses, and their depths [3, H, W]."""
+    views = [Scene(box=None).render(camera(), pose) for pose in POSES]
+    frames, depths = (torch.stack([view[i] for view in views]).float() for i in (0, 1))
+    return Sample(frames, camera().float(), torch.tensor(0.1), "wall:1", poses=POSES.float()), depths[:, 0]
+
+
+def true_motions(three):
+    motions = Motions.from_poses(three.poses[None])
+    return torch.cat([motions.to_previous, motions.to_next])
+
+
+def everywhere(three, metres):
+    return torch.full_like(three.depth, metres)
+
+
+def test_true_depth_explains_more_than_a_constant(street):
+    """Whatever is known of the motion, and whatever the unit of depth; constants of several distances are tried."""
+    truth = Pairs.of(street.frames, street.depth, street.intrinsics)
+    constants = [Pairs.of(street.frames, everywhere(street, d), street.intrinsics) for d in (5.0, 10.0, 20.0)]
+    known = true_motions(street)
+    as_it_is = truth.unexplained(known).mean()
+    assert as_it_is < 0.5
+    assert as_it_is < 0.8 * min(pairs.unexplained(known).mean() for pairs in constants)
+    fitted = truth.unexplained(fit_motion(truth)).mean()
+    assert fitted == pytest.approx(float(as_it_is), abs=0.02)
+    assert fitted < 0.8 * constants[0].unexplained(fit_motion(constants[0])).mean()
+    far = replace(truth, depth=30 * truth.depth)
+    assert far.unexplained(fit_length(far, known)).mean() == pytest.approx(float(as_it_is), abs=0.02)
+
+
+def test_the_fit_recovers_the_motion(street):
+    found, true = fit_motion(Pairs.of(street.frames, street.depth, street.intrinsics)), true_motions(street)
+    assert rotation_error(found, true).max() < 0.1
+    assert translation_direction_error(found, true).max() < 2
+    torch.testing.assert_close(found[:, :3, 3].norm(dim=1), true[:, :3, 3].norm(dim=1), rtol=0.03, atol=0)
+
+
+def test_what_looks_unmoved_or_leaves_the_picture_counts_as_unexplained(street):
+    pairs = Pairs.of(street.frames, everywhere(street, 10.0), street.intrinsics)
+    away = torch.eye(4).repeat(2, 1, 1)
+    torch.testing.assert_close(pairs.unexplained(away), torch.ones(2))
+    away[:, 0, 3] = 1e4
+    torch.testing.assert_close(pairs.unexplained(away), torch.ones(2))
+
+
+def test_true_depth_agrees_with_itself(wall):
+    three, depths = wall
+    result = measure(three, depths, "none")
+    assert result.temporal < 1e-4
+    assert result.steps == pytest.approx((0, 0), abs=1e-3)
+    assert result.photometric < 0.1
+
+
+def test_a_change_of_scale_shows(wall):
+    """The last frame's depth is a fifth too far: δ_D = 0.2 / 2.2 in one pair of the two."""
+    three, depths = wall
+    wrong = torch.stack([depths[0], depths[1], 1.2 * depths[2]])
+    result = measure(three, wrong, "none")
+    assert result.steps == pytest.approx((0, math.log(1.2)), abs=1e-3)
+    assert result.temporal == pytest.approx(0.2 / 2.2 / 2, abs=1e-3)
+
+
+def test_clips_count_alike_and_are_printed(wall, capsys):
+    three, depths = wall
+    answers = {rgb(frame).tobytes(): (1 / depth).numpy() for frame, depth in zip(three.frames, depths, strict=True)}
+    clips = ["a", "a", "b"]
+    truth = evaluate_video(lambda image, k: answers[image.tobytes()], [three] * 3, clips, "none")
+    flat = evaluate_video(ConstantDepth(12.0), [three] * 3, clips, "none")
+    assert truth.figures.photometric < 0.8 * flat.figures.photometric
+    assert [len(frames) for frames in truth.clips.values()] == [2, 1]
+    print_video_table({"constant": flat, "net": truth}, "none")
+    title, header, *rows = capsys.readouterr().out.splitlines()
+    assert title == "video: 2 clips, 3 frames, scaling: none"
+    assert header.split() == ["photometric", "temporal", "jitter"]
+    assert [row.split("  0.")[0].strip() for row in rows] == ["constant", "a (2)", "b (1)", "net", "a (2)", "b (1)"]
+    assert float(rows[3].split()[1]) == pytest.approx(truth.figures.photometric, abs=1e-3)
+
+
+def test_metres_need_poses(wall):
+    three, depths = wall
+    with pytest.raises(DataError, match="wall:1: no camera poses, so metres cannot be measured"):
+        measure(replace(three, poses=None), depths, "none")
+    with pytest.raises(DataError, match="no frames to evaluate 'video' on"):
+        evaluate_video(ConstantDepth(), [], [])
+
+
+def test_frames_are_spread_over_every_clip():
+    assert choose_evenly(["a"] * 9 + ["b"] * 2, 3) == [0, 4, 8, 9, 10]
+    assert np.diff(choose_evenly(["a"] * 100, 10)).min() >= 10
