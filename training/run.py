@@ -127,6 +127,9 @@ def evaluate(args: argparse.Namespace) -> None:
 
 
 def _evaluate_video(args: argparse.Namespace) -> None:
+    torch.set_num_threads(
+        1
+    )  # small pictures, many steps: on a busy machine threads wait for each other for most of the time
     checkpoint = Checkpoint(args.checkpoint)
     size = tuple(args.size or checkpoint.description.network_size)
     dataset = build_dataset("video", size, root=args.root)
