@@ -127,9 +127,8 @@ def evaluate(args: argparse.Namespace) -> None:
 
 
 def _evaluate_video(args: argparse.Namespace) -> None:
-    torch.set_num_threads(
-        1
-    )  # small pictures, many steps: on a busy machine threads wait for each other for most of the time
+    # Small pictures and many steps: on a busy machine, threads would mostly wait for each other.
+    torch.set_num_threads(1)
     checkpoint = Checkpoint(args.checkpoint)
     size = tuple(args.size or checkpoint.description.network_size)
     dataset = build_dataset("video", size, root=args.root)
