@@ -103,7 +103,7 @@ def _backend(name: str, precision: str, network: nn.Module, framing: Framing, ba
 
     def make(frames: int):
         if name == "tensorrt":
-            return tensorrt.load_compute(tensorrt.compile_graph(graph, framing.camera_size, frames))
+            return tensorrt.PlanRunner(tensorrt.compile_graph(graph, framing.camera_size, frames))
         if name == "inductor":
             return torch.compile(graph, fullgraph=True, dynamic=False)
         return graph
@@ -463,7 +463,9 @@ def main() -> int:
             print(line, flush=True)
             print(line, file=report, flush=True)
 
-        write(f"# fadepth on {torch.cuda.get_device_name() if CUDA else 'a CPU: a rehearsal, nothing here is of a GPU'}")
+        write(
+            f"# fadepth on {torch.cuda.get_device_name() if CUDA else 'a CPU: a rehearsal, nothing here is of a GPU'}"
+        )
         for title, section in SECTIONS:
             write()
             write(f"## {title}")

@@ -1,8 +1,8 @@
 import functools
 
 import pytest
-from torchvision_operators import define_torchvision_operators
 
+from torchvision_operators import define_torchvision_operators
 
 _define_once = functools.cache(define_torchvision_operators)
 

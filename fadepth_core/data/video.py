@@ -21,7 +21,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import re
 from collections.abc import Iterator
 from functools import cached_property
@@ -369,8 +368,6 @@ def _median_flow(source: _Folder | _Video, stride: int) -> np.ndarray:
         flow = finder.calc(greys[number - stride], greys[number], None) * (width / small[0], height / small[1])
         flows[number] = np.median(np.linalg.norm(flow, axis=-1))
     return flows
-
-
 
 
 def _find_clips(root: Path) -> list[Path]:

@@ -38,16 +38,16 @@ def main() -> None:
     warnings.simplefilter("ignore")
     from torchvision_operators import define_torchvision_operators
 
-    library = define_torchvision_operators()  # for timm; defined as long as this object lives
-    import torch_tensorrt  # noqa: F401
+    _library = define_torchvision_operators()  # for timm; defined as long as this object lives
+    import torch_tensorrt
     from torch_tensorrt.dynamo.conversion import _TRTInterpreter
 
-    import tensorrt as trt
     from fadepth_core.models import build_model
-    from fadepth_core.runtime.backends.tensorrt import compile_graph
+    from fadepth_core.runtime.backends.tensorrt import _tensorrt, compile_graph
     from fadepth_core.runtime.framing import Framing
     from fadepth_core.runtime.graph import DepthGraph
 
+    trt = _tensorrt()
     found = {"tensorrt": trt.__version__, "torch_tensorrt": torch_tensorrt.__version__, "engines": {}}
 
     class Built(Exception):

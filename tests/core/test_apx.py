@@ -69,7 +69,9 @@ def test_values_by_hand():
     kl = 0.5 * math.log(0.5 / 0.25) + 0.5 * math.log(0.5 / 0.75)
     assert figure(ApxReading(distance="kl"), student, teacher, DEPTH_ONLY) == pytest.approx(kl / 2)
     p = 1 / (1 + math.exp(2.0))
-    assert figure(ApxReading(distribution="softmax", distance="l1"), student, teacher, DEPTH_ONLY) == pytest.approx(0.5 - p)
+    assert figure(ApxReading(distribution="softmax", distance="l1"), student, teacher, DEPTH_ONLY) == pytest.approx(
+        0.5 - p
+    )
     weighted = ApxWeights(0, 0, 0.3)
     assert figure(ApxReading(distance="l1"), student, teacher, weighted) == pytest.approx(0.3 * 0.25)
 

@@ -71,9 +71,7 @@ def test_unknown_names_are_refused():
 
 
 def broken_backend(create, missing=None, precisions=("fp32",)):
-    return types.SimpleNamespace(
-        create=create, missing=lambda: missing, precisions=lambda: precisions, ANY_SIZE=True
-    )
+    return types.SimpleNamespace(create=create, missing=lambda: missing, precisions=lambda: precisions, ANY_SIZE=True)
 
 
 def substitute(monkeypatch, **modules):

@@ -1,7 +1,5 @@
 """Fixed buffers around a fixed graph: on a CPU the same code that CUDA devices run, without uploads."""
 
-import logging
-
 import numpy as np
 import pytest
 import torch

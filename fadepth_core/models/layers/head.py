@@ -28,7 +28,9 @@ class DisparityHead(nn.Module):
 
     def load_fused(self, fused: FusedDisparityHead) -> None:
         """Compute what `fused` does: the inverse of `fuse`."""
-        load_kernel(self.conv, (fused.depthwise.weight * fused.sum.weight.transpose(0, 1)).transpose(0, 1), fused.sum.bias)
+        load_kernel(
+            self.conv, (fused.depthwise.weight * fused.sum.weight.transpose(0, 1)).transpose(0, 1), fused.sum.bias
+        )
 
 
 class FusedDisparityHead(nn.Module):

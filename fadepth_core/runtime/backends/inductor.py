@@ -37,6 +37,4 @@ def create(job: Job) -> Backend:
     job.logger.info("compiling with torch.compile; this takes a minute or two at the first start")
     graph = eager.cuda_graph(job)
     # One compilation a batch size: sizes that are fixed make better kernels.
-    return StaticBackend(
-        lambda _batch: torch.compile(graph, fullgraph=True, dynamic=False), job, torch.device("cuda")
-    )
+    return StaticBackend(lambda _batch: torch.compile(graph, fullgraph=True, dynamic=False), job, torch.device("cuda"))

@@ -105,14 +105,16 @@ class Slot:
     @torch.inference_mode()
     def _captured(self, with_points: bool) -> torch.cuda.CUDAGraph:
         self._stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(self._stream):
-            for _ in range(_WARM_UP):
-                self._run(with_points)
-        self._stream.synchronize()
         graph = torch.cuda.CUDAGraph()
-        # thread_local: the engine that serves meanwhile may use the device from another thread.
-        with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
-            self._run(with_points)
+        # cuDNN tries its algorithms in the warm-up. Without TF32, which is another precision than the one asked for.
+        with torch.backends.cudnn.flags(enabled=True, benchmark=True, allow_tf32=False):
+            with torch.cuda.stream(self._stream):
+                for _ in range(_WARM_UP):
+                    self._run(with_points)
+            self._stream.synchronize()
+            # thread_local: the engine that serves meanwhile may use the device from another thread.
+            with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
+                self._run(with_points)
         return graph
 
 

@@ -9,6 +9,7 @@ on serving. This module is that process's program, too.
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import json
 import os
@@ -55,52 +56,53 @@ def create(job: Job) -> Backend:
 
     from fadepth_core.runtime.backends.static import StaticBackend
 
-    return StaticBackend(lambda batch: load_compute(plan_for(job, batch)), job, torch.device("cuda"))
+    return StaticBackend(lambda batch: PlanRunner(plan_for(job, batch)), job, torch.device("cuda"))
 
 
 # ----------------------------------------------------------------------------------------------------------- running a plan
 
 
-def load_compute(plan: bytes):
-    """A `static.Compute` that runs a plan, in a context of its own.
+class PlanRunner:
+    """A `static.Compute` that runs a plan, in a context and with results of its own.
 
     Raises:
         RuntimeError: TensorRT does not take the plan, or has no memory for it.
     """
-    import torch
 
-    trt = _tensorrt()
-    engine = trt.Runtime(trt.Logger(trt.Logger.WARNING)).deserialize_cuda_engine(plan)
-    if engine is None:
-        raise RuntimeError("TensorRT cannot load the engine; its messages are above")
-    context = engine.create_execution_context()
-    if context is None:
-        raise RuntimeError("TensorRT cannot make an execution context; its messages are above")
-    names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
-    inputs = [name for name in names if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT]
-    results = {
-        name: torch.empty(tuple(engine.get_tensor_shape(name)), device="cuda") for name in names if name not in inputs
-    }
-    for name, tensor in results.items():
-        context.set_tensor_address(name, tensor.data_ptr())
+    def __init__(self, plan: bytes):
+        import torch
 
-    def compute(*arguments):
-        for name, tensor in zip(inputs, arguments, strict=True):
-            context.set_tensor_address(name, tensor.data_ptr())
-        if not context.execute_async_v3(torch.cuda.current_stream().cuda_stream):
+        trt = _tensorrt()
+        self._torch = torch
+        # Kept, since neither a context nor an engine keeps what it was made by.
+        self._runtime = trt.Runtime(trt.Logger(trt.Logger.WARNING))
+        self._engine = self._runtime.deserialize_cuda_engine(plan)
+        if self._engine is None:
+            raise RuntimeError("TensorRT cannot load the engine; its messages are above")
+        self._context = self._engine.create_execution_context()
+        if self._context is None:
+            raise RuntimeError("TensorRT cannot make an execution context; its messages are above")
+        names = [self._engine.get_tensor_name(i) for i in range(self._engine.num_io_tensors)]
+        self._inputs = [name for name in names if self._engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT]
+        self._results = []
+        for name in names[len(self._inputs) :]:
+            result = torch.empty(tuple(self._engine.get_tensor_shape(name)), device="cuda")
+            self._context.set_tensor_address(name, result.data_ptr())
+            self._results.append(result)
+
+    def __call__(self, *arguments):
+        for name, tensor in zip(self._inputs, arguments, strict=True):
+            self._context.set_tensor_address(name, tensor.data_ptr())
+        if not self._context.execute_async_v3(self._torch.cuda.current_stream().cuda_stream):
             raise RuntimeError("TensorRT could not run the engine; its messages are above")
-        return tuple(results.values())
-
-    return compute
+        return tuple(self._results)
 
 
 def _tensorrt():
     """The TensorRT that Torch-TensorRT uses, RTX or not: it makes either importable under this name."""
     import torch_tensorrt  # noqa: F401
 
-    import tensorrt
-
-    return tensorrt
+    return importlib.import_module("tensorrt")
 
 
 # ---------------------------------------------------------------------------------------------------------- building plans
@@ -210,7 +212,11 @@ def compile_graph(graph, camera_size: tuple[int, int], batch: int) -> bytes:
             exported = torch.export.export(graph, arguments)
             return bytes(
                 torch_tensorrt.dynamo.convert_exported_program_to_serialized_trt_engine(
-                    exported, arg_inputs=arguments, require_full_compilation=True, immutable_weights=True
+                    exported,
+                    arg_inputs=arguments,
+                    require_full_compilation=True,
+                    immutable_weights=True,
+                    disable_tf32=True,
                 )
             )
         except Exception as error:

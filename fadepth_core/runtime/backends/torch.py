@@ -34,7 +34,8 @@ def create(job: Job) -> Backend:
     from fadepth_core.runtime.backends.static import StaticBackend
 
     if torch.cuda.is_available():
-        return StaticBackend(lambda _batch, graph=cuda_graph(job): graph, job, torch.device("cuda"))
+        captured = cuda_graph(job)
+        return StaticBackend(lambda _batch: captured, job, torch.device("cuda"))
     threads = job.threads or default_threads()
     torch.set_num_threads(threads)
     # The resize is left to OpenCV, which takes a tenth of the time.
