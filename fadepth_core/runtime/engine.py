@@ -8,25 +8,28 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
 from fadepth_core.runtime import backends
 from fadepth_core.runtime.backends import Backend, Job
-from fadepth_core.runtime.checkpoint import Checkpoint
+from fadepth_core.runtime.checkpoint import Checkpoint, CheckpointError
 from fadepth_core.runtime.framing import Framing
 
 _LOG = logging.getLogger("fadepth")
 
 #: Largest relative error of depth against the golden output, as (median, 99th percentile), before a backend is refused. fp32
-#: differs by the order of its sums only; bfloat16 keeps 8 bits, and log-depth is steepest where disparity is small.
-CHECK_BOUNDS = {"fp32": (1e-5, 1e-3), "bf16": (3e-2, 3e-1)}
+#: differs by the order of its sums only; bfloat16 keeps 8 bits, and log-depth is steepest where disparity is small. int8 was
+#: measured at (1.2e-2, 4.1e-2); a head in 8 bits, which costs accuracy on real pictures, at (6.3e-2, 2.5e-1).
+CHECK_BOUNDS = {"fp32": (1e-5, 1e-3), "bf16": (3e-2, 3e-1), "int8": (5e-2, 3e-1)}
 
 
-#: What has passed its check in this process: (digest of the weights, backend, precision, threads). Another camera size
-#: needs no other check.
+#: What has passed its check in this process: (digests of the weights and of the int8 graph, backend, precision, threads).
+#: Another camera size needs no other check.
 _CHECKED: set[tuple] = set()
 
 
@@ -61,6 +64,14 @@ class DepthResult:
         return DepthResult(depth, points, self.intrinsics)
 
 
+class _Request(NamedTuple):
+    """A frame as a backend is asked: K [3, 3] is that of the published depth (None if unknown), and scale holds all factors."""
+
+    image: np.ndarray
+    matrix: np.ndarray | None
+    scale: float
+
+
 class DepthEngine:
     """Runs one checkpoint for one camera size. Not thread-safe; make it with `DepthEngine.load`."""
 
@@ -81,10 +92,12 @@ class DepthEngine:
         self.failures: list[str] = []
         #: Whether one of them was tried and failed, rather than not being there.
         self.degraded = False
-        self._wanted_precision = precision
         self._threads = threads
         self._log = logger
-        self._remaining = list(order)
+        # In its default precision a backend still stands behind all that were asked for another one.
+        wanted = [] if precision == "auto" else [(name, precision) for name in order]
+        default = [(name, backends.backend_module(name).PRECISIONS[0]) for name in order]
+        self._remaining = list(dict.fromkeys(wanted + default))
         self._backend: Backend | None = None
         self._next_backend()
 
@@ -110,7 +123,8 @@ class DepthEngine:
                 at about the number of pixels the checkpoint was trained with.
             camera_size: (height, width) of the frames; None means the size the checkpoint was trained at.
             backend: "auto", or the one to try first ("openvino", "torch"); the others stay behind it as fallbacks.
-            precision: "auto" (each backend's default), "fp32" or "bf16".
+            precision: "auto" (each backend's default), "fp32", "bf16" or "int8" (of a checkpoint with an int8 graph). Where
+                no backend can, depth comes in a default precision, and a warning says why.
             crop_to_aspect: crop frames to the network's aspect ratio instead of stretching them.
             full_resolution: depth at the camera's size instead of the network's.
             threads: CPU threads; 0 means up to four.
@@ -176,6 +190,75 @@ class DepthEngine:
             ValueError: the image has another type or size.
             EngineError: every backend failed.
         """
+        request = self._request(image, intrinsics, scale)
+        while True:
+            try:
+                depth, cloud = self._run(request, points, limits)
+                return DepthResult(depth, cloud, request.matrix)
+            except Exception as error:
+                # Whatever a runtime raises when its device is lost; the frame is tried again on the next backend.
+                self._give_up(self.backend_name, f"failed while running: {error}", error)
+                self._next_backend()
+
+    def stream(
+        self,
+        frames: Iterable[tuple[np.ndarray, np.ndarray | None]],
+        *,
+        points: bool = True,
+        scale: float = 1.0,
+        limits: tuple[float, float] = (0.0, np.inf),
+    ) -> Iterator[DepthResult]:
+        """Depth of many frames, for whoever waits for the last and not for each: more frames a second than `infer`.
+
+        Args:
+            frames: (image, intrinsics), each as for `infer`; some are read ahead.
+            points, scale, limits: as for `infer`.
+
+        Yields:
+            A result for each frame, in order, in arrays of its own.
+
+        Raises:
+            ValueError: as `infer`, when the results of all frames before have been yielded; as what `frames` raises.
+            EngineError: every backend failed.
+        """
+        frames = iter(frames)
+        waiting: deque[_Request] = deque()  # read, not yet answered
+        end: list[Exception] = []
+
+        def requests() -> Iterator[_Request]:
+            yield from tuple(waiting)  # what a backend that failed has left
+            while not end:
+                try:
+                    request = self._request(*next(frames), scale)
+                except Exception as error:
+                    end.append(error)
+                    return
+                waiting.append(request)
+                yield request
+
+        while True:
+            try:
+                for depth, cloud in self._answers(requests(), points, limits):
+                    matrix = waiting.popleft().matrix
+                    yield DepthResult(depth, None if matrix is None else cloud, matrix)
+                break
+            except Exception as error:
+                self._give_up(self.backend_name, f"failed while running: {error}", error)
+                self._next_backend()
+        if not isinstance(end[0], StopIteration):
+            raise end[0]
+
+    def _answers(self, requests: Iterable[_Request], points: bool, limits) -> Iterator[tuple]:
+        """What the backend says to each request, in arrays that stay."""
+        if hasattr(self._backend, "stream"):
+            yield from self._backend.stream(((self._framed(r.image), *r[1:], limits) for r in requests), points)
+            return
+        for request in requests:
+            depth, cloud = self._run(request, points, limits)
+            yield depth.copy(), None if cloud is None else cloud.copy()
+
+    def _request(self, image: np.ndarray, intrinsics: np.ndarray | None, scale: float) -> _Request:
+        """Raises ValueError for an image of another type or size."""
         framing = self.framing
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
             raise ValueError(f"expected a uint8 image [H, W, 3], got {image.dtype} {list(image.shape)}")
@@ -187,41 +270,39 @@ class DepthEngine:
         matrix = None if intrinsics is None else framing.output_intrinsics(intrinsics)
         if matrix is not None and self.follows_camera:
             scale *= framing.network_focal_length(intrinsics) / self.checkpoint.description.focal_length
-        while True:
-            try:
-                depth, cloud = self._run(image, matrix if points else None, scale, limits)
-                return DepthResult(depth, cloud, matrix)
-            except Exception as error:
-                # Whatever a runtime raises when its device is lost; the frame is tried again on the next backend.
-                self._give_up(self.backend_name, f"failed while running: {error}", failed=True)
-                self._next_backend()
+        return _Request(image, matrix, scale)
 
-    def _run(self, image, matrix, scale, limits):
+    def _run(self, request: _Request, points: bool, limits):
+        matrix = request.matrix if points else None
+        return self._backend.infer(self._framed(request.image), matrix, request.scale, limits)
+
+    def _framed(self, image: np.ndarray) -> np.ndarray:
         if self._backend.takes_network_size and image.shape[:2] != self.framing.network_size:
-            image = self.framing.to_network(image)
-        return self._backend.infer(image, matrix, scale, limits)
+            return self.framing.to_network(image)
+        return image
 
     def _next_backend(self) -> None:
         """Start the next backend in order that is there and passes its check."""
         self._backend = None
         while self._remaining:
-            name = self._remaining.pop(0)
+            name, precision = self._remaining.pop(0)
             module = backends.backend_module(name)
-            reason = module.missing()
-            precision = module.PRECISIONS[0] if self._wanted_precision == "auto" else self._wanted_precision
-            if reason is None and precision not in module.PRECISIONS:
-                reason = f"does not compute in {precision}"
-            if reason is not None:
+            if reason := module.missing():
+                self._remaining = [entry for entry in self._remaining if entry[0] != name]
                 self._give_up(name, reason)
+                continue
+            if precision not in module.PRECISIONS:
+                self._give_up(name, f"does not compute in {precision}")
                 continue
             try:
                 self._check(module, precision)
                 self._backend = module.create(Job(self.checkpoint, self.framing, precision, self._threads))
                 size = self.framing.network_size
-                self._run(np.zeros((*size, 3), np.uint8), np.eye(3), 1.0, (0.0, np.inf))  # the first run allocates
+                first = _Request(np.zeros((*size, 3), np.uint8), np.eye(3), 1.0)
+                self._run(first, True, (0.0, np.inf))  # the first run allocates
             except Exception as error:
                 self._backend = None
-                self._give_up(name, f"failed to start: {error}", failed=True)
+                self._give_up(name, f"failed to start: {error}", error)
                 continue
             self.backend_name, self.precision = name, precision
             self._log.info(
@@ -238,7 +319,8 @@ class DepthEngine:
     def _check(self, module, precision: str) -> None:
         """Compare the backend with the checkpoint's golden output (plain PyTorch, float32), depth and points."""
         golden = self.checkpoint.golden
-        key = (self.checkpoint.weights_sha256, module.create, precision, self._threads)
+        digests = self.checkpoint.weights_sha256, self.checkpoint.description.int8_sha256
+        key = (*digests, module.create, precision, self._threads)
         if key in _CHECKED:
             return
         if not golden:  # a training run's checkpoint: torch is there, and the export from it was checked as it was made
@@ -259,8 +341,9 @@ class DepthEngine:
             raise EngineError("its points do not lie on the rays of its depth")
         _CHECKED.add(key)
 
-    def _give_up(self, name: str, reason: str, failed: bool = False) -> None:
+    def _give_up(self, name: str, reason: str, error: Exception | None = None) -> None:
         self.failures.append(f"{name}: {reason}")
-        self.degraded = self.degraded or failed
-        level = logging.WARNING if failed else logging.INFO
-        self._log.log(level, "backend %s passed over: %s", name, reason, exc_info=failed)
+        self.degraded = self.degraded or error is not None
+        level = logging.WARNING if error is not None else logging.INFO
+        trace = None if isinstance(error, CheckpointError) else error  # what is wrong with a file, its message says
+        self._log.log(level, "backend %s passed over: %s", name, reason, exc_info=trace)
