@@ -1,9 +1,11 @@
 """How good a depth network is: the seven metrics, the published protocols by name, and the paper's numbers to compare."""
 
 from fadepth_core.evaluation.metrics import DepthMetrics, depth_metrics, mean_metrics
+from fadepth_core.evaluation.predictions import predict, write_predictions
 from fadepth_core.evaluation.protocols import (
     PROTOCOLS,
     Comparison,
+    EnginePredictor,
     Evaluation,
     ImageResult,
     NetworkPredictor,
@@ -20,6 +22,7 @@ __all__ = [
     "PROTOCOLS",
     "Comparison",
     "DepthMetrics",
+    "EnginePredictor",
     "Evaluation",
     "ImageResult",
     "NetworkPredictor",
@@ -33,8 +36,10 @@ __all__ = [
     "garg_crop",
     "mean_metrics",
     "picture_sheet",
+    "predict",
     "prediction_sheet",
     "print_table",
     "published_rows",
     "write_json",
+    "write_predictions",
 ]

@@ -28,7 +28,9 @@ try:
     import nncf
     import onnxruntime
 except ImportError as error:
-    raise ImportError(f"int8 graphs are made by NNCF and ONNX Runtime ({error}): pip install 'fadepth_ros[quantize]'") from error
+    raise ImportError(
+        f"int8 graphs are made by NNCF and ONNX Runtime ({error}): pip install 'fadepth_ros[quantize]'"
+    ) from error
 
 #: More change the scales no further: with 200 instead of 64 depth differs from float32 as much.
 FRAMES = 64
@@ -50,14 +52,14 @@ def quantize_checkpoint(path: str | os.PathLike, images: Sequence[np.ndarray]) -
         (median, 99th percentile) of the relative difference of depth to the float graph's, on these frames.
 
     Raises:
-        CheckpointError: the checkpoint's ONNX file cannot be used, or an engine would refuse the int8 graph.
-        ValueError: too few frames.
+        CheckpointError: the checkpoint's ONNX file cannot be used, there are too few frames, or an engine would refuse the
+            int8 graph.
     """
     checkpoint = Checkpoint(path)
     if problem := checkpoint.onnx_problem():
         raise CheckpointError(problem)
     if len(images) < MIN_FRAMES:
-        raise ValueError(f"{len(images)} frames; calibration of an int8 graph needs at least {MIN_FRAMES}")
+        raise CheckpointError(f"{checkpoint.path}: {len(images)} frames; an int8 graph needs at least {MIN_FRAMES}")
     pixels = int(np.prod(checkpoint.description.network_size))
     framings = [Framing.plan(image.shape[:2], pixels=pixels) for image in images]
     frames = [framing.to_network(image) for framing, image in zip(framings, images, strict=True)]
