@@ -10,6 +10,7 @@ The only module that needs NNCF, which calibrates in ONNX Runtime.
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 from collections.abc import Sequence
 from dataclasses import replace
@@ -31,6 +32,8 @@ except ImportError as error:
     raise ImportError(
         f"int8 graphs are made by NNCF and ONNX Runtime ({error}): pip install 'fadepth_ros[quantize]'"
     ) from error
+
+nncf.set_log_level(logging.WARNING)  # below, it tells of every node that stays in float
 
 #: More change the scales no further: with 200 instead of 64 depth differs from float32 as much.
 FRAMES = 64
