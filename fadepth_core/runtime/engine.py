@@ -218,7 +218,8 @@ class DepthEngine:
             A result for each frame, in order, in arrays of its own.
 
         Raises:
-            ValueError: as `infer`, when the results of all frames before have been yielded; as what `frames` raises.
+            ValueError: an image that `infer` would refuse. This, like what `frames` raises, comes when all frames before have
+                been answered.
             EngineError: every backend failed.
         """
         frames = iter(frames)
