@@ -69,7 +69,7 @@ def quantize_checkpoint(path: str | os.PathLike, images: Sequence[np.ndarray]) -
     exact = checkpoint.onnx_path.read_bytes()
     quantized = quantize_graph(exact, frames)
 
-    # Neither as an error of the median nor of the tail may it be what `DepthEngine` refuses at every start.
+    # What `DepthEngine` would refuse at every start is better refused now.
     golden, bounds = checkpoint.golden, CHECK_BOUNDS["int8"]
     error = _difference(exact, quantized, [golden["image"]])
     if error[0] > bounds[0] or error[1] > bounds[1]:
