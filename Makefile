@@ -39,5 +39,5 @@ $(VENV)/test.done: $(VENV)/demo.done
 	$(PIP) install --quiet '$(TORCH)' || \
 	  $(PIP) install --quiet '$(TORCH)' --extra-index-url https://download.pytorch.org/whl/cpu
 	$(PIP) install --quiet --no-deps '$(TORCHVISION)' $(TENSORRT)
-	$(PIP) install --quiet --editable '.[ros,cpu,view,train,dev]'
+	$(PIP) install --quiet --editable '.[ros,cpu,view,train,quantize,dev]'
 	@touch $@

@@ -24,6 +24,7 @@ TRAIN = [
     "onnx>=1.16",  # export for robots without torch
     "numba>=0.60",  # renders the synthetic scenes
 ]
+QUANTIZE = ["nncf>=3.0", "onnxruntime>=1.20", "onnx>=1.16"]  # makes int8 graphs
 DEV = ["pytest>=8,<9", "ruff"]  # Jazzy's launch_testing breaks under pytest 9
 
 setup(
@@ -42,7 +43,16 @@ setup(
     ],
     python_requires=">=3.10",
     install_requires=["numpy>=1.21", "opencv-python-headless>=4.5", "safetensors>=0.4"],
-    extras_require={"ros": ROS, "cpu": CPU, "gpu": GPU, "tensorrt": TENSORRT, "train": TRAIN, "view": VIEW, "dev": DEV},
+    extras_require={
+        "ros": ROS,
+        "cpu": CPU,
+        "gpu": GPU,
+        "tensorrt": TENSORRT,
+        "train": TRAIN,
+        "quantize": QUANTIZE,
+        "view": VIEW,
+        "dev": DEV,
+    },
     zip_safe=False,
     entry_points={
         "console_scripts": [

@@ -2,7 +2,8 @@
 """How fast is one frame? Every backend that runs here, SmallDepth plain and fused, and a ResNet-18 depth net beside it.
 
 A frame is a uint8 image at the network's size in, depth and points in host memory out: the whole DepthGraph. The
-contestants take turns frame by frame, so that a change of the machine's speed meets all of them alike.
+contestants take turns frame by frame, so that a change of the machine's speed meets all of them alike. A second table has
+the fused net's frames per second when many are there at once: one by one, and streamed (`DepthEngine.stream`).
 
     python benchmarks/engine.py                         128x416, 200 frames each
     python benchmarks/engine.py --size 192x640 --threads 1 --frames 500
@@ -11,6 +12,7 @@ contestants take turns frame by frame, so that a change of the machine's speed m
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import platform
 import sys
 import tempfile
@@ -63,20 +65,42 @@ def eager(network: torch.nn.Module, device: str = "cpu") -> Contestant:
     return run
 
 
-class _OnnxFile:
+class _GraphFile:
     """Stands in for a checkpoint where a backend asks for its graph file."""
 
     def __init__(self, path: Path):
-        self.onnx_path = path
+        self.onnx_path = self.int8_path = path
 
     def onnx_problem(self) -> None:
         return None
 
+    int8_problem = onnx_problem
 
-def openvino(network: torch.nn.Module, framing: Framing, precision: str, threads: int, directory: Path) -> Contestant:
+
+def openvino(
+    network: torch.nn.Module, framing: Framing, precision: str, threads: int, directory: Path
+) -> OpenVINOBackend:
     path = directory / f"{len(list(directory.iterdir()))}.onnx"
     write_onnx(network, path)
-    return backend_run(OpenVINOBackend(Job(_OnnxFile(path), framing, precision, threads)))
+    if precision == "int8":
+        from fadepth_core.runtime.quantize import quantize_graph
+
+        # Noise does: how fast a graph is does not depend on its scales.
+        noise = np.random.default_rng(1).integers(0, 256, (4, *framing.network_size, 3), dtype=np.uint8)
+        path.write_bytes(quantize_graph(path.read_bytes(), noise))
+    return OpenVINOBackend(Job(_GraphFile(path), framing, precision, threads))
+
+
+def openvino_precisions() -> tuple[str, ...]:
+    """Those that this processor and what is installed allow."""
+    able = ["fp32"]
+    if "BF16" in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        able.append("bf16")
+    if importlib.util.find_spec("nncf") is None:
+        print("no int8: NNCF makes its graphs, pip install 'fadepth_ros[quantize]'")
+    else:
+        able.append("int8")
+    return tuple(able)
 
 
 def backend_run(backend) -> Contestant:
@@ -93,6 +117,24 @@ def measure(contestants: dict[str, Contestant], image: np.ndarray, frames: int) 
             if turn >= 20:
                 times[name].append(1e3 * (time.perf_counter() - start))
     return {name: np.array(values) for name, values in times.items()}
+
+
+def stream_rates(backend: OpenVINOBackend, image: np.ndarray, frames: int) -> tuple[float, float]:
+    """Frames per second one by one and streamed, the two taking turns of 20 frames."""
+    request = (image, K, 1.0, (0.1, 100.0))
+    seconds = np.zeros(2)
+    for turn in range(-1, max(1, frames // 20)):
+        for way in range(2):
+            start = time.perf_counter()
+            if way:
+                for _ in backend.stream([request] * 20, points=True):
+                    pass
+            else:
+                for _ in range(20):
+                    backend.infer(*request)
+            if turn >= 0:  # the first compiles
+                seconds[way] += time.perf_counter() - start
+    return tuple(20 * max(1, frames // 20) / seconds)
 
 
 def main() -> int:
@@ -120,17 +162,20 @@ def main() -> int:
         contestants["torch cuda, fused"] = eager(fused, "cuda")
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
-        for precision in ("fp32", "bf16"):
-            if precision == "bf16" and "BF16" not in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
-                continue
+        streaming: dict[str, OpenVINOBackend] = {}
+        for precision in openvino_precisions():
             for name, network in (("plain", _Plain(plain)), ("fused", fused), ("ResNet-18", resnet)):
-                contestants[f"openvino {precision}, {name}"] = openvino(network, framing, precision, threads, folder)
+                backend = openvino(network, framing, precision, threads, folder)
+                contestants[f"openvino {precision}, {name}"] = backend_run(backend)
+                if name == "fused":
+                    streaming[precision] = backend
         for name in backends.NAMES:
             module = backends.backend_module(name)
             if module.missing() is None:
                 job = Job(Checkpoint(), framing, module.precisions()[0], threads)
                 contestants[f"node's backend '{name}'"] = backend_run(module.create(job))
         times = measure(contestants, image, args.frames)
+        rates = {precision: stream_rates(backend, image, args.frames) for precision, backend in streaming.items()}
 
     counts = complexity(fused, (1, 3, *size)), complexity(resnet, (1, 3, *size))
     print(
@@ -147,6 +192,9 @@ def main() -> int:
             f"{name:<28}{median:>11.2f}{np.quantile(values, 0.99):>9.2f}{1e3 / median:>10.0f}"
             f"{against[0]:>9.2f}{against[1]:>13.2f}"
         )
+    print(f"{'fused, frames/s':<28}{'one by one':>12}{'streamed':>10}")
+    for precision, (alone, streamed) in rates.items():
+        print(f"openvino {precision:<19}{alone:>12.0f}{streamed:>10.0f}")
     return 0
 
 

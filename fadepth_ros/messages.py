@@ -436,21 +436,3 @@ class CameraInfoWriter:
 
     def write(self, stamp: Stamp) -> bytes:
         return self._template.render(stamp)
-
-
-def depth_to_millimetres(depth: np.ndarray) -> np.ndarray:
-    """REP-118's 16-bit form: metres float32 [h, w] -> uint16 millimetres, 0 where unknown or beyond 65.535 m."""
-    valid = (depth >= 0.0) & (depth <= 65.535)
-    return np.where(valid, depth * 1000.0 + 0.5, 0.0).astype(np.uint16)
-
-
-def depth_to_color(depth: np.ndarray, near: float, far: float) -> np.ndarray:
-    """Depth for people: log scale from `near` (red) to `far` (blue), metres; black where depth is not finite.
-
-    Shapes: [h, w] float32 -> [h, w, 3] uint8 RGB.
-    """
-    finite = np.isfinite(depth)
-    level = np.log(far / np.clip(np.where(finite, depth, far), near, far)) * (255.0 / np.log(far / near))
-    color = cv2.cvtColor(cv2.applyColorMap(level.astype(np.uint8), cv2.COLORMAP_TURBO), cv2.COLOR_BGR2RGB)
-    color[~finite] = 0
-    return color

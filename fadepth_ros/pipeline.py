@@ -18,6 +18,7 @@ from fadepth_core.runtime.checkpoint import CheckpointError
 from fadepth_core.runtime.engine import DepthEngine, DepthResult, EngineError
 from fadepth_core.runtime.framing import FramingError
 from fadepth_core.runtime.ground import GroundScale
+from fadepth_core.runtime.pictures import depth_to_color, depth_to_millimetres
 from fadepth_ros import messages
 from fadepth_ros.messages import Camera, CameraInfoWriter, CloudWriter, Frame, ImageWriter, MessageError, Stamp
 from fadepth_ros.parameters import EngineSettings, Settings
@@ -213,7 +214,7 @@ class Pipeline:
             if COLOR in wanted:
                 size = result.depth.shape
                 writer = self._writer(COLOR, (frame.frame_id, size), lambda: ImageWriter(frame.frame_id, size, "rgb8"))
-                publish(COLOR, writer.write(frame.stamp, messages.depth_to_color(result.depth, *settings.color_range)))
+                publish(COLOR, writer.write(frame.stamp, depth_to_color(result.depth, *settings.color_range)))
             if cloud:
                 publish(POINTS, self._cloud_message(settings, frame, engine, rgb, result))
         if INFO in wanted and camera is not None:
@@ -308,7 +309,7 @@ class Pipeline:
 
     def _depth_message(self, settings: Settings, frame: Frame, result: DepthResult) -> bytes:
         encoding, size = settings.depth_encoding, result.depth.shape
-        pixels = result.depth if encoding == "32FC1" else messages.depth_to_millimetres(result.depth)
+        pixels = result.depth if encoding == "32FC1" else depth_to_millimetres(result.depth)
         key = (frame.frame_id, size, encoding)
         return self._writer(DEPTH, key, lambda: ImageWriter(frame.frame_id, size, encoding)).write(frame.stamp, pixels)
 

@@ -7,13 +7,15 @@ python training/run.py distill --config config/training/distill.yaml --teacher r
     train a small network to answer as a large one does
 python training/run.py evaluate checkpoint.safetensors --protocol kitti_eigen --root /data/kitti
     measure against true depth, beside the paper's figures; --protocol video needs none
+python training/run.py predict drive.mp4 --out depth
+    depth of a picture, a folder of pictures or a video, as files
 python training/run.py ablate --config config/training/ablation.yaml
     train variants with several seeds, and compare them
 python training/run.py models
     what can be built, and what it costs
 python training/run.py init smalldepth out.safetensors
     an untrained deployment checkpoint
-python training/run.py export checkpoint.safetensors --out robot.safetensors
+python training/run.py export checkpoint.safetensors --out robot.safetensors [--int8 drive.mp4]
     what a robot needs, from any checkpoint
 """
 
@@ -26,15 +28,18 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run from a clone, installed or not
 
 from fadepth_core.data import DataError
+from fadepth_core.data.frames import Frames
 from fadepth_core.data.registry import build_dataset, build_test_set
 from fadepth_core.evaluation import (
     PROTOCOLS,
+    EnginePredictor,
     NetworkPredictor,
     Predictor,
     choose_evenly,
@@ -46,15 +51,20 @@ from fadepth_core.evaluation import (
     print_video_table,
     published_rows,
     write_json,
+    write_predictions,
 )
 from fadepth_core.evaluation import evaluate as run_protocol
+from fadepth_core.evaluation import predict as run_prediction
 from fadepth_core.evaluation.baselines import ConstantDepth, GroundPlane
+from fadepth_core.evaluation.predictions import FORMATS, FPS
 from fadepth_core.evaluation.video import rgb
 from fadepth_core.models import MODELS, build_model
 from fadepth_core.models.complexity import complexity
 from fadepth_core.models.layers.head import MAX_DEPTH, MIN_DEPTH
 from fadepth_core.models.smalldepth import PIXEL_MEAN, PIXEL_STD
+from fadepth_core.runtime import backends
 from fadepth_core.runtime.checkpoint import Checkpoint, CheckpointError, Description
+from fadepth_core.runtime.engine import CHECK_BOUNDS, EngineError
 from fadepth_core.runtime.export import export_checkpoint
 from fadepth_core.runtime.framing import FramingError
 from fadepth_core.runtime.network import load_network
@@ -156,8 +166,8 @@ def _predictors(
     checkpoint: Checkpoint,
     network_size: tuple[int, int] | None,
     constant: ConstantDepth | None,
-) -> tuple[NetworkPredictor, dict[str, Predictor]]:
-    """The checkpoint's network, and by name what it is to be compared with."""
+) -> tuple[Predictor, dict[str, Predictor]]:
+    """The checkpoint's network, in the engine that was asked for, and by name what it is to be compared with."""
     description = checkpoint.description
     height, width = description.network_size
     options = {"pixels": height * width, "flip": args.flip, "focal": description.focal_length}
@@ -170,11 +180,32 @@ def _predictors(
         near, far = description.depth_range
         network = _untrained(description.model, 0, min_depth=near, max_depth=far, **description.options)
         guesses["untrained"] = NetworkPredictor(network, network_size, **options)
+    if args.backend or args.precision:
+        return EnginePredictor(checkpoint, network_size, args.flip, *_engine(args)), guesses
     return NetworkPredictor(load_network(checkpoint), network_size, **options), guesses
 
 
+def _engine(args: argparse.Namespace) -> tuple[str, str]:
+    """Backend and precision as asked for."""
+    return args.backend or "auto", args.precision or "auto"
+
+
 def _label(args: argparse.Namespace, checkpoint: Checkpoint) -> str:
-    return f"{checkpoint.path.stem}{'‡' if args.flip else ''}"
+    engine = " in {} {}".format(*_engine(args)) if args.backend or args.precision else ""
+    return f"{checkpoint.path.stem}{'‡' if args.flip else ''}{engine}"
+
+
+def predict(args: argparse.Namespace) -> None:
+    """Write the depth of a picture, a folder of pictures or a video."""
+    frames = Frames(args.source)
+    intrinsics = None
+    if args.intrinsics:
+        fx, fy, cx, cy = args.intrinsics
+        intrinsics = np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1]])
+    depths = run_prediction(frames, Checkpoint(args.checkpoint), intrinsics, args.camera, *_engine(args))
+    fps = (frames.fps or FPS) if frames.is_video else None
+    write_predictions(tqdm(depths, unit="frame"), args.out, args.format, fps)
+    print(f"wrote {args.out / 'depth'} and {args.out / ('color.mp4' if frames.is_video else 'color')}")
 
 
 def ablate(args: argparse.Namespace) -> None:
@@ -241,13 +272,28 @@ def export(args: argparse.Namespace) -> None:
         raise CheckpointError(f"{checkpoint.path}: a training checkpoint; name another file with --out, to keep it")
     out = args.out or checkpoint.path
     _check_suffix(out)
+    if args.int8:
+        from fadepth_core.runtime.quantize import FRAMES, quantize_checkpoint
+
+        images = Frames(args.int8).evenly(FRAMES)
     export_checkpoint(load_network(checkpoint), checkpoint.description, out)
     print(f"wrote {out} and {out.with_suffix('.onnx')}")
+    if args.int8:
+        median, tail = quantize_checkpoint(out, images)
+        print(
+            f"wrote {Checkpoint(out).int8_path}: on these frames its depth differs from float32 by {100 * median:.1f} % in "
+            f"the median, {100 * tail:.0f} % in the 99th percentile"
+        )
 
 
 def _check_suffix(path: Path) -> None:
     if path.suffix != ".safetensors":
         raise CheckpointError(f"{path}: a checkpoint's name ends in .safetensors; its graph is written beside it")
+
+
+def _add_engine(command: argparse.ArgumentParser, default: str) -> None:
+    command.add_argument("--backend", choices=backends.NAMES, help=f"default: {default}")
+    command.add_argument("--precision", choices=tuple(CHECK_BOUNDS), help="default: the backend's own")
 
 
 def _add_config(command: argparse.ArgumentParser) -> None:
@@ -300,8 +346,21 @@ def main(arguments: list[str] | None = None) -> int:
         metavar="N",
         help="video: of each clip, spread evenly",
     )
+    _add_engine(command, "the network in PyTorch; with --precision the fastest")
     command.add_argument("--out", type=Path, default=Path("evaluation"), help="folder for figures and pictures")
     command.set_defaults(run=evaluate)
+    command = commands.add_parser("predict", help=predict.__doc__)
+    command.add_argument("source", type=Path, help="picture, folder of pictures, or video")
+    command.add_argument("--out", type=Path, required=True, help="folder for depth and coloured pictures")
+    command.add_argument("--checkpoint", type=Path, help="default: the shipped one")
+    camera = command.add_mutually_exclusive_group()
+    camera.add_argument("--intrinsics", type=float, nargs=4, metavar=("FX", "FY", "CX", "CY"), help="pixels")
+    camera.add_argument("--camera", type=Path, help="JSON file with fx, fy, cx, cy; default: the one beside the source")
+    command.add_argument(
+        "--format", choices=FORMATS, default="png", help="png: 16 bits, millimetres, 0 unknown; npy: float32, metres"
+    )
+    _add_engine(command, "the fastest")
+    command.set_defaults(run=predict)
     command = commands.add_parser("ablate", help=ablate.__doc__)
     _add_config(command)
     command.add_argument("--out", type=Path, default=Path("runs/ablation"), help="folder of all runs")
@@ -316,12 +375,27 @@ def main(arguments: list[str] | None = None) -> int:
     command = commands.add_parser("export", help=export.__doc__)
     command.add_argument("checkpoint", type=Path)
     command.add_argument("--out", type=Path, help="deployment checkpoint to write; default: over the input")
+    command.add_argument(
+        "--int8",
+        type=Path,
+        metavar="FRAMES",
+        help="also make an int8 graph, calibrated with this video or folder of pictures",
+    )
     command.set_defaults(run=export)
     args = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
         args.run(args)
-    except (CheckpointError, ConfigError, DataError, FramingError, TrainingError, ImportError, OSError) as error:
+    except (
+        CheckpointError,
+        ConfigError,
+        DataError,
+        EngineError,
+        FramingError,
+        TrainingError,
+        ImportError,
+        OSError,
+    ) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0

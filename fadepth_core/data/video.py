@@ -139,24 +139,13 @@ class _Clip:
         self.name = place.relative_to(root).as_posix() if place != root else place.name
         self.source = _Video(place, size, cache) if place.is_file() else _Folder(place, size)
         self.camera = camera = _camera_of(place, root, camera)
-        values = _read_json(camera)
-        try:
-            fx, fy, cx, cy = (float(values[key]) for key in ("fx", "fy", "cx", "cy"))
-        except KeyError as error:
-            raise DataError(f"{camera}: has no {error}; an example: {EXAMPLE}") from None
-        except (TypeError, ValueError):
-            raise DataError(f"{camera}: fx, fy, cx and cy must be numbers; an example: {EXAMPLE}") from None
+        matrix, values = read_camera(camera, self.source.stored_size, place)
         self.stride = stride or _positive_whole(
             values.get("stride", values.get("recommended_stride", 1)), "stride", camera
         )
-        height, width = self.source.stored_size
-        expected = values.get("width", width), values.get("height", height)
-        if expected != (width, height):
-            raise DataError(f"{camera}: for {expected[0]}x{expected[1]} pixels, {place} has {width}x{height}")
         count = self.source.count
         if count < 2 * self.stride + 1:
             raise DataError(f"{place}: {count} frames; a sample at stride {self.stride} needs {2 * self.stride + 1}")
-        matrix = np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1]])
         self.intrinsics = self.source.framing.output_intrinsics(matrix)
         self.times = self._times(values)
         self.speeds = self._speeds(values)
@@ -270,7 +259,7 @@ class _Folder:
     fps = None
 
     def __init__(self, path: Path, size: tuple[int, int]):
-        self._files, self._flows = _pictures_in(path), {}
+        self._files, self._flows = pictures_in(path), {}
         self.count = len(self._files)
         self.stored_size = read_rgb(self._files[0]).shape[:2]
         self.framing = Framing.plan(self.stored_size, size, crop_to_aspect=True)
@@ -376,17 +365,42 @@ def _find_clips(root: Path) -> list[Path]:
         return [root] if root.suffix.lower() in VIDEOS else []
     clips = [path for path in root.rglob("*") if path.suffix.lower() in VIDEOS and path.is_file()]
     folders = {root, *(path for path in root.rglob("*") if path.is_dir())}
-    return sorted([*clips, *(folder for folder in folders if _pictures_in(folder))])
+    return sorted([*clips, *(folder for folder in folders if pictures_in(folder))])
 
 
-def _pictures_in(folder: Path) -> list[Path]:
-    """Frames in the order of the numbers in their names: 2.png before 10.png."""
+def pictures_in(folder: Path) -> list[Path]:
+    """A folder's frames in the order of the numbers in their names: 2.png before 10.png."""
     pictures = [path for path in folder.iterdir() if path.suffix.lower() in PICTURES]
     return sorted(pictures, key=lambda path: [int(t) if t.isdigit() else t for t in re.split(r"(\d+)", path.name)])
 
 
+def own_cameras(clip: Path) -> list[Path]:
+    """Where the JSON of a video file or a folder of frames is looked for."""
+    return [clip.with_suffix(".json")] if clip.is_file() else [clip / CAMERA, clip.with_name(f"{clip.name}.json")]
+
+
+def read_camera(path: Path, size: tuple[int, int], frames: Path) -> tuple[np.ndarray, dict]:
+    """K [3, 3] in pixels, and all keys, of the JSON at `path`, for frames of `size` (height, width) that `frames` holds.
+
+    Raises:
+        DataError: it cannot be used, or is of a camera of another size.
+    """
+    values = _read_json(path)
+    try:
+        fx, fy, cx, cy = (float(values[key]) for key in ("fx", "fy", "cx", "cy"))
+    except KeyError as error:
+        raise DataError(f"{path}: has no {error}; an example: {EXAMPLE}") from None
+    except (TypeError, ValueError):
+        raise DataError(f"{path}: fx, fy, cx and cy must be numbers; an example: {EXAMPLE}") from None
+    height, width = size
+    expected = values.get("width", width), values.get("height", height)
+    if expected != (width, height):
+        raise DataError(f"{path}: for {expected[0]}x{expected[1]} pixels, {frames} has {width}x{height}")
+    return np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1]]), values
+
+
 def _camera_of(clip: Path, root: Path, default: Path | None) -> Path:
-    own = [clip.with_suffix(".json")] if clip.is_file() else [clip / CAMERA, clip.with_name(f"{clip.name}.json")]
+    own = own_cameras(clip)
     top = root if root.is_dir() else root.parent
     above = [folder / CAMERA for folder in clip.parents if folder == top or top in folder.parents]
     for path in [*own, *([default] if default else []), *above]:

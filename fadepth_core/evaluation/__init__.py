@@ -1,9 +1,11 @@
 """How good a depth network is: the seven metrics, the published protocols by name, and the paper's numbers to compare."""
 
 from fadepth_core.evaluation.metrics import DepthMetrics, depth_metrics, mean_metrics
+from fadepth_core.evaluation.predictions import predict, write_predictions
 from fadepth_core.evaluation.protocols import (
     PROTOCOLS,
     Comparison,
+    EnginePredictor,
     Evaluation,
     ImageResult,
     NetworkPredictor,
@@ -29,6 +31,7 @@ __all__ = [
     "PROTOCOLS",
     "Comparison",
     "DepthMetrics",
+    "EnginePredictor",
     "Evaluation",
     "FrameResult",
     "ImageResult",
@@ -48,9 +51,11 @@ __all__ = [
     "map_from_above",
     "mean_metrics",
     "picture_sheet",
+    "predict",
     "prediction_sheet",
     "print_table",
     "print_video_table",
     "published_rows",
     "write_json",
+    "write_predictions",
 ]

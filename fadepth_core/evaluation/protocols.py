@@ -1,6 +1,6 @@
 """The published ways to measure monocular depth, by name, and the loop that applies one to a network.
 
-    images -> NetworkPredictor -> inverse depth -> compare: resize, invert, scale, cap -> metrics per image -> mean
+    images -> NetworkPredictor, EnginePredictor -> inverse depth -> compare: resize, invert, scale, cap -> metrics per image -> mean
 
 Only the network sees reduced pictures; truth is never resized.
 """
@@ -23,6 +23,8 @@ from fadepth_core.evaluation.metrics import DepthMetrics, depth_metrics, mean_me
 from fadepth_core.losses.pyramid import normalise
 from fadepth_core.models.layers.head import disparity_to_depth
 from fadepth_core.models.smalldepth import DepthFeatures
+from fadepth_core.runtime.checkpoint import Checkpoint
+from fadepth_core.runtime.engine import DepthEngine, EngineError
 from fadepth_core.runtime.framing import PIXELS, choose_network_size
 
 #: RGB uint8 [H, W, 3] and its K [3, 3] -> inverse depth float32 [h, w] in 1/metres (up to one factor where the protocol
@@ -260,3 +262,50 @@ class NetworkPredictor:
         if self.focal is not None:
             inverse_depth *= self.focal / focal_length(matrix)
         return inverse_depth[0, 0].cpu().numpy()
+
+
+class EnginePredictor:
+    """What a robot computes, as a `Predictor`: a checkpoint in `DepthEngine`, in the given backend and precision and no other.
+
+    Args:
+        checkpoint: opened.
+        size, flip: as for `NetworkPredictor`; the checkpoint knows the rest.
+        backend, precision: as for `DepthEngine.load`.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        size: tuple[int, int] | None = None,
+        flip: bool = False,
+        backend: str = "auto",
+        precision: str = "auto",
+    ):
+        self.checkpoint = checkpoint
+        self.size = size
+        self.flip = flip
+        self.backend, self.precision = backend, precision
+        self._engine: DepthEngine | None = None
+
+    def __call__(self, image: np.ndarray, intrinsics: np.ndarray) -> np.ndarray:
+        """Shapes: as `NetworkPredictor`.
+
+        Raises:
+            EngineError: the backend cannot run here, or not in this precision.
+            FramingError: an image or network size that cannot be.
+        """
+        engine = self._engine
+        if engine is None or engine.framing.camera_size != image.shape[:2]:
+            engine = self._engine = DepthEngine.load(
+                self.checkpoint, self.size, image.shape[:2], self.backend, self.precision
+            )
+        inverse_depth = 1 / engine.infer(image, intrinsics, points=False).depth
+        if self.flip:
+            mirrored = engine.infer(np.ascontiguousarray(image[:, ::-1]), intrinsics, points=False).depth
+            inverse_depth = (inverse_depth + 1 / mirrored[:, ::-1]) / 2
+        if self.backend not in ("auto", engine.backend_name) or self.precision not in ("auto", engine.precision):
+            raise EngineError(
+                f"asked for {self.backend} {self.precision}, got {engine.description}"
+                + "".join(f"\n  {failure}" for failure in engine.failures)
+            )
+        return inverse_depth

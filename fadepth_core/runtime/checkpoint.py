@@ -3,6 +3,7 @@ the exported graph as ONNX. Nothing is ever unpickled.
 
     smalldepth.safetensors   weights of the deployment net (or of a training run), golden input and output, description
     smalldepth.onnx          the same net as `ShapeCarriedGraph`, named in the description by its SHA-256
+    smalldepth.int8.onnx     the same once more with 8-bit weights and activations, where one was made
 
 This module needs numpy and safetensors only.
 """
@@ -51,6 +52,7 @@ class Description:
         options: further arguments of the network's constructor (training form).
         provenance: free text by key: data, method, iterations, date, licence ...
         onnx_sha256: digest of the ONNX file that belongs to it, "" if none was made.
+        int8_sha256: the same of its int8 graph.
     """
 
     model: str
@@ -64,6 +66,7 @@ class Description:
     options: dict = field(default_factory=dict)
     provenance: dict[str, str] = field(default_factory=dict)
     onnx_sha256: str = ""
+    int8_sha256: str = ""
 
     @classmethod
     def from_json(cls, text: str) -> Description:
@@ -151,14 +154,25 @@ class Checkpoint:
             digest.update(np.ascontiguousarray(value).data)
         return digest.hexdigest()
 
+    @property
+    def int8_path(self) -> Path:
+        return self.path.with_suffix(".int8.onnx")
+
     def onnx_problem(self) -> str | None:
         """Why the ONNX file beside this checkpoint cannot be used; None when it can."""
-        if not self.description.onnx_sha256:
-            return f"{self.path} was saved without an exported graph"
-        if not self.onnx_path.is_file():
-            return f"{self.onnx_path}: no such file"
-        if hashlib.sha256(self.onnx_path.read_bytes()).hexdigest() != self.description.onnx_sha256:
-            return f"{self.onnx_path}: damaged, or of another checkpoint (SHA-256 differs from the one in {self.path.name})"
+        return self._file_problem(self.onnx_path, self.description.onnx_sha256, "an exported graph")
+
+    def int8_problem(self) -> str | None:
+        """Why the int8 graph beside this checkpoint cannot be used; None when it can."""
+        return self._file_problem(self.int8_path, self.description.int8_sha256, "an int8 graph")
+
+    def _file_problem(self, path: Path, sha256: str, what: str) -> str | None:
+        if not sha256:
+            return f"{self.path} was saved without {what}"
+        if not path.is_file():
+            return f"{path}: no such file"
+        if hashlib.sha256(path.read_bytes()).hexdigest() != sha256:
+            return f"{path}: damaged, or of another checkpoint (SHA-256 differs from the one in {self.path.name})"
         return None
 
 

@@ -10,33 +10,54 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from types import ModuleType
+from typing import NamedTuple
 
 import numpy as np
 
 from fadepth_core.runtime import backends
 from fadepth_core.runtime.backends import Backend, Job
-from fadepth_core.runtime.checkpoint import Checkpoint
+from fadepth_core.runtime.checkpoint import Checkpoint, CheckpointError
 from fadepth_core.runtime.framing import Framing
 
 _LOG = logging.getLogger("fadepth")
 
 #: Largest relative error of depth against the golden output, as (median, 99th percentile), before a backend is refused. fp32
 #: differs by the order of its sums only; half precision keeps 11 bits, bfloat16 8, and log-depth is steepest where disparity is
-#: small.
-CHECK_BOUNDS = {"fp32": (1e-5, 1e-3), "fp16": (5e-3, 5e-2), "bf16": (3e-2, 3e-1)}
+#: small. int8 was measured at (1.2e-2, 4.1e-2); a head in 8 bits, which costs accuracy on real pictures, at (6.3e-2, 2.5e-1).
+CHECK_BOUNDS = {"fp32": (1e-5, 1e-3), "fp16": (5e-3, 5e-2), "bf16": (3e-2, 3e-1), "int8": (5e-2, 3e-1)}
 
 
-#: What has passed its check in this process: (digest of the weights, backend, precision, threads). Another camera size
-#: needs no other check.
+#: What has passed its check in this process: (digests of the weights and of the int8 graph, backend, precision, threads).
+#: Another camera size needs no other check.
 _CHECKED: set[tuple] = set()
 
 
 class EngineError(RuntimeError):
     """No backend can run the checkpoint; the message has one line for each that was tried."""
+
+
+@dataclass(frozen=True)
+class FrameRequest:
+    """One frame of a batch; the fields are the arguments of `DepthEngine.infer`."""
+
+    image: np.ndarray
+    intrinsics: np.ndarray | None = None
+    points: bool = True
+    scale: float = 1.0
+    limits: tuple[float, float] = (0.0, np.inf)
+
+
+class _Request(NamedTuple):
+    """A frame as a backend is asked: K [3, 3] is that of the published depth (None if unknown), and scale holds all factors."""
+
+    image: np.ndarray
+    matrix: np.ndarray | None
+    scale: float
 
 
 @dataclass(frozen=True)
@@ -51,7 +72,7 @@ class _Started:
 
 @dataclass(frozen=True)
 class DepthResult:
-    """One frame's answer. The arrays may be views of engine memory, valid until the next `infer`.
+    """One frame's answer. The arrays may be views of engine memory, valid until the next `infer` or `infer_batch`.
 
     Attributes:
         depth: [h, w] float32, metres along the optical axis; -inf too close, +inf too far (REP-117).
@@ -96,10 +117,11 @@ class DepthEngine:
         self.failures: list[str] = []
         #: Whether one of them was tried and failed, rather than not being there.
         self.degraded = False
-        self._wanted_precision = precision
         self._threads, self._batch = threads, batch
         self._log = logger
-        self._remaining = list(order)
+        # In its default precision a backend still stands behind all that were asked for another one.
+        wanted = [] if precision == "auto" else [(name, precision) for name in order]
+        self._remaining: list[tuple[str, str]] = wanted + [(name, "auto") for name in order]
         self._background = background
         self._serving: _Started | None = None
         #: The backend that is being made ready, and those that wait for their turn should it fail.
@@ -132,7 +154,8 @@ class DepthEngine:
             camera_size: (height, width) of the frames; None means the size the checkpoint was trained at.
             backend: "auto", or the one to try first ("tensorrt", "inductor", "torch", "openvino"); the others stay behind
                 it as fallbacks.
-            precision: "auto" (each backend's default), or one of `CHECK_BOUNDS`.
+            precision: "auto" (each backend's default), or one of `CHECK_BOUNDS`; int8 is for a checkpoint with an int8
+                graph. Where no backend can, depth comes in a default precision, and a warning says why.
             crop_to_aspect: crop frames to the network's aspect ratio instead of stretching them.
             full_resolution: depth at the camera's size instead of the network's.
             threads: CPU threads; 0 means up to four.
@@ -185,6 +208,11 @@ class DepthEngine:
         return self.checkpoint.description.focal_length is not None
 
     @property
+    def batches(self) -> bool:
+        """Whether the backend runs several frames at once (`infer_batch`) faster than one by one."""
+        return hasattr(self._serving.backend, "infer_batch")
+
+    @property
     def description(self) -> str:
         """Backend, precision and device in a few words."""
         coming = f" ({self._coming[0]} is being made ready)" if self._coming else ""
@@ -213,6 +241,94 @@ class DepthEngine:
             ValueError: the image has another type or size.
             EngineError: every backend failed.
         """
+        request = self._request(image, intrinsics, scale)
+        if self._coming is not None:
+            self._change_over(image.shape[:2])
+        while True:
+            try:
+                depth, cloud = self._run(request, points, limits)
+                return DepthResult(depth, cloud, request.matrix)
+            except Exception as error:
+                self._fall_back(error)
+
+    def infer_batch(self, requests: Sequence[FrameRequest]) -> list[DepthResult]:
+        """Depth of several frames, in their order: at once where the backend can (`batches`), else one by one.
+
+        Raises:
+            ValueError: an image has another type or size.
+            EngineError: every backend failed.
+        """
+        asked = [(self._request(r.image, r.intrinsics, r.scale), r.points, r.limits) for r in requests]
+        if self._coming is not None and requests:
+            self._change_over(requests[0].image.shape[:2])
+        while True:
+            try:
+                answers = self._run_batch(asked)
+                return [
+                    DepthResult(*answer, request.matrix) for answer, (request, *_) in zip(answers, asked, strict=True)
+                ]
+            except Exception as error:
+                self._fall_back(error)
+
+    def stream(
+        self,
+        frames: Iterable[tuple[np.ndarray, np.ndarray | None]],
+        *,
+        points: bool = True,
+        scale: float = 1.0,
+        limits: tuple[float, float] = (0.0, np.inf),
+    ) -> Iterator[DepthResult]:
+        """Depth of many frames, for whoever waits for the last and not for each: more frames a second than `infer`.
+
+        Args:
+            frames: (image, intrinsics), each as for `infer`; some are read ahead.
+            points, scale, limits: as for `infer`.
+
+        Yields:
+            A result for each frame, in order, in arrays of its own.
+
+        Raises:
+            ValueError: an image that `infer` would refuse. This, like what `frames` raises, comes when all frames before have
+                been answered.
+            EngineError: every backend failed.
+        """
+        frames = iter(frames)
+        waiting: deque[_Request] = deque()  # read, not yet answered
+        end: list[Exception] = []
+
+        def requests() -> Iterator[_Request]:
+            yield from tuple(waiting)  # what a backend that failed has left
+            while not end:
+                try:
+                    request = self._request(*next(frames), scale)
+                except Exception as error:
+                    end.append(error)
+                    return
+                waiting.append(request)
+                yield request
+
+        while True:
+            try:
+                for depth, cloud in self._answers(requests(), points, limits):
+                    matrix = waiting.popleft().matrix
+                    yield DepthResult(depth, None if matrix is None else cloud, matrix)
+                break
+            except Exception as error:
+                self._fall_back(error)
+        if not isinstance(end[0], StopIteration):
+            raise end[0]
+
+    def _answers(self, requests: Iterable[_Request], points: bool, limits) -> Iterator[tuple]:
+        """What the backend says to each request, in arrays that stay."""
+        backend = self._serving.backend
+        if hasattr(backend, "stream"):
+            yield from backend.stream(((self._framed(r.image), *r[1:], limits) for r in requests), points)
+            return
+        for request in requests:
+            yield _copied(self._run(request, points, limits))
+
+    def _request(self, image: np.ndarray, intrinsics: np.ndarray | None, scale: float) -> _Request:
+        """Raises ValueError for an image of another type or size."""
         framing = self.framing
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
             raise ValueError(f"expected a uint8 image [H, W, 3], got {image.dtype} {list(image.shape)}")
@@ -227,31 +343,45 @@ class DepthEngine:
         matrix = None if intrinsics is None else framing.output_intrinsics(intrinsics)
         if matrix is not None and self.follows_camera:
             scale *= framing.network_focal_length(intrinsics) / self.checkpoint.description.focal_length
-        if self._coming is not None:
-            self._change_over(image.shape[:2])
-        while True:
-            try:
-                depth, cloud = self._run(image, matrix if points else None, scale, limits)
-                return DepthResult(depth, cloud, matrix)
-            except Exception as error:
-                # Whatever a runtime raises when its device is lost; the frame is tried again on the next backend.
-                self._give_up(self.backend_name, f"failed while running: {error}", error)
-                self._next_backend()
+        return _Request(image, matrix, scale)
 
-    def _run(self, image, matrix, scale, limits):
-        serving = self._serving
-        if image.shape[:2] != serving.frame_size:
-            image = self.framing.to_network(image)
-        return serving.backend.infer(image, matrix, scale, limits)
+    def _run(self, request: _Request, points: bool, limits):
+        matrix = request.matrix if points else None
+        return self._serving.backend.infer(self._framed(request.image), matrix, request.scale, limits)
+
+    def _run_batch(self, asked: Sequence[tuple[_Request, bool, tuple[float, float]]]) -> list[tuple]:
+        if not self.batches or len(asked) < 2:
+            # Copies: what a backend answers lives until its next call.
+            return [_copied(self._run(*one)) for one in asked]
+        return self._serving.backend.infer_batch(
+            [
+                (self._framed(request.image), request.matrix if points else None, request.scale, limits)
+                for request, points, limits in asked
+            ]
+        )
+
+    def _framed(self, image: np.ndarray) -> np.ndarray:
+        return image if image.shape[:2] == self._serving.frame_size else self.framing.to_network(image)
+
+    def _fall_back(self, error: Exception) -> None:
+        """The backend has failed, with whatever a runtime raises when its device is lost: the next one takes its frames."""
+        self._give_up(self.backend_name, f"failed while running: {error}", error)
+        self._next_backend()
 
     def _next_backend(self) -> None:
         """Start the next backend in order that is there and passes its check."""
         while self._remaining:
-            name = self._remaining.pop(0)
+            name, precision = self._remaining.pop(0)
             try:
-                module, precision, reason = self._look_at(name)
-                if reason is not None:
+                module = backends.backend_module(name)
+                if (reason := module.missing()) is not None:
+                    self._remaining = [entry for entry in self._remaining if entry[0] != name]
                     self._give_up(name, reason)
+                    continue
+                known = module.precisions()
+                precision = known[0] if precision == "auto" else precision
+                if precision not in known:
+                    self._give_up(name, f"does not compute in {precision}")
                 elif not self._background or module.ANY_SIZE or not self._remaining:
                     self._use(_started(name, module, self._job(precision)))
                     return
@@ -270,15 +400,6 @@ class DepthEngine:
         raise EngineError(
             "no backend can run " + str(self.checkpoint.path) + "".join(f"\n  {f}" for f in self.failures)
         )
-
-    def _look_at(self, name: str) -> tuple[ModuleType, str, str | None]:
-        """A backend's module, the precision it would compute in, and why it cannot be used here, if so."""
-        module = backends.backend_module(name)
-        if (reason := module.missing()) is not None:
-            return module, "", reason
-        known = module.precisions()
-        precision = known[0] if self._wanted_precision == "auto" else self._wanted_precision
-        return module, precision, None if precision in known else f"does not compute in {precision}"
 
     def _use(self, started: _Started) -> None:
         self._serving = started
@@ -321,7 +442,7 @@ class DepthEngine:
             self._coming = None
             self._give_up(name, f"failed to start: {error}", error)
             if self._serving is None:
-                self._remaining = [*(name for name, _, _ in self._deferred), *self._remaining]
+                self._remaining = [*((name, precision) for name, _, precision in self._deferred), *self._remaining]
                 self._deferred = []
                 self._next_backend()
             elif self._deferred:
@@ -332,7 +453,8 @@ class DepthEngine:
             return
         self._coming = None
         if self._serving is not None:
-            self._remaining.insert(0, self._serving.name)  # what served until now stays the first to fall back on
+            # What served until now stays the first to fall back on.
+            self._remaining.insert(0, (self._serving.name, self._serving.precision))
         self._use(started)
 
     def _job(self, precision: str) -> Job:
@@ -346,7 +468,13 @@ class DepthEngine:
         self.failures.append(f"{name}: {reason}")
         self.degraded = self.degraded or error is not None
         level = logging.INFO if error is None else logging.WARNING
-        self._log.log(level, "backend %s passed over: %s", name, reason, exc_info=error)
+        trace = None if isinstance(error, CheckpointError) else error  # what is wrong with a file, its message says
+        self._log.log(level, "backend %s passed over: %s", name, reason, exc_info=trace)
+
+
+def _copied(answer: tuple[np.ndarray, np.ndarray | None]) -> tuple[np.ndarray, np.ndarray | None]:
+    depth, points = answer
+    return depth.copy(), None if points is None else points.copy()
 
 
 def _started(name: str, module: ModuleType, job: Job) -> _Started:
@@ -365,7 +493,8 @@ def _started(name: str, module: ModuleType, job: Job) -> _Started:
 def _check_on_golden_frame(module: ModuleType, job: Job) -> None:
     """Compare a backend for golden frames with the checkpoint's golden output."""
     checkpoint, golden = job.checkpoint, job.checkpoint.golden
-    key = (checkpoint.weights_sha256, module.create, job.precision, job.threads)
+    digests = checkpoint.weights_sha256, checkpoint.description.int8_sha256
+    key = (*digests, module.create, job.precision, job.threads)
     # A training run's checkpoint has no golden frame: torch is there, and the export from it was checked as it was made.
     if key in _CHECKED or not golden:
         return

@@ -3,6 +3,7 @@
 import concurrent.futures
 import threading
 import types
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -275,6 +276,70 @@ def test_wrong_answers_of_a_compiled_backend_do_not_pass_its_check(monkeypatch, 
     engine = DepthEngine.load(camera_size=(480, 640))
     assert engine.backend_name == "openvino"
     assert "its depth differs from the reference by 1.0e-02 in the median" in engine.failures[0]
+
+
+class FailsInTheMiddle:
+    """OpenVINO whose stream breaks when it has answered two frames, with more on their way."""
+
+    def __init__(self, job):
+        self._inner = openvino_backend.create(job)
+        self.device, self.takes_network_size, self.infer = self._inner.device, True, self._inner.infer
+
+    def stream(self, frames, points):
+        for number, answer in enumerate(self._inner.stream(frames, points)):
+            if number == 2:
+                raise RuntimeError("device lost")
+            yield answer
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_stream_gives_what_infer_gives_in_order(monkeypatch, fails):
+    rng = np.random.default_rng(1)
+    frames = [(rng.integers(0, 256, (64, 96, 3), dtype=np.uint8), K * (1 + i)) for i in range(9)]
+    frames[4] = (frames[4][0], None)
+    engine = DepthEngine.load(camera_size=(64, 96), input_size=(64, 96))
+    alone = []
+    for frame in frames:
+        result = engine.infer(*frame, limits=(0.0, 50.0))
+        alone.append((result.depth.copy(), None if result.points is None else result.points.copy()))
+    if fails:
+        substitute(monkeypatch, openvino=broken_backend(FailsInTheMiddle))
+        engine = DepthEngine.load(camera_size=(64, 96), input_size=(64, 96))
+    results = list(engine.stream(iter(frames), limits=(0.0, 50.0)))
+    assert len(results) == len(frames)
+    for (depth, points), result in zip(alone, results, strict=True):
+        np.testing.assert_allclose(result.depth, depth, rtol=1e-3)
+        if points is None:
+            assert result.points is None
+        else:
+            np.testing.assert_allclose(result.points, points, rtol=1e-3, atol=1e-3)
+    assert engine.failures == (["openvino: failed while running: device lost"] if fails else [])
+
+
+def test_a_bad_frame_ends_a_stream_after_all_before_it():
+    good = np.zeros((64, 96, 3), np.uint8)
+    engine = DepthEngine.load(camera_size=(64, 96), input_size=(64, 96))
+    results = engine.stream([(good, None)] * 3 + [(good[:10], None), (good, None)], points=False)
+    assert [next(results).depth.shape for _ in range(3)] == [(64, 96)] * 3
+    with pytest.raises(ValueError, match=r"got \[10, 96\]"):
+        next(results)
+    assert engine.failures == []
+    assert len(list(engine.stream([(good, None)] * 2, points=False))) == 2, "the engine is as good as before"
+
+
+def test_without_an_int8_graph_depth_comes_in_the_default_precision(tmp_path, checkpoint, caplog):
+    from fadepth_core.runtime.checkpoint import save_checkpoint
+
+    path = tmp_path / "net.safetensors"
+    path.with_suffix(".onnx").write_bytes(checkpoint.onnx_path.read_bytes())
+    save_checkpoint(path, checkpoint.weights, replace(checkpoint.description, int8_sha256=""), checkpoint.golden)
+    engine = DepthEngine.load(path, backend="openvino", precision="int8")
+    assert (engine.backend_name, engine.precision) == ("openvino", "fp32")
+    assert engine.degraded
+    assert (
+        "net.safetensors was saved without an int8 graph; make one with 'python training/run.py export" in caplog.text
+    )
+    assert engine.failures[1] == "torch: does not compute in int8"
 
 
 def test_when_nothing_works_every_reason_is_told(monkeypatch):

@@ -70,9 +70,10 @@ def test_a_batch_is_its_frames_one_by_one(graph, count):
 
 def test_a_stream_keeps_the_order_and_its_answers(graph):
     several = list(frames(5))
-    results = list(backend(graph).stream(iter(several)))
+    results = list(backend(graph).stream(iter(several), points=True))
     for frame, result in zip(several, results, strict=True):
         assert_same(result, expected(graph, frame))
+    assert all(points is None for _, points in backend(graph).stream(several, points=False))
 
 
 def test_half_precision_stays_inside_what_the_engine_allows(graph):

@@ -99,6 +99,65 @@ def test_video_is_measured_beside_baselines(tmp_path):
     assert cv2.imread(str(tmp_path / "out" / "video.png")).shape[1] == 2 * TILE_WIDTH + MAP_SIZE[1]
 
 
+def test_predict_writes_depth_and_colours_of_every_frame(tmp_path):
+    shown = np.random.default_rng(0).integers(0, 256, (96, 128, 3), dtype=np.uint8)
+    (tmp_path / "hall").mkdir()
+    cv2.imwrite(str(tmp_path / "hall" / "2.png"), shown)
+    cv2.imwrite(str(tmp_path / "hall" / "10.jpg"), shown[:64])
+    camera = tmp_path / "lens.json"
+    camera.write_text('{"fx": 100.0, "fy": 100.0, "cx": 64.0, "cy": 48.0}')
+    result = run("predict", tmp_path / "hall", "--out", tmp_path / "png", "--camera", camera)
+    assert result.returncode == 0, result.stderr
+    result = run(
+        "predict", tmp_path / "hall", "--out", tmp_path / "npy", "--format", "npy", "--intrinsics", 200, 200, 64, 48
+    )
+    assert result.returncode == 0, result.stderr
+    for name, height in (("2", 96), ("10", 64)):
+        metres = np.load(tmp_path / "npy" / "depth" / f"{name}.npy")
+        millimetres = cv2.imread(str(tmp_path / "png" / "depth" / f"{name}.png"), cv2.IMREAD_UNCHANGED)
+        assert (metres.shape, metres.dtype, millimetres.dtype) == ((height, 128), np.float32, np.uint16)
+        known = millimetres > 0
+        assert known.any()
+        # The lens is twice as long: so is the distance, for a checkpoint that follows the focal length.
+        factor = 2.0 if Checkpoint().description.focal_length else 1.0
+        np.testing.assert_allclose(1000 * metres[known], factor * millimetres[known], rtol=1e-3, atol=1.5)
+        assert cv2.imread(str(tmp_path / "png" / "color" / f"{name}.png")).shape == (height, 128, 3)
+
+
+def test_predict_makes_a_video_of_a_video(tmp_path):
+    writer = cv2.VideoWriter(str(tmp_path / "drive.mp4"), cv2.VideoWriter_fourcc(*"mp4v"), 10, (128, 96))
+    for level in range(5):
+        writer.write(np.full((96, 128, 3), 40 * level, np.uint8))
+    writer.release()
+    result = run("predict", tmp_path / "drive.mp4", "--out", tmp_path / "out")
+    assert result.returncode == 0, result.stderr
+    assert "no intrinsics, so depth is right up to one factor" in result.stderr
+    assert sorted(path.name for path in (tmp_path / "out" / "depth").iterdir()) == [f"{n:06d}.png" for n in range(5)]
+    colored = cv2.VideoCapture(str(tmp_path / "out" / "color.mp4"))
+    assert colored.get(cv2.CAP_PROP_FPS) == 10
+    assert [colored.grab() for _ in range(6)] == [True] * 5 + [False]
+
+
+def test_evaluate_does_not_measure_another_precision_than_asked_for(tmp_path):
+    path = tmp_path / "net.safetensors"
+    path.write_bytes(Checkpoint().path.read_bytes())
+    write_test_folder(tmp_path / "test")
+    arguments = ["evaluate", path, "--protocol", "folder", "--root", tmp_path / "test", "--out", tmp_path / "out"]
+    assert "net in openvino fp32" in run(*arguments, "--backend", "openvino", "--precision", "fp32").stdout
+    result = run(*arguments, "--backend", "torch", "--precision", "bf16")
+    assert result.returncode == 1
+    assert "asked for torch bf16, got" in result.stderr
+
+
+def write_test_folder(folder):
+    """One picture with its depth."""
+    folder.mkdir()
+    cv2.imwrite(str(folder / "a.png"), np.random.default_rng(0).integers(0, 256, (64, 96, 3), dtype=np.uint8))
+    cv2.imwrite(str(folder / "d.png"), np.full((64, 96), 5 * 256, np.uint16))
+    entry = {"id": "a", "rgb": "a.png", "depth": "d.png", "fx": 80.0, "fy": 80.0, "cx": 48.0, "cy": 32.0}
+    (folder / "index.json").write_text(json.dumps([entry]))
+
+
 @pytest.mark.parametrize("command", [("export", "/no/such/net.safetensors")])
 def test_errors_are_one_line(command):
     result = run(*command)

@@ -51,6 +51,10 @@ class Job:
 class Backend(Protocol):
     """A compiled DepthGraph.
 
+    One that has a faster way than `infer` for frames that are all there already offers `stream(frames, points)` too: an
+    iterable of `infer`'s arguments in, as many answers out, in order, in arrays of their own; `points` says whether the
+    answers have them, which then are of no use where a frame came without intrinsics.
+
     Attributes:
         device: where it runs, for people.
         takes_network_size: frames should come already resized (`Framing.to_network`); else at the camera's size.

@@ -155,20 +155,22 @@ class StaticBackend:
         self._slot = lambda batch: Slot(make_compute(batch), framing, batch, device)
         self._batch = job.batch
         self._single = self._slot(1)
-        self._several = self._slot(job.batch) if job.batch > 1 else None
         self._second: Slot | None = None
+        if job.batch > 1:
+            self._several = self._slot(job.batch)
+            self.infer_batch = self._infer_batch  # which says that it has one
 
     def infer(self, image, intrinsics, scale, limits):
         return _run(self._single, [(image, intrinsics, scale, limits)])[0]
 
-    def infer_batch(self, frames: Sequence[FrameArguments]) -> list[tuple[np.ndarray, np.ndarray | None]]:
+    def _infer_batch(self, frames: Sequence[FrameArguments]) -> list[tuple[np.ndarray, np.ndarray | None]]:
         """Several frames, of several cameras, together. The arrays last until the next call."""
-        if self._several is None or len(frames) > self._batch:
-            return list(self.stream(frames))
+        if len(frames) > self._batch:
+            return list(self.stream(frames, points=True))
         return _run(self._several, frames)
 
-    def stream(self, frames: Iterable[FrameArguments]) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
-        """Frame after frame, in order, two of them under way at a time, so that copies overlap with computing."""
+    def stream(self, frames: Iterable[FrameArguments], points: bool) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
+        """See `Backend`. Two frames are under way at a time, so that copies overlap with computing."""
         if self._second is None:
             self._second = self._slot(1)
         free, under_way = deque([self._single, self._second]), deque()
@@ -176,6 +178,8 @@ class StaticBackend:
             if not free:
                 yield _finish(under_way, free)
             slot = free.popleft()
+            if not points:
+                frame = (frame[0], None, *frame[2:])
             slot.submit([frame])
             under_way.append((slot, frame))
         while under_way:

@@ -1,0 +1,85 @@
+"""A picture, a folder of pictures, or a video, frame by frame at its own size: what there is to predict, or to calibrate with."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from fadepth_core.data.errors import DataError
+from fadepth_core.data.images import read_rgb
+from fadepth_core.data.video import CAMERA, PICTURES, VIDEOS, own_cameras, pictures_in
+
+
+class Frames:
+    """Names and pictures, RGB uint8 [H, W, 3], in order. Read anew by every iteration, one at a time.
+
+    Args:
+        source: a picture, a folder of pictures (in the order of the numbers in their names), or a video.
+
+    Attributes:
+        path: the source.
+        is_video: whether it is a video.
+        fps: frames per second of a video that knows; else None.
+
+    Raises:
+        DataError: no such thing, or nothing in it; a picture that cannot be read, when its turn comes.
+    """
+
+    def __init__(self, source: str | os.PathLike):
+        self.path = Path(source)
+        self.is_video = self.path.is_file() and self.path.suffix.lower() in VIDEOS
+        self.fps: float | None = None
+        if self.is_video:
+            reader = cv2.VideoCapture(str(self.path))
+            self.fps = reader.get(cv2.CAP_PROP_FPS) or None
+            if not reader.grab():
+                raise DataError(f"{self.path}: not a video that OpenCV can read")
+            return
+        if not self.path.exists():
+            raise DataError(f"{self.path}: no such file or folder")
+        if self.path.is_file() and self.path.suffix.lower() not in PICTURES:
+            raise DataError(f"{self.path}: neither a picture nor a video ({', '.join(sorted(PICTURES | VIDEOS))})")
+        self._files = [self.path] if self.path.is_file() else pictures_in(self.path)
+        if not self._files:
+            raise DataError(f"{self.path}: no picture ({', '.join(sorted(PICTURES))}) in it")
+        for file in self._files:
+            if len(twins := [other.name for other in self._files if other.stem == file.stem]) > 1:
+                raise DataError(f"{self.path}: {' and '.join(twins)} have one name")
+
+    def __iter__(self) -> Iterator[tuple[str, np.ndarray]]:
+        if not self.is_video:
+            for file in self._files:
+                yield file.stem, read_rgb(file)
+            return
+        reader = cv2.VideoCapture(str(self.path))
+        number = 0
+        while reader.grab():
+            yield f"{number:06d}", cv2.cvtColor(reader.retrieve()[1], cv2.COLOR_BGR2RGB)
+            number += 1
+
+    def count(self) -> int:
+        """How many there are. Goes once through a video: what its header says is often wrong."""
+        if not self.is_video:
+            return len(self._files)
+        reader = cv2.VideoCapture(str(self.path))
+        number = 0
+        while reader.grab():
+            number += 1
+        return number
+
+    def evenly(self, count: int) -> list[np.ndarray]:
+        """Up to `count` pictures, spread evenly from the first to the last."""
+        available = self.count()
+        picks = set(np.linspace(0, available - 1, min(count, available)).round().astype(int).tolist())
+        if not self.is_video:
+            return [read_rgb(self._files[number]) for number in sorted(picks)]
+        return [image for number, (_, image) in enumerate(self) if number in picks]
+
+    def camera(self) -> Path | None:
+        """The JSON with the camera's intrinsics that lies beside it, as for training (`VideoDataset`); None if none does."""
+        places = [*own_cameras(self.path), self.path.parent / CAMERA]
+        return next((place for place in places if place.is_file()), None)

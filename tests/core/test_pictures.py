@@ -1,0 +1,20 @@
+"""Depth as pictures."""
+
+import numpy as np
+
+from fadepth_core.runtime import pictures
+
+
+def test_millimetres_follow_rep_118():
+    depth = np.array([[1.2344, 0.0005, 65.535, 65.6, np.inf, -np.inf, np.nan, 0.0]], np.float32)
+    np.testing.assert_array_equal(pictures.depth_to_millimetres(depth), [[1234, 1, 65535, 0, 0, 0, 0, 0]])
+
+
+def test_colours_run_from_near_to_far_and_skip_what_is_not_measured():
+    depth = np.array([[1.0, 2.0, 12.0, 80.0, 100.0, np.inf, -np.inf, np.nan]], np.float32)
+    color = pictures.depth_to_color(depth, near=2.0, far=80.0)[0].astype(int)
+    assert color[0].tolist() == color[1].tolist()
+    assert color[3].tolist() == color[4].tolist()
+    assert color[1][0] > color[1][2], "near is red"
+    assert color[3][2] > color[3][1], "far is blue"
+    assert (color[5:] == 0).all()
