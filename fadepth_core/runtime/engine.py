@@ -35,8 +35,19 @@ class EngineError(RuntimeError):
 
 
 @dataclass(frozen=True)
+class FrameRequest:
+    """One frame of a batch; the fields are the arguments of `DepthEngine.infer`."""
+
+    image: np.ndarray
+    intrinsics: np.ndarray | None = None
+    points: bool = True
+    scale: float = 1.0
+    limits: tuple[float, float] = (0.0, np.inf)
+
+
+@dataclass(frozen=True)
 class DepthResult:
-    """One frame's answer. The arrays may be views of engine memory, valid until the next `infer`.
+    """One frame's answer. The arrays may be views of engine memory, valid until the next `infer` or `infer_batch`.
 
     Attributes:
         depth: [h, w] float32, metres along the optical axis; -inf too close, +inf too far (REP-117).
@@ -149,6 +160,11 @@ class DepthEngine:
         return self.checkpoint.description.focal_length is not None
 
     @property
+    def batches(self) -> bool:
+        """Whether the backend runs several frames at once (`infer_batch`) faster than one by one."""
+        return hasattr(self._backend, "infer_batch")
+
+    @property
     def description(self) -> str:
         """Backend, precision and device in a few words."""
         return f"{self.backend_name} {self.precision} on {self._backend.device}"
@@ -176,6 +192,38 @@ class DepthEngine:
             ValueError: the image has another type or size.
             EngineError: every backend failed.
         """
+        matrix, scale = self._matrix_and_scale(image, intrinsics, scale)
+        while True:
+            try:
+                depth, cloud = self._run(image, matrix if points else None, scale, limits)
+                return DepthResult(depth, cloud, matrix)
+            except Exception as error:
+                # Whatever a runtime raises when its device is lost; the frame is tried again on the next backend.
+                self._give_up(self.backend_name, f"failed while running: {error}", failed=True)
+                self._next_backend()
+
+    def infer_batch(self, requests: Sequence[FrameRequest]) -> list[DepthResult]:
+        """Depth of several frames, in their order: at once where the backend can (`batches`), else one by one.
+
+        Raises:
+            ValueError: an image has another type or size.
+            EngineError: every backend failed.
+        """
+        frames, matrices = [], []
+        for r in requests:
+            matrix, scale = self._matrix_and_scale(r.image, r.intrinsics, r.scale)
+            frames.append((r.image, matrix if r.points else None, scale, r.limits))
+            matrices.append(matrix)
+        while True:
+            try:
+                answers = self._run_batch(frames)
+                return [DepthResult(*answer, matrix) for answer, matrix in zip(answers, matrices, strict=True)]
+            except Exception as error:
+                self._give_up(self.backend_name, f"failed while running: {error}", failed=True)
+                self._next_backend()
+
+    def _matrix_and_scale(self, image, intrinsics, scale):
+        """K of the depth image, and the factor on depth with what the camera's focal length adds; checks the image."""
         framing = self.framing
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
             raise ValueError(f"expected a uint8 image [H, W, 3], got {image.dtype} {list(image.shape)}")
@@ -187,19 +235,26 @@ class DepthEngine:
         matrix = None if intrinsics is None else framing.output_intrinsics(intrinsics)
         if matrix is not None and self.follows_camera:
             scale *= framing.network_focal_length(intrinsics) / self.checkpoint.description.focal_length
-        while True:
-            try:
-                depth, cloud = self._run(image, matrix if points else None, scale, limits)
-                return DepthResult(depth, cloud, matrix)
-            except Exception as error:
-                # Whatever a runtime raises when its device is lost; the frame is tried again on the next backend.
-                self._give_up(self.backend_name, f"failed while running: {error}", failed=True)
-                self._next_backend()
+        return matrix, scale
 
     def _run(self, image, matrix, scale, limits):
+        return self._backend.infer(self._fitted(image), matrix, scale, limits)
+
+    def _run_batch(self, frames):
+        frames = [(self._fitted(image), *rest) for image, *rest in frames]
+        if self.batches and len(frames) > 1 and len({image.shape for image, *_ in frames}) == 1:
+            return self._backend.infer_batch(frames)
+        # Copies: what a backend answers lives until its next call.
+        answers = []
+        for frame in frames:
+            depth, points = self._backend.infer(*frame)
+            answers.append((depth.copy(), None if points is None else points.copy()))
+        return answers
+
+    def _fitted(self, image):
         if self._backend.takes_network_size and image.shape[:2] != self.framing.network_size:
-            image = self.framing.to_network(image)
-        return self._backend.infer(image, matrix, scale, limits)
+            return self.framing.to_network(image)
+        return image
 
     def _next_backend(self) -> None:
         """Start the next backend in order that is there and passes its check."""

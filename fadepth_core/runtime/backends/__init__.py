@@ -43,6 +43,9 @@ class Job:
 class Backend(Protocol):
     """A compiled DepthGraph.
 
+    One that runs several frames at once faster than one by one also has `infer_batch(frames)`: of a list of (image,
+    intrinsics, scale, limits), images of one size, the list of what `infer` returns, all valid until the next call.
+
     Attributes:
         device: where it runs, for people.
         takes_network_size: frames should come already resized (`Framing.to_network`); else at the camera's size.
