@@ -206,6 +206,8 @@ class Pipeline:
 
     def configure(self, settings: Settings) -> None:
         """Use other parameter values from the next frame on."""
+        if settings.engine != self._settings.engine:
+            self._shared = None  # now, not with the next frame: another camera may be about to make the new one
         self._settings = settings
         self._engines.retry()  # the change may be what an engine was waiting for
 
@@ -273,9 +275,9 @@ class Pipeline:
             MessageError: the message cannot be used.
             EngineError, CheckpointError, FramingError: no engine can be had.
         """
-        prepared = self.prepare(raw, arrival)
-        if prepared is not None:
-            self.answer(prepared)
+        job = self.prepare(raw, arrival)
+        if job is not None:
+            self.answer(job)
 
     def prepare(self, raw: bytes, arrival: float) -> Prepared | None:
         """Read a serialized image and decide what to do with it; None when nobody listens. Raises as `process` does."""
@@ -316,10 +318,9 @@ class Pipeline:
 
     def answer(self, job: Prepared) -> None:
         """Run a frame by itself and publish what comes out. Raises EngineError."""
-        if job.image is None:
-            self.finish(job, None)
-            return
-        result = job.engine.infer(job.image, job.intrinsics, points=job.points, scale=job.scale, limits=job.limits)
+        result = None
+        if job.image is not None:
+            result = job.engine.infer(job.image, job.intrinsics, points=job.points, scale=job.scale, limits=job.limits)
         self.finish(job, result)
 
     def finish(self, job: Prepared, result: DepthResult | None) -> None:

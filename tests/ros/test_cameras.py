@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import weakref
 
 import numpy as np
 import pytest
@@ -49,10 +50,12 @@ class Batching:
 class Rig:
     """Cameras that share their engines, without ROS around them."""
 
-    def __init__(self, *names, loader=Batching, wanted=(DEPTH,), **changes):
-        self.made: list = []  # engines, in their order
-        engines = Engines(lambda *arguments: self.made.append(loader(*arguments)) or self.made[-1])
-        self.outputs = {name: Recorder(*wanted) for name in names}
+    def __init__(self, *names, loader=Batching, keep=True, **changes):
+        self.made: list = []  # engines, in their order, where they are to be kept
+        engines = Engines(
+            (lambda *arguments: self.made.append(loader(*arguments)) or self.made[-1]) if keep else loader
+        )
+        self.outputs = {name: Recorder(DEPTH) for name in names}
         self.pipelines = {
             name: Pipeline(settings(**changes), self.outputs[name], logging.getLogger("test"), name, name, engines)
             for name in names
@@ -108,6 +111,24 @@ def test_an_engine_is_kept_while_one_camera_uses_it(rig):
     rig.offer(sizes={"rear": OTHER_SIZE})
     assert len(rig.made) == 3
     assert rig.made[0].asked == [2, "infer", 2, "infer"]
+
+
+def test_other_engine_settings_free_the_old_engine_before_the_new_one_is_made():
+    alive = []
+
+    class Counted(Batching):
+        def __init__(self, *arguments):
+            alive.append(weakref.ref(self))
+            assert sum(engine() is not None for engine in alive) == 1
+            super().__init__(*arguments)
+
+    rig = Rig("front", "rear", loader=Counted, keep=False)
+    rig.offer()
+    for pipeline in rig.pipelines.values():
+        pipeline.configure(settings(full_resolution=True))
+    rig.offer()
+    assert len(alive) == 2
+    assert rig.depth("front").shape == rig.depth("rear").shape == SIZE
 
 
 def test_without_a_batching_backend_a_frame_is_out_before_the_next_is_begun():
