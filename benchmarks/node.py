@@ -43,7 +43,7 @@ class PassThroughEngine:
     """Answers every frame with the plane z = 5 m, computed once."""
 
     description = "pass-through"
-    takes_network_size, follows_camera = True, False
+    takes_network_size, follows_camera, batches = True, False, False
     failures, degraded = (), False
 
     def __init__(self, _settings, camera_size, _logger):

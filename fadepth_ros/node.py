@@ -1,7 +1,8 @@
 """The lifecycle node: wires topics, parameters and diagnostics to the pipeline.
 
 Subscribes to `image` (or `image/compressed`) and `camera_info`, publishes `depth/image`, `depth/camera_info`,
-`depth/points`, `depth/color` and `/diagnostics`. All names are relative: remap them, or give the node a namespace.
+`depth/points`, `depth/color` and `/diagnostics`. All names are relative: remap them, or give the node a namespace. With
+the parameter `cameras` it does so once in each of these namespaces.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import gc
 import logging
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import rclpy
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
@@ -24,7 +25,7 @@ from sensor_msgs.msg import CameraInfo, CompressedImage, Image, PointCloud2
 
 from fadepth_core.runtime.checkpoint import Checkpoint, CheckpointError
 from fadepth_ros.parameters import Parameters, Settings
-from fadepth_ros.pipeline import COLOR, DEPTH, INFO, POINTS, Pipeline, load_engine
+from fadepth_ros.pipeline import COLOR, DEPTH, INFO, POINTS, Engines, Pipeline, load_engine, offer_images
 from fadepth_ros.shutdown import ros_context, until_shutdown
 from fadepth_ros.statistics import Report
 
@@ -58,20 +59,104 @@ def _transition(callback: Callable) -> Callable:
     return logged
 
 
+class CameraTopics:
+    """The topics of one camera, and the pipeline between them while the node is active; the pipeline's `Outputs`.
+
+    Args:
+        name: the camera's namespace below the node's; empty for none.
+    """
+
+    def __init__(self, node: LifecycleNode, name: str):
+        self.name = name
+        self.pipeline: Pipeline | None = None
+        self._node = node
+        self._publishers: dict = {}
+        self._inputs: list = []
+
+    def advertise(self) -> None:
+        """Make the publishers."""
+        for output, kind in _OUTPUT_TYPES.items():
+            self._publishers[output] = self._node.create_lifecycle_publisher(
+                kind,
+                _topic(self.name, output),
+                _output_qos(),
+                qos_overriding_options=QoSOverridingOptions.with_default_policies(),
+            )
+
+    def start(self, settings: Settings, engines: Engines, logger: logging.Logger, on_image: Callable) -> None:
+        """Subscribe; `on_image` is called with this object and the serialized image."""
+        compressed = settings.image_transport == "compressed"
+        resolve = self._node.resolve_topic_name
+        # A transport is a suffix of the image's name, after remapping: image:=/cam/image_raw gives ../image_raw/compressed.
+        image = resolve(_topic(self.name, "image")) + ("/compressed" if compressed else "")
+        info = resolve(_topic(self.name, "camera_info"))
+        self.pipeline = Pipeline(settings, self, logger, image, info, engines)
+        for kind, topic, callback in (
+            (CompressedImage if compressed else Image, image, functools.partial(on_image, self)),
+            (CameraInfo, info, self.pipeline.offer_camera_info),
+        ):
+            # One by one, so that what exists is taken down again if the next one fails.
+            self._inputs.append(
+                self._node.create_subscription(
+                    kind,
+                    topic,
+                    callback,
+                    _input_qos(),
+                    raw=True,
+                    qos_overriding_options=QoSOverridingOptions.with_default_policies(),
+                )
+            )
+        logger.info(f"waiting for images on {image} and intrinsics on {info}")
+
+    def stop(self) -> None:
+        for subscription in self._inputs:
+            self._node.destroy_subscription(subscription)
+        self._inputs = []
+        self.pipeline = None
+
+    def destroy(self) -> None:
+        self.stop()
+        for publisher in self._publishers.values():
+            self._node.destroy_lifecycle_publisher(publisher)
+
+    def newest(self, images: list[bytes]) -> tuple[bytes, int] | None:
+        """The newest of `images` and those that wait in the middleware's queue, and how many it replaces; None without
+        any. The intrinsics that came with it, which may stand behind it in the executor's order, are taken too."""
+        image, info = self._inputs
+        images += _take_waiting(image)
+        if not images:
+            return None
+        for message in _take_waiting(info)[-1:]:
+            self.pipeline.offer_camera_info(message)
+        return images[-1], len(images) - 1
+
+    # ------------------------------------------------------------------------------------------- the pipeline's Outputs
+
+    def wanted(self) -> set[str]:
+        return {name for name, publisher in self._publishers.items() if publisher.get_subscription_count()}
+
+    def publish(self, output: str, message: bytes) -> None:
+        self._publishers[output].publish(message)
+
+    def closed(self) -> bool:
+        return not self._node.context.ok()
+
+    def now(self) -> int:
+        return self._node.get_clock().now().nanoseconds
+
+
 class DepthNode(LifecycleNode):
     """Answers camera images with depth.
 
     Args:
-        engine_loader: see `Pipeline`.
+        engine_loader: see `Engines`.
         options: passed on to `rclpy.node.Node`.
     """
 
     def __init__(self, engine_loader: Callable = load_engine, **options):
         super().__init__("depth", **options)
-        self._pipeline: Pipeline | None = None
         self._engine_loader = engine_loader
-        self._output_publishers: dict = {}
-        self._inputs: list = []
+        self._cameras: list[CameraTopics] = []
         self._active = False
         self._logging = _forward_logging(self)
         self._declared = Parameters(self, lambda: self._active, self._on_parameters)
@@ -102,50 +187,29 @@ class DepthNode(LifecycleNode):
             )
         if licence := description.provenance.get("licence"):
             self.get_logger().info(f"licence of the network's weights: {licence}")
-        for output, kind in _OUTPUT_TYPES.items():
-            self._output_publishers[output] = self.create_lifecycle_publisher(
-                kind, output, _output_qos(), qos_overriding_options=QoSOverridingOptions.with_default_policies()
-            )
+        self._make_topics(settings.cameras)
         return TransitionCallbackReturn.SUCCESS
 
     @_transition
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
         settings = self._declared.settings
-        compressed = settings.image_transport == "compressed"
-        # A transport is a suffix of the image's name, after remapping: image:=/cam/image_raw gives ../image_raw/compressed.
-        image = self.resolve_topic_name("image") + ("/compressed" if compressed else "")
-        info = self.resolve_topic_name("camera_info")
-        self._pipeline = Pipeline(settings, self, self._logging, image, info, self._engine_loader)
-        for kind, topic, callback in (
-            (CompressedImage if compressed else Image, image, self._on_image),
-            (CameraInfo, info, self._pipeline.offer_camera_info),
-        ):
-            # One by one, so that what exists is taken down again if the next one fails.
-            self._inputs.append(
-                self.create_subscription(
-                    kind,
-                    topic,
-                    callback,
-                    _input_qos(),
-                    raw=True,
-                    qos_overriding_options=QoSOverridingOptions.with_default_policies(),
-                )
-            )
+        if settings.cameras != tuple(camera.name for camera in self._cameras):  # changed since on_configure
+            self._make_topics(settings.cameras)
+        engines = Engines(self._engine_loader)
+        for camera in self._cameras:
+            camera.start(settings, engines, self._logging, self._on_image)
         self._active = True
-        self.get_logger().info(f"waiting for images on {image} and intrinsics on {info}")
         return super().on_activate(state)
 
     @_transition
     def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
-        self._end_pipeline()
+        self._stop()
         return super().on_deactivate(state)
 
     @_transition
     def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
-        self._end_pipeline()
-        for publisher in self._output_publishers.values():
-            self.destroy_lifecycle_publisher(publisher)
-        self._output_publishers = {}
+        self._active = False
+        self._make_topics(())
         return TransitionCallbackReturn.SUCCESS
 
     @_transition
@@ -157,57 +221,70 @@ class DepthNode(LifecycleNode):
         return self.on_cleanup(state)
 
     def destroy_node(self) -> None:
-        self._end_pipeline()
+        self._stop()
         super().destroy_node()
 
-    def _end_pipeline(self) -> None:
+    def _make_topics(self, cameras: Sequence[str]) -> None:
+        """Publishers for these cameras, instead of those there are."""
+        while self._cameras:
+            self._cameras.pop().destroy()
+        for name in cameras:
+            camera = CameraTopics(self, name)
+            self._cameras.append(camera)  # before it is complete, so that what exists is taken down if the rest fails
+            camera.advertise()
+
+    def _stop(self) -> None:
         self._active = False
-        for subscription in self._inputs:
-            self.destroy_subscription(subscription)
-        self._inputs = []
-        self._pipeline = None
+        for camera in self._cameras:
+            camera.stop()
 
-    def _on_image(self, raw: bytes) -> None:
-        """Take what else waits in the middleware's queues: only the newest frame is worth depth, and the intrinsics that
-        came with it may stand behind it in the executor's order."""
-        image, info = self._inputs
-        newer = _take_waiting(image)
-        for message in _take_waiting(info)[-1:]:
-            self._pipeline.offer_camera_info(message)
-        self._pipeline.offer_image(newer[-1] if newer else raw, overtaken=len(newer))
-
-    # ------------------------------------------------------------------------------------------- the pipeline's Outputs
-
-    def wanted(self) -> set[str]:
-        return {name for name, publisher in self._output_publishers.items() if publisher.get_subscription_count()}
-
-    def publish(self, output: str, message: bytes) -> None:
-        self._output_publishers[output].publish(message)
-
-    def closed(self) -> bool:
-        return not self.context.ok()
-
-    def now(self) -> int:
-        return self.get_clock().now().nanoseconds
+    def _on_image(self, camera: CameraTopics, raw: bytes) -> None:
+        """Only the newest frame is worth depth. Those of other cameras are taken too where they go into one batch with it;
+        else they had better wait, and be replaced by newer ones."""
+        raw, overtaken = camera.newest([raw])
+        images = [(camera.pipeline, raw, overtaken)]
+        for other in self._cameras:
+            if other is not camera and camera.pipeline.batches_with(other.pipeline):
+                waiting = other.newest([])
+                if waiting is not None:
+                    images.append((other.pipeline, *waiting))
+        if len(images) > 1:
+            offer_images(images)
+        else:
+            camera.pipeline.offer_image(raw, overtaken)
 
     # ---------------------------------------------------------------------------------------- parameters, diagnostics
 
     def _on_parameters(self, settings: Settings) -> None:
-        if self._pipeline is not None:
-            self._pipeline.configure(settings)
+        if self._active:
+            for camera in self._cameras:
+                camera.pipeline.configure(settings)
 
     def _publish_diagnostics(self) -> None:
-        status = DiagnosticStatus(name=f"{self.get_fully_qualified_name()}: depth", hardware_id="")
-        if self._pipeline is None:
-            status.level, status.message = DiagnosticStatus.OK, "not active"
-        else:
-            report = self._pipeline.statistics.report()
-            status.level, status.message = _judge(report, self._pipeline.degraded)
-            status.hardware_id = self._pipeline.engine_description
-            status.values = [KeyValue(key=k, value=v) for k, v in _values(report, self._pipeline).items()]
-        message = DiagnosticArray(status=[status])
+        node = self.get_fully_qualified_name()
+        pipelines = {name: None for name in self._declared.settings.cameras}
+        pipelines |= {camera.name: camera.pipeline for camera in self._cameras if self._active}
+        message = DiagnosticArray(
+            status=[_status(f"{node}: {_topic(name, 'depth')}", pipeline) for name, pipeline in pipelines.items()]
+        )
         message.header.stamp = self.get_clock().now().to_msg()
         self._diagnostics.publish(message)
+
+
+def _topic(camera: str, name: str) -> str:
+    return f"{camera}/{name}" if camera else name
+
+
+def _status(name: str, pipeline: Pipeline | None) -> DiagnosticStatus:
+    """One camera's part of /diagnostics."""
+    if pipeline is None:
+        return DiagnosticStatus(name=name, level=DiagnosticStatus.OK, message="not active")
+    report = pipeline.statistics.report()
+    level, text = _judge(report, pipeline.degraded)
+    values = [KeyValue(key=k, value=v) for k, v in _values(report, pipeline).items()]
+    return DiagnosticStatus(
+        name=name, level=level, message=text, hardware_id=pipeline.engine_description, values=values
+    )
 
 
 def _take_waiting(subscription) -> list[bytes]:

@@ -3,11 +3,13 @@ node runs. A refused value gets a reason that the user sees (`ros2 param set` pr
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor, SetParametersResult
+from rclpy.exceptions import ParameterUninitializedException
 from rclpy.parameter import Parameter
 
 from fadepth_core.runtime import backends
@@ -70,6 +72,23 @@ def _check_checkpoint(value: str) -> str | None:
     return None
 
 
+#: A relative ROS name: tokens of letters, digits and underscores, no digit first.
+_NAMESPACE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(/[A-Za-z_][A-Za-z0-9_]*)*")
+
+
+def _check_cameras(value: Sequence[str]) -> str | None:
+    if list(value) == NO_NAMESPACES:
+        return None
+    for name in value:
+        if not _NAMESPACE.fullmatch(name):
+            return f"'{name}' is not a relative ROS name (letters, digits, '_', and '/' between them; no digit first)"
+    double = next((name for name in value if value.count(name) > 1), None)
+    return None if double is None else f"'{double}' is there twice"
+
+
+#: An empty list of strings, as ROS can tell it from one of another type.
+NO_NAMESPACES = [""]
+
 _METRES = (0.0, 1000.0)
 
 SPECS: tuple[Spec, ...] = (
@@ -92,6 +111,13 @@ SPECS: tuple[Spec, ...] = (
     ),
     Spec("crop_to_aspect", False, "Crop frames to the network's aspect ratio instead of stretching them to it."),
     Spec("full_resolution", False, "Publish depth and points at the camera's size instead of the network's."),
+    Spec(
+        "cameras",
+        NO_NAMESPACES,
+        "Namespaces of several cameras, each with its own image, camera_info and outputs; [''] for one camera without.",
+        check=_check_cameras,
+        live=False,
+    ),
     Spec("image_transport", "raw", "How images arrive.", choices=("raw", "compressed"), live=False),
     Spec("depth_scale", 1.0, "Factor on depth, to correct the scale for a camera.", limits=(1e-3, 1e3)),
     Spec(
@@ -134,6 +160,7 @@ class EngineSettings:
     network_size: tuple[int, int] | None
     crop_to_aspect: bool
     full_resolution: bool
+    batch: int
 
 
 @dataclass(frozen=True)
@@ -141,6 +168,7 @@ class Settings:
     """One consistent set of parameter values, as the pipeline uses them."""
 
     engine: EngineSettings
+    cameras: tuple[str, ...]
     image_transport: str
     depth_scale: float
     camera_height: float
@@ -157,6 +185,7 @@ class Settings:
         size = tuple(values["network_size"])
         min_z, max_z = values["points.min_z"], values["points.max_z"] or float("inf")
         rate = values["points.max_rate"]
+        cameras = tuple(values["cameras"] or NO_NAMESPACES)
         return cls(
             engine=EngineSettings(
                 checkpoint=values["checkpoint"],
@@ -166,7 +195,9 @@ class Settings:
                 network_size=None if size == (0, 0) else size,
                 crop_to_aspect=values["crop_to_aspect"],
                 full_resolution=values["full_resolution"],
+                batch=len(cameras),
             ),
+            cameras=cameras,
             image_transport=values["image_transport"],
             depth_scale=values["depth_scale"],
             camera_height=values["camera_height"],
@@ -191,9 +222,7 @@ class Parameters:
 
     def __init__(self, node, is_active: Callable[[], bool], on_change: Callable[[Settings], None]):
         self._node, self._is_active, self._on_change = node, is_active, on_change
-        for spec in SPECS:
-            node.declare_parameter(spec.name, spec.default, spec.descriptor())
-        self._values = {spec.name: _plain(node.get_parameter(spec.name).value) for spec in SPECS}
+        self._values = {spec.name: _declare(node, spec) for spec in SPECS}
         reason = self._refuse(self._values)
         if reason:
             raise ValueError(f"parameter {reason}")
@@ -233,6 +262,19 @@ class Parameters:
         if values["points.max_z"] and not values["points.min_z"] < values["points.max_z"]:
             return f"points.min_z ({values['points.min_z']}) must be below points.max_z ({values['points.max_z']})"
         return None
+
+
+def _declare(node, spec: Spec) -> Any:
+    """Declare a parameter; its value."""
+    try:
+        node.declare_parameter(spec.name, spec.default, spec.descriptor())
+        return _plain(node.get_parameter(spec.name).value)
+    except ParameterUninitializedException:
+        # `[]` in a parameter file has no type, and so no value: https://github.com/ros2/rclpy/issues/912
+        if spec.default != NO_NAMESPACES:
+            raise
+        node.set_parameters([Parameter(spec.name, value=spec.default)])
+        return spec.default
 
 
 def _plain(value: Any) -> Any:

@@ -12,7 +12,7 @@ import torch
 from fadepth_core.runtime import backends
 from fadepth_core.runtime.backends import openvino as openvino_backend
 from fadepth_core.runtime.backends import torch as torch_backend
-from fadepth_core.runtime.engine import DepthEngine, EngineError
+from fadepth_core.runtime.engine import DepthEngine, EngineError, FrameRequest
 from fadepth_core.runtime.framing import FramingError
 
 K = np.array([[500.0, 0, 320], [0, 500, 240], [0, 0, 1]])
@@ -340,6 +340,65 @@ def test_without_an_int8_graph_depth_comes_in_the_default_precision(tmp_path, ch
         "net.safetensors was saved without an int8 graph; make one with 'python training/run.py export" in caplog.text
     )
     assert engine.failures[1] == "torch: does not compute in int8"
+
+
+@pytest.fixture
+def requests(image):
+    return [
+        FrameRequest(image, K, scale=2.0),
+        FrameRequest(image[::-1], 1.1 * K, points=False, limits=(0.2, 10.0)),
+        FrameRequest(image[:, ::-1]),
+    ]
+
+
+def expect_each_alone(engine, requests, results):
+    for r, result in zip(requests, results, strict=True):
+        alone = engine.infer(r.image, r.intrinsics, points=r.points, scale=r.scale, limits=r.limits)
+        np.testing.assert_allclose(result.depth, alone.depth, rtol=1e-3)
+        assert (result.points is None) == (alone.points is None)
+        if alone.points is not None:
+            np.testing.assert_allclose(result.points, alone.points, rtol=1e-3, atol=1e-3)
+        np.testing.assert_array_equal(result.intrinsics, alone.intrinsics)
+
+
+def test_a_batch_is_its_frames_each_with_its_own_arguments(requests):
+    engine = DepthEngine.load(camera_size=(480, 640))
+    assert not engine.batches
+    expect_each_alone(engine, requests, engine.infer_batch(requests))
+    assert engine.infer_batch([]) == []
+
+
+class BatchingBackend(Tampered):
+    """OpenVINO in the dress of a backend that runs frames at once."""
+
+    def __init__(self, job, sizes, works=True):
+        super().__init__(job, lambda depth, points: (depth, points))
+        self._sizes, self._works = sizes, works
+
+    def infer_batch(self, frames):
+        self._sizes.append([image.shape for image, *_ in frames])
+        if not self._works:
+            raise RuntimeError("out of memory")
+        return [tuple(None if a is None else a.copy() for a in self.infer(*frame)) for frame in frames]
+
+
+def test_a_backend_that_batches_gets_several_frames_at_once(monkeypatch, requests):
+    sizes = []
+    substitute(monkeypatch, openvino=broken_backend(lambda job: BatchingBackend(job, sizes)))
+    engine = DepthEngine.load(camera_size=(480, 640))
+    assert engine.batches
+    expect_each_alone(engine, requests, engine.infer_batch(requests))
+    engine.infer_batch(requests[:1])
+    assert sizes == [3 * [(*engine.framing.network_size, 3)]], "one frame goes the way of one frame"
+
+
+def test_a_batch_that_fails_loses_no_frame(monkeypatch, requests):
+    substitute(monkeypatch, openvino=broken_backend(lambda job: BatchingBackend(job, [], works=False)))
+    engine = DepthEngine.load(camera_size=(480, 640))
+    results = engine.infer_batch(requests)
+    assert engine.backend_name == "torch"
+    assert engine.failures == ["openvino: failed while running: out of memory"]
+    expect_each_alone(engine, requests, results)
 
 
 def test_when_nothing_works_every_reason_is_told(monkeypatch):

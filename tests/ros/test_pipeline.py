@@ -21,7 +21,7 @@ from fadepth_core.runtime.framing import Framing
 from fadepth_ros import pipeline as pipeline_module
 from fadepth_ros.node import DepthNode, _judge, _values
 from fadepth_ros.parameters import SPECS, Settings
-from fadepth_ros.pipeline import COLOR, DEPTH, INFO, POINTS, Pipeline, load_engine
+from fadepth_ros.pipeline import COLOR, DEPTH, INFO, POINTS, Engines, Pipeline, load_engine
 
 SECOND = 10**9
 
@@ -70,7 +70,7 @@ class CountingEngine:
 
 
 def make_pipeline(outputs, loader=CountingEngine, **changes):
-    made = Pipeline(settings(**changes), outputs, logging.getLogger("test"), engine_loader=loader)
+    made = Pipeline(settings(**changes), outputs, logging.getLogger("test"), engines=Engines(loader))
     made.offer_camera_info(serialize_message(info_message()))
     return made
 
@@ -105,7 +105,7 @@ def test_depth_follows_the_focal_length_whoever_listens(tmp_path, caplog):
 
     def depth(wanted, checkpoint, camera=True):
         outputs = Recorder(*wanted)
-        made = Pipeline(settings(checkpoint=checkpoint), outputs, logging.getLogger("test"), engine_loader=load_engine)
+        made = Pipeline(settings(checkpoint=checkpoint), outputs, logging.getLogger("test"))
         if camera:
             made.offer_camera_info(serialize_message(info_message()))
         made.offer_image(frame(1))

@@ -53,7 +53,9 @@ class Backend(Protocol):
 
     One that has a faster way than `infer` for frames that are all there already offers `stream(frames, points)` too: an
     iterable of `infer`'s arguments in, as many answers out, in order, in arrays of their own; `points` says whether the
-    answers have them, which then are of no use where a frame came without intrinsics.
+    answers have them, which then are of no use where a frame came without intrinsics. One that runs several frames at once
+    faster than one by one also has `infer_batch(frames)`: of a list of `infer`'s arguments, images of one size, the list of
+    what it returns, all valid until the next call.
 
     Attributes:
         device: where it runs, for people.
