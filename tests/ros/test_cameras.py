@@ -244,7 +244,7 @@ def test_a_fallback_is_told_of_on_every_camera():
     rig = Rig("front", "rear", loader=functools.partial(Batching, load=load_engine))
     rig.offer()
     (engine,) = rig.made
-    engine._engine._give_up("openvino", "failed while running: device lost", failed=True)
+    engine._engine._give_up("openvino", "failed while running: device lost", RuntimeError("device lost"))
     engine._engine._next_backend()
     rig.offer()
     for pipeline in rig.pipelines.values():
