@@ -97,7 +97,7 @@ def _backend(name: str, precision: str, network: nn.Module, framing: Framing, ba
     if name == "openvino":
         if batch > 1:
             raise RuntimeError("has no batches")
-        return engine_benchmark.openvino_backend(network, job, folder)
+        return engine_benchmark.openvino(network, framing, precision, default_threads(), folder)
     graph = DepthGraph(_copy(network), framing, DTYPES[precision]).to(DEVICE).eval()
     graph = graph.to(memory_format=torch.channels_last)
 
