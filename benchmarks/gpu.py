@@ -12,6 +12,7 @@ through real topics. A section that needs what this machine lacks is in the repo
 from __future__ import annotations
 
 import argparse
+import copy
 import importlib.metadata
 import platform
 import subprocess
@@ -98,7 +99,7 @@ def _backend(name: str, precision: str, network: nn.Module, framing: Framing, ba
         if batch > 1:
             raise RuntimeError("has no batches")
         return engine_benchmark.openvino(network, framing, precision, default_threads(), folder)
-    graph = DepthGraph(_copy(network), framing, DTYPES[precision]).to(DEVICE).eval()
+    graph = DepthGraph(copy.deepcopy(network), framing, DTYPES[precision]).to(DEVICE).eval()
     graph = graph.to(memory_format=torch.channels_last)
 
     def make(frames: int):
@@ -109,12 +110,6 @@ def _backend(name: str, precision: str, network: nn.Module, framing: Framing, ba
         return graph
 
     return StaticBackend(make, job, DEVICE, "" if CUDA else "CPU")
-
-
-def _copy(network: nn.Module) -> nn.Module:
-    import copy
-
-    return copy.deepcopy(network)
 
 
 # ----------------------------------------------------------------------------------------------------------------- sections
@@ -180,53 +175,31 @@ def section_shares(args) -> Iterator[str]:
     _need_cuda()
     with tempfile.TemporaryDirectory() as folder:
         backend = next(contestants((128, 416), 1, Path(folder), {})).backend
-    slot = backend._single
+    slot = backend.single
     frame = (np.zeros((128, 416, 3), np.uint8), K, 1.0, LIMITS)
-    stream, (image, parameters) = slot._stream, slot._device_in
-
-    def upload():
-        for there, here in zip(slot._device_in, slot._host_in, strict=True):
-            there.copy_(here, non_blocking=True)
-
-    from fadepth_core.runtime.backends.static import _parameter_views
-
-    intrinsics, scales, limits = _parameter_views(parameters, 1)
-
-    def compute():
-        slot._compute(image, intrinsics.view(-1, 3, 3), scales, limits)
-
-    results = slot._compute(image, intrinsics.view(-1, 3, 3), scales, limits)
-
-    def download():
-        for here, there in zip(slot._host_out, results, strict=True):
-            here.copy_(there, non_blocking=True)
-
-    parts = {"upload": upload, "compute": compute, "download": download}
     rows = []
     with torch.inference_mode():
+        results = slot.compute()
+        parts = {
+            "upload": slot.upload,
+            "compute": slot.compute,
+            "download": lambda: slot.download(results, with_points=True),
+        }
         for name, part in parts.items():
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, stream=stream):
+            with torch.cuda.graph(graph, stream=slot.stream):
                 part()
-            rows.append((name, f"{1e3 * _cuda_ms(graph.replay, stream, args.frames):.1f}"))
+            rows.append((name, f"{1e3 * _cuda_ms(graph.replay, slot.stream, args.frames):.1f}"))
 
-    def submit():
-        slot.submit([frame])
-        torch.cuda.synchronize()
-
-    whole = _host_ms(submit, args.frames)
-    start = [0.0]
-
-    def launch():
+    launched, whole = [], []
+    for _ in range(args.frames):
         begin = time.perf_counter()
         slot.submit([frame])
-        start[0] += time.perf_counter() - begin
-        torch.cuda.synchronize()
-
-    for _ in range(args.frames):
-        launch()
-    rows.append(("filling buffers and launching, on the host", f"{1e6 * start[0] / args.frames:.1f}"))
-    rows.append(("all, one after another", f"{1e3 * whole:.1f}"))
+        launched.append(time.perf_counter() - begin)
+        slot.collect([frame])
+        whole.append(time.perf_counter() - begin)
+    rows.append(("filling buffers and launching, on the host", f"{1e6 * np.median(launched):.1f}"))
+    rows.append(("the whole frame, as a caller sees it", f"{1e6 * np.median(whole):.1f}"))
     yield from _table(("part", "microseconds"), rows)
 
 
@@ -246,7 +219,7 @@ def section_stream(args) -> Iterator[str]:
                 for _ in range(args.frames // 5):
                     backend.infer(*frame)
                 middle = time.perf_counter()
-                for _ in backend.stream(frame for _ in range(args.frames // 5)):
+                for _ in backend.stream((frame for _ in range(args.frames // 5)), points=True):
                     pass
                 one.append(middle - begin)
                 two.append(time.perf_counter() - middle)
@@ -390,15 +363,6 @@ def _cuda_ms(run: Callable[[], object], stream, count: int) -> float:
             end.synchronize()
             times.append(begin.elapsed_time(end))
     return float(np.median(times[3:]))
-
-
-def _host_ms(run: Callable[[], object], count: int) -> float:
-    times = []
-    for _ in range(count):
-        begin = time.perf_counter()
-        run()
-        times.append(1e3 * (time.perf_counter() - begin))
-    return float(np.median(times))
 
 
 def _activation_bytes(network: nn.Module, shape: tuple[int, ...], width: int) -> int:

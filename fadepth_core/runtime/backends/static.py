@@ -63,7 +63,7 @@ class Slot:
         # Something that can be computed, for the first runs.
         self._intrinsics[:], self._scales[:], self._limits[:] = np.eye(3).ravel(), 1.0, (0.0, np.inf)
         if self._cuda:
-            self._stream, self._done = torch.cuda.Stream(device), torch.cuda.Event()
+            self.stream, self._done = torch.cuda.Stream(device), torch.cuda.Event()
             self._graphs = {points: self._captured(points) for points in (False, True)}
 
     def submit(self, frames: Sequence[FrameArguments]) -> None:
@@ -77,7 +77,7 @@ class Slot:
             self._scales[i] = scale
             self._limits[i] = limits
         if self._cuda:
-            with torch.cuda.stream(self._stream):
+            with torch.cuda.stream(self.stream):
                 self._graphs[self._with_points].replay()
                 self._done.record()
         else:
@@ -92,28 +92,37 @@ class Slot:
         return [(depth[i], None if frame[1] is None else points[i]) for i, frame in enumerate(frames)]
 
     def _run(self, with_points: bool) -> None:
-        """Upload, compute, download: on CUDA enqueued on the current stream."""
+        self.upload()
+        self.download(self.compute(), with_points)
+
+    # The three parts of a run, on CUDA enqueued on the current stream.
+
+    def upload(self) -> None:
         if self._cuda:
             for there, here in zip(self._device_in, self._host_in, strict=True):
                 there.copy_(here, non_blocking=True)
+
+    def compute(self) -> tuple[Tensor, Tensor]:
         image, parameters = self._device_in
         intrinsics, scales, limits = _parameter_views(parameters, len(image))
-        results = self._compute(image, intrinsics.view(-1, 3, 3), scales, limits)
+        return self._compute(image, intrinsics.view(-1, 3, 3), scales, limits)
+
+    def download(self, results: tuple[Tensor, Tensor], with_points: bool) -> None:
         for here, there in list(zip(self._host_out, results, strict=True))[: 2 if with_points else 1]:
             here.copy_(there, non_blocking=self._cuda)
 
     @torch.inference_mode()
     def _captured(self, with_points: bool) -> torch.cuda.CUDAGraph:
-        self._stream.wait_stream(torch.cuda.current_stream())
+        self.stream.wait_stream(torch.cuda.current_stream())
         graph = torch.cuda.CUDAGraph()
         # cuDNN tries its algorithms in the warm-up. Without TF32, which is another precision than the one asked for.
         with torch.backends.cudnn.flags(enabled=True, benchmark=True, allow_tf32=False):
-            with torch.cuda.stream(self._stream):
+            with torch.cuda.stream(self.stream):
                 for _ in range(_WARM_UP):
                     self._run(with_points)
-            self._stream.synchronize()
+            self.stream.synchronize()
             # thread_local: the engine that serves meanwhile may use the device from another thread.
-            with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
+            with torch.cuda.graph(graph, stream=self.stream, capture_error_mode="thread_local"):
                 self._run(with_points)
         return graph
 
@@ -154,14 +163,14 @@ class StaticBackend:
         framing = job.framing if cuda else job.framing.at_network()
         self._slot = lambda batch: Slot(make_compute(batch), framing, batch, device)
         self._batch = job.batch
-        self._single = self._slot(1)
+        self.single = self._slot(1)
         self._second: Slot | None = None
         if job.batch > 1:
             self._several = self._slot(job.batch)
             self.infer_batch = self._infer_batch  # which says that it has one
 
     def infer(self, image, intrinsics, scale, limits):
-        return _run(self._single, [(image, intrinsics, scale, limits)])[0]
+        return _run(self.single, [(image, intrinsics, scale, limits)])[0]
 
     def _infer_batch(self, frames: Sequence[FrameArguments]) -> list[tuple[np.ndarray, np.ndarray | None]]:
         """Several frames, of several cameras, together. The arrays last until the next call."""
@@ -173,7 +182,7 @@ class StaticBackend:
         """See `Backend`. Two frames are under way at a time, so that copies overlap with computing."""
         if self._second is None:
             self._second = self._slot(1)
-        free, under_way = deque([self._single, self._second]), deque()
+        free, under_way = deque([self.single, self._second]), deque()
         for frame in frames:
             if not free:
                 yield _finish(under_way, free)
