@@ -1,6 +1,6 @@
 """Compiles a DepthGraph with Torch-TensorRT on a machine without a GPU, for several GPUs; prints what came out as JSON.
 
-    python tensorrt_without_gpu.py smalldepth fp16 128x416 1
+    python tensorrt_without_gpu.py smalldepth fp16 128x416 1 SM75 SM80 SM86 SM89 SM120
 
 TensorRT-RTX builds ahead of time for GPUs that are not there. Torch-TensorRT does not expect that, nor a torch without
 CUDA: what it asks of both is answered here. Its lowering, its converters and TensorRT's builder are the real ones.
@@ -14,8 +14,6 @@ import sys
 import warnings
 
 import torch
-
-GPUS = ("SM75", "SM80", "SM86", "SM89", "SM120")
 
 
 def pretend_cuda() -> None:
@@ -32,7 +30,7 @@ def pretend_cuda() -> None:
 
 
 def main() -> None:
-    model, precision, size, batch = sys.argv[1:]
+    model, precision, size, batch, *gpus = sys.argv[1:]
     size = tuple(int(side) for side in size.split("x"))
     pretend_cuda()
     warnings.simplefilter("ignore")
@@ -59,7 +57,7 @@ def main() -> None:
         found["layers"] = network.num_layers
         for index in range(network.num_outputs):
             found.setdefault("outputs", []).append(str(network.get_output(index).dtype))
-        for gpu in GPUS:
+        for gpu in gpus:
             config = interpreter._populate_trt_builder_config()
             config.num_compute_capabilities = 1
             config.set_compute_capability(getattr(trt.ComputeCapability, gpu), 0)

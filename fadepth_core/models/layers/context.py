@@ -80,5 +80,8 @@ class SelfAttention(nn.Module):
         self.project = nn.Linear(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        q, k, v = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in self.qkv(x).chunk(3, dim=-1))
+        # A filter of one token instead of self.qkv(x), which is the same: TensorRT-RTX 1.7 fails on a bias that is split
+        # into heads ("logical memory size should be equal to non-opaque payload size").
+        mixed = F.conv1d(x.transpose(1, 2), self.qkv.weight.unsqueeze(-1), self.qkv.bias)
+        q, k, v = (part.unflatten(1, (self.heads, -1)).transpose(2, 3) for part in mixed.chunk(3, dim=1))
         return self.project(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
