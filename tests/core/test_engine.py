@@ -181,8 +181,11 @@ def slow_backend(gate, create=Compiled):
     return types.SimpleNamespace(create=made, missing=lambda: None, precisions=lambda: ("fp32",), ANY_SIZE=False)
 
 
-def fail(job):
-    raise RuntimeError("operators that cannot be converted: aten.foo")
+def failing(error):
+    def fail(job):
+        raise error
+
+    return fail
 
 
 def settle(engine):
@@ -236,15 +239,23 @@ def test_a_compiled_backend_that_fails_while_running_hands_back(monkeypatch, ima
     assert engine.degraded
 
 
-def test_a_compiler_that_fails_makes_room_for_the_next(monkeypatch, image, caplog):
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("operators that cannot be converted: aten.foo"),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+    ],
+    ids=["not whole", "out of memory"],
+)
+def test_a_compiler_that_fails_makes_room_for_the_next(monkeypatch, image, error):
     first, second = threading.Event(), threading.Event()
-    substitute(monkeypatch, tensorrt=slow_backend(first, fail), inductor=slow_backend(second))
+    substitute(monkeypatch, tensorrt=slow_backend(first, failing(error)), inductor=slow_backend(second))
     monkeypatch.setattr(backends, "automatic_order", lambda: ("tensorrt", "inductor", "torch", "openvino"))
     engine = DepthEngine.load(camera_size=(480, 640), background=True)
     first.set()
     settle(engine)
     engine.infer(image, K)
-    assert engine.failures == ["tensorrt: failed to start: operators that cannot be converted: aten.foo"]
+    assert engine.failures == [f"tensorrt: failed to start: {error}"]
     assert engine.backend_name == "torch", "what served goes on"
     second.set()
     settle(engine)
@@ -256,7 +267,8 @@ def test_without_another_backend_the_compiler_is_waited_for(monkeypatch, image):
     gate = threading.Event()
     threading.Timer(0.3, gate.set).start()
     missing = broken_backend(None, missing="not installed")
-    substitute(monkeypatch, tensorrt=slow_backend(gate, fail), inductor=slow_backend(gate), openvino=missing)
+    broken = slow_backend(gate, failing(RuntimeError("no device")))
+    substitute(monkeypatch, tensorrt=broken, inductor=slow_backend(gate), openvino=missing)
     monkeypatch.setattr(backends, "automatic_order", lambda: ("tensorrt", "inductor", "openvino"))
     engine = DepthEngine.load(camera_size=(480, 640), background=True)
     assert engine.backend_name == "inductor"
