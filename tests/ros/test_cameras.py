@@ -89,7 +89,9 @@ def rig():
     return Rig("front", "rear")
 
 
-def test_cameras_of_one_size_share_one_engine_and_one_batch(rig):
+@pytest.mark.parametrize("backend", ["openvino", "torch"])  # torch's really batches
+def test_cameras_of_one_size_share_one_engine_and_one_batch(backend):
+    rig = Rig("front", "rear", backend=backend, cameras=["front", "rear"])
     rig.offer()
     assert [engine.asked for engine in rig.made] == [[2]]
     assert rig.pipelines["front"].batches_with(rig.pipelines["rear"])
@@ -244,8 +246,7 @@ def test_a_fallback_is_told_of_on_every_camera():
     rig = Rig("front", "rear", loader=functools.partial(Batching, load=load_engine))
     rig.offer()
     (engine,) = rig.made
-    engine._engine._give_up("openvino", "failed while running: device lost", RuntimeError("device lost"))
-    engine._engine._next_backend()
+    engine._engine._fall_back(RuntimeError("device lost"))
     rig.offer()
     for pipeline in rig.pipelines.values():
         assert pipeline.engine_description.startswith("torch")

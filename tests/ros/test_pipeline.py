@@ -405,10 +405,18 @@ def test_an_unexpected_error_in_a_transition_is_logged(node, monkeypatch, capfd)
 
 
 def test_load_engine_hands_on_every_setting():
-    made = settings(backend="torch", network_size=[64, 96], crop_to_aspect=True, full_resolution=True, threads=1)
+    made = settings(
+        backend="torch",
+        network_size=[64, 96],
+        crop_to_aspect=True,
+        full_resolution=True,
+        threads=1,
+        cameras=["front", "rear"],
+    )
     engine = load_engine(made.engine, SIZE, logging.getLogger("test"))
     assert isinstance(engine, DepthEngine)
     assert engine.description == "torch fp32 on CPU, 1 threads"
+    assert engine.batches
     assert engine.framing.network_size == (64, 96)
     assert engine.framing.crop != (0, 0, *SIZE)
     assert engine.framing.output_size == engine.framing.crop[2:]
