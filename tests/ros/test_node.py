@@ -224,7 +224,7 @@ def test_backend_changes_while_running(robot):
 @pytest.mark.parametrize(
     ("name", "value", "reason"),
     [
-        ("backend", "tpu", "backend: 'tpu' is not one of auto, openvino, torch"),
+        ("backend", "tpu", "backend: 'tpu' is not one of auto, tensorrt, inductor, openvino, torch"),
         ("network_size", [100, 416], "multiples of 32"),
         ("network_size", [128], "takes two numbers, height and width, got 1"),
         ("checkpoint", "/no/such/file", "/no/such/file: no such file"),
@@ -387,7 +387,7 @@ def test_shipped_parameter_file_is_the_defaults(start_robot):
 @pytest.mark.parametrize(
     ("value", "reason"),
     [
-        ("backend:=tpu", "parameter backend: 'tpu' is not one of auto, openvino, torch"),
+        ("backend:=tpu", "parameter backend: 'tpu' is not one of auto, tensorrt, inductor, openvino, torch"),
         ("backend:=3", "backend"),
         ("depth_scale:=2", "depth_scale"),
         ("points.stride:=0", "points.stride"),
