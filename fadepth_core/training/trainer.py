@@ -382,7 +382,7 @@ class Trainer:
             focal_length=config.data.focal_length,
             options={"etm": config.model.etm} if config.model.options.get("etm") else {},
             provenance={
-                **self._teacher_provenance(),
+                **self._origins(),
                 **config.provenance,
                 "data": ", ".join(source.name for source in config.data.train),
                 "iterations": str(self.iteration),
@@ -391,17 +391,20 @@ class Trainer:
             },
         )
 
-    def _teacher_provenance(self) -> dict[str, str]:
-        """Whom it learnt from, whose licence it inherits."""
-        config = self.config.teacher
-        if config is None:
-            return {}
-        if config.source.is_dir():
-            return {"teacher": config.source.name}
-        teacher = Checkpoint(config.source)
-        licence = teacher.description.provenance.get("licence")
-        said = {"teacher": f"{teacher.description.model} {teacher.weights_sha256[:12]}"}
-        return said if licence is None else {**said, "licence": licence}
+    def _origins(self) -> dict[str, str]:
+        """Whom it learnt from and what it started from, whose licences it inherits."""
+        teacher, start = self.config.teacher, self.config.model.start
+        said, licences = {}, []
+        if teacher is not None and teacher.source.is_dir():
+            said["teacher"] = teacher.source.name
+        for what, path in (("start", start), ("teacher", teacher and teacher.source)):
+            if path is None or path.is_dir():
+                continue
+            origin = Checkpoint(path)
+            said[what] = f"{origin.description.model} {origin.weights_sha256[:12]}"
+            licences.append(origin.description.provenance.get("licence"))
+        licences = list(dict.fromkeys(filter(None, licences)))
+        return {**said, "licence": "; ".join(licences)} if licences else said
 
     def _keep_bad_batch(self, sample: Sample, report: PyramidReport) -> str:
         path = self.output / f"bad_batch_{self.iteration}.pt"

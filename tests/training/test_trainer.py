@@ -119,7 +119,10 @@ def test_training_goes_on_from_the_shipped_checkpoint(tmp_path):
         answer, expected = trainer.network.eval()(x).disparities[0], load_network(shipped)(x)
     torch.testing.assert_close(answer, expected, rtol=1e-3, atol=1e-5)
     trainer.fit()
-    assert Checkpoint(tmp_path / CHECKPOINT).description.form == "training"
+    description = Checkpoint(tmp_path / CHECKPOINT).description
+    assert description.form == "training"
+    assert description.provenance["licence"] == shipped.description.provenance["licence"]
+    assert description.provenance["start"].startswith("smalldepth ")
     with pytest.raises(CheckpointError, match="a smalldepth, not a smalldepth_k5"):
         Trainer(config(tmp_path / "k5", f"model.start={shipped.path}", "model.name=smalldepth_k5"), Waves())
 
