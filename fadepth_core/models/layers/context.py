@@ -70,18 +70,26 @@ class TransformerBlock(nn.Module):
         return x + self.mlp(self.mlp_norm(x))
 
 
+class _TokenFilter(nn.Linear):
+    """The same as a filter of one token, channels first: [B, N, D] -> [B, D', N].
+
+    TensorRT-RTX 1.7 fails on an nn.Linear whose output is split into heads ("logical memory size should be equal to
+    non-opaque payload size").
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv1d(x.transpose(1, 2), self.weight.unsqueeze(-1), self.bias)
+
+
 class SelfAttention(nn.Module):
     """Multi-head self-attention. Shapes: [B, N, D] -> [B, N, D], D a multiple of the number of heads."""
 
     def __init__(self, width: int, heads: int):
         super().__init__()
         self.heads = heads
-        self.qkv = nn.Linear(width, 3 * width)
+        self.qkv = _TokenFilter(width, 3 * width)
         self.project = nn.Linear(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        # A filter of one token instead of self.qkv(x), which is the same: TensorRT-RTX 1.7 fails on a bias that is split
-        # into heads ("logical memory size should be equal to non-opaque payload size").
-        mixed = F.conv1d(x.transpose(1, 2), self.qkv.weight.unsqueeze(-1), self.qkv.bias)
-        q, k, v = (part.unflatten(1, (self.heads, -1)).transpose(2, 3) for part in mixed.chunk(3, dim=1))
+        q, k, v = (part.unflatten(1, (self.heads, -1)).transpose(2, 3) for part in self.qkv(x).chunk(3, dim=1))
         return self.project(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))

@@ -183,16 +183,20 @@ class StaticBackend:
         if self._second is None:
             self._second = self._slot(1)
         free, under_way = deque([self.single, self._second]), deque()
-        for frame in frames:
-            if not free:
+        try:
+            for frame in frames:
+                if not free:
+                    yield _finish(under_way, free)
+                slot = free.popleft()
+                if not points:
+                    frame = (frame[0], None, *frame[2:])
+                slot.submit([frame])
+                under_way.append((slot, frame))
+            while under_way:
                 yield _finish(under_way, free)
-            slot = free.popleft()
-            if not points:
-                frame = (frame[0], None, *frame[2:])
-            slot.submit([frame])
-            under_way.append((slot, frame))
-        while under_way:
-            yield _finish(under_way, free)
+        finally:
+            for slot, frame in under_way:  # where nobody wanted the rest
+                slot.collect([frame])
 
 
 def _run(slot: Slot, frames: Sequence[FrameArguments]):
