@@ -38,6 +38,7 @@ $(VENV)/demo.done: $(VENV)/bin/python setup.py
 $(VENV)/test.done: $(VENV)/demo.done
 	$(PIP) install --quiet '$(TORCH)' || \
 	  $(PIP) install --quiet '$(TORCH)' --extra-index-url https://download.pytorch.org/whl/cpu
-	$(PIP) install --quiet --no-deps '$(TORCHVISION)' $(TENSORRT)
+	$(PIP) install --quiet --no-deps '$(TORCHVISION)'
 	$(PIP) install --quiet --editable '.[ros,cpu,view,train,quantize,dev]'
+	$(PIP) install --quiet --no-deps $(TENSORRT)
 	@touch $@
