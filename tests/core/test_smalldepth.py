@@ -45,7 +45,7 @@ def test_training_goes_on_from_a_deployed_network(etm):
     """Loaded, it answers the same; and its first step in training, with the batch's own statistics, hardly changes that."""
     fused = lived_in(SmallDepth()).fuse()
     network = SmallDepth(residual_drop=0.0, etm=etm).double()
-    images = torch.randn(8, 3, 96, 160, dtype=torch.float64)
+    images = torch.randn(4, 3, 64, 96, dtype=torch.float64)
     network.load_fused(fused, images)
     with torch.no_grad():
         expected, loaded = fused(images), network.eval()(images).disparities
