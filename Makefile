@@ -13,10 +13,8 @@ TENSORRT := torch-tensorrt-rtx==2.13.0 tensorrt-rtx-cu13-libs==1.7.1.116 tensorr
 demo: $(VENV)/demo.done
 	@$(VENV)/bin/python -m fadepth_ros.demo $(ARGS)
 
-# The second in a process of its own: behind all the others' libraries it ends with a segmentation fault.
 test: $(VENV)/test.done
-	$(VENV)/bin/python -m pytest --ignore tests/core/test_tensorrt.py $(ARGS)
-	$(if $(ARGS),,$(VENV)/bin/python -m pytest tests/core/test_tensorrt.py)
+	$(VENV)/bin/python -m pytest $(ARGS)
 
 lint: $(VENV)/test.done
 	$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check .

@@ -1,6 +1,8 @@
 """DepthEngine: which backend it takes, what it does when one fails, and that backends agree."""
 
 import concurrent.futures
+import subprocess
+import sys
 import threading
 import types
 from dataclasses import replace
@@ -326,6 +328,21 @@ def test_stream_gives_what_infer_gives_in_order(monkeypatch, fails):
         else:
             np.testing.assert_allclose(result.points, points, rtol=1e-3, atol=1e-3)
     assert engine.failures == (["openvino: failed while running: device lost"] if fails else [])
+
+
+def test_signals_are_survived_after_engines_are_gone():
+    """In whatever order they go; in a process of its own, since what is tested for is its death."""
+    program = """
+import signal
+from fadepth_core.runtime.engine import DepthEngine
+engines = [DepthEngine.load(camera_size=(64, 96), input_size=(64, 96), backend="openvino") for _ in range(2)]
+while engines:
+    del engines[0]
+signal.signal(signal.SIGINT, lambda *_: print("caught"))
+signal.raise_signal(signal.SIGINT)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "caught\n"), done.stderr
 
 
 def test_a_bad_frame_ends_a_stream_after_all_before_it():

@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib.util
 from collections import deque
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -68,7 +69,10 @@ class OpenVINOBackend:
             "INFERENCE_PRECISION_HINT": _HINTS[self._job.precision],
             "INFERENCE_NUM_THREADS": self._job.threads or default_threads(),
         }
-        return self._core.compile_model(model, "CPU", properties)
+        # OpenVINO gives the compiling thread a signal stack of its own and frees it with the graph. Graphs that are freed in
+        # the order they were made leave the thread with a freed one, and the next signal, be it Ctrl-C, ends the process.
+        with ThreadPoolExecutor(1) as thread:
+            return thread.submit(self._core.compile_model, model, "CPU", properties).result()
 
     def infer(self, image, intrinsics, scale, limits):
         request = self._depth_only if intrinsics is None else self._with_points
