@@ -9,6 +9,8 @@ python training/run.py evaluate checkpoint.safetensors --protocol kitti_eigen --
     measure against true depth, beside the paper's figures; --protocol video needs none
 python training/run.py predict drive.mp4 --out depth
     depth of a picture, a folder of pictures or a video, as files
+python training/run.py stereo drive.mp4 --out drive_depth
+    depth of a video with known poses, measured in it, for training to learn from
 python training/run.py ablate --config config/training/ablation.yaml
     train variants with several seeds, and compare them
 python training/run.py models
@@ -37,6 +39,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run from a cl
 from fadepth_core.data import DataError
 from fadepth_core.data.frames import Frames
 from fadepth_core.data.registry import build_dataset, build_test_set
+from fadepth_core.data.stereo import write_stereo
+from fadepth_core.data.video import open_clips
 from fadepth_core.evaluation import (
     PROTOCOLS,
     EnginePredictor,
@@ -208,6 +212,15 @@ def predict(args: argparse.Namespace) -> None:
     print(f"wrote {args.out / 'depth'} and {args.out / ('color.mp4' if frames.is_video else 'color')}")
 
 
+def stereo(args: argparse.Namespace) -> None:
+    """Measure the depth of a clip whose poses are known, by multi-view stereo, for training to learn from."""
+    clips = open_clips(args.clip, args.size, args.camera)
+    if len(clips) > 1:
+        raise DataError(f"{args.clip}: {len(clips)} clips; each needs a folder of its own, give one")
+    count = write_stereo(clips[0], args.out, args.nearest, args.first, args.every)
+    print(f'wrote {count} pictures to {args.out}; name it as "depth" in {clips[0].camera}')
+
+
 def ablate(args: argparse.Namespace) -> None:
     """Train variants of a run with several seeds and compare them."""
     fit_command = [sys.executable, str(Path(__file__).resolve()), "fit"]
@@ -361,6 +374,19 @@ def main(arguments: list[str] | None = None) -> int:
     )
     _add_engine(command, "the fastest")
     command.set_defaults(run=predict)
+    command = commands.add_parser("stereo", help=stereo.__doc__)
+    command.add_argument(
+        "clip", type=Path, help="video or folder of frames, beside it a JSON file with its camera and poses"
+    )
+    command.add_argument("--out", type=Path, required=True, help="folder for depth pictures")
+    command.add_argument("--camera", type=Path, help="JSON file, where there is none beside the clip")
+    command.add_argument(
+        "--size", type=int, nargs=2, default=SIZE, metavar=("H", "W"), help="data.size of the training"
+    )
+    command.add_argument("--nearest", type=float, default=4.0, help="metres; 30 times it is the farthest (default: 4)")
+    command.add_argument("--first", type=int, default=0, help="number of the first frame that is used")
+    command.add_argument("--every", type=int, default=1, help="measure every N-th frame")
+    command.set_defaults(run=stereo)
     command = commands.add_parser("ablate", help=ablate.__doc__)
     _add_config(command)
     command.add_argument("--out", type=Path, default=Path("runs/ablation"), help="folder of all runs")

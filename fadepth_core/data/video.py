@@ -12,6 +12,9 @@ A clip without a JSON of its own takes the `camera.json` of the nearest folder a
     stride           how many frames lie between two that are compared (also: recommended_stride)
     speed            metres per second: a number, a list with one for each frame, or a file with one line for each
     poses            file with one line for each frame: camera to world, 3x4, rows first, metres (KITTI odometry)
+    depth            folder with 16-bit pictures, metres * 256 and 0 where unknown, of the stored frames' size or of the
+                     training's (`data.stereo` makes such); each has the number of its frame for a name, 000000.png the
+                     first; frames without one have no known depth
 
 Files are looked for beside the JSON, then beside the clip. Other keys are ignored.
 """
@@ -22,7 +25,7 @@ import hashlib
 import json
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
@@ -34,7 +37,7 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from fadepth_core.data.errors import DataError
-from fadepth_core.data.images import read_rgb
+from fadepth_core.data.images import read_depth, read_rgb
 from fadepth_core.data.sample import Sample
 from fadepth_core.runtime.checkpoint import write_atomically
 from fadepth_core.runtime.engine_cache import user_cache
@@ -93,14 +96,7 @@ class VideoDataset(Dataset[Sample]):
             raise DataError(f"stride must be at least 1, got {stride}")
         if first < 0:
             raise DataError(f"first must not be negative, got {first}")
-        root = Path(root)
-        if not root.exists():
-            raise DataError(f"{root}: no such file or folder")
-        places = _find_clips(root)
-        if not places:
-            raise DataError(f"{root}: no video ({', '.join(sorted(VIDEOS))}) and no folder of frames in it")
-        cache = Path(cache) if cache is not None else user_cache()
-        self._clips = [_Clip(place, root, size, camera and Path(camera), stride, cache) for place in places]
+        self._clips = open_clips(root, size, camera, stride, cache)
         self._entries: list[tuple[int, int]] = []
         found = 0
         for number, clip in enumerate(self._clips):
@@ -115,7 +111,9 @@ class VideoDataset(Dataset[Sample]):
         if any(clip.speeds is not None for clip in self._clips):
             for clip in self._clips:
                 clip.mark_speed_as_unknown()
-        log.info("%s: %d clips, %d samples, %d left out: standing", root, len(places), len(self), found - len(self))
+        log.info(
+            "%s: %d clips, %d samples, %d left out: standing", root, len(self._clips), len(self), found - len(self)
+        )
 
     @property
     def clips(self) -> list[str]:
@@ -129,8 +127,31 @@ class VideoDataset(Dataset[Sample]):
         return self._clips[number].sample(centre)
 
 
-class _Clip:
-    """One clip with what its JSON says."""
+def open_clips(
+    root: Path, size: tuple[int, int], camera: Path | None = None, stride: int | None = None, cache: Path | None = None
+) -> list[Clip]:
+    """All clips at or below `root`; arguments and errors are those of `VideoDataset`."""
+    root = Path(root)
+    if not root.exists():
+        raise DataError(f"{root}: no such file or folder")
+    places = _find_clips(root)
+    if not places:
+        raise DataError(f"{root}: no video ({', '.join(sorted(VIDEOS))}) and no folder of frames in it")
+    cache = Path(cache) if cache is not None else user_cache()
+    return [Clip(place, root, tuple(size), camera and Path(camera), stride, cache) for place in places]
+
+
+class Clip:
+    """One clip with what its JSON says.
+
+    Attributes:
+        path, name: of the video file or the folder of frames.
+        camera: the JSON.
+        count, size: how many frames, and their (height, width) for training.
+        source: `frame(number)` is a frame, RGB uint8 of that size.
+        intrinsics: K [3, 3] at that size.
+        times, speeds, poses: of each frame, [N], [N] or None, [N, 4, 4] or None.
+    """
 
     def __init__(
         self, place: Path, root: Path, size: tuple[int, int], camera: Path | None, stride: int | None, cache: Path
@@ -143,13 +164,15 @@ class _Clip:
         self.stride = stride or _positive_whole(
             values.get("stride", values.get("recommended_stride", 1)), "stride", camera
         )
-        count = self.source.count
+        self.size = size
+        self.count = count = self.source.count
         if count < 2 * self.stride + 1:
             raise DataError(f"{place}: {count} frames; a sample at stride {self.stride} needs {2 * self.stride + 1}")
         self.intrinsics = self.source.framing.output_intrinsics(matrix)
         self.times = self._times(values)
         self.speeds = self._speeds(values)
         self.poses = self._poses(values)
+        self.depths = self._depths(values)
 
     def centres(self, first: int, split: str, validation: float) -> range:
         """Middle frames of the split's samples from frame `first` on; no frame is in both splits."""
@@ -190,7 +213,20 @@ class _Clip:
             f"{self.name}:{centre}",
             None if self.speeds is None else torch.tensor(self.speeds[centre], dtype=torch.float32),
             poses,
+            None if self.depths is None else self._depth(centre),
         )
+
+    def _depth(self, number: int) -> torch.Tensor:
+        framing = self.source.framing
+        if number not in self.depths:
+            return torch.zeros(framing.network_size)
+        depth = read_depth(self.depths[number])
+        if depth.shape == framing.network_size:
+            return torch.from_numpy(depth)
+        if depth.shape != self.source.stored_size:
+            (h, w), (height, width) = depth.shape, self.source.stored_size
+            raise DataError(f"{self.depths[number]}: {w}x{h} pixels, the clip's frames have {width}x{height}")
+        return torch.from_numpy(framing.depth_to_network(depth))
 
     def _times(self, values: dict) -> np.ndarray:
         if "times" in values:
@@ -232,6 +268,17 @@ class _Clip:
         poses[:, :3] = rows.reshape(-1, 3, 4)
         return poses
 
+    def _depths(self, values: dict) -> dict[int, Path] | None:
+        if "depth" not in values:
+            return None
+        folder = self._beside(values["depth"], "depth", Path.is_dir)
+        files = {path.stem: path for path in folder.glob("*.png")}
+        if strange := sorted(stem for stem in files if not (stem.isdigit() and int(stem) < self.source.count)):
+            raise DataError(f"{files[strange[0]]}: its name is not the number of one of {self.source.count} frames")
+        if not files:
+            raise DataError(f"{folder}: no depth (.png) in it")
+        return {int(stem): path for stem, path in files.items()}
+
     def _column(self, name: str, what: str) -> np.ndarray:
         path = self._beside(name, what)
         return self._checked(_read_numbers(path).squeeze(), what, path)
@@ -244,11 +291,11 @@ class _Clip:
             raise DataError(f"{where}: {what} are not all finite")
         return values
 
-    def _beside(self, name: object, what: str) -> Path:
+    def _beside(self, name: object, what: str, is_there: Callable[[Path], bool] = Path.is_file) -> Path:
         if not isinstance(name, str):
-            raise DataError(f"{self.camera}: {what} must be the name of a file, got {name!r}")
+            raise DataError(f"{self.camera}: {what} must be a name, got {name!r}")
         for folder in (self.camera.parent, self.path.parent, self.path):
-            if (folder / name).is_file():
+            if is_there(folder / name):
                 return folder / name
         raise DataError(f"{self.camera}: {what} '{name}' is neither beside it nor beside {self.path}")
 
@@ -365,7 +412,16 @@ def _find_clips(root: Path) -> list[Path]:
         return [root] if root.suffix.lower() in VIDEOS else []
     clips = [path for path in root.rglob("*") if path.suffix.lower() in VIDEOS and path.is_file()]
     folders = {root, *(path for path in root.rglob("*") if path.is_dir())}
-    return sorted([*clips, *(folder for folder in folders if pictures_in(folder))])
+    return sorted([*clips, *(folder for folder in folders if _has_frames(folder))])
+
+
+def _has_frames(folder: Path) -> bool:
+    """Whether there are pictures in it, and they are not depth: 16 bits, of one channel."""
+    first = next(iter(pictures_in(folder)), None)
+    if first is None:
+        return False
+    image = cv2.imread(str(first), cv2.IMREAD_UNCHANGED)
+    return image is None or image.dtype != np.uint16 or image.ndim != 2
 
 
 def pictures_in(folder: Path) -> list[Path]:

@@ -120,6 +120,7 @@ class DepthEngine:
         self._threads, self._batch = threads, batch
         self._log = logger
         # In its default precision a backend still stands behind all that were asked for another one.
+        self._wanted = precision
         wanted = [] if precision == "auto" else [(name, precision) for name in order]
         self._remaining: list[tuple[str, str]] = wanted + [(name, "auto") for name in order]
         self._background = background
@@ -379,7 +380,10 @@ class DepthEngine:
                     self._give_up(name, reason)
                     continue
                 known = module.precisions()
-                precision = known[0] if precision == "auto" else precision
+                if precision == "auto":
+                    precision = known[0]
+                    if precision == self._wanted:
+                        continue  # was tried in its turn
                 if precision not in known:
                     self._give_up(name, f"does not compute in {precision}")
                 elif not self._background or module.ANY_SIZE or not self._remaining:

@@ -118,6 +118,20 @@ class Framing:
         multiple = cv2.resize(image, (w * fx, h * fy), interpolation=cv2.INTER_LINEAR)
         return cv2.resize(multiple, (w, h), dst=out, interpolation=cv2.INTER_AREA)
 
+    def depth_to_network(self, depth: np.ndarray) -> np.ndarray:
+        """Sparse depth [H, W] of the camera's pixels, 0 where unknown -> [h, w] at the network's size.
+
+        Of the values that fall into one pixel the smallest counts: what is in front hides what is behind.
+        """
+        top, left, height, width = self.crop
+        h, w = self.network_size
+        y, x = np.nonzero(depth[top : top + height, left : left + width])
+        at = y * h // height, x * w // width
+        out = np.full((h, w), np.inf, depth.dtype)
+        np.minimum.at(out, at, depth[top + y, left + x])
+        out[np.isinf(out)] = 0
+        return out
+
     def _pixel_map(self) -> np.ndarray:
         """Affine map A [3, 3] from camera pixels to published pixels: p' = A p."""
         top, left, height, width = self.crop

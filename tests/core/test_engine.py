@@ -103,6 +103,24 @@ def test_backend_that_fails_to_start_is_passed_over(monkeypatch, image):
     assert np.isfinite(engine.infer(image).depth).all()
 
 
+def test_a_backend_is_not_tried_again_in_the_precision_that_was_asked_for(monkeypatch):
+    tried = []
+
+    def create(job):
+        tried.append(job.precision)
+        raise RuntimeError("no such device")
+
+    broken = broken_backend(create, precisions=("fp32", "bf16"))
+    substitute(monkeypatch, **dict.fromkeys(("tensorrt", "inductor", "torch", "openvino"), broken))
+    with pytest.raises(EngineError):
+        DepthEngine.load(camera_size=(64, 96), precision="fp32")
+    assert tried == ["fp32"] * 4
+    tried.clear()
+    with pytest.raises(EngineError):
+        DepthEngine.load(camera_size=(64, 96), precision="bf16")
+    assert tried == ["bf16"] * 4 + ["fp32"] * 4
+
+
 class Tampered:
     """OpenVINO with its answers changed."""
 
