@@ -128,6 +128,50 @@ def test_poses_are_relative_to_the_middle_camera(tmp_path, open_video):
     torch.testing.assert_close(sample.poses[0, :3, 3], torch.tensor([1.0, 0, 0]))
 
 
+def write_depth(path, depth):
+    path.parent.mkdir(exist_ok=True)
+    cv2.imwrite(str(path), (depth * 256).astype(np.uint16))
+
+
+def test_measured_depth_is_that_of_the_pixels_training_sees(tmp_path, open_video):
+    """Frames of 128x96 lose rows above and below to become 96x64: every pixel of these is 4/3 of a stored one."""
+    root = write_folder(tmp_path / "clip", pictures(), {**CAMERA, "depth": "lidar"})
+    stored = np.zeros((96, 128))
+    stored[2, 50] = 3.0  # in a row that is cut off
+    stored[5, 0], stored[89, 127] = 4.0, 5.0
+    stored[40:42, 60:62] = [[9.0, 8.0], [7.0, 9.0]]  # fall into few pixels, of which the nearest counts
+    write_depth(root / "lidar" / "3.png", stored)
+    dataset = open_video(root)
+    assert len(dataset) == 10, "the folder of depth is no clip"
+    known = dataset[2].depth
+    assert known.shape == SIZE
+    assert (float(known[0, 0]), float(known[-1, -1])) == (4.0, 5.0)
+    assert 7.0 in known[26:29, 44:48]
+    assert 3.0 not in known
+    assert not dataset[3].depth.any(), "nothing is known of a frame without a picture"
+
+
+def test_depth_of_the_trainings_size_is_taken_as_it_is(tmp_path, open_video):
+    root = write_folder(tmp_path / "clip", pictures(), {**CAMERA, "depth": "stereo"})
+    depth = np.arange(64 * 96).reshape(SIZE) / 256
+    write_depth(root / "stereo" / "000004.png", depth)
+    np.testing.assert_array_equal(open_video(root)[3].depth.numpy(), depth)
+
+
+def test_depth_that_cannot_be_of_the_clip_is_said(tmp_path, open_video):
+    root = write_folder(tmp_path / "clip", pictures(), {**CAMERA, "depth": "lidar"})
+    (root / "lidar").mkdir()
+    with pytest.raises(DataError, match="lidar: no depth"):
+        open_video(root)
+    write_depth(root / "lidar" / "12.png", np.ones((96, 128)))
+    with pytest.raises(DataError, match=r"12\.png: its name is not the number of one of 12 frames"):
+        open_video(root)
+    (root / "lidar" / "12.png").rename(root / "lidar" / "2.png")
+    write_depth(root / "lidar" / "3.png", np.ones((90, 128)))
+    with pytest.raises(DataError, match=r"3\.png: 128x90 pixels, the clip's frames have 128x96"):
+        open_video(root)[2]
+
+
 def test_times_and_speeds_come_from_files_beside_the_camera_file(tmp_path, open_video):
     root = write_folder(tmp_path / "clip", pictures(), {**CAMERA, "times": "t.txt", "speed": "v.txt"})
     write_numbers(root / "t.txt", np.arange(12) ** 1.5)
@@ -209,6 +253,7 @@ def test_one_camera_file_serves_a_folder_of_clips(tmp_path, open_video):
         ({**CAMERA, "fps": 0}, "fps, frames per second, as a positive number"),
         ({**CAMERA, "speed": [1.0, 2.0]}, "2 speed for 12 frames"),
         ({**CAMERA, "speed": "v.txt"}, "'v.txt' is neither beside it nor beside"),
+        ({**CAMERA, "depth": "short.txt"}, "depth 'short.txt' is neither beside it nor beside"),
         ({**CAMERA, "poses": "short.txt"}, "3 poses for 12 frames"),
         ({**CAMERA, "poses": "words.txt"}, "not rows of numbers"),
         ({**CAMERA, "poses": "narrow.txt"}, "twelve numbers"),

@@ -11,6 +11,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from fadepth_core.data.synthetic import SyntheticDataset
 from fadepth_core.evaluation.report import MAP_SIZE, TILE_WIDTH
@@ -18,6 +19,8 @@ from fadepth_core.evaluation.video import rgb
 from fadepth_core.models import SmallDepth
 from fadepth_core.runtime.checkpoint import Checkpoint, save_checkpoint
 from fadepth_core.runtime.engine import DepthEngine
+from street_canyon import GAP, write_frames
+from street_canyon import SIZE as CLIP_SIZE
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -97,6 +100,30 @@ def test_video_is_measured_beside_baselines(tmp_path):
         assert 0 < values["figures"]["photometric"] < 1
         assert list(values["clips"]) == ["drive"]
     assert cv2.imread(str(tmp_path / "out" / "video.png")).shape[1] == 2 * TILE_WIDTH + MAP_SIZE[1]
+
+
+def test_stereo_labels_a_clip_that_training_learns_from(tmp_path):
+    write_frames(tmp_path / "clip")
+    size = [str(side) for side in CLIP_SIZE]
+    result = run("stereo", tmp_path / "clip", "--out", tmp_path / "clip" / "depth", "--size", *size, "--nearest", GAP)
+    assert result.returncode == 0, result.stderr
+    assert f'wrote 14 pictures to {tmp_path / "clip" / "depth"}; name it as "depth" in' in result.stdout
+    camera = json.loads((tmp_path / "clip" / "camera.json").read_text())
+    (tmp_path / "clip" / "camera.json").write_text(json.dumps(camera | {"depth": "depth"}))
+    result = run(
+        *("fit", "--config", ROOT / "config" / "training" / "stereo.yaml"),
+        *(
+            "--set",
+            f"data.train=[{{name: video, root: {tmp_path / 'clip'}}}]",
+            "--set",
+            f"data.size=[{', '.join(size)}]",
+        ),
+        *("--set", "data.workers=0", "--set", "data.batch_size=2", "--set", f"output={tmp_path / 'run'}"),
+        *("--set", "schedule.iterations=2", "--set", "log.every=1", "--set", f"model.start={Checkpoint().path}"),
+    )
+    assert result.returncode == 0, result.stderr
+    log = EventAccumulator(str(tmp_path / "run")).Reload()
+    assert all(point.value > 0 for point in log.Scalars("cr/depth"))
 
 
 def test_predict_writes_depth_and_colours_of_every_frame(tmp_path):
