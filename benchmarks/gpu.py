@@ -38,7 +38,7 @@ from fadepth_core.models import build_model
 from fadepth_core.models.complexity import complexity
 from fadepth_core.runtime import backends
 from fadepth_core.runtime.backends import Job, default_threads, tensorrt
-from fadepth_core.runtime.backends.static import StaticBackend
+from fadepth_core.runtime.backends.static import static_backend
 from fadepth_core.runtime.framing import Framing
 from fadepth_core.runtime.graph import DepthGraph
 from resnet18_depth import ResNet18Depth
@@ -109,7 +109,7 @@ def _backend(name: str, precision: str, network: nn.Module, framing: Framing, ba
             return torch.compile(graph, fullgraph=True, dynamic=False)
         return graph
 
-    return StaticBackend(make, job, DEVICE, "" if CUDA else "CPU")
+    return static_backend(make, job, DEVICE, "" if CUDA else "CPU")
 
 
 # ----------------------------------------------------------------------------------------------------------------- sections
@@ -160,6 +160,7 @@ def section_engine(args) -> Iterator[str]:
                         f"{best['ResNet-18'] / median:.2f}" if "ResNet-18" in best else "-",
                     )
                 )
+            del contestant
             found.clear()
             if CUDA:
                 torch.cuda.empty_cache()
@@ -239,6 +240,8 @@ def section_memory(_args) -> Iterator[str]:
             contestant.run(np.zeros((128, 416, 3), np.uint8))
             allocated, free = torch.cuda.max_memory_allocated(), torch.cuda.mem_get_info()[0]
             rows.append((contestant.name, f"{allocated / 2**20:.0f}", f"{(before - free) / 2**20:.0f}"))
+            del contestant  # before the next one is made
+            torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
     yield from _table(("backend and network", "PyTorch's peak, MiB", "taken of the device since the start, MiB"), rows)
 

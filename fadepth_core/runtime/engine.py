@@ -10,6 +10,8 @@ from __future__ import annotations
 import logging
 import os
 import threading
+import traceback
+import weakref
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future
@@ -20,7 +22,7 @@ from typing import NamedTuple
 import numpy as np
 
 from fadepth_core.runtime import backends
-from fadepth_core.runtime.backends import Backend, Job
+from fadepth_core.runtime.backends import Backend, Job, copied
 from fadepth_core.runtime.checkpoint import Checkpoint, CheckpointError
 from fadepth_core.runtime.framing import Framing
 
@@ -31,6 +33,9 @@ _LOG = logging.getLogger("fadepth")
 #: small. int8 was measured at (1.2e-2, 4.1e-2); with the head in 8 bits as well and its PERFORMANCE preset at (6.3e-2, 2.5e-1).
 CHECK_BOUNDS = {"fp32": (1e-5, 1e-3), "fp16": (5e-3, 5e-2), "bf16": (3e-2, 3e-1), "int8": (5e-2, 3e-1)}
 
+
+#: Of the camera that a backend's points are checked with.
+_CHECK_K = np.array([[70.0, 0.0, 41.0], [0.0, 60.0, 29.0], [0.0, 0.0, 1.0]])
 
 #: What has passed its check in this process: (digests of the weights and of the int8 graph, backend, precision, threads).
 #: Another camera size needs no other check.
@@ -125,6 +130,12 @@ class DepthEngine:
         self._remaining: list[tuple[str, str]] = wanted + [(name, "auto") for name in order]
         self._background = background
         self._serving: _Started | None = None
+        #: (height, width) of the frames that what served last takes.
+        self._frame_size: tuple[int, int] | None = None
+        self._streaming = False
+        #: Whether a backend that is being made ready is still wanted: a compiler looks now and then.
+        self._abandoned = threading.Event()
+        weakref.finalize(self, self._abandoned.set)
         #: The backend that is being made ready, and those that wait for their turn should it fail.
         self._coming: tuple[str, Future[_Started]] | None = None
         self._deferred: list[tuple[str, ModuleType, str]] = []
@@ -191,7 +202,7 @@ class DepthEngine:
         """Whether frames are best handed over already at the network's size (`Framing.to_network`)."""
         # What is ready decides: it can take over only with a frame that it can use.
         ready = self._ready()
-        return (self._serving if ready is None else ready).frame_size == self.framing.network_size
+        return (self._frame_size if ready is None else ready.frame_size) == self.framing.network_size
 
     @property
     def backend_name(self) -> str:
@@ -211,7 +222,7 @@ class DepthEngine:
     @property
     def batches(self) -> bool:
         """Whether the backend runs several frames at once (`infer_batch`) faster than one by one."""
-        return hasattr(self._serving.backend, "infer_batch")
+        return self._serving is not None and hasattr(self._serving.backend, "infer_batch")
 
     @property
     def description(self) -> str:
@@ -239,7 +250,7 @@ class DepthEngine:
             limits: nearest and farthest depth that count as measured, metres.
 
         Raises:
-            ValueError: the image has another type or size.
+            ValueError: the image or K has another type or size.
             EngineError: every backend failed.
         """
         request = self._request(image, intrinsics, scale)
@@ -256,7 +267,7 @@ class DepthEngine:
         """Depth of several frames, in their order: at once where the backend can (`batches`), else one by one.
 
         Raises:
-            ValueError: an image has another type or size.
+            ValueError: an image or K has another type or size.
             EngineError: every backend failed.
         """
         asked = [(self._request(r.image, r.intrinsics, r.scale), r.points, r.limits) for r in requests]
@@ -291,9 +302,18 @@ class DepthEngine:
         Raises:
             ValueError: an image that `infer` would refuse. This, like what `frames` raises, comes when all frames before have
                 been answered.
+            RuntimeError: another stream of this engine has not ended.
             EngineError: every backend failed.
         """
-        frames = iter(frames)
+        if self._streaming:
+            raise RuntimeError("one stream at a time: another one of this engine has not ended")
+        self._streaming = True
+        try:
+            yield from self._stream(iter(frames), points, scale, limits)
+        finally:
+            self._streaming = False
+
+    def _stream(self, frames: Iterator, points: bool, scale: float, limits) -> Iterator[DepthResult]:
         waiting: deque[_Request] = deque()  # read, not yet answered
         end: list[Exception] = []
 
@@ -308,6 +328,8 @@ class DepthEngine:
                 waiting.append(request)
                 yield request
 
+        if self._coming is not None:
+            self._change_over(self.framing.camera_size)
         while True:
             try:
                 for depth, cloud in self._answers(requests(), points, limits):
@@ -321,26 +343,28 @@ class DepthEngine:
 
     def _answers(self, requests: Iterable[_Request], points: bool, limits) -> Iterator[tuple]:
         """What the backend says to each request, in arrays that stay."""
-        backend = self._serving.backend
+        backend = self._backend()
         if hasattr(backend, "stream"):
             yield from backend.stream(((self._framed(r.image), *r[1:], limits) for r in requests), points)
             return
         for request in requests:
-            yield _copied(self._run(request, points, limits))
+            yield copied(self._run(request, points, limits))
 
     def _request(self, image: np.ndarray, intrinsics: np.ndarray | None, scale: float) -> _Request:
-        """Raises ValueError for an image of another type or size."""
+        """Raises ValueError for an image or K of another type or size."""
         framing = self.framing
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
             raise ValueError(f"expected a uint8 image [H, W, 3], got {image.dtype} {list(image.shape)}")
         sizes = [framing.camera_size]
-        if self._serving.frame_size == framing.network_size != framing.camera_size:
+        if self._frame_size == framing.network_size != framing.camera_size:
             sizes.append(framing.network_size)
         if image.shape[:2] not in sizes:
             raise ValueError(
                 f"expected an image of {' or '.join(str(list(size)) for size in sizes)} (height, width), "
                 f"got {list(image.shape[:2])}"
             )
+        if intrinsics is not None and np.shape(intrinsics) != (3, 3):
+            raise ValueError(f"expected intrinsics [3, 3], got {list(np.shape(intrinsics))}")
         matrix = None if intrinsics is None else framing.output_intrinsics(intrinsics)
         if matrix is not None and self.follows_camera:
             scale *= framing.network_focal_length(intrinsics) / self.checkpoint.description.focal_length
@@ -348,13 +372,19 @@ class DepthEngine:
 
     def _run(self, request: _Request, points: bool, limits):
         matrix = request.matrix if points else None
-        return self._serving.backend.infer(self._framed(request.image), matrix, request.scale, limits)
+        return self._backend().infer(self._framed(request.image), matrix, request.scale, limits)
+
+    def _backend(self) -> Backend:
+        if self._serving is None:
+            raise self._nothing_left()
+        return self._serving.backend
 
     def _run_batch(self, asked: Sequence[tuple[_Request, bool, tuple[float, float]]]) -> list[tuple]:
+        backend = self._backend()
         if not self.batches or len(asked) < 2:
             # Copies: what a backend answers lives until its next call.
-            return [_copied(self._run(*one)) for one in asked]
-        return self._serving.backend.infer_batch(
+            return [copied(self._run(*one)) for one in asked]
+        return backend.infer_batch(
             [
                 (self._framed(request.image), request.matrix if points else None, request.scale, limits)
                 for request, points, limits in asked
@@ -362,11 +392,16 @@ class DepthEngine:
         )
 
     def _framed(self, image: np.ndarray) -> np.ndarray:
-        return image if image.shape[:2] == self._serving.frame_size else self.framing.to_network(image)
+        return image if image.shape[:2] == self._frame_size else self.framing.to_network(image)
 
     def _fall_back(self, error: Exception) -> None:
         """The backend has failed, with whatever a runtime raises when its device is lost: the next one takes its frames."""
+        if self._serving is None:
+            raise error
         self._give_up(self.backend_name, f"failed while running: {error}", error)
+        # It goes before the next one comes, which may need its memory; and so does what the traceback holds of it.
+        self._serving = None
+        traceback.clear_frames(error.__traceback__)
         self._next_backend()
 
     def _next_backend(self) -> None:
@@ -397,16 +432,17 @@ class DepthEngine:
             except Exception as error:
                 self._give_up(name, f"failed to start: {error}", error)
         if self._coming is not None:  # nothing else can serve
-            self._serving = None
             self._coming[1].exception()  # waits
             self._change_over(self.framing.camera_size)
             return
-        raise EngineError(
-            "no backend can run " + str(self.checkpoint.path) + "".join(f"\n  {f}" for f in self.failures)
-        )
+        raise self._nothing_left()
+
+    def _nothing_left(self) -> EngineError:
+        lines = "".join(f"\n  {failure}" for failure in self.failures)
+        return EngineError(f"no backend can run {self.checkpoint.path}{lines}")
 
     def _use(self, started: _Started) -> None:
-        self._serving = started
+        self._serving, self._frame_size = started, started.frame_size
         self._log.info(
             "depth runs on %s; network %dx%d, depth %dx%d",
             self.description,
@@ -457,15 +493,17 @@ class DepthEngine:
             return
         self._coming = None
         if self._serving is not None:
-            # What served until now stays the first to fall back on.
-            self._remaining.insert(0, (self._serving.name, self._serving.precision))
+            # Those that have not had their turn come before what served until now, which serves while they are made ready.
+            waiting = [(name, precision) for name, _, precision in self._deferred]
+            self._remaining = [*waiting, (self._serving.name, self._serving.precision), *self._remaining]
+            self._deferred = []
         self._use(started)
 
     def _job(self, precision: str) -> Job:
         framing = self.framing
-        if self._serving is not None and self._serving.frame_size == framing.network_size:
+        if self._frame_size == framing.network_size:
             framing = framing.at_network()  # frames come at that size already
-        return Job(self.checkpoint, framing, precision, self._threads, self._batch, self._log)
+        return Job(self.checkpoint, framing, precision, self._threads, self._batch, self._log, self._abandoned)
 
     def _give_up(self, name: str, reason: str, error: BaseException | None = None) -> None:
         """Note why a backend is not used; `error`: what it failed with, where it is there but failed."""
@@ -476,18 +514,19 @@ class DepthEngine:
         self._log.log(level, "backend %s passed over: %s", name, reason, exc_info=trace)
 
 
-def _copied(answer: tuple[np.ndarray, np.ndarray | None]) -> tuple[np.ndarray, np.ndarray | None]:
-    depth, points = answer
-    return depth.copy(), None if points is None else points.copy()
-
-
 def _started(name: str, module: ModuleType, job: Job) -> _Started:
     """A backend that has passed its check and run once."""
     if module.ANY_SIZE:
         _check_on_golden_frame(module, job)
     backend = module.create(job)
-    if not module.ANY_SIZE:
-        _check_as_it_is(backend, job)
+    try:
+        if not module.ANY_SIZE:
+            _check_as_it_is(backend, job)
+        _check_batch(backend, job)
+    except EngineError:
+        # What was compiled is wrong, and would be again at the next start, were it kept.
+        getattr(module, "forget", lambda _job: None)(job)
+        raise
     size = job.framing.network_size if backend.takes_network_size else job.framing.camera_size
     # The first run allocates.
     backend.infer(np.zeros((*size, 3), np.uint8), np.eye(3), 1.0, (0.0, np.inf))
@@ -513,17 +552,35 @@ def _check_as_it_is(backend: Backend, job: Job) -> None:
     frames, too, would take as long again."""
     from fadepth_core.runtime.backends.torch import reference_depth
 
-    height, width = job.framing.camera_size
-    v, u = np.mgrid[0:height, 0:width].astype(np.float32)
-    waves = [np.sin(u / (9 + 4 * c)) * np.cos(v / (7 + 3 * c)) + np.sin(u * v / (211 * width)) for c in range(3)]
-    image = (127 + 60 * np.stack(waves, -1)).astype(np.uint8)
+    image = _waves(job.framing.camera_size)
     _compare(backend, job.precision, image, reference_depth(job, image))
+
+
+def _check_batch(backend: Backend, job: Job) -> None:
+    """Compare a backend's batch, which may be another compilation, with what it says of the same frames one by one."""
+    if job.batch < 2 or not hasattr(backend, "infer_batch"):
+        return
+    image = _waves(job.framing.network_size if backend.takes_network_size else job.framing.camera_size)
+    frames = [(np.roll(image, 16 * i, axis=1), _CHECK_K, 1.0 + i, (0.0, np.inf)) for i in range(job.batch)]
+    alone = [backend.infer(*frame)[0].copy() for frame in frames]
+    for (depth, points), expected in zip(backend.infer_batch(frames), alone, strict=True):
+        _compare_depth(depth, points, job.precision, expected)
+
+
+def _waves(size: tuple[int, int]) -> np.ndarray:
+    """A picture [H, W, 3] with something at every scale."""
+    v, u = np.mgrid[0 : size[0], 0 : size[1]].astype(np.float32)
+    waves = [np.sin(u / (9 + 4 * c)) * np.cos(v / (7 + 3 * c)) + np.sin(u * v / (211 * size[1])) for c in range(3)]
+    return (127 + 60 * np.stack(waves, -1)).astype(np.uint8)
 
 
 def _compare(backend: Backend, precision: str, image: np.ndarray, expected: np.ndarray) -> None:
     """Raise EngineError unless a backend's depth of `image` [H, W, 3] is `expected` [h, w], and its points lie on their rays."""
-    k = np.array([[70.0, 0.0, 41.0], [0.0, 60.0, 29.0], [0.0, 0.0, 1.0]])
-    depth, points = backend.infer(image, k, 1.0, (0.0, np.inf))
+    _compare_depth(*backend.infer(image, _CHECK_K, 1.0, (0.0, np.inf)), precision, expected)
+
+
+def _compare_depth(depth: np.ndarray, points: np.ndarray, precision: str, expected: np.ndarray) -> None:
+    k = _CHECK_K
     error, bounds = np.quantile(np.abs(depth - expected) / expected, (0.5, 0.99)), CHECK_BOUNDS[precision]
     if not (error[0] <= bounds[0] and error[1] <= bounds[1]):
         raise EngineError(

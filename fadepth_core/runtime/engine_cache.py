@@ -57,6 +57,10 @@ class EngineCache:
             return None
         return engine
 
+    def remove(self, identity: Mapping[str, str]) -> None:
+        """Forget an engine, if it is there."""
+        self.path(identity).unlink(missing_ok=True)
+
     def put(self, identity: Mapping[str, str], engine: bytes, logger: logging.Logger) -> None:
         """Keep an engine. One that cannot be kept, for want of space or rights, costs time at the next start and nothing
         else: a warning."""

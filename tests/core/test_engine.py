@@ -4,7 +4,9 @@ import concurrent.futures
 import subprocess
 import sys
 import threading
+import time
 import types
+import weakref
 from dataclasses import replace
 
 import numpy as np
@@ -282,6 +284,132 @@ def test_a_compiler_that_fails_makes_room_for_the_next(monkeypatch, image, error
     settle(engine)
     engine.infer(image, K)
     assert engine.backend_name == "inductor"
+
+
+def test_a_compiler_that_waited_has_its_turn_when_the_one_before_fails_while_running(monkeypatch, image):
+    first, second = threading.Event(), threading.Event()
+    calls = []
+
+    class Failing(Compiled):
+        def infer(self, *arguments):
+            calls.append(1)
+            if len(calls) > 2:
+                raise RuntimeError("device lost")
+            return super().infer(*arguments)
+
+    substitute(monkeypatch, tensorrt=slow_backend(first, Failing), inductor=slow_backend(second))
+    monkeypatch.setattr(backends, "automatic_order", lambda: ("tensorrt", "inductor", "torch", "openvino"))
+    engine = DepthEngine.load(camera_size=(480, 640), background=True)
+    first.set()
+    settle(engine)
+    engine.infer(image, K)
+    assert engine.backend_name == "torch", "it serves while the second is made ready"
+    second.set()
+    settle(engine)
+    engine.infer(image, K)
+    assert engine.backend_name == "inductor"
+
+
+def test_a_backend_that_failed_is_gone_before_the_next_is_made(monkeypatch, image):
+    """They may not fit beside each other."""
+    failed, alive = [], []
+
+    class Failing(Compiled):
+        def infer(self, *arguments):
+            if arguments[0].any():
+                failed.append(weakref.ref(self))
+                raise RuntimeError("out of memory")
+            return super().infer(*arguments)
+
+    def create(job):
+        alive.append(failed[0]() is not None)
+        return torch_backend.create(job)
+
+    monkeypatch.setattr(torch_backend, "reference_depth", lambda job, image: 1 / 0)  # not asked for
+    substitute(monkeypatch, openvino=broken_backend(Failing), torch=broken_backend(create))
+    monkeypatch.setattr("fadepth_core.runtime.engine._check_on_golden_frame", lambda module, job: None)
+    engine = DepthEngine.load(camera_size=(480, 640))
+    engine.infer(image, K)
+    assert engine.backend_name == "torch"
+    assert alive == [False]
+
+
+def test_when_nothing_is_left_every_frame_is_told_so(monkeypatch, image):
+    substitute(
+        monkeypatch, torch=broken_backend(None, missing="not installed"), openvino=broken_backend(FailsInTheMiddle)
+    )
+    engine = DepthEngine.load(camera_size=(480, 640))
+    with pytest.raises(EngineError, match=r"(?s)no backend can run .*device lost"):
+        list(engine.stream((image, K) for _ in range(5)))
+    with pytest.raises(EngineError, match=r"(?s)no backend can run .*device lost"):
+        engine.infer(image, K)
+    with pytest.raises(EngineError, match=r"(?s)no backend can run .*device lost"):
+        engine.infer_batch([FrameRequest(image), FrameRequest(image)])
+
+
+class WrongBatch(Compiled):
+    def infer_batch(self, frames):
+        answers = [tuple(x.copy() for x in self.infer(*frame)) for frame in frames]
+        return [(1.1 * depth, 1.1 * points) for depth, points in answers]
+
+
+def test_a_batch_has_to_pass_the_check_too(monkeypatch):
+    """And what was compiled is not kept."""
+    forgotten = []
+    backend = broken_backend(WrongBatch)
+    backend.ANY_SIZE, backend.forget = False, forgotten.append
+    substitute(monkeypatch, tensorrt=backend)
+    engine = DepthEngine.load(camera_size=(64, 96), backend="tensorrt", batch=3)
+    assert engine.failures[0].startswith("tensorrt: failed to start: its depth differs from the reference by 1.0e-01")
+    assert [job.batch for job in forgotten] == [3]
+    engine = DepthEngine.load(camera_size=(64, 96), backend="torch", batch=3)
+    assert (engine.backend_name, engine.batches, engine.failures) == ("torch", True, [])
+
+
+def test_an_engine_has_one_stream_at_a_time(image):
+    engine = DepthEngine.load(camera_size=(480, 640))
+    stream = engine.stream((image, K) for _ in range(3))
+    next(stream)
+    with pytest.raises(RuntimeError, match="one stream at a time"):
+        next(engine.stream([(image, K)]))
+    stream.close()
+    assert len(list(engine.stream([(image, K)]))) == 1
+
+
+def test_a_projection_matrix_is_no_reason_to_give_up_a_backend(image):
+    engine = DepthEngine.load(camera_size=(480, 640))
+    with pytest.raises(ValueError, match=r"expected intrinsics \[3, 3\], got \[3, 4\]"):
+        engine.infer(image, np.eye(3, 4))
+    assert engine.failures == []
+
+
+@pytest.mark.parametrize("usable", [True, False])
+def test_a_card_that_torch_cannot_use_is_none(monkeypatch, usable):
+    monkeypatch.setattr(backends, "has_nvidia_gpu", lambda: True)
+    monkeypatch.setattr(backends.importlib.metadata, "version", lambda _name: "2.13.0+cu130")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: usable)
+    assert backends.automatic_order()[0] == ("tensorrt" if usable else "openvino")
+
+
+def test_a_compiler_learns_that_nobody_waits_any_more(monkeypatch):
+    jobs = []
+    gate = threading.Event()
+
+    def create(job):
+        jobs.append(job)
+        gate.wait()
+        raise RuntimeError("abandoned")
+
+    backend = broken_backend(create)
+    backend.ANY_SIZE = False
+    substitute(monkeypatch, tensorrt=backend)
+    engine = DepthEngine.load(camera_size=(64, 96), backend="tensorrt", background=True)
+    while not jobs:
+        time.sleep(0.01)
+    assert not jobs[0].abandoned.is_set()
+    del engine
+    assert jobs[0].abandoned.is_set()
+    gate.set()
 
 
 def test_without_another_backend_the_compiler_is_waited_for(monkeypatch, image):

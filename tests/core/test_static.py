@@ -1,11 +1,14 @@
 """Fixed buffers around a fixed graph: on a CPU the same code that CUDA devices run, without uploads."""
 
+import gc
+import weakref
+
 import numpy as np
 import pytest
 import torch
 
 from fadepth_core.runtime.backends import Job
-from fadepth_core.runtime.backends.static import StaticBackend
+from fadepth_core.runtime.backends.static import static_backend
 from fadepth_core.runtime.checkpoint import Checkpoint
 from fadepth_core.runtime.framing import Framing
 from fadepth_core.runtime.graph import DepthGraph
@@ -49,7 +52,7 @@ def assert_same(found, wanted):
 
 def backend(graph, batch=1):
     job = Job(Checkpoint(), Framing.plan(SIZE, SIZE), "fp32", batch=batch)
-    return StaticBackend(lambda _batch: graph, job, CPU, "CPU")
+    return static_backend(lambda _batch: graph, job, CPU, "CPU")
 
 
 def test_every_frame_has_its_own_numbers(graph):
@@ -74,6 +77,29 @@ def test_a_stream_keeps_the_order_and_its_answers(graph):
     for frame, result in zip(several, results, strict=True):
         assert_same(result, expected(graph, frame))
     assert all(points is None for _, points in backend(graph).stream(several, points=False))
+
+
+def test_between_two_frames_of_a_stream_others_can_be_asked_for(graph):
+    several, stranger = list(frames(5)), next(frames(1))
+    one, results = backend(graph), []
+    for result in one.stream(iter(several), points=True):
+        assert_same(one.infer(*stranger), expected(graph, stranger))
+        results.append(result)
+    for frame, result in zip(several, results, strict=True):
+        assert_same(result, expected(graph, frame))
+
+
+def test_a_backend_goes_with_its_last_user(graph):
+    """At once, not with the next garbage collection: its successor needs the memory."""
+    gc.disable()
+    try:
+        one = backend(graph, batch=3)
+        assert len(list(one.stream(frames(3), points=True))) == len(one.infer_batch(list(frames(3)))) == 3
+        gone = weakref.ref(one)
+        del one
+        assert gone() is None
+    finally:
+        gc.enable()
 
 
 def test_half_precision_stays_inside_what_the_engine_allows(graph):

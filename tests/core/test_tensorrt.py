@@ -3,8 +3,11 @@
 import json
 import logging
 import os
+import signal
 import subprocess
 import sys
+import threading
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -63,6 +66,48 @@ def test_a_plan_is_built_once_and_said_to_take_a_while(job, monkeypatch, caplog)
     monkeypatch.setattr(tensorrt, "plan_identity", lambda job, batch: {"batch": str(batch), "gpu": "other"})
     tensorrt.plan_for(job, 1)
     assert built == [1, 4, 1]
+
+
+def test_a_plan_that_tensorrt_does_not_take_is_forgotten(job, monkeypatch):
+    def refuse(plan):
+        raise tensorrt.PlanError("TensorRT cannot load the engine")
+
+    monkeypatch.setattr(tensorrt, "_built_elsewhere", lambda job, batch: b"plan")
+    monkeypatch.setattr(tensorrt, "PlanRunner", refuse)
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda: "a card")
+    file = tensorrt._cache().path(tensorrt.plan_identity(job, 1))
+    tensorrt.plan_for(job, 1)
+    assert file.is_file()
+    with pytest.raises(tensorrt.PlanError):
+        tensorrt.create(job)
+    assert not file.exists()
+
+
+def test_a_build_that_nobody_waits_for_is_ended(job, monkeypatch):
+    processes = []
+
+    class Sleeping(subprocess.Popen):
+        def __init__(self, command, **options):
+            super().__init__([sys.executable, "-c", "import time; time.sleep(600)"], **options)
+            processes.append(self)
+
+    monkeypatch.setattr(tensorrt.subprocess, "Popen", Sleeping)
+    threading.Timer(0.2, job.abandoned.set).start()
+    with pytest.raises(tensorrt.BuildError, match="nobody waits"):
+        tensorrt._built_elsewhere(job, 1)
+    assert processes[0].returncode == -signal.SIGKILL
+
+
+def test_a_build_ends_with_the_process_that_wanted_it(job):
+    """Whose end closes the pipe that is the build's standard input."""
+    program = (
+        "import time; from fadepth_core.runtime.backends import tensorrt;"
+        "tensorrt.eager.cuda_graph = lambda _job: time.sleep(600); tensorrt.main()"
+    )
+    order = {"checkpoint": str(job.checkpoint.path), "framing": asdict(job.framing), "precision": "fp16", "batch": 1}
+    with subprocess.Popen([sys.executable, "-c", program, json.dumps(order)], stdin=subprocess.PIPE) as build:
+        build.stdin.close()
+        assert build.wait(60) == 1
 
 
 def test_a_build_that_fails_in_its_process_says_why(job):

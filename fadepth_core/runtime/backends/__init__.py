@@ -2,15 +2,18 @@
 
 A backend module offers `missing()`, why it cannot run on this machine (None when it can), `precisions()`, the ones it can
 compute in here, its default first, `create(job)`, which returns a `Backend`, and `ANY_SIZE`: whether that is quick for
-another size of frames. Where it is not, a compiler works for each.
+another size of frames. Where it is not, a compiler works for each. One that keeps what it has compiled also offers
+`forget(job)`, for when that turns out to be wrong.
 """
 
 from __future__ import annotations
 
 import importlib
 import importlib.metadata
+import importlib.util
 import logging
 import os
+import threading
 from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Protocol
@@ -38,6 +41,7 @@ class Job:
         threads: CPU threads, 0 for the backend's default.
         batch: how many frames at most are handed over together (`Backend.infer_batch`).
         logger: gets what takes long, and what is done about damage.
+        abandoned: set once nobody waits for the backend any more; what takes long looks at it.
     """
 
     checkpoint: Checkpoint
@@ -46,6 +50,7 @@ class Job:
     threads: int = 0
     batch: int = 1
     logger: logging.Logger = field(default=logging.getLogger("fadepth"), compare=False)
+    abandoned: threading.Event = field(default_factory=threading.Event, compare=False)
 
 
 class Backend(Protocol):
@@ -75,6 +80,12 @@ class Backend(Protocol):
         ...
 
 
+def copied(answer: tuple[np.ndarray, np.ndarray | None]) -> tuple[np.ndarray, np.ndarray | None]:
+    """What a backend answers, in arrays that stay."""
+    depth, points = answer
+    return depth.copy(), None if points is None else points.copy()
+
+
 def backend_module(name: str) -> ModuleType:
     """Import the module of the backend called `name`. Raises ValueError for an unknown name."""
     if name not in _MODULES:
@@ -84,9 +95,18 @@ def backend_module(name: str) -> ModuleType:
 
 def automatic_order() -> tuple[str, ...]:
     """Backends from the one that should be fastest on this machine to the slowest."""
-    if has_nvidia_gpu() and not _torch_is_for_cpu():
+    if has_nvidia_gpu() and _torch_reaches_cuda():
         return ("tensorrt", "inductor", "torch", "openvino")
     return ("openvino", "torch")
+
+
+def _torch_reaches_cuda() -> bool:
+    """Whether torch is there, built for CUDA, and gets along with the driver; torch for a CPU need not be imported."""
+    if importlib.util.find_spec("torch") is None or _torch_is_for_cpu():
+        return False
+    import torch
+
+    return torch.cuda.is_available()
 
 
 def _torch_is_for_cpu() -> bool:

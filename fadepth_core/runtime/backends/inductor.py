@@ -32,9 +32,9 @@ precisions = eager.precisions
 def create(job: Job) -> Backend:
     import torch
 
-    from fadepth_core.runtime.backends.static import StaticBackend
+    from fadepth_core.runtime.backends.static import static_backend
 
     job.logger.info("compiling with torch.compile; this takes a minute or two at the first start")
     graph = eager.cuda_graph(job)
     # One compilation a batch size: sizes that are fixed make better kernels.
-    return StaticBackend(lambda _batch: torch.compile(graph, fullgraph=True, dynamic=False), job, torch.device("cuda"))
+    return static_backend(lambda _batch: torch.compile(graph, fullgraph=True, dynamic=False), job, torch.device("cuda"))

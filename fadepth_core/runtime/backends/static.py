@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fadepth_core.runtime.backends import Job
+from fadepth_core.runtime.backends import Job, copied
 from fadepth_core.runtime.framing import Framing
 
 #: (image [B, H, W, 3] uint8, intrinsics [B, 3, 3], scale [B, 1], limits [B, 2]) -> depth [B, h, w], points [B, h, w, 3], on
@@ -46,7 +46,7 @@ class Slot:
     """
 
     def __init__(self, compute: Compute, framing: Framing, batch: int, device: torch.device):
-        self._compute, self._cuda = compute, device.type == "cuda"
+        self._compute, self._cuda, self._batch = compute, device.type == "cuda", batch
         (height, width), (h, w) = framing.camera_size, framing.output_size
 
         def host(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -59,7 +59,7 @@ class Slot:
         self._images = self._host_in[0].numpy()
         self._intrinsics, self._scales, self._limits = (x.numpy() for x in _parameter_views(self._host_in[1], batch))
         self._out = tuple(x.numpy() for x in self._host_out)
-        self._with_points = False
+        self._with_points, self._count = False, batch  # what a run is for
         # Something that can be computed, for the first runs.
         self._intrinsics[:], self._scales[:], self._limits[:] = np.eye(3).ravel(), 1.0, (0.0, np.inf)
         if self._cuda:
@@ -67,8 +67,9 @@ class Slot:
             self._graphs = {points: self._captured(points) for points in (False, True)}
 
     def submit(self, frames: Sequence[FrameArguments]) -> None:
-        """Begin to compute up to `batch` frames. Their images are copied; places that are left compute what was there."""
+        """Begin to compute up to `batch` frames. Their images are copied. On CUDA places that are left compute what was there."""
         self._with_points = False
+        self._count = self._batch if self._cuda else len(frames)
         for i, (image, intrinsics, scale, limits) in enumerate(frames):
             self._images[i] = image
             if intrinsics is not None:
@@ -104,12 +105,12 @@ class Slot:
 
     def compute(self) -> tuple[Tensor, Tensor]:
         image, parameters = self._device_in
-        intrinsics, scales, limits = _parameter_views(parameters, len(image))
-        return self._compute(image, intrinsics.view(-1, 3, 3), scales, limits)
+        intrinsics, scales, limits = (x[: self._count] for x in _parameter_views(parameters, len(image)))
+        return self._compute(image[: self._count], intrinsics.view(-1, 3, 3), scales, limits)
 
     def download(self, results: tuple[Tensor, Tensor], with_points: bool) -> None:
         for here, there in list(zip(self._host_out, results, strict=True))[: 2 if with_points else 1]:
-            here.copy_(there, non_blocking=self._cuda)
+            here[: self._count].copy_(there, non_blocking=self._cuda)
 
     @torch.inference_mode()
     def _captured(self, with_points: bool) -> torch.cuda.CUDAGraph:
@@ -144,45 +145,44 @@ def _aligned(count: int) -> int:
     return -(-count // _ALIGNMENT) * _ALIGNMENT
 
 
-class StaticBackend:
-    """See `Backend`; a base for those that compute with torch tensors.
+def static_backend(
+    make_compute: Callable[[int], Compute], job: Job, device: torch.device, name: str = ""
+) -> StaticBackend:
+    """A backend that computes with torch tensors.
 
     Args:
         make_compute: makes a `Compute` for a number of frames at a time; called once for every slot.
         job: its framing, on a CPU that of frames already at the network's size, and its batch: how many frames go together
-            where several wait. A run of fewer takes as long.
+            where several wait. On CUDA a run of fewer takes as long.
         device: where `Compute` runs.
         name: of the device, for people; the GPU's by default.
     """
+    return (_BatchingBackend if job.batch > 1 else StaticBackend)(make_compute, job, device, name)
 
-    def __init__(self, make_compute: Callable[[int], Compute], job: Job, device: torch.device, name: str = ""):
+
+class StaticBackend:
+    """See `Backend`; made by `static_backend`."""
+
+    def __init__(self, make_compute: Callable[[int], Compute], job: Job, device: torch.device, name: str):
         cuda = device.type == "cuda"
         self.device = name or torch.cuda.get_device_name()
         # On a GPU the resize is cheaper behind the upload.
         self.takes_network_size = not cuda
         framing = job.framing if cuda else job.framing.at_network()
         self._slot = lambda batch: Slot(make_compute(batch), framing, batch, device)
-        self._batch = job.batch
         self.single = self._slot(1)
-        self._second: Slot | None = None
-        if job.batch > 1:
-            self._several = self._slot(job.batch)
-            self.infer_batch = self._infer_batch  # which says that it has one
+        self._pair: list[Slot] = []
 
     def infer(self, image, intrinsics, scale, limits):
         return _run(self.single, [(image, intrinsics, scale, limits)])[0]
 
-    def _infer_batch(self, frames: Sequence[FrameArguments]) -> list[tuple[np.ndarray, np.ndarray | None]]:
-        """Several frames, of several cameras, together. The arrays last until the next call."""
-        if len(frames) > self._batch:
-            return list(self.stream(frames, points=True))
-        return _run(self._several, frames)
-
     def stream(self, frames: Iterable[FrameArguments], points: bool) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
         """See `Backend`. Two frames are under way at a time, so that copies overlap with computing."""
-        if self._second is None:
-            self._second = self._slot(1)
-        free, under_way = deque([self.single, self._second]), deque()
+        while (
+            len(self._pair) < 2
+        ):  # of its own: whoever reads the stream may ask `infer` for something between two frames
+            self._pair.append(self._slot(1))
+        free, under_way = deque(self._pair), deque()
         try:
             for frame in frames:
                 if not free:
@@ -199,6 +199,19 @@ class StaticBackend:
                 slot.collect([frame])
 
 
+class _BatchingBackend(StaticBackend):
+    def __init__(self, make_compute: Callable[[int], Compute], job: Job, device: torch.device, name: str):
+        super().__init__(make_compute, job, device, name)
+        self._batch, self._several = job.batch, self._slot(job.batch)
+
+    def infer_batch(self, frames: Sequence[FrameArguments]) -> list[tuple[np.ndarray, np.ndarray | None]]:
+        """Several frames, of several cameras, together. The arrays last until the next call."""
+        if len(frames) <= self._batch:
+            return _run(self._several, frames)
+        parts = [frames[i : i + self._batch] for i in range(0, len(frames), self._batch)]
+        return [copied(answer) for part in parts for answer in _run(self._several, part)]
+
+
 def _run(slot: Slot, frames: Sequence[FrameArguments]):
     slot.submit(frames)
     return slot.collect(frames)
@@ -207,5 +220,4 @@ def _run(slot: Slot, frames: Sequence[FrameArguments]):
 def _finish(under_way: deque[tuple[Slot, FrameArguments]], free: deque[Slot]) -> Any:
     slot, frame = under_way.popleft()
     free.append(slot)
-    depth, points = slot.collect([frame])[0]
-    return depth.copy(), None if points is None else points.copy()
+    return copied(slot.collect([frame])[0])

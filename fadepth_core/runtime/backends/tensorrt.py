@@ -9,13 +9,17 @@ on serving. This module is that process's program, too.
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.util
+import io
 import json
 import os
+import select
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import warnings
 from dataclasses import asdict
@@ -32,8 +36,19 @@ ANY_SIZE = False
 BUILDER = 1
 
 
+#: Seconds between two looks at whether a build is still wanted.
+_PATIENCE = 0.5
+#: Held while a plan is looked for and built: builds take all the memory and processors there are, and whoever waits for the same
+#: one finds it kept.
+_BUILDING = threading.Lock()
+
+
 class BuildError(RuntimeError):
     """A TensorRT engine could not be built; the message says why."""
+
+
+class PlanError(RuntimeError):
+    """TensorRT does not take a plan."""
 
 
 def missing() -> str | None:
@@ -54,9 +69,24 @@ precisions = eager.precisions
 def create(job: Job) -> Backend:
     import torch
 
-    from fadepth_core.runtime.backends.static import StaticBackend
+    from fadepth_core.runtime.backends.static import static_backend
 
-    return StaticBackend(lambda batch: PlanRunner(plan_for(job, batch)), job, torch.device("cuda"))
+    plan = functools.cache(lambda batch: plan_for(job, batch))
+
+    def make(batch: int) -> PlanRunner:
+        try:
+            return PlanRunner(plan(batch))
+        except PlanError:
+            forget(job)
+            raise
+
+    return static_backend(make, job, torch.device("cuda"))
+
+
+def forget(job: Job) -> None:
+    """Remove the job's plans from the cache, so that they are built anew."""
+    for batch in {1, job.batch}:
+        _cache().remove(plan_identity(job, batch))
 
 
 # ----------------------------------------------------------------------------------------------------------- running a plan
@@ -66,7 +96,8 @@ class PlanRunner:
     """A `static.Compute` that runs a plan, in a context and with results of its own.
 
     Raises:
-        RuntimeError: TensorRT does not take the plan, or has no memory for it.
+        PlanError: TensorRT does not take the plan.
+        RuntimeError: there is no memory for it.
     """
 
     def __init__(self, plan: bytes):
@@ -78,7 +109,7 @@ class PlanRunner:
         self._runtime = trt.Runtime(trt.Logger(trt.Logger.WARNING))
         self._engine = self._runtime.deserialize_cuda_engine(plan)
         if self._engine is None:
-            raise RuntimeError("TensorRT cannot load the engine; its messages are above")
+            raise PlanError("TensorRT cannot load the engine; its messages are above")
         self._context = self._engine.create_execution_context()
         if self._context is None:
             raise RuntimeError("TensorRT cannot make an execution context; its messages are above")
@@ -112,11 +143,13 @@ def plan_for(job: Job, batch: int) -> bytes:
     """The plan of a job for `batch` frames at a time: kept from an earlier start, or built now and kept.
 
     Raises:
-        BuildError: it cannot be built.
+        BuildError: it cannot be built, or nobody waits for it any more.
     """
-    cache, identity = EngineCache(user_cache() / "engines"), plan_identity(job, batch)
-    plan = cache.get(identity, job.logger)
-    if plan is None:
+    cache, identity = _cache(), plan_identity(job, batch)
+    with _BUILDING:
+        plan = cache.get(identity, job.logger)
+        if plan is not None:
+            return plan
         height, width = job.framing.network_size
         job.logger.info(
             "building a TensorRT engine for %dx%d, %s; this takes a minute or so, once: it is kept in %s",
@@ -129,7 +162,11 @@ def plan_for(job: Job, batch: int) -> bytes:
         plan = _built_elsewhere(job, batch)
         job.logger.info("built in %.0f s, %.1f MB", time.monotonic() - start, 1e-6 * len(plan))
         cache.put(identity, plan, job.logger)
-    return plan
+        return plan
+
+
+def _cache() -> EngineCache:
+    return EngineCache(user_cache() / "engines")
 
 
 def plan_identity(job: Job, batch: int) -> dict[str, str]:
@@ -153,7 +190,7 @@ def plan_identity(job: Job, batch: int) -> dict[str, str]:
 
 
 def _built_elsewhere(job: Job, batch: int) -> bytes:
-    """`compile_graph` in a process of its own."""
+    """`compile_graph` in a process of its own, which ends with this one, and once nobody waits for the job."""
     order = {
         "checkpoint": str(job.checkpoint.path),
         "framing": asdict(job.framing),
@@ -164,25 +201,42 @@ def _built_elsewhere(job: Job, batch: int) -> bytes:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])}
     # A pipe beside standard output, to which TensorRT talks.
     receiver, sender = os.pipe()
-    with tempfile.TemporaryFile() as log, os.fdopen(receiver, "rb") as pipe:
+    with tempfile.TemporaryFile() as log, os.fdopen(receiver, "rb", buffering=0) as pipe:
         try:
             process = subprocess.Popen(
                 [sys.executable, "-m", "fadepth_core.runtime.backends.tensorrt", json.dumps(order), str(sender)],
                 pass_fds=[sender],
                 env=environment,
-                stdin=subprocess.DEVNULL,
+                stdin=subprocess.PIPE,  # closed by whatever ends this process
                 stdout=subprocess.DEVNULL,
                 stderr=log,
             )
         finally:
             os.close(sender)
         with process:
-            plan = pipe.read()
+            plan = _read_all(pipe, job.abandoned)
+            if plan is None:
+                process.kill()
+            process.wait()  # before its standard input is closed
+        if plan is None:
+            raise BuildError("nobody waits for it any more")
         if process.returncode == 0:
             return plan
         log.seek(0)
         said = log.read().decode(errors="replace").strip()
     raise BuildError(f"the build ended with status {process.returncode}: {said[-2000:] or 'without a word'}")
+
+
+def _read_all(pipe: io.FileIO, abandoned: threading.Event) -> bytes | None:
+    """Everything up to the pipe's end; None if that is not waited for."""
+    parts = []
+    while not abandoned.is_set():
+        if select.select([pipe], [], [], _PATIENCE)[0]:
+            part = pipe.read(1 << 20)
+            if not part:
+                return b"".join(parts)
+            parts.append(part)
+    return None
 
 
 def compile_graph(graph, camera_size: tuple[int, int], batch: int) -> bytes:
@@ -225,7 +279,13 @@ def compile_graph(graph, camera_size: tuple[int, int], batch: int) -> bytes:
             raise BuildError("\n".join([str(error), *lost])) from error
 
 
+def _end_with_parent() -> None:
+    os.read(0, 1)  # not sys.stdin, whose lock this thread would hold when the process ends
+    os._exit(1)
+
+
 def main() -> int:
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     order = json.loads(sys.argv[1])
     framing = Framing(**{name: tuple(size) for name, size in order["framing"].items()})
     job = Job(Checkpoint(order["checkpoint"]), framing, order["precision"])

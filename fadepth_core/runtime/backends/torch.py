@@ -31,16 +31,16 @@ def precisions() -> tuple[str, ...]:
 def create(job: Job) -> Backend:
     import torch
 
-    from fadepth_core.runtime.backends.static import StaticBackend
+    from fadepth_core.runtime.backends.static import static_backend
 
     if torch.cuda.is_available():
         captured = cuda_graph(job)
-        return StaticBackend(lambda _batch: captured, job, torch.device("cuda"))
+        return static_backend(lambda _batch: captured, job, torch.device("cuda"))
     threads = job.threads or default_threads()
     torch.set_num_threads(threads)
     # The resize is left to OpenCV, which takes a tenth of the time.
     graph = reference_graph(job, job.framing.at_network())
-    return StaticBackend(lambda _batch: graph, job, torch.device("cpu"), f"CPU, {threads} threads")
+    return static_backend(lambda _batch: graph, job, torch.device("cpu"), f"CPU, {threads} threads")
 
 
 def cuda_graph(job: Job):
