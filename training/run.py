@@ -286,9 +286,11 @@ def export(args: argparse.Namespace) -> None:
     out = args.out or checkpoint.path
     _check_suffix(out)
     if args.int8:
-        from fadepth_core.runtime.quantize import FRAMES, quantize_checkpoint
+        from fadepth_core.runtime.quantize import FRAMES, MIN_FRAMES, quantize_checkpoint
 
         images = Frames(args.int8).evenly(FRAMES)
+        if len(images) < MIN_FRAMES:  # before the int8 graph that there may be is made a stale one
+            raise DataError(f"{args.int8}: {len(images)} frames; an int8 graph needs at least {MIN_FRAMES}")
     export_checkpoint(load_network(checkpoint), checkpoint.description, out)
     print(f"wrote {out} and {out.with_suffix('.onnx')}")
     if args.int8:

@@ -108,9 +108,13 @@ class VideoDataset(Dataset[Sample]):
             raise DataError(f"{root}: no clip has a sample of split '{split}' from frame {first} on")
         if not self._entries:
             raise DataError(f"{root}: the camera stands still in all {found} samples of split '{split}'")
+        # A batch is either with or without.
         if any(clip.speeds is not None for clip in self._clips):
             for clip in self._clips:
                 clip.mark_speed_as_unknown()
+        if any(clip.depths is not None for clip in self._clips):
+            for clip in self._clips:
+                clip.depths = clip.depths or {}
         log.info(
             "%s: %d clips, %d samples, %d left out: standing", root, len(self._clips), len(self), found - len(self)
         )
@@ -195,7 +199,7 @@ class Clip:
         return min(flow[centre], flow[after]) >= min_flow
 
     def mark_speed_as_unknown(self) -> None:
-        """Where other clips have a speed: a batch is either with or without one, and NaN is the one that is unknown."""
+        """Where other clips have a speed; NaN is one that is unknown."""
         if self.speeds is None:
             self.speeds = np.full(self.source.count, np.nan)
 

@@ -139,6 +139,8 @@ class Trainer:
         self.fabric = Fabric(devices=config.devices, precision=config.precision, accelerator="auto")
         self.iteration = 0
         self._stop = False
+        # Now, while the files are what is loaded; a save must not need them.
+        self._origins = _origins(config)
 
         torch.manual_seed(config.seed)
         model = config.model
@@ -382,7 +384,7 @@ class Trainer:
             focal_length=config.data.focal_length,
             options={"etm": config.model.etm} if config.model.options.get("etm") else {},
             provenance={
-                **self._origins(),
+                **self._origins,
                 **config.provenance,
                 "data": ", ".join(source.name for source in config.data.train),
                 "iterations": str(self.iteration),
@@ -390,21 +392,6 @@ class Trainer:
                 "date": date.today().isoformat(),
             },
         )
-
-    def _origins(self) -> dict[str, str]:
-        """Whom it learnt from and what it started from, whose licences it inherits."""
-        teacher, start = self.config.teacher, self.config.model.start
-        said, licences = {}, []
-        if teacher is not None and teacher.source.is_dir():
-            said["teacher"] = teacher.source.name
-        for what, path in (("start", start), ("teacher", teacher and teacher.source)):
-            if path is None or path.is_dir():
-                continue
-            origin = Checkpoint(path)
-            said[what] = f"{origin.description.model} {origin.weights_sha256[:12]}"
-            licences.append(origin.description.provenance.get("licence"))
-        licences = list(dict.fromkeys(filter(None, licences)))
-        return {**said, "licence": "; ".join(licences)} if licences else said
 
     def _keep_bad_batch(self, sample: Sample, report: PyramidReport) -> str:
         path = self.output / f"bad_batch_{self.iteration}.pt"
@@ -460,6 +447,22 @@ def evaluating(*networks: nn.Module | None) -> Iterator[None]:
         for network, was_training in zip(present, were_training, strict=True):
             network.train(was_training)
         torch.set_rng_state(random)
+
+
+def _origins(config: TrainConfig) -> dict[str, str]:
+    """Whom a run learns from and what it starts from, whose licences it inherits."""
+    teacher, start = config.teacher, config.model.start
+    said, licences = {}, []
+    if teacher is not None and teacher.source.is_dir():
+        said["teacher"] = teacher.source.name
+    for what, path in (("start", start), ("teacher", teacher and teacher.source)):
+        if path is None or path.is_dir():
+            continue
+        origin = Checkpoint(path)
+        said[what] = f"{origin.description.model} {origin.weights_sha256[:12]}"
+        licences.append(origin.description.provenance.get("licence"))
+    licences = list(dict.fromkeys(filter(None, licences)))
+    return {**said, "licence": "; ".join(licences)} if licences else said
 
 
 def parameter_groups(network: nn.Module, lr: float, weight_decay: float) -> list[dict]:

@@ -158,6 +158,14 @@ def test_depth_of_the_trainings_size_is_taken_as_it_is(tmp_path, open_video):
     np.testing.assert_array_equal(open_video(root)[3].depth.numpy(), depth)
 
 
+def test_a_clip_without_depth_among_others_knows_none(tmp_path, open_video):
+    write_folder(tmp_path / "clips" / "a", pictures())
+    with_depth = write_folder(tmp_path / "clips" / "b", pictures(), {**CAMERA, "depth": "lidar"})
+    write_depth(with_depth / "lidar" / "1.png", np.ones((96, 128)))
+    batch = collate([*open_video(tmp_path / "clips")])
+    assert batch.depth.flatten(1).any(dim=1).tolist() == [False] * 10 + [True] + [False] * 9
+
+
 def test_depth_that_cannot_be_of_the_clip_is_said(tmp_path, open_video):
     root = write_folder(tmp_path / "clip", pictures(), {**CAMERA, "depth": "lidar"})
     (root / "lidar").mkdir()

@@ -102,6 +102,19 @@ def test_video_is_measured_beside_baselines(tmp_path):
     assert cv2.imread(str(tmp_path / "out" / "video.png")).shape[1] == 2 * TILE_WIDTH + MAP_SIZE[1]
 
 
+def test_too_few_frames_for_int8_change_nothing(tmp_path):
+    pytest.importorskip("nncf", reason="int8 graphs are made by NNCF: pip install 'fadepth_ros[quantize]'")
+    copy = tmp_path / "robot.safetensors"
+    copy.write_bytes(Checkpoint().path.read_bytes())
+    (tmp_path / "frames").mkdir()
+    cv2.imwrite(str(tmp_path / "frames" / "0.png"), np.zeros((96, 128, 3), np.uint8))
+    result = run("export", copy, "--int8", tmp_path / "frames")
+    assert result.returncode == 1
+    assert "frames: 1 frames; an int8 graph needs at least 24" in result.stderr
+    assert copy.read_bytes() == Checkpoint().path.read_bytes()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["frames", "robot.safetensors"]
+
+
 def test_stereo_labels_a_clip_that_training_learns_from(tmp_path):
     write_frames(tmp_path / "clip")
     size = [str(side) for side in CLIP_SIZE]
