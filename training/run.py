@@ -76,7 +76,7 @@ from fadepth_core.training.ablation import TABLE as ABLATION_TABLE
 from fadepth_core.training.ablation import ablate as run_ablation
 from fadepth_core.training.config import ConfigError, load_config
 from fadepth_core.training.fit import fit as run_fit
-from fadepth_core.training.trainer import TrainingError
+from fadepth_core.training.trainer import TrainingError, keep_freed_memory
 
 SIZE = (128, 416)
 #: The protocol for clips without true depth.
@@ -214,6 +214,7 @@ def predict(args: argparse.Namespace) -> None:
 
 def stereo(args: argparse.Namespace) -> None:
     """Measure the depth of a clip whose poses are known, by multi-view stereo, for training to learn from."""
+    keep_freed_memory()
     clips = open_clips(args.clip, args.size, args.camera)
     if len(clips) > 1:
         raise DataError(f"{args.clip}: {len(clips)} clips; each needs a folder of its own, give one")
