@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 import torch.nn.functional as F
@@ -180,6 +180,7 @@ class PyramidLoss:
         levels: weights by level; a subset of the five, `cr` among them. {"cr": LevelWeights(1.0)} is the plain base loss.
         weights: λ1 .. λ4, the same at every level.
         depth_weight: of the supervised depth loss at every level; needs samples with depth.
+        depth_error: what that loss counts, see `supervised.depth_loss`.
         speed_weight: of the speed loss at every level; needs samples with speed and a pose network.
         distillation: (normalised middle frames [B, 3, H, W], the network's outputs for them, the sample) -> loss [], added
             at level cr.
@@ -199,6 +200,7 @@ class PyramidLoss:
         levels: Mapping[str, LevelWeights] = PAPER_LEVELS,
         weights: BaseWeights = BaseWeights(),  # noqa: B008 - immutable
         depth_weight: float = 0.0,
+        depth_error: Literal["relative", "log"] = "relative",
         speed_weight: float = 0.0,
         distillation: Callable[[Tensor, DepthFeatures, Sample], Tensor] | None = None,
         color_jitter: ColorJitter = ColorJitter(),
@@ -220,6 +222,7 @@ class PyramidLoss:
         self.depth_net, self.pose_net = depth_net, pose_net
         self.size, self.levels, self.joint = tuple(size), dict(levels), joint
         self.weights, self.depth_weight, self.speed_weight = weights, depth_weight, speed_weight
+        self.depth_error = depth_error
         self.distillation = distillation
         self.color_jitter = color_jitter
 
@@ -299,7 +302,7 @@ class PyramidLoss:
         depth = speed = apx = None
         if self.depth_weight:
             middle = _middle(outputs, level.frames.shape[1])
-            depth = depth_loss(middle.disparities, level.depth, *depth_range)
+            depth = depth_loss(middle.disparities, level.depth, *depth_range, self.depth_error)
             loss = loss + self.depth_weight * depth
         if self.speed_weight:
             speed = speed_loss(motions.translations, sample.speed, sample.interval)

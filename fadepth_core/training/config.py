@@ -164,6 +164,9 @@ class LossConfig(_Strict):
         name: LevelConfig(**vars(weights)) for name, weights in PAPER_LEVELS.items()
     }
     depth: float = Field(0.0, ge=0, description="weight of the loss against true depth")
+    depth_error: Literal["relative", "log"] = Field(
+        "relative", description="what it counts: in doubt nearer, or the middle (`losses.supervised`)"
+    )
     speed: float | None = Field(
         None,
         ge=0,

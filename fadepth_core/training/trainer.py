@@ -300,6 +300,7 @@ class Trainer:
             {name: LevelWeights(**level.model_dump()) for name, level in loss.levels.items()},
             BaseWeights(**loss.base.model_dump()),
             depth_weight=loss.depth,
+            depth_error=loss.depth_error,
             speed_weight=loss.speed or 0.0,
             distillation=self._distillation,
             joint=loss.joint,

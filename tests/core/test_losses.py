@@ -371,6 +371,9 @@ def test_depth_loss_is_zero_at_the_truth_and_dearer_when_too_far():
     for factor, cost in ((0.5, math.log(2)), (0.1, math.log(10)), (1.5, 0.5), (math.e, math.e - 1)):
         found = depth_loss([to_disparity(factor * truth.clamp(max=30))[:, None]], truth.clamp(max=30), *RANGE)
         assert found.item() == pytest.approx(cost, rel=1e-3)
+        believed = to_disparity(factor * truth.clamp(max=30))[:, None]
+        found = depth_loss([believed], truth.clamp(max=30), *RANGE, error="log")
+        assert found.item() == pytest.approx(abs(math.log(factor)), rel=1e-3)
     # Beyond e times the truth the slope stays what it is there.
     near = truth.clamp(max=20)
     assert depth_loss([to_disparity(math.exp(1.5) * near)[:, None]], near, *RANGE).item() == pytest.approx(
