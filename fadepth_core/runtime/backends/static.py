@@ -178,9 +178,8 @@ class StaticBackend:
 
     def stream(self, frames: Iterable[FrameArguments], points: bool) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
         """See `Backend`. Two frames are under way at a time, so that copies overlap with computing."""
-        while (
-            len(self._pair) < 2
-        ):  # of its own: whoever reads the stream may ask `infer` for something between two frames
+        # Slots of its own: whoever reads the stream may ask `infer` for something between two frames.
+        while len(self._pair) < 2:
             self._pair.append(self._slot(1))
         free, under_way = deque(self._pair), deque()
         try:

@@ -150,6 +150,8 @@ def plan_for(job: Job, batch: int) -> bytes:
         plan = cache.get(identity, job.logger)
         if plan is not None:
             return plan
+        if job.abandoned.is_set():
+            raise BuildError("nobody waits for it any more")
         height, width = job.framing.network_size
         job.logger.info(
             "building a TensorRT engine for %dx%d, %s; this takes a minute or so, once: it is kept in %s",
