@@ -43,6 +43,26 @@ class Augmentation:
         return sample
 
 
+def paste_strip(sample: Sample, other: Sample, generator: torch.Generator) -> Sample:
+    """`sample` with a strip, a fifth to two thirds of its width, of what `other` shows there: frames and depth.
+
+    A strip from top to bottom, so that what is up stays up. Everything else is the sample's own and does not hold in the
+    strip, which has nothing to say but depth.
+    """
+    width = sample.frames.shape[-1]
+    share, left = torch.rand(2, generator=generator).tolist()
+    strip = round(width * (0.2 + 0.47 * share))
+    start = round(left * (width - strip))
+    frames, depth = sample.frames.clone(), sample.depth
+    frames[..., start : start + strip] = other.frames[..., start : start + strip]
+    if depth is not None and other.depth is not None:
+        depth = depth.clone()
+        # Depth has a size of its own.
+        start, end = (round(x * depth.shape[1] / width) for x in (start, start + strip))
+        depth[:, start:end] = F.interpolate(other.depth[None, None], depth.shape, mode="nearest")[0, 0, :, start:end]
+    return replace(sample, frames=frames, depth=depth, name=f"{sample.name} and {other.name}")
+
+
 def _enlarge_and_crop(sample: Sample, enlarge_y: float, enlarge_x: float, top: float, left: float) -> Sample:
     """`top` and `left` in [0, 1] say where between the two ends the kept part lies."""
     height, width = sample.frames.shape[-2:]

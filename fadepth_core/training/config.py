@@ -62,6 +62,13 @@ class DataConfig(_Strict):
     workers: int = Field(2, ge=0, description="loader processes per training process; 0 loads in the process itself")
     cache: bool = Field(False, description="each loader process keeps what it has loaded, before augmentation")
     augment: AugmentationConfig = AugmentationConfig()
+    paste: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="probability that a strip of a sample is another one's (CutMix, Yun et al. 2019), so that the left of a "
+        "street does not tell its right; for training against true depth alone",
+    )
 
     @model_validator(mode="after")
     def _check_size(self) -> DataConfig:
@@ -254,7 +261,10 @@ class TrainConfig(_Strict):
     provenance: dict[str, str] = Field({}, description="said in the checkpoint, e.g. the licence its data asks for")
 
     @model_validator(mode="after")
-    def _check_focal_length(self) -> TrainConfig:
+    def _check_data_against_loss(self) -> TrainConfig:
+        alone = not any(self.loss.base.model_dump().values()) and self.loss.levels.keys() == {"cr"} and not self.teacher
+        if self.data.paste and not alone:
+            raise ValueError("data.paste: a pasted strip has no neighbouring frames; it goes with loss.depth alone")
         resized = sorted({"lr", "hr"} & self.loss.levels.keys())
         if self.data.focal_length is not None and resized:
             # They teach that depth does not depend on the picture's size in pixels; one focal length in pixels, that it does.

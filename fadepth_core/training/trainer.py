@@ -27,6 +27,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from fadepth_core.data import Sample, collate
+from fadepth_core.data.augment import paste_strip
 from fadepth_core.data.focal import at_focal_length
 from fadepth_core.losses import BaseWeights, LevelWeights, PyramidLoss, PyramidReport, normalise
 from fadepth_core.models import SmallDepth, build_model
@@ -58,13 +59,21 @@ class _Keyed(Dataset):
         self, dataset: Dataset, augment: Callable[[Sample, torch.Generator], Sample] | None, config: DataConfig
     ):
         self._dataset, self._augment = dataset, augment
-        self._focal, self._width = config.focal_length, config.size[1]
+        self._focal, self._width, self._paste = config.focal_length, config.size[1], config.paste
 
     def __getitem__(self, key: tuple[int, int]) -> Sample:
         index, draw = key
+        generator = torch.Generator().manual_seed(draw)
+        sample = self._sample(index, generator)
+        if self._paste and torch.rand((), generator=generator) < self._paste:
+            other = self._sample(int(torch.randint(len(self._dataset), (), generator=generator)), generator)
+            sample = paste_strip(sample, other, generator)
+        return sample
+
+    def _sample(self, index: int, generator: torch.Generator) -> Sample:
         sample = self._dataset[index]
         if self._augment is not None:
-            sample = self._augment(sample, torch.Generator().manual_seed(draw))
+            sample = self._augment(sample, generator)
         return sample if self._focal is None else at_focal_length(sample, self._focal, self._width)
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from fadepth_core.data import Sample, collate
-from fadepth_core.data.augment import Augmentation
+from fadepth_core.data.augment import Augmentation, paste_strip
 from fadepth_core.data.synthetic import SyntheticDataset
 from fadepth_core.geometry import relative_motion, reproject
 from fadepth_core.geometry import sample as look_up
@@ -123,3 +123,22 @@ def test_probabilities_are_probabilities():
         bool(Augmentation(scale=1, flip=0.25, jitter=0)(item, generator(s)).intrinsics[0, 2] != 45) for s in range(200)
     )
     assert 35 < flipped < 65
+
+
+@pytest.mark.parametrize("size", [(H, W), (H // 2, W // 3)])
+def test_a_pasted_strip_has_the_other_ones_picture_and_depth(size):
+    one, other = sample_with_a_spot(), sample_with_a_spot()
+    one = replace(one, frames=torch.zeros(3, 3, H, W), depth=torch.full((H, W), 1.0))
+    other = replace(other, frames=torch.ones(3, 3, H, W), depth=torch.full(size, 2.0), name="other")
+    widths = []
+    for seed in range(50):
+        pasted = paste_strip(one, other, generator(seed))
+        strip = pasted.frames[0, 0, 0] == 1
+        widths.append(int(strip.sum()) / W)
+        assert int(strip.diff().sum()) <= 2, "one strip"
+        torch.testing.assert_close(pasted.frames, strip.float().expand(3, 3, H, W))
+        torch.testing.assert_close(pasted.depth, (1.0 + strip).expand(H, W))
+    assert 0.19 < min(widths) < 0.3
+    assert 0.55 < max(widths) < 0.68
+    assert not one.frames.any(), "the samples may be kept in memory"
+    assert pasted.name == f"{one.name} and other"

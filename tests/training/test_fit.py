@@ -15,11 +15,13 @@ import torch
 import yaml
 
 from fadepth_core.data import DataError, Sample
+from fadepth_core.data.synthetic import SyntheticDataset
 from fadepth_core.evaluation.motion import motion_errors
 from fadepth_core.runtime.checkpoint import CheckpointError
 from fadepth_core.runtime.engine import DepthEngine
 from fadepth_core.training.config import ConfigError, load_config
 from fadepth_core.training.fit import SPEED_WEIGHT, Measure, fit, training_set, with_speed_weight
+from fadepth_core.training.trainer import batches
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -220,6 +222,18 @@ def _log(rotation):
     vector = torch.stack([skew[2, 1], skew[0, 2], skew[1, 0]])
     sine = vector.norm()
     return vector * (torch.asin(sine.clamp(max=1)) / sine.clamp(min=1e-12))
+
+
+def test_pasted_strips_go_with_true_depth_alone():
+    """A batch of them has strips of other samples; a strip has no neighbouring frames for another loss to compare."""
+    alone = ["loss.base={photometric: 0, structure: 0, feature: 0, smoothness: 0}", "loss.levels=[cr]", "loss.depth=1"]
+    config = load_config(None, [*alone, "data.paste=1", "data.size=[32, 64]", "data.workers=0", "data.batch_size=4"])
+    scenes = SyntheticDataset("driving", (32, 64), length=6, still=True)
+    batch = next(batches(scenes, None, config, 0, 0, 1))
+    assert all(" and " in name for name in batch.name)
+    for setting in ("loss.base.photometric=1", "loss.levels=[cr, flip]"):
+        with pytest.raises(ConfigError, match=r"data\.paste: a pasted strip has no neighbouring frames"):
+            load_config(None, [*alone, "data.paste=0.5", setting])
 
 
 def test_one_focal_length_and_levels_of_other_sizes_are_refused():
