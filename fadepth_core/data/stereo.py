@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from fadepth_core.data.errors import DataError
 from fadepth_core.data.video import Clip
-from fadepth_core.geometry import project, relative_motion, sample, transform_points, viewing_rays
+from fadepth_core.geometry import project, relative_motion, reproject, sample, viewing_rays
 
 #: How far the camera is to have moved between the frames that are compared, as parts of the nearest depth, both ways.
 _BASELINES = (0.3, 0.6, 1.05)
@@ -135,9 +135,8 @@ class PlaneSweep:
         planes = self._planes[:, None, None, None]
         for cost, other, motion in zip(costs, others, motions, strict=True):
             # T(X / d) of the point at inverse depth d, times d, so that infinity is a plane like the others.
-            turned = motion.clone()
-            turned[:3, 3] = 0
-            points = transform_points(turned[None], self._rays) + planes * motion[:3, 3, None, None]
+            turned = torch.einsum("ij,bjhw->bihw", motion[:3, :3], self._rays)
+            points = turned + planes * motion[:3, 3, None, None]
             pixels, depth = project(points, self._intrinsics)
             u, v = pixels[:, 0], pixels[:, 1]
             seen = (u >= 0) & (u <= width - 1) & (v >= 0) & (v <= height - 1) & (depth[:, 0] > 0.1)
@@ -201,15 +200,14 @@ def confirmed(
     Shapes: inverse depth [H, W] in 1/m of the view and of each other, T_{view→other} [4, 4] each, K [3, 3] -> bool [H, W].
     """
     height, width = inverse.shape
-    rays = viewing_rays(intrinsics[None], height, width)
-    points = rays / inverse.clamp(min=0.2 / (_REACH * nearest))
+    depth = 1 / inverse.clamp(min=0.2 / (_REACH * nearest))[None, None]
     agree, looking = torch.zeros_like(inverse), torch.zeros_like(inverse)
     for other, motion in zip(others, motions, strict=True):
-        pixels, depth = project(transform_points(motion[None], points), intrinsics[None])
+        there = reproject(depth, motion[None], intrinsics[None])
         # The nearest pixel: between two depths there is no third.
-        u, v = pixels[0].round().long()
-        looks = (u >= 0) & (u < width) & (v >= 0) & (v < height) & (depth[0, 0] > 0.1)
-        expected = 1 / depth[0, 0]
+        u, v = there.pixels[0].round().long()
+        looks = (u >= 0) & (u < width) & (v >= 0) & (v < height) & (there.depth[0, 0] > 0.1)
+        expected = 1 / there.depth[0, 0]
         measured = other[v.clamp(0, height - 1), u.clamp(0, width - 1)]
         allowed = (_AGREE * expected).clamp(min=_AGREE_FAR / nearest)
         agree += looks & ((measured - expected).abs() < allowed)
