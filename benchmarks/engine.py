@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
-"""How fast is one frame? Every backend that runs here, SmallDepth plain and fused, and a ResNet-18 depth net beside it.
+"""How fast is one frame? Every backend that runs here, SmallDepth plain and fused, and a ResNet-18 depth network beside it.
 
 A frame is a uint8 image at the network's size in, depth and points in host memory out: the whole DepthGraph. The
 contestants take turns frame by frame, so that a change of the machine's speed meets all of them alike. A second table has
-the fused net's frames per second when many are there at once: one by one, and streamed (`DepthEngine.stream`).
+the fused net's frames per second when many are there at once: one by one, and streamed (`DepthEngine.stream`). ResNet-18 comes from timm, which is
+in the extra `train`.
 
     python benchmarks/engine.py                         128x416, 200 frames each
     python benchmarks/engine.py --size 192x640 --threads 1 --frames 500
@@ -24,7 +25,7 @@ import numpy as np
 import openvino as ov
 import torch
 
-sys.path[:0] = [str(Path(__file__).resolve().parent.parent), str(Path(__file__).resolve().parent)]
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from fadepth_core.models import build_model
 from fadepth_core.models.complexity import complexity
@@ -35,7 +36,6 @@ from fadepth_core.runtime.checkpoint import Checkpoint
 from fadepth_core.runtime.export import write_onnx
 from fadepth_core.runtime.framing import Framing
 from fadepth_core.runtime.graph import DepthGraph
-from resnet18_depth import ResNet18Depth
 
 K = np.array([[200.0, 0, 200], [0, 200, 60], [0, 0, 1]], np.float32)
 Contestant = Callable[[np.ndarray], object]
@@ -151,7 +151,7 @@ def main() -> int:
 
     torch.manual_seed(0)
     plain = build_model("smalldepth").eval()
-    fused, resnet = plain.fuse(), ResNet18Depth().eval()
+    fused, resnet = plain.fuse(), build_model("resnet18").fuse()
     reference, rival = "torch eager, plain", "openvino fp32, ResNet-18"
     contestants: dict[str, Contestant] = {
         reference: eager(_Plain(plain)),

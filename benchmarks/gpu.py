@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
 """How fast is a GPU machine, where does the time go, and how far is that from what the card can do? A report in Markdown.
 
-Every backend that runs here and, beside SmallDepth, a ResNet-18 depth net in the same engines; frames at the network's size
-as uint8 in host memory in, depth and points in host memory out. Contestants of one size and batch take turns. Then the node
-through real topics. A section that needs what this machine lacks is in the report, with the reason.
+Every backend that runs here and, beside SmallDepth, a ResNet-18 depth network in the same engines; frames at the network's
+size as uint8 in host memory in, depth and points in host memory out. Contestants of one size and batch take turns. Then the
+node through real topics. A section that needs what this machine lacks is in the report, with the reason. ResNet-18 comes from
+timm, which is in the extra `train`.
 
     python benchmarks/gpu.py                                   a few minutes, after the compilers have worked
     python benchmarks/gpu.py --sizes 128x416 --batches 1 --frames 50
@@ -41,7 +42,6 @@ from fadepth_core.runtime.backends import Job, default_threads, tensorrt
 from fadepth_core.runtime.backends.static import static_backend
 from fadepth_core.runtime.framing import Framing
 from fadepth_core.runtime.graph import DepthGraph
-from resnet18_depth import ResNet18Depth
 
 CUDA = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if CUDA else "cpu")
@@ -69,7 +69,7 @@ class Contestant:
 
 def networks() -> dict[str, nn.Module]:
     torch.manual_seed(0)
-    return {"SmallDepth": build_model("smalldepth").eval().fuse(), "ResNet-18": ResNet18Depth().eval()}
+    return {"SmallDepth": build_model("smalldepth").fuse(), "ResNet-18": build_model("resnet18").fuse()}
 
 
 def contestants(size: tuple[int, int], batch: int, folder: Path, problems: dict[str, str]) -> Iterator[Contestant]:

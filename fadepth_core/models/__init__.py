@@ -5,18 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
-from torch import nn
-
+from fadepth_core.models.baselines import ENCODER_WIDTHS, BaselineDepth
+from fadepth_core.models.depth_network import DepthFeatures, DepthNetwork
 from fadepth_core.models.hqdec import HQDecv2
 from fadepth_core.models.smalldepth import LAYOUTS, SmallDepth
 
-MODELS: dict[str, Callable[..., nn.Module]] = {
+MODELS: dict[str, Callable[..., DepthNetwork]] = {
     **{name: partial(SmallDepth, name) for name in LAYOUTS},
     "hqdecv2": HQDecv2,
+    **{name: partial(BaselineDepth, name) for name in ENCODER_WIDTHS},
 }
 
 
-def build_model(name: str, **options) -> nn.Module:
+def build_model(name: str, **options) -> DepthNetwork:
     """Build the training form of the network called `name`, with random weights.
 
     Raises:
@@ -27,4 +28,13 @@ def build_model(name: str, **options) -> nn.Module:
     return MODELS[name](**options)
 
 
-__all__ = ["LAYOUTS", "MODELS", "HQDecv2", "SmallDepth", "build_model"]
+__all__ = [
+    "LAYOUTS",
+    "MODELS",
+    "BaselineDepth",
+    "DepthFeatures",
+    "DepthNetwork",
+    "HQDecv2",
+    "SmallDepth",
+    "build_model",
+]

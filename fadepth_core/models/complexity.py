@@ -1,7 +1,11 @@
-"""What networks cost: learnable parameters and multiply-accumulates, and the operations of the paper's complexity table.
+"""What networks cost: parameters, multiply-accumulates, and the three columns of the paper's complexity table.
 
-The table counts multiply-accumulates of convolutions + one per bias addition + two per BatchNorm output + one per ReLU
-output (a ResNet-18 depth net counted so gives the printed 1.93 + 1.55 G).
+Table IV counts as torchstat (github.com/Swall0w/torchstat) does, which is a rule of its own: operations, there named FLOPs,
+are the multiply-accumulates of convolutions and linear maps + one for each bias addition + two for each BatchNorm output + one
+for each input of a pooling or output of a ReLU or ELU; memory access, there MAC(M), is 4 bytes for each value that such a
+module reads, stores as a parameter, or writes. Every module counts once, however often it is called, and all others
+(hard swish, sigmoid, padding, interpolation, attention) count nothing. The decoder has all three heads. Counted so, the networks
+of `baselines.py` give every printed digit.
 """
 
 from __future__ import annotations
@@ -11,10 +15,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fadepth_core.models.layers.context import SelfAttention
 from fadepth_core.models.layers.etm import ETMConv2d
+
+_ACTIVATIONS = (nn.ReLU, nn.ReLU6, nn.PReLU, nn.ELU, nn.LeakyReLU)
+_POOLINGS = (nn.MaxPool2d, nn.AvgPool2d)
+_IN_TABLE = (nn.Conv2d, ETMConv2d, nn.Linear, nn.BatchNorm2d, *_ACTIVATIONS, *_POOLINGS)
 
 
 @dataclass(frozen=True)
@@ -23,13 +31,36 @@ class Complexity:
 
     Attributes:
         parameters: learnable ones.
-        multiply_accumulates: of convolutions, linear maps and the two matrix products of attention.
+        multiply_accumulates: of convolutions, linear maps and the two matrix products of attention, of every call.
         operations: the paper's count.
+        memory_access: the paper's count, bytes.
     """
 
     parameters: int
     multiply_accumulates: int
     operations: int
+    memory_access: int
+
+
+@dataclass(frozen=True)
+class PrintedComplexity:
+    """What the paper prints of one network at 128×416, as text. Encoder and decoder are of Table IV, totals of Table I."""
+
+    blocks: str = ""
+    parameters: tuple[str, str] = ("", "")  # M, encoder and decoder
+    operations: tuple[str, str] = ("", "")  # G
+    memory_access: tuple[str, str] = ("", "")  # MB
+    total_parameters: str = ""  # M
+    total_operations: str = ""  # G
+
+
+#: By the names of `MODELS`.
+PRINTED = {
+    "smalldepth": PrintedComplexity("6", ("2.07", "0.28"), ("0.25", "0.17"), ("39.07", "54.5"), "2.35", "0.42"),
+    "hqdecv2": PrintedComplexity(total_parameters="24.65", total_operations="3.90"),
+    "resnet18": PrintedComplexity("8", ("11.18", "3.15"), ("1.93", "1.55"), ("103.07", "59.700")),
+    "mobilenetv3": PrintedComplexity("15", ("2.82", "1.87"), ("0.23", "1.09"), ("105.477", "50.708")),
+}
 
 
 def parameter_count(modules: Iterable[nn.Module]) -> int:
@@ -41,27 +72,23 @@ def parameter_count(modules: Iterable[nn.Module]) -> int:
 def complexity(model: nn.Module, input_shape: tuple[int, ...], parts: Iterable[nn.Module] | None = None) -> Complexity:
     """Count `model` on an input of `input_shape` ([1, 3, H, W]); with `parts`, only what runs inside those modules."""
     parts = [model] if parts is None else list(parts)
-    multiply_accumulates = operations = 0
+    multiply_accumulates = 0
+    table: dict[nn.Module, tuple[int, int]] = {}  # operations and memory access, by the paper's rule
 
-    def hook(module, inputs, output):
-        nonlocal multiply_accumulates, operations
-        products = 0
-        if isinstance(module, (nn.Conv1d, nn.Conv2d, ETMConv2d)):
-            products = output.numel() * math.prod(module.kernel_size) * module.in_channels // module.groups
-            operations += products + (output.numel() if module.bias is not None else 0)
-        elif isinstance(module, nn.Linear):
-            products = output.numel() * module.in_features
-        elif isinstance(module, SelfAttention):
-            batch, tokens, width = inputs[0].shape
-            products = 2 * batch * tokens**2 * width
-        elif isinstance(module, nn.BatchNorm2d):
-            operations += 2 * output.numel()
-        elif isinstance(module, nn.ReLU):
-            operations += output.numel()
+    def count(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        nonlocal multiply_accumulates
+        products = _multiply_accumulates(module, inputs[0], output)
         multiply_accumulates += products
+        if isinstance(module, _IN_TABLE):
+            values = inputs[0].numel() + _stored_values(module) + output.numel()
+            table[module] = products + _further_operations(module, inputs[0], output), 4 * values
 
-    leaves = {leaf for part in parts for leaf in part.modules()}
-    handles = [leaf.register_forward_hook(hook) for leaf in leaves]
+    counted = {module for part in parts for module in part.modules()}
+    handles = [
+        module.register_forward_hook(count)
+        for module in counted
+        if isinstance(module, (*_IN_TABLE, nn.Conv1d, SelfAttention))
+    ]
     was_training = model.training
     try:
         parameter = next(model.parameters())
@@ -70,4 +97,33 @@ def complexity(model: nn.Module, input_shape: tuple[int, ...], parts: Iterable[n
         model.train(was_training)
         for handle in handles:
             handle.remove()
-    return Complexity(parameter_count(parts), multiply_accumulates, operations)
+    operations, memory_access = (sum(column) for column in zip(*table.values(), strict=True))
+    return Complexity(parameter_count(parts), multiply_accumulates, operations, memory_access)
+
+
+def _multiply_accumulates(module: nn.Module, x: Tensor, output: Tensor) -> int:
+    if isinstance(module, (nn.Conv1d, nn.Conv2d, ETMConv2d)):
+        return output.numel() * math.prod(module.kernel_size) * module.in_channels // module.groups
+    if isinstance(module, nn.Linear):
+        return output.numel() * module.in_features
+    if isinstance(module, SelfAttention):
+        batch, tokens, width = x.shape
+        return 2 * batch * tokens**2 * width
+    return 0
+
+
+def _further_operations(module: nn.Module, x: Tensor, output: Tensor) -> int:
+    if isinstance(module, (nn.Conv2d, ETMConv2d)):
+        return output.numel() if module.bias is not None else 0
+    if isinstance(module, nn.BatchNorm2d):
+        return 2 * output.numel()
+    if isinstance(module, _ACTIVATIONS):
+        return output.numel()
+    return x.numel() if isinstance(module, _POOLINGS) else 0
+
+
+def _stored_values(module: nn.Module) -> int:
+    if isinstance(module, ETMConv2d):  # as one kernel
+        kernel = module.out_channels * module.in_channels // module.groups * math.prod(module.kernel_size)
+        return kernel + (0 if module.bias is None else module.out_channels)
+    return sum(parameter.numel() for parameter in module.parameters(recurse=False))

@@ -7,12 +7,12 @@ count (specification 5.9). `HQDecv2.fuse()` gives `FusedHQDecv2`, which is expor
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 
-import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fadepth_core.models.depth_network import DepthFeatures, DepthNetwork
 from fadepth_core.models.layers.adacoeff import AdaCoeff
 from fadepth_core.models.layers.attention_head import AttentionDisparityHead
 from fadepth_core.models.layers.axial import AxialDownsample
@@ -23,7 +23,6 @@ from fadepth_core.models.layers.folding import without_batch_norm
 from fadepth_core.models.layers.head import MAX_DEPTH, MIN_DEPTH
 from fadepth_core.models.layers.refine import Refinement
 from fadepth_core.models.layers.upsample import AdaptiveUpsample
-from fadepth_core.models.smalldepth import DepthFeatures
 
 # Level j runs at 1/2^(j+1) of the input.
 ENCODER_WIDTHS = (24, 48, 64, 160, 256)  # f_0..f_4
@@ -45,14 +44,15 @@ HEAD_TOKENS = (
 _STRIDE = 32
 
 
-class HQDecv2(nn.Module):
+class HQDecv2(DepthNetwork):
     """Training form.
 
     Args:
         weights: local file of ImageNet weights of the encoder in timm's format; None starts from random weights.
         min_depth, max_depth: metres that the sigmoid's range is mapped to.
 
-    Shapes: image [B, 3, H, W], normalised as for `SmallDepth`; H and W multiples of 32.
+    Shapes: as `DepthNetwork`. The decoder needs multiples of 32: any other image is continued by its last row and column up
+    to the next ones, and all maps are cropped.
 
     Raises:
         ImportError: timm cannot be imported.
@@ -60,10 +60,13 @@ class HQDecv2(nn.Module):
     """
 
     ENCODER = "tf_efficientnetv2_s"
+    # TensorFlow's "same" padding pads sides of even length at the end only.
+    feature_offset = 1
+    # The sigmoid that is half of the global context's answer.
+    initial_gate = 0.5
 
     def __init__(self, weights: str | Path | None = None, min_depth: float = MIN_DEPTH, max_depth: float = MAX_DEPTH):
-        super().__init__()
-        self.min_depth, self.max_depth = min_depth, max_depth
+        super().__init__(min_depth, max_depth)
         self.encoder = timm_backbone(self.ENCODER, weights, features_only=True)
         self.decoder = HQDecoder()
         self.heads = nn.ModuleList(
@@ -71,36 +74,14 @@ class HQDecv2(nn.Module):
         )
 
     def forward(self, image: Tensor) -> DepthFeatures:
-        """Estimate disparities.
-
-        Returns:
-            As `SmallDepth`: the encoder's maps are f_0..f_4, the decoder's u_0..u_4.
-
-        Raises:
-            ValueError: a side of the image is not a multiple of 32.
-        """
-        height, width = image.shape[-2:]
-        if height % _STRIDE or width % _STRIDE:
-            raise ValueError(f"HQDecv2 takes images with sides in multiples of {_STRIDE}, got {height}x{width}")
-        encoder = self.encoder(image)
+        """Estimate disparities; the encoder's maps are f_0..f_4, the decoder's u_0..u_4."""
+        size = image.shape[-2:]
+        height, width = size
+        padding = (0, -width % _STRIDE, 0, -height % _STRIDE)
+        encoder = self.encoder(F.pad(image, padding, mode="replicate") if any(padding) else image)
         decoder = self.decoder(encoder)
-        disparities = tuple(head(feature) for head, feature in zip(self.heads, decoder, strict=False))
-        return DepthFeatures(disparities, tuple(encoder), tuple(decoder))
-
-    @torch.no_grad()
-    def set_start_depth(self, metres: float) -> None:
-        """Let untrained heads answer about `metres` instead of the middle of the disparity range, which is 0.2 m.
-
-        Raises:
-            ValueError: the depth is outside the network's range.
-        """
-        if not self.min_depth < metres < self.max_depth:
-            raise ValueError(f"a start depth must lie between {self.min_depth} and {self.max_depth} m, got {metres}")
-        near, far = 1 / self.min_depth, 1 / self.max_depth
-        x = (1 / metres - far) / (near - far)
-        for head in self.heads:
-            # The gate behind the filter starts at about one half.
-            head.conv.bias.fill_(2 * math.log(x / (1 - x)))
+        disparities = [head(feature) for head, feature in zip(self.heads, decoder, strict=False)]
+        return DepthFeatures(_cropped(disparities, 0, size), _cropped(encoder, 1, size), _cropped(decoder, 0, size))
 
     def fuse(self) -> FusedHQDecv2:
         """The deployment net: BatchNorm folded, the finest disparity alone. This module is left unchanged."""
@@ -110,8 +91,19 @@ class HQDecv2(nn.Module):
         return [self.encoder]
 
     def decoder_modules(self) -> list[nn.Module]:
-        """All behind the encoder, with the two coarser heads that only training needs: so the paper's size was fitted."""
         return [self.decoder, self.heads]
+
+    def encoder_blocks(self) -> int:
+        return sum(len(stage) for stage in self.encoder.model.blocks)
+
+
+def _cropped(maps: list[Tensor], halvings: int, size: tuple[int, int]) -> tuple[Tensor, ...]:
+    """The part of each map that shows an image of `size` (height, width); the first is at 1/2^halvings of the image, every
+    other at half the resolution of the one before."""
+    height, width = size
+    return tuple(
+        x[..., : -(-height // 2**level), : -(-width // 2**level)] for level, x in enumerate(maps, start=halvings)
+    )
 
 
 class HQDecoder(nn.Module):

@@ -6,17 +6,20 @@ The table of widths below IS the architecture. `SmallDepth` is the training form
 
 from __future__ import annotations
 
-import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from fadepth_core.models.depth_network import PIXEL_MEAN, PIXEL_STD, DepthFeatures, DepthNetwork
 from fadepth_core.models.layers.conv import ConvBN, load_kernel, settle_batch_norm
 from fadepth_core.models.layers.drop import DropBranch
 from fadepth_core.models.layers.etm import ETMConfig, etm_config
 from fadepth_core.models.layers.head import MAX_DEPTH, MIN_DEPTH, DisparityHead
 from fadepth_core.models.layers.sparse import DoubleScaleResidual, SparseDownsample, SparseUpsample
+
+__all__ = ["LAYOUTS", "PIXEL_MEAN", "PIXEL_STD", "DepthFeatures", "FusedSmallDepth", "Layout", "SmallDepth", "Stage"]
 
 
 @dataclass(frozen=True)
@@ -52,27 +55,8 @@ LAYOUTS = {
     ),
 }
 
-#: ImageNet statistics, for inputs in [0, 1].
-PIXEL_MEAN = (0.485, 0.456, 0.406)
-PIXEL_STD = (0.229, 0.224, 0.225)
 
-
-@dataclass
-class DepthFeatures:
-    """What the losses look at.
-
-    Attributes:
-        disparities: x_j in (0, 1) at 1, 1/2 and 1/4 of the input, each [B, 1, h, w].
-        encoder: E_1..E_5, at 1/2 .. 1/32.
-        decoder: R_1..R_5, at 1/1 .. 1/16.
-    """
-
-    disparities: tuple[Tensor, ...]
-    encoder: tuple[Tensor, ...]
-    decoder: tuple[Tensor, ...]
-
-
-class SmallDepth(nn.Module):
+class SmallDepth(DepthNetwork):
     """Training form.
 
     Args:
@@ -80,11 +64,13 @@ class SmallDepth(nn.Module):
         residual_drop: P_A, maximum drop rate of the two DSRM branches (Table V, first column).
         downsample_drop: P_B, maximum drop rate of the context term of sparse downsampling (Table V, second column).
         constant_drop: rates at their maximum from the first iteration on (Table V, sch4).
-        etm: None, a variant's name ("etm", "etm*", "etm#") or an `ETMConfig`; replaces every filter larger than 1×1.
+        etm: as `etm_config` takes it; replaces every filter larger than 1×1.
         min_depth, max_depth: metres that the sigmoid's range is mapped to.
 
-    Shapes: image [B, 3, H, W], normalised with `PIXEL_MEAN` and `PIXEL_STD`; any H, W of at least 32 pixels.
+    Shapes: as `DepthNetwork`.
     """
+
+    feature_offset = 0
 
     def __init__(
         self,
@@ -92,15 +78,14 @@ class SmallDepth(nn.Module):
         residual_drop: float = 0.9,
         downsample_drop: float = 0.0,
         constant_drop: bool = False,
-        etm: str | ETMConfig | None = None,
+        etm: str | ETMConfig | Mapping | None = None,
         min_depth: float = MIN_DEPTH,
         max_depth: float = MAX_DEPTH,
     ):
-        super().__init__()
+        super().__init__(min_depth, max_depth)
         if layout not in LAYOUTS:
             raise ValueError(f"unknown SmallDepth layout '{layout}'; known layouts: {', '.join(LAYOUTS)}")
         self.layout_name = layout
-        self.min_depth, self.max_depth = min_depth, max_depth
         table, etm = LAYOUTS[layout], etm_config(etm)
 
         def drop(rate):
@@ -141,24 +126,6 @@ class SmallDepth(nn.Module):
         disparities = tuple(head(feature) for head, feature in zip(self.heads, decoder, strict=False))
         return DepthFeatures(disparities, tuple(encoder), tuple(decoder))
 
-    @torch.no_grad()
-    def set_start_depth(self, metres: float) -> None:
-        """Let untrained heads answer about `metres` instead of the middle of the disparity range, which is 0.2 m.
-
-        For metric training: at 0.2 m nothing that one frame sees lies inside the next, and no loss says where to go
-        (measured on a scene with known poses: the error falls from 0.48 to 0.16 from a start at 8 m, and stays at 0.98
-        from 0.2 m).
-
-        Raises:
-            ValueError: the depth is outside the network's range.
-        """
-        if not self.min_depth < metres < self.max_depth:
-            raise ValueError(f"a start depth must lie between {self.min_depth} and {self.max_depth} m, got {metres}")
-        near, far = 1 / self.min_depth, 1 / self.max_depth
-        x = (1 / metres - far) / (near - far)
-        for head in self.heads:
-            head.conv.bias.fill_(math.log(x / (1 - x)))
-
     def fuse(self) -> FusedSmallDepth:
         """The deployment net: BatchNorm folded, ETM merged, exact rewrites applied. This module is left unchanged."""
         return FusedSmallDepth(self)
@@ -191,8 +158,10 @@ class SmallDepth(nn.Module):
         return [self.downs, self.blocks]
 
     def decoder_modules(self) -> list[nn.Module]:
-        """What runs at inference behind the encoder: the upsamplers and the finest head."""
-        return [self.ups, self.heads[0]]
+        return [self.ups, self.heads]
+
+    def encoder_blocks(self) -> int:
+        return sum(len(stage) for stage in self.blocks)
 
 
 class FusedSmallDepth(nn.Module):

@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fadepth_core.models.depth_network import PIXEL_MEAN, PIXEL_STD
 from fadepth_core.models.layers.head import disparity_to_depth
-from fadepth_core.models.smalldepth import PIXEL_MEAN, PIXEL_STD
 from fadepth_core.runtime.framing import Framing, box_factors
 
 

@@ -34,9 +34,6 @@ def main() -> None:
     size = tuple(int(side) for side in size.split("x"))
     pretend_cuda()
     warnings.simplefilter("ignore")
-    from torchvision_operators import define_torchvision_operators
-
-    _library = define_torchvision_operators()  # for timm; defined as long as this object lives
     import torch_tensorrt
     from torch_tensorrt.dynamo.conversion import _TRTInterpreter
 

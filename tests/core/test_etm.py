@@ -7,7 +7,14 @@ import torch
 import torch.nn.functional as F
 
 from fadepth_core.models.layers.drop import DropBranch, ScheduledRate, set_drop_progress
-from fadepth_core.models.layers.etm import ETM_VARIANTS, ETMConfig, ETMConv2d, _centre_crop
+from fadepth_core.models.layers.etm import (
+    ETM_VARIANTS,
+    ETMConfig,
+    ETMConv2d,
+    _centre_crop,
+    convert_to_etm,
+    etm_config,
+)
 
 GRID = [
     (k, s, d, g, ci, co)
@@ -111,6 +118,59 @@ def test_evaluation_draws_nothing():
     layer.branch_rate.set_progress(1, 1)
     x = torch.randn(1, 4, 8, 8, dtype=torch.float64)
     assert torch.equal(layer(x), layer(x))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"kernel_size": 3, "padding": 0, "bias": True},
+        {"kernel_size": 5, "padding": 2, "stride": 2, "groups": 4, "bias": False},
+        {"kernel_size": 3, "padding": 2, "dilation": 2, "groups": 2},
+        {"kernel_size": (3, 1), "padding": (1, 0)},
+        {"kernel_size": 7, "padding": 1, "stride": 2},
+    ],
+)
+def test_any_convolution_can_become_an_etm_with_its_kernel(options):
+    torch.manual_seed(0)
+    network = torch.nn.Sequential(torch.nn.Conv2d(4, 4, 1), torch.nn.Conv2d(4, 8, **options)).double().eval()
+    x = torch.randn(2, 4, 19, 23, dtype=torch.float64)
+    expected = network(x)
+    convert_to_etm(network, ETM_VARIANTS["etm"], keep_kernels=True)
+    assert [type(layer) for layer in network] == [torch.nn.Conv2d, ETMConv2d]
+    torch.testing.assert_close(network.eval()(x), expected, rtol=1e-10, atol=1e-10)
+    plain = network[1].reparameterize()
+    torch.testing.assert_close(plain(network[0](x)), expected, rtol=1e-10, atol=1e-10)
+
+
+def test_convolutions_with_other_padding_are_refused():
+    for conv in (torch.nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect"), torch.nn.Conv2d(4, 4, 3, stride=(1, 2))):
+        with pytest.raises(ValueError, match="ETM"):
+            convert_to_etm(torch.nn.Sequential(conv), ETM_VARIANTS["etm"], keep_kernels=True)
+
+
+# --------------------------------------------------------------------------------------------------------------- options
+
+
+def test_options_come_as_json():
+    options = {"branch_drop": 0.2, "element_drop": 0, "dropconv": False, "variance": "none"}
+    assert etm_config(options) == ETMConfig(branch_drop=0.2, element_drop=0.0, dropconv=False, variance="none")
+    assert etm_config({}) == ETMConfig()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"drop": 0.1}, "unknown ETM option 'drop'; known options: branch_drop, element_drop, dropconv,"),
+        ({"branch_drop": "0.1"}, "'branch_drop' must be of type float, got '0.1'"),
+        ({"branch_drop": True}, "'branch_drop' must be of type float, got True"),
+        ({"dropconv": 1}, "'dropconv' must be of type bool, got 1"),
+        ({"variance": "batch"}, "variance must be 'weight' or 'none', got 'batch'"),
+        ({"branch_drop": 1.0}, r"branch_drop must lie in \[0, 1\), got 1.0"),
+    ],
+)
+def test_wrong_options_are_named(options, message):
+    with pytest.raises(ValueError, match=message):
+        etm_config(options)
 
 
 # ------------------------------------------------------------------------------------------------- drop function, eq. 4, 5

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from functools import partial
 
 import numpy as np
 import openvino as ov
@@ -13,12 +14,12 @@ from torch import Tensor, nn
 
 from fadepth_core.models import HQDecv2, build_model
 from fadepth_core.models.complexity import complexity, parameter_count
+from fadepth_core.models.depth_network import PIXEL_MEAN, PIXEL_STD
 from fadepth_core.models.hqdec import DECODER_WIDTHS, HEAD_TOKENS
 from fadepth_core.models.layers.attention_head import AttentionDisparityHead
 from fadepth_core.models.layers.channels import conv_bn_elu
 from fadepth_core.models.layers.context import GlobalContext, TokenConfig
 from fadepth_core.models.layers.head import disparity_to_depth
-from fadepth_core.models.smalldepth import PIXEL_MEAN, PIXEL_STD
 from fadepth_core.runtime.checkpoint import Checkpoint, Description
 from fadepth_core.runtime.export import export_checkpoint
 from fadepth_core.runtime.graph import ShapeCarriedGraph
@@ -115,9 +116,28 @@ def test_shapes_and_range(network, size):
     assert all(0 <= x.min() <= x.max() <= 1 for x in out.disparities)
 
 
-def test_sides_that_are_no_multiples_of_32_are_refused(network):
-    with pytest.raises(ValueError, match="multiples of 32, got 100x160"):
-        network(torch.zeros(1, 3, 100, 160))
+@pytest.mark.parametrize("size", [(64, 208), (33, 47), (100, 170)])
+def test_any_size_gives_maps_of_the_sizes_that_smalldepth_gives(network, size):
+    image = scenes(1, 128, 224)[..., : size[0], : size[1]]
+    with torch.no_grad():
+        out, reference = network(image), build_model("smalldepth").eval()(image)
+    for name in ("disparities", "encoder", "decoder"):
+        sizes = [x.shape[-2:] for x in getattr(out, name)]
+        assert sizes == [x.shape[-2:] for x in getattr(reference, name)], name
+
+
+def test_other_sizes_are_continued_to_multiples_of_32(network):
+    """The network answers as for the image continued by its last row and column; at multiples of 32, as its parts do."""
+    image = scenes(1, 64, 224)[..., :208]
+    continued = torch.cat([image, image[..., -1:].expand(-1, -1, -1, 16)], dim=-1)
+    with torch.no_grad():
+        out, whole = network(image), network(continued)
+        assert all(torch.equal(a, b[..., : a.shape[-1]]) for a, b in zip(out.decoder, whole.decoder, strict=True))
+        encoder = network.encoder(continued)
+        decoder = network.decoder(encoder)
+        assert all(torch.equal(a, b) for a, b in zip(whole.encoder, encoder, strict=True))
+        assert all(torch.equal(a, b) for a, b in zip(whole.decoder, decoder, strict=True))
+        assert torch.equal(whole.disparities[0], network.heads[0](decoder[0]))
 
 
 def test_training_reaches_every_parameter(timm):
@@ -147,7 +167,24 @@ def test_encoder_takes_imagenet_weights_from_a_file(timm, tmp_path):
     save_file(trained.state_dict(), tmp_path / "encoder.safetensors")
     encoder = HQDecv2(weights=tmp_path / "encoder.safetensors").encoder
     state = trained.state_dict()
-    assert all(torch.equal(value, state[name]) for name, value in encoder.state_dict().items())
+    assert all(torch.equal(value, state[name]) for name, value in encoder.model.state_dict().items())
+
+
+def test_encoder_sees_the_normalisation_its_imagenet_weights_expect(network):
+    """timm's weights of EfficientNetV2-S expect mean and standard deviation 0.5, in the deployment form, too."""
+    colors = torch.rand(1, 3, 64, 96, generator=torch.Generator().manual_seed(0))
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (PIXEL_MEAN, PIXEL_STD))
+    assert network.encoder.model.pretrained_cfg["mean"] == (0.5, 0.5, 0.5)
+    for encoder in (network.encoder, network.fuse().encoder):
+        seen = []
+        with encoder.model.conv_stem.register_forward_pre_hook(partial(_collect, seen)), torch.no_grad():
+            encoder((colors - mean) / std)
+        assert seen[0].shape == colors.shape, "before zeros are added at the borders"
+        torch.testing.assert_close(seen[0], (colors - 0.5) / 0.5, rtol=1e-5, atol=1e-5)
+
+
+def _collect(seen: list[Tensor], _module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    seen.append(inputs[0])
 
 
 def test_missing_weights_and_timm_are_named(timm, tmp_path, monkeypatch):

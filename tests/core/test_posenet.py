@@ -8,6 +8,8 @@ import pytest
 import torch
 
 from fadepth_core.models.complexity import parameter_count
+from fadepth_core.models.depth_network import PIXEL_MEAN, PIXEL_STD
+from fadepth_core.models.layers.backbone import timm_backbone
 from fadepth_core.models.posenet import PoseNet, SmallPoseNet, build_pose_net
 
 
@@ -49,6 +51,22 @@ def test_fbnet_takes_imagenet_weights_from_a_file(timm, tmp_path):
     for name, value in trained.named_parameters():
         if name in named and name != "conv_stem.weight":
             assert torch.equal(named[name], value), name
+
+
+def test_both_frames_get_the_normalisation_the_backbone_expects(timm):
+    """EfficientNet-Lite's weights expect 127/255 and 128/255; fbnetv3_b's expect ImageNet's, in which frames come."""
+    torch.manual_seed(0)
+    network = timm_backbone("tf_efficientnet_lite0", in_chans=6, num_classes=0).eval()
+    pair = torch.rand(1, 6, 64, 96)
+    mean, std = (torch.tensor(2 * values).view(6, 1, 1) for values in (PIXEL_MEAN, PIXEL_STD))
+    cfg = network.model.pretrained_cfg
+    expected_mean, expected_std = (torch.tensor(2 * tuple(cfg[key])).view(6, 1, 1) for key in ("mean", "std"))
+    seen = []
+    network.model.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    with torch.no_grad():
+        network((pair - mean) / std)
+    torch.testing.assert_close(seen[0], (pair - expected_mean) / expected_std, rtol=1e-5, atol=1e-5)
+    assert type(PoseNet().encoder).__module__.startswith("timm"), "nothing to change"
 
 
 def test_missing_timm_names_the_extra(monkeypatch):

@@ -6,8 +6,14 @@ correction. The rate grows during training: the trainer calls `set_drop_progress
 
 from __future__ import annotations
 
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
 import torch
 from torch import Tensor, nn
+
+_Mask = TypeVar("_Mask")
 
 
 class ScheduledRate(nn.Module):
@@ -28,6 +34,7 @@ class ScheduledRate(nn.Module):
         self.maximum = float(maximum)
         self.constant = constant
         self.rate = self.maximum if constant else 0.0
+        self._shared: dict[Hashable, Any] | None = None
 
     def set_progress(self, iteration: int, total: int) -> None:
         """Move to iteration i of N. Nothing is stored in the state dict: a resumed run calls this with its own i."""
@@ -35,6 +42,14 @@ class ScheduledRate(nn.Module):
             raise ValueError(f"the total number of iterations must be positive, got {total}")
         if not self.constant:
             self.rate = self.maximum * min(max(iteration, 0), total) / total
+
+    def drawn(self, key: Hashable, draw: Callable[[], _Mask]) -> _Mask:
+        """A random mask: a new one, or inside `shared_masks` the one drawn first for `key`."""
+        if self._shared is None:
+            return draw()
+        if key not in self._shared:
+            self._shared[key] = draw()
+        return self._shared[key]
 
     def extra_repr(self) -> str:
         return f"maximum={self.maximum}, rate={self.rate}, constant={self.constant}"
@@ -50,12 +65,35 @@ class DropBranch(ScheduledRate):
         if not self.training or self.rate == 0.0:
             return x
         keep = 1.0 - self.rate
-        mask = torch.empty(x.shape[0], *([1] * (x.dim() - 1)), device=x.device, dtype=x.dtype).bernoulli_(keep)
-        return x * (mask / keep)
+
+        def draw() -> Tensor:
+            return torch.empty(x.shape[0], device=x.device, dtype=x.dtype).bernoulli_(keep) / keep
+
+        return x * self.drawn(x.shape[0], draw).view(-1, *([1] * (x.dim() - 1)))
 
 
 def set_drop_progress(model: nn.Module, iteration: int, total: int) -> None:
     """Set the drop rates of every scheduled module in `model` for iteration `iteration` of `total` (eq. 5)."""
-    for module in model.modules():
-        if isinstance(module, ScheduledRate):
-            module.set_progress(iteration, total)
+    for module in _scheduled(model):
+        module.set_progress(iteration, total)
+
+
+@contextmanager
+def shared_masks(model: nn.Module) -> Iterator[None]:
+    """Inside, every drop function of `model` draws one mask and uses it in all forward passes of the same batch size.
+
+    For a batch that is looked at several times, mirrored or recoloured (pyramid levels): with masks of their own the passes
+    differ by what was dropped far more than by what they are compared for.
+    """
+    modules = list(_scheduled(model))
+    for module in modules:
+        module._shared = {}
+    try:
+        yield
+    finally:
+        for module in modules:
+            module._shared = None
+
+
+def _scheduled(model: nn.Module) -> Iterator[ScheduledRate]:
+    return (module for module in model.modules() if isinstance(module, ScheduledRate))

@@ -8,7 +8,8 @@ ordinary `nn.Conv2d` with the same output.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
 
 import torch
 import torch.nn.functional as F
@@ -50,6 +51,8 @@ class ETMConfig:
             raise ValueError(f"ETM variance must be 'weight' or 'none', got '{self.variance}'")
         if not 0.0 <= self.element_drop < 1.0:
             raise ValueError(f"ETM element_drop must lie in [0, 1), got {self.element_drop}")
+        if not 0.0 <= self.branch_drop < 1.0:
+            raise ValueError(f"ETM branch_drop must lie in [0, 1), got {self.branch_drop}")
 
 
 _BASE = ETMConfig()
@@ -61,13 +64,32 @@ ETM_VARIANTS: dict[str, ETMConfig] = {
 }
 
 
-def etm_config(etm: str | ETMConfig | None) -> ETMConfig | None:
-    """Turn a variant's name ("etm", "etm*", "etm#"), a config or None into a config or None."""
+def etm_config(etm: str | ETMConfig | Mapping | None) -> ETMConfig | None:
+    """Turn a variant's name ("etm", "etm*", "etm#"), a config, the fields of one by name, or None into a config or None.
+
+    Raises:
+        ValueError: no variant has that name; a field is unknown, of another type, or out of its range.
+    """
     if etm is None or isinstance(etm, ETMConfig):
         return etm
+    if isinstance(etm, Mapping):
+        return ETMConfig(**{name: _checked_field(name, value) for name, value in etm.items()})
     if etm not in ETM_VARIANTS:
         raise ValueError(f"unknown ETM variant '{etm}'; known variants: {', '.join(ETM_VARIANTS)}")
     return ETM_VARIANTS[etm]
+
+
+def _checked_field(name: str, value):
+    """`value` as field `name` of an `ETMConfig`; a whole number may stand for a fraction, as in JSON."""
+    known = [field.name for field in fields(ETMConfig)]
+    if name not in known:
+        raise ValueError(f"unknown ETM option '{name}'; known options: {', '.join(known)}")
+    kind = type(getattr(_BASE, name))
+    if kind is float and type(value) is int:
+        return float(value)
+    if type(value) is not kind:
+        raise ValueError(f"ETM option '{name}' must be of type {kind.__name__}, got {value!r}")
+    return value
 
 
 class _Branch(nn.Module):
@@ -117,9 +139,13 @@ class _Branch(nn.Module):
 
 
 class ETMConv2d(nn.Module):
-    """Drop-in replacement of `nn.Conv2d` ("same" padding for odd kernels; even ones lose a row and a column) trained as several merged kernels.
+    """Drop-in replacement of `nn.Conv2d` trained as several merged kernels.
 
-    Shapes: [B, Ci, H, W] -> [B, Co, ceil(H / s), ceil(W / s)] for odd kernels.
+    Args:
+        padding: zeros (above and below, left and right); None keeps the size at stride 1 (for odd kernels; even ones lose
+            a row and a column).
+
+    Shapes: as `nn.Conv2d`; without `padding` [B, Ci, H, W] -> [B, Co, ceil(H / s), ceil(W / s)] for odd kernels.
     """
 
     def __init__(
@@ -132,12 +158,13 @@ class ETMConv2d(nn.Module):
         groups: int = 1,
         bias: bool = False,
         config: ETMConfig = _BASE,
+        padding: tuple[int, int] | None = None,
     ):
         super().__init__()
         kh, kw = (kernel_size, kernel_size) if isinstance(kernel_size, int) else kernel_size
         self.in_channels, self.out_channels, self.kernel_size = in_channels, out_channels, (kh, kw)
         self.stride, self.dilation, self.groups, self.config = stride, dilation, groups, config
-        self.padding = (dilation * (kh - 1) // 2, dilation * (kw - 1) // 2)
+        self.padding = (dilation * (kh - 1) // 2, dilation * (kw - 1) // 2) if padding is None else padding
         fan_in = in_channels // groups
 
         def branch(shape, **options):
@@ -236,7 +263,9 @@ class ETMConv2d(nn.Module):
         return sum(_centre_pad(kernel, self.kernel_size) for kernel in self.branch_kernels(masks))
 
     def forward(self, x: Tensor) -> Tensor:
-        kernel = self.merged_kernel(self.sample_masks() if self.training else None)
+        # One draw per training step where `drop.shared_masks` asks for it.
+        masks = self.branch_rate.drawn("etm", self.sample_masks) if self.training else None
+        kernel = self.merged_kernel(masks)
         return F.conv2d(x, kernel, self.bias, self.stride, self.padding, self.dilation, self.groups)
 
     @torch.no_grad()
@@ -258,6 +287,48 @@ class ETMConv2d(nn.Module):
         if self.bias is not None:
             conv.bias.copy_(self.bias)
         return conv
+
+
+def convert_to_etm(module: nn.Module, config: ETMConfig, keep_kernels: bool) -> None:
+    """Replace every convolution larger than 1×1 inside `module`, in place (Table VI: other networks with ETM).
+
+    Args:
+        keep_kernels: start from a merged kernel that equals the replaced one (ImageNet weights), not from a random one.
+
+    Raises:
+        ValueError: a convolution pads with something else than zeros, or has different strides or dilations for rows and
+            columns.
+    """
+    for parent in list(module.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, nn.Conv2d) and max(child.kernel_size) > 1:
+                setattr(parent, name, _etm_of(child, config, keep_kernels))
+
+
+@torch.no_grad()
+def _etm_of(conv: nn.Conv2d, config: ETMConfig, keep_kernel: bool) -> ETMConv2d:
+    # A subclass may pad in its forward pass (timm's Conv2dSame).
+    if type(conv) is not nn.Conv2d or conv.padding_mode != "zeros" or isinstance(conv.padding, str):
+        raise ValueError(f"only convolutions that pad with fixed numbers of zeros can become an ETM, not {conv}")
+    (stride, other_stride), (dilation, other_dilation) = conv.stride, conv.dilation
+    if stride != other_stride or dilation != other_dilation:
+        raise ValueError(f"an ETM has one stride and one dilation for both axes, unlike {conv}")
+    etm = ETMConv2d(
+        conv.in_channels,
+        conv.out_channels,
+        conv.kernel_size,
+        stride,
+        dilation,
+        conv.groups,
+        bias=conv.bias is not None,
+        config=config,
+        padding=conv.padding,
+    ).to(conv.weight)
+    if keep_kernel:
+        etm.load_kernel(conv.weight)
+        if conv.bias is not None:
+            etm.bias.copy_(conv.bias)
+    return etm
 
 
 def _centre_offsets(small, large) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""Folding every BatchNorm of a network away, for networks whose modules have no deployment form of their own."""
+"""Folding every BatchNorm and ETM of a network away, for networks whose modules have no deployment form of their own."""
 
 from __future__ import annotations
 
@@ -8,21 +8,22 @@ import torch
 from torch import Tensor, nn
 
 from fadepth_core.models.layers.conv import fold
+from fadepth_core.models.layers.etm import ETMConv2d
 
 
 @torch.no_grad()
 def without_batch_norm(module: nn.Module) -> nn.Module:
-    """A copy in evaluation mode that computes the same without BatchNorm; `module` is left unchanged.
+    """A copy in evaluation mode that computes the same without BatchNorm and ETM; `module` is left unchanged.
 
-    A BatchNorm declared directly behind a convolution is folded into it: in every module used here and in timm's
-    EfficientNets, children are declared in the order in which they run. Any other becomes a `ChannelAffine`.
+    A BatchNorm declared directly behind a convolution or an ETM is folded into it: in every module used here and in timm's
+    encoders, children are declared in the order in which they run. Any other becomes a `ChannelAffine`.
     """
     module = copy.deepcopy(module).eval().requires_grad_(False)
     for parent in list(module.modules()):
         previous = None
         for name, child in list(parent.named_children()):
             if isinstance(child, nn.BatchNorm2d):
-                if previous is not None and isinstance(conv := getattr(parent, previous), nn.Conv2d):
+                if previous is not None and isinstance(conv := getattr(parent, previous), (nn.Conv2d, ETMConv2d)):
                     setattr(parent, previous, fold(conv, child))
                     affine = nn.Identity()
                 else:
@@ -30,6 +31,9 @@ def without_batch_norm(module: nn.Module) -> nn.Module:
                 # timm's BatchNorm carries the activation behind it.
                 setattr(parent, name, nn.Sequential(affine, child.act) if hasattr(child, "act") else affine)
             previous = name
+        for name, child in list(parent.named_children()):
+            if isinstance(child, ETMConv2d):  # without BatchNorm behind it
+                setattr(parent, name, child.reparameterize().requires_grad_(False))
     return module
 
 

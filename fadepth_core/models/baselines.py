@@ -1,0 +1,171 @@
+"""The networks that the paper compares SmallDepth with (Tables IV and VI): ResNet-18 and MobileNetV3 depth networks.
+
+The encoder is an ImageNet classifier of timm without its classifier, the decoder that of monodepth2 (Godard et al. 2019,
+"Digging into self-supervised monocular depth estimation"). `BaselineDepth` is the training form, `BaselineDepth.fuse()` gives
+`FusedBaselineDepth`, which is exported. Parameters and operations are those of the paper's Table IV.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fadepth_core.models.depth_network import DepthFeatures, DepthNetwork
+from fadepth_core.models.layers.backbone import timm_backbone
+from fadepth_core.models.layers.etm import ETMConfig, convert_to_etm, etm_config
+from fadepth_core.models.layers.folding import without_batch_norm
+from fadepth_core.models.layers.head import MAX_DEPTH, MIN_DEPTH
+
+# Channels of the encoder's maps at 1/2, 1/4, 1/8, 1/16 and 1/32.
+ENCODER_WIDTHS = {
+    "resnet18": (64, 64, 128, 256, 512),
+    "mobilenetv3": (16, 24, 40, 112, 160),
+}
+DECODER_WIDTHS = (16, 32, 64, 128, 256)  # R_1..R_5, at 1/1 .. 1/16
+
+
+class BaselineDepth(DepthNetwork):
+    """Training form.
+
+    Args:
+        encoder: a name in `ENCODER_WIDTHS`.
+        weights: local file of ImageNet weights of the encoder in timm's format; None starts from random weights.
+        etm: as `etm_config` takes it; replaces every filter larger than 1×1, in encoder and decoder.
+        min_depth, max_depth: metres that the sigmoid's range is mapped to.
+
+    Shapes: as `DepthNetwork`.
+
+    Raises:
+        ImportError: timm cannot be imported.
+        FileNotFoundError: there is no file `weights`.
+        ValueError: `etm` cannot be used.
+    """
+
+    def __init__(
+        self,
+        encoder: str,
+        weights: str | Path | None = None,
+        etm: str | ETMConfig | Mapping | None = None,
+        min_depth: float = MIN_DEPTH,
+        max_depth: float = MAX_DEPTH,
+    ):
+        super().__init__(min_depth, max_depth)
+        self.encoder = _resnet18(weights) if encoder == "resnet18" else _mobilenetv3(weights)
+        self.decoder = SkipDecoder(ENCODER_WIDTHS[encoder])
+        self.heads = nn.ModuleList(ReflectConv(width, 1) for width in DECODER_WIDTHS[:3])
+        config = etm_config(etm)
+        if config is not None:
+            convert_to_etm(self.encoder, config, keep_kernels=weights is not None)
+            convert_to_etm(self.decoder, config, keep_kernels=False)
+            convert_to_etm(self.heads, config, keep_kernels=False)
+
+    def forward(self, image: Tensor) -> DepthFeatures:
+        encoder = self.encoder(image)
+        decoder = self.decoder(encoder, image)
+        disparities = tuple(torch.sigmoid(head(r)) for head, r in zip(self.heads, decoder, strict=False))
+        return DepthFeatures(disparities, tuple(encoder), tuple(decoder))
+
+    def fuse(self) -> FusedBaselineDepth:
+        return FusedBaselineDepth(self)
+
+    def encoder_modules(self) -> list[nn.Module]:
+        return [self.encoder]
+
+    def decoder_modules(self) -> list[nn.Module]:
+        return [self.decoder, self.heads]
+
+    def encoder_blocks(self) -> int:
+        return sum(len(stage) for stage in _stages(self.encoder))
+
+
+class FusedBaselineDepth(nn.Module):
+    """Deployment form of `BaselineDepth`: image [B, 3, H, W] -> disparity x in (0, 1) [B, 1, H, W]."""
+
+    def __init__(self, trained: BaselineDepth):
+        super().__init__()
+        self.min_depth, self.max_depth = trained.min_depth, trained.max_depth
+        self.encoder = without_batch_norm(trained.encoder)
+        self.decoder = without_batch_norm(trained.decoder)
+        self.head = without_batch_norm(trained.heads[0])
+
+    def forward(self, image: Tensor) -> Tensor:
+        return torch.sigmoid(self.head(self.decoder(self.encoder(image), image)[0]))
+
+
+class SkipDecoder(nn.Module):
+    """monodepth2's decoder: filter, nearest-neighbour upsampling, concatenation with the encoder's map, filter.
+
+    Args:
+        encoder_widths: channels of the encoder's maps at 1/2 .. 1/32.
+
+    Shapes: those maps, finest first, and the image, for its size -> R_1..R_5 at 1/1 .. 1/16.
+    """
+
+    def __init__(self, encoder_widths: tuple[int, ...]):
+        super().__init__()
+        # Level i leads from 1/2^(i+1) to 1/2^i; there is no map to concatenate at full resolution.
+        inputs = (*DECODER_WIDTHS[1:], encoder_widths[-1])
+        skips = (0, *encoder_widths[:-1])
+        self.before = nn.ModuleList(_conv_elu(cin, cout) for cin, cout in zip(inputs, DECODER_WIDTHS, strict=True))
+        self.after = nn.ModuleList(
+            _conv_elu(cout + skip, cout) for skip, cout in zip(skips, DECODER_WIDTHS, strict=True)
+        )
+
+    def forward(self, encoder: list[Tensor], image: Tensor) -> list[Tensor]:
+        decoder: list[Tensor] = []
+        x = encoder[-1]
+        for level in reversed(range(len(self.before))):
+            skip = encoder[level - 1] if level else None
+            # The size of the map it meets, not twice its own: strided filters round odd sizes up.
+            target = image if skip is None else skip
+            x = F.interpolate(self.before[level](x), size=target.shape[-2:], mode="nearest")
+            x = self.after[level](x if skip is None else torch.cat([x, skip], dim=1))
+            decoder.insert(0, x)
+        return decoder
+
+
+class ReflectConv(nn.Module):
+    """3×3 filter on an input that is reflected at its borders. Shapes: [B, Ci, H, W] -> [B, Co, H, W].
+
+    Padding is not the convolution's own, so that an ETM can replace the convolution.
+    """
+
+    def __init__(self, cin: int, cout: int):
+        super().__init__()
+        self.conv = nn.Conv2d(cin, cout, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        # One row or column (1/32 of 32 pixels) has nothing to reflect.
+        reflects = x.shape[-2] > 1 and x.shape[-1] > 1
+        return self.conv(F.pad(x, (1, 1, 1, 1), mode="reflect" if reflects else "replicate"))
+
+
+def _conv_elu(cin: int, cout: int) -> nn.Sequential:
+    return nn.Sequential(ReflectConv(cin, cout), nn.ELU(inplace=True))
+
+
+def _resnet18(weights: str | Path | None) -> nn.Module:
+    encoder = timm_backbone("resnet18", weights, features_only=True)
+    for stage in _stages(encoder):
+        for block in stage:
+            # One module called twice, as in torchvision: Table IV counts the memory access of a module once.
+            block.act2 = block.act1
+    return encoder
+
+
+def _mobilenetv3(weights: str | Path | None) -> nn.Module:
+    encoder = timm_backbone("mobilenetv3_large_100", weights, features_only=True)
+    # The last stage is no bottleneck but the classifier's filter to 960 channels.
+    encoder.blocks[-1] = nn.Identity()
+    return encoder
+
+
+def _stages(encoder: nn.Module) -> list[nn.Module]:
+    """The sequences of residual blocks of a timm encoder."""
+    if hasattr(encoder, "blocks"):
+        return [stage for stage in encoder.blocks if isinstance(stage, nn.Sequential)]
+    return [encoder.layer1, encoder.layer2, encoder.layer3, encoder.layer4]

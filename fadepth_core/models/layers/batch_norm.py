@@ -1,0 +1,59 @@
+"""BatchNorm statistics for measurement and export.
+
+While training, BatchNorm keeps a running average of statistics it saw with drop on. The survivors of a drop are multiplied by
+1 / (1 - p), so behind a branch with p near 0.9 the variance in that average is several times the one at inference, where
+nothing is dropped. Statistics are therefore recomputed with drop off before a network is measured, drawn, saved or exported.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+
+@torch.no_grad()
+def recompute_batch_norm(network: nn.Module, batches: Iterable[Tensor]) -> None:
+    """Replace every BatchNorm's running mean and variance by those over all `batches`, with all drop functions off.
+
+    Mean and variance are those of the whole set ("precise" BatchNorm, Wu and Johnson 2021, "Rethinking 'Batch' in
+    BatchNorm"), not a moving average. The network is left in evaluation mode.
+
+    Args:
+        network: changed in place.
+        batches: at least one, each of normalised images [B, 3, H, W] on the network's device. Within a pass, the layers before
+            a BatchNorm are normalised by the statistics of that batch.
+    """
+    collected: dict[nn.BatchNorm2d, list[tuple[int, Tensor, Tensor]]] = {
+        module: [] for module in network.modules() if isinstance(module, nn.BatchNorm2d)
+    }
+
+    def collect(parts: list, _module: nn.BatchNorm2d, inputs: tuple[Tensor, ...]) -> None:
+        values = inputs[0].float()
+        variance, mean = torch.var_mean(values, dim=(0, 2, 3), correction=0)
+        parts.append((len(values), mean.double(), variance.double()))
+
+    network.eval()
+    for module in collected:
+        module.train()  # so that each pass is normalised by its own statistics, never by the running ones
+    hooks = [module.register_forward_pre_hook(partial(collect, parts)) for module, parts in collected.items()]
+    try:
+        for batch in batches:
+            network(batch)
+    finally:
+        for hook in hooks:
+            hook.remove()
+        network.eval()
+    for module, parts in collected.items():
+        if not parts:  # not part of the forward pass
+            continue
+        counts = torch.tensor([count for count, _, _ in parts], dtype=torch.float64)
+        share = counts / counts.sum()
+        means, variances = (torch.stack(values).cpu() for values in list(zip(*parts, strict=True))[1:])
+        mean = share @ means
+        # Spread within the passes and between them.
+        variance = share @ (variances + (means - mean).square())
+        module.running_mean.copy_(mean)
+        module.running_var.copy_(variance)

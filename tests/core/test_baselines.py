@@ -1,0 +1,187 @@
+"""The ResNet-18 and MobileNetV3 depth networks: the paper's Table IV, and training and deployment as for SmallDepth."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import numpy as np
+import openvino as ov
+import pytest
+import torch
+from torch import nn
+
+from fadepth_core.models import build_model
+from fadepth_core.models.complexity import PRINTED, complexity, parameter_count
+from fadepth_core.models.depth_network import PIXEL_MEAN, PIXEL_STD
+from fadepth_core.models.layers.etm import ETMConv2d
+from fadepth_core.models.layers.head import disparity_to_depth
+from fadepth_core.runtime.checkpoint import Checkpoint, Description
+from fadepth_core.runtime.export import export_checkpoint
+from fadepth_core.runtime.graph import ShapeCarriedGraph
+from fadepth_core.runtime.network import load_network
+
+NAMES = ("resnet18", "mobilenetv3")
+
+
+@pytest.fixture(autouse=True)
+def _timm(timm):
+    """Every network here has an encoder of timm."""
+
+
+def with_statistics(network, dtype=torch.float32):
+    """In evaluation mode, with BatchNorm statistics and affine parameters that are not those of the start."""
+    torch.manual_seed(1)
+    network = network.to(dtype).train()
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = None  # a plain average
+            nn.init.uniform_(module.weight, 0.8, 1.2)
+            nn.init.normal_(module.bias, std=0.1)
+    with torch.no_grad():
+        for _ in range(4):
+            network(torch.randn(2, 3, 64, 96, dtype=dtype))
+    return network.eval()
+
+
+def rounded(value: float, printed: str) -> str:
+    return f"{value:.{len(printed.partition('.')[2])}f}"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_papers_complexity(name):
+    """Table IV, to the last printed digit; the count of parameters does not change with ETM merged."""
+    network, printed = build_model(name), PRINTED[name]
+    assert network.encoder_blocks() == int(printed.blocks)
+    for place, modules in enumerate((network.encoder_modules(), network.decoder_modules())):
+        cost = complexity(network, (1, 3, 128, 416), modules)
+        for value, text in (
+            (cost.parameters / 1e6, printed.parameters[place]),
+            (cost.operations / 1e9, printed.operations[place]),
+            (cost.memory_access / 1e6, printed.memory_access[place]),
+        ):
+            assert rounded(value, text) == text
+    plain, merged = network.fuse(), build_model(name, etm="etm").fuse()
+    assert parameter_count([plain]) == parameter_count([merged])
+
+
+@pytest.mark.parametrize("size", [(128, 416), (64, 208), (100, 170), (33, 47), (32, 32)])
+@pytest.mark.parametrize("name", NAMES)
+def test_any_size_gives_maps_of_the_sizes_that_smalldepth_gives(name, size):
+    image = torch.zeros(1, 3, *size)
+    with torch.no_grad():
+        out, reference = build_model(name).eval()(image), build_model("smalldepth").eval()(image)
+    for maps in ("disparities", "encoder", "decoder"):
+        sizes = [x.shape[-2:] for x in getattr(out, maps)]
+        assert sizes == [x.shape[-2:] for x in getattr(reference, maps)], maps
+    assert [x.shape[1] for x in out.decoder] == [16, 32, 64, 128, 256]
+
+
+@pytest.mark.parametrize("etm", [None, "etm", "etm#"])
+@pytest.mark.parametrize("name", NAMES)
+def test_fused_equals_trained(name, etm):
+    network = with_statistics(build_model(name, etm=etm))
+    before = {key: value.clone() for key, value in network.state_dict().items()}
+    fused = network.fuse()
+    x = torch.randn(2, 3, 64, 96)
+    with torch.no_grad():
+        expected = network(x).disparities[0]
+        assert expected.std() > 0.002, "a constant output would prove nothing"
+        torch.testing.assert_close(fused(x), expected, rtol=1e-5, atol=1e-5)
+    assert not any(isinstance(module, (nn.BatchNorm2d, ETMConv2d)) for module in fused.modules())
+    assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_etm_is_in_every_filter_larger_than_one_pixel(name):
+    network = build_model(name, etm={"dropconv": False})
+    larger = [m for m in network.modules() if isinstance(m, nn.Conv2d) and max(m.kernel_size) > 1]
+    assert larger == []
+    assert all(isinstance(head.conv, ETMConv2d) for head in network.heads)
+    network.train()
+    sum(x.mean() for x in network(torch.randn(2, 3, 64, 96)).disparities).backward()
+    assert [key for key, p in network.named_parameters() if p.grad is None] == []
+
+
+@pytest.mark.parametrize("etm", [None, "etm"])
+@pytest.mark.parametrize(("name", "encoder"), [("resnet18", "resnet18"), ("mobilenetv3", "mobilenetv3_large_100")])
+def test_encoder_takes_imagenet_weights_from_a_file(timm, tmp_path, name, encoder, etm):
+    """With ETM, too, training starts from the function of these weights."""
+    from safetensors.torch import save_file
+
+    torch.manual_seed(0)
+    trained = with_statistics(timm.create_model(encoder, pretrained=False))
+    save_file(trained.state_dict(), tmp_path / "encoder.safetensors")
+    network = build_model(name, weights=tmp_path / "encoder.safetensors", etm=etm).eval()
+    image = torch.randn(1, 3, 64, 96)
+    with torch.no_grad():
+        expected = trained.forward_intermediates(image, intermediates_only=True)
+        found = network.encoder(image)
+    for a, b in zip(found, expected[:4] if name == "mobilenetv3" else expected, strict=False):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4 * b.abs().max().item())
+    with pytest.raises(FileNotFoundError, match=rf"{encoder} at .*absent\.pth"):
+        build_model(name, weights=tmp_path / "absent.pth")
+
+
+@pytest.mark.parametrize("etm", [None, "etm#"])
+@pytest.mark.parametrize("name", NAMES)
+def test_start_depth(name, etm):
+    torch.manual_seed(0)
+    network = build_model(name, etm=etm)
+    network.set_start_depth(8.0)
+    with torch.no_grad():
+        disparities = network(torch.randn(2, 3, 64, 96)).disparities
+    for x in disparities:
+        depth = disparity_to_depth(x).log().mean().exp().item()
+        assert 8 / 3 < depth < 8 * 3, "random features move it, but not to the 0.2 m of the range's middle"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_exported_network_at_a_size_it_was_not_exported_at(name, tmp_path):
+    """The ONNX file in OpenVINO, and the checkpoint beside it, against PyTorch."""
+    size = (96, 160)
+    options = {"etm": {"branch_drop": 0.2}}
+    network = with_statistics(build_model(name, **options))
+    description = Description(
+        name, "training", size, (0.1, 100.0), PIXEL_MEAN, PIXEL_STD, trained=False, options=options
+    )
+    fused = network.fuse()
+    export_checkpoint(fused, description, tmp_path / "net.safetensors")
+    rng = np.random.default_rng(0)
+    inputs = {
+        "image": rng.integers(0, 256, (*size, 3), dtype=np.uint8),
+        "intrinsics": np.eye(3, dtype=np.float32),
+        "scale": np.ones(1, np.float32),
+        "limits": np.array([0, np.inf], np.float32),
+        "output_grid": np.zeros(size, np.uint8),
+    }
+    with torch.no_grad():
+        expected = ShapeCarriedGraph(fused)(*(torch.from_numpy(value) for value in inputs.values()))[0].numpy()
+        image = torch.randn(1, 3, 64, 96)
+        loaded = load_network(Checkpoint(tmp_path / "net.safetensors"))
+        torch.testing.assert_close(loaded(image), fused(image), rtol=1e-6, atol=1e-6)
+    model = ov.Core().read_model(tmp_path / "net.onnx")
+    model.reshape({key: list(value.shape) for key, value in inputs.items()})
+    depth = ov.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})(inputs)["depth"]
+    assert expected.std() > 0.005 * expected.mean(), "a constant output would prove nothing"
+    assert np.abs(depth / expected - 1).max() < 1e-4
+
+
+@pytest.mark.parametrize("name", ["smalldepth", "hqdecv2", *NAMES])
+def test_features_are_centred_where_the_network_says(name):
+    """The pixels that reach a feature of the map at 1/2 lie about pixel 2·i + feature_offset of the image."""
+    torch.manual_seed(0)
+    network = build_model(name).eval()
+    image = torch.randn(1, 3, 68, 100, requires_grad=True)
+    row, column = 13, 20
+    network(image).encoder[0][0, :, row, column].sum().backward()
+    rows, columns = (image.grad.abs().sum((0, 1, dim)).nonzero().flatten() for dim in (3, 2))
+    centre = [(reached.min() + reached.max()).item() / 2 for reached in (rows, columns)]
+    assert centre == [2 * row + network.feature_offset, 2 * column + network.feature_offset]
+
+
+def test_timm_can_be_imported_outside_of_pytest():
+    """Also beside PyPI's torchvision, whose compiled operators the CPU build of torch cannot load."""
+    program = "from fadepth_core.models.layers.backbone import import_timm; print(import_timm().__version__)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
