@@ -25,6 +25,7 @@ TRAIN = [
     "numba>=0.60",  # renders the synthetic scenes
 ]
 QUANTIZE = ["nncf>=3.0", "onnxruntime>=1.20", "onnx>=1.16"]  # makes int8 graphs
+ODOMETRY = ["evo>=1.31"]  # compares trajectories; GPL-3.0, so nothing else may need it
 DEV = ["pytest>=8,<9", "ruff"]  # Jazzy's launch_testing breaks under pytest 9
 
 setup(
@@ -40,6 +41,7 @@ setup(
         (f"share/{NAME}/launch", glob("launch/*.launch.py")),
         (f"share/{NAME}/config", glob("config/*.*")),
         (f"share/{NAME}/config/training", glob("config/training/*.yaml")),
+        (f"share/{NAME}/config/training/tables", glob("config/training/tables/*.yaml")),
     ],
     python_requires=">=3.10",
     install_requires=["numpy>=1.21", "opencv-python-headless>=4.5", "safetensors>=0.4"],
@@ -51,6 +53,7 @@ setup(
         "train": TRAIN,
         "quantize": QUANTIZE,
         "view": VIEW,
+        "odometry": ODOMETRY,
         "dev": DEV,
     },
     zip_safe=False,

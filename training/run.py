@@ -11,6 +11,8 @@ python training/run.py predict drive.mp4 --out depth
     depth of a picture, a folder of pictures or a video, as files
 python training/run.py stereo drive.mp4 --out drive_depth
     depth of a video with known poses, measured in it, for training to learn from
+python training/run.py odometry drive.mp4 --pose runs/video/pose.safetensors --out trajectory.txt
+    where the camera of a video was, by the motion a training run has learned
 python training/run.py ablate --config config/training/ablation.yaml
     train variants with several seeds, and compare them
 python training/run.py models
@@ -27,7 +29,7 @@ import argparse
 import json
 import logging
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -40,7 +42,7 @@ from fadepth_core.data import DataError
 from fadepth_core.data.frames import Frames
 from fadepth_core.data.registry import build_dataset, build_test_set
 from fadepth_core.data.stereo import write_stereo
-from fadepth_core.data.video import open_clips
+from fadepth_core.data.video import Clip, open_clips
 from fadepth_core.evaluation import (
     PROTOCOLS,
     EnginePredictor,
@@ -60,10 +62,12 @@ from fadepth_core.evaluation import (
 from fadepth_core.evaluation import evaluate as run_protocol
 from fadepth_core.evaluation import predict as run_prediction
 from fadepth_core.evaluation.baselines import ConstantDepth, GroundPlane
+from fadepth_core.evaluation.odometry import FORMATS as TRAJECTORY_FORMATS
+from fadepth_core.evaluation.odometry import estimate_trajectory, trajectory_errors, write_trajectory
 from fadepth_core.evaluation.predictions import FORMATS, FPS
 from fadepth_core.evaluation.video import rgb
 from fadepth_core.models import MODELS, build_model
-from fadepth_core.models.complexity import complexity
+from fadepth_core.models.complexity import PRINTED, complexity
 from fadepth_core.models.layers.head import MAX_DEPTH, MIN_DEPTH
 from fadepth_core.models.smalldepth import PIXEL_MEAN, PIXEL_STD
 from fadepth_core.runtime import backends
@@ -76,6 +80,7 @@ from fadepth_core.training.ablation import TABLE as ABLATION_TABLE
 from fadepth_core.training.ablation import ablate as run_ablation
 from fadepth_core.training.config import ConfigError, load_config
 from fadepth_core.training.fit import fit as run_fit
+from fadepth_core.training.pose_checkpoint import load_pose_net
 from fadepth_core.training.trainer import TrainingError, keep_freed_memory
 
 SIZE = (128, 416)
@@ -87,6 +92,7 @@ _SHEET_ROWS = 10
 _TEST_SETS = {
     "kitti_eigen": ("kitti", {}),
     "kitti_eigen_improved": ("kitti", {"ground_truth": "improved"}),
+    "kitti_eigen_improved_monodepth2": ("kitti", {"ground_truth": "improved"}),
     "ddad_80": ("ddad", {}),
     "ddad_200": ("ddad", {}),
     "folder": ("folder", {}),
@@ -124,6 +130,8 @@ def evaluate(args: argparse.Namespace) -> None:
     options = {**options, "root": args.root}
     if args.improved_root:
         options["improved_root"] = args.improved_root
+    if args.entries:
+        options["entries"] = args.entries
     images = build_test_set(name, **options)
     size = checkpoint.description.network_size
     # The folder protocol's pictures are of many cameras: each keeps its aspect ratio.
@@ -133,7 +141,8 @@ def evaluate(args: argparse.Namespace) -> None:
     baselines = {label: run_protocol(guess, images, protocol) for label, guess in guesses.items()}
     result = run_protocol(predict, tqdm(images, unit="image", total=len(images)), protocol)
     label = _label(args, checkpoint)
-    print_table(result, published_rows(protocol, network_size), label, getattr(images, "groups", ()), baselines)
+    published = [] if args.entries else published_rows(protocol, network_size)  # other frames, other figures
+    print_table(result, published, label, getattr(images, "groups", ()), baselines)
     args.out.mkdir(parents=True, exist_ok=True)
     write_json(result, args.out / f"{args.protocol}.json")
     picture_sheet(compare_evenly(predict, images, protocol), args.out / f"{args.protocol}.png")
@@ -215,36 +224,90 @@ def predict(args: argparse.Namespace) -> None:
 def stereo(args: argparse.Namespace) -> None:
     """Measure the depth of a clip whose poses are known, by multi-view stereo, for training to learn from."""
     keep_freed_memory()
-    clips = open_clips(args.clip, args.size, args.camera)
+    clip = _one_clip(args.clip, args.size, args.camera)
+    count = write_stereo(clip, args.out, args.nearest, args.first, args.every)
+    print(f'wrote {count} pictures to {args.out}; name it as "depth" in {clip.camera}')
+
+
+def _one_clip(path: Path, size: tuple[int, int], camera: Path | None, stride: int | None = None) -> Clip:
+    clips = open_clips(path, size, camera, stride)
     if len(clips) > 1:
-        raise DataError(f"{args.clip}: {len(clips)} clips; each needs a folder of its own, give one")
-    count = write_stereo(clips[0], args.out, args.nearest, args.first, args.every)
-    print(f'wrote {count} pictures to {args.out}; name it as "depth" in {clips[0].camera}')
+        raise DataError(f"{path}: {len(clips)} clips; each needs a folder of its own, give one")
+    return clips[0]
+
+
+def odometry(args: argparse.Namespace) -> None:
+    """Write the camera's trajectory in a clip, by a trained pose network; with its errors where the clip has poses."""
+    pose_net, size, focal_length = load_pose_net(args.pose)
+    clip = _one_clip(args.clip, size, args.camera, args.stride)
+    trajectory = estimate_trajectory(pose_net, clip, focal_length)
+    write_trajectory(trajectory, args.out, args.format)
+    print(f"wrote {len(trajectory.poses)} poses to {args.out}")
+    if trajectory.true_poses is None:
+        return
+    errors = trajectory_errors(trajectory)
+    for text, value, unit in (
+        ("ATE rmse, Sim(3)-aligned", errors.ate_sim3, "m"),
+        ("ATE rmse, SE(3)-aligned", errors.ate_se3, "m"),
+        ("translation error per step", errors.translation, "%"),
+        ("rotation error per step", errors.rotation, "deg"),
+        ("true length / estimated", errors.scale, ""),
+    ):
+        print(f"{text:<28}" + ("- (a straight line)" if value is None else f"{value:.4f} {unit}".rstrip()))
+    summary = {"poses": len(trajectory.poses), "stride": clip.stride, **asdict(errors)}
+    path = args.out.with_suffix(".errors.json")
+    path.write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
+    print(f"wrote {path}")
 
 
 def ablate(args: argparse.Namespace) -> None:
     """Train variants of a run with several seeds and compare them."""
     fit_command = [sys.executable, str(Path(__file__).resolve()), "fit"]
-    print(run_ablation(args.config, args.set, args.out, fit_command, args.jobs))
-    print(f"all figures: {args.out / ABLATION_TABLE}")
+    # A folder for each configuration: variants of two tables may have the same name.
+    out = args.out or Path("runs") / args.config.stem
+    print(run_ablation(args.config, args.set, out, fit_command, args.jobs, args.only))
+    print(f"all figures: {out / ABLATION_TABLE}")
 
 
 def models(_args: argparse.Namespace) -> None:
-    """Print every network with its parameters, multiply-accumulates, and the size of its deployment checkpoint."""
+    """Print what every network costs, and what the paper prints of it."""
     sizes = (SIZE, (192, 640))
-    columns = "".join(f"{f'{h}x{w}':>12}" for h, w in sizes)
-    print(f"{'':<16}{'parameters':>14}{'multiply-accumulates at':>24}{'half precision':>16}")
-    print(f"{'':<30}{columns}")
+
+    def print_row(*cells: str | int) -> None:
+        print("{:<15}{:>3}{:>15}{:>15}{:>19}{:>12}{:>11}{:>11}{:>12}".format(*cells).rstrip())
+
+    print_row("", "", "parameters", "operations", "MAC(M)", "parameters", "multiply-", "accumulates", "checkpoint")
+    units = [f"G {height}x{width}" for height, width in sizes]
+    print_row("", "N", "M, enc/dec", "G, enc/dec", "MB, enc/dec", "M", *units, "MB")
     for name in MODELS:
         try:
             network = build_model(name)
         except ImportError as error:
-            print(f"{name:<16}{error}")
+            print(f"{name:<15}{error}")
             continue
-        costs = [complexity(network, (1, 3, *size)) for size in sizes]
-        counts = "".join(f"{cost.multiply_accumulates / 1e9:>10.3f} G" for cost in costs)
+        parts = (network.encoder_modules(), network.decoder_modules())
+        encoder, decoder = (complexity(network, (1, 3, *SIZE), part) for part in parts)
+        totals = [complexity(network, (1, 3, *size)) for size in sizes]
         stored = 2 * sum(value.numel() for value in network.eval().fuse().state_dict().values())
-        print(f"{name:<16}{costs[0].parameters / 1e6:>12.3f} M{counts}{stored / 1e6:>13.1f} MB")
+        print_row(
+            name,
+            network.encoder_blocks(),
+            f"{encoder.parameters / 1e6:.2f} / {decoder.parameters / 1e6:.2f}",
+            f"{encoder.operations / 1e9:.2f} / {decoder.operations / 1e9:.2f}",
+            f"{encoder.memory_access / 1e6:.3f} / {decoder.memory_access / 1e6:.3f}",
+            f"{totals[0].parameters / 1e6:.3f}",
+            *(f"{total.multiply_accumulates / 1e9:.3f}" for total in totals),
+            f"{stored / 1e6:.1f}",
+        )
+        if name in PRINTED:
+            paper = PRINTED[name]
+            pairs = (paper.parameters, paper.operations, paper.memory_access)
+            columns = (" / ".join(filter(None, pair)) for pair in pairs)
+            print_row("  paper", paper.blocks, *columns, paper.total_parameters, paper.total_operations, "", "")
+    print(
+        "N: residual blocks of the encoder. Operations and MAC(M), memory access, at 128x416, as the paper's Table IV counts"
+        "\nthem (fadepth_core.models.complexity). Checkpoint: deployment form, half precision."
+    )
 
 
 def init(args: argparse.Namespace) -> None:
@@ -336,7 +399,10 @@ def main(arguments: list[str] | None = None) -> int:
     command.add_argument("--protocol", choices=sorted([*PROTOCOLS, VIDEO]), required=True)
     command.add_argument("--root", type=Path, required=True, help="folder of the data set")
     command.add_argument(
-        "--improved-root", type=Path, help="folder of KITTI's annotated depth, for kitti_eigen_improved"
+        "--improved-root", type=Path, help="folder of KITTI's annotated depth, for the kitti_eigen_improved protocols"
+    )
+    command.add_argument(
+        "--entries", type=Path, help='KITTI: file with a "drive frame side" per line, instead of the published list'
     )
     command.add_argument("--size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), help="default: as trained")
     command.add_argument("--flip", action="store_true", help="average with the mirrored picture (the paper's ‡)")
@@ -390,9 +456,22 @@ def main(arguments: list[str] | None = None) -> int:
     command.add_argument("--first", type=int, default=0, help="number of the first frame that is used")
     command.add_argument("--every", type=int, default=1, help="measure every N-th frame")
     command.set_defaults(run=stereo)
+    command = commands.add_parser("odometry", help=odometry.__doc__)
+    command.add_argument("clip", type=Path, help="video or folder of frames, beside it a JSON file with its camera")
+    command.add_argument("--pose", type=Path, required=True, help="pose.safetensors of a run")
+    command.add_argument("--out", type=Path, required=True, help="file for the camera-to-world poses, one a line")
+    command.add_argument("--format", choices=TRAJECTORY_FORMATS, default="kitti", help="default: kitti")
+    command.add_argument("--camera", type=Path, help="JSON file, where there is none beside the clip")
+    command.add_argument(
+        "--stride", type=int, choices=range(1, 1001), metavar="N", help="use every N-th frame; default: the clip's own"
+    )
+    command.set_defaults(run=odometry)
     command = commands.add_parser("ablate", help=ablate.__doc__)
     _add_config(command)
-    command.add_argument("--out", type=Path, default=Path("runs/ablation"), help="folder of all runs")
+    command.add_argument("--out", type=Path, help="folder of all runs; default: runs/, named as the configuration")
+    command.add_argument(
+        "--only", nargs="+", default=[], metavar="NAME", help="train and compare these variants; default: all"
+    )
     command.add_argument("--jobs", type=int, default=1, choices=range(1, 65), metavar="N", help="runs at a time")
     command.set_defaults(run=ablate)
     commands.add_parser("models", help=models.__doc__).set_defaults(run=models)

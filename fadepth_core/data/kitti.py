@@ -26,6 +26,12 @@ from fadepth_core.data.sample import LabelledImage, Sample
 #: Camera of the sides that the lists name.
 _CAMERAS = {"l": "02", "r": "03"}
 _DOWNLOAD = "https://www.cvlibs.net/datasets/kitti/raw_data.php"
+#: Published list of (split, ground truth).
+_TEST_LISTS = {
+    ("test", "velodyne"): "eigen_test_files",
+    ("test", "improved"): "eigen_benchmark_test_files",
+    ("val", "velodyne"): "eigen_zhou_val_files",
+}
 #: oxts fields: velocity forward, leftward, upward, metres per second.
 _VELOCITY = slice(8, 11)
 
@@ -38,6 +44,11 @@ class Entry(NamedTuple):
     side: str
 
 
+#: Frames chosen by hand: rows of drive, frame and side, or a text file with one "drive frame side" per line, as in the
+#: published lists.
+Entries = Sequence[Entry | Sequence] | str | Path
+
+
 class KittiDataset(Dataset[Sample]):
     """Three consecutive frames of one colour camera, with the camera's speed where the drive has it.
 
@@ -47,10 +58,10 @@ class KittiDataset(Dataset[Sample]):
         root: folder that holds the days.
         split: Zhou's lists without standing frames, 39 810 samples to train and 4 424 to validate on.
         size: height and width of the frames, pixels.
-        entries: a list of your own instead; frames before and after each must exist.
+        entries: replaces the published list; the frames before and after each must exist.
 
     Raises:
-        DataError: drives are missing, or calibration or a frame cannot be read.
+        DataError: `entries` cannot be used, drives are missing, or calibration or a frame cannot be read.
     """
 
     def __init__(
@@ -58,13 +69,13 @@ class KittiDataset(Dataset[Sample]):
         root: Path,
         split: Literal["train", "val"] = "train",
         size: tuple[int, int] = (128, 416),
-        entries: Sequence[Entry] | None = None,
+        entries: Entries | None = None,
     ):
         if split not in ("train", "val"):
             raise DataError(f"split must be train or val, got '{split}'")
         self._root, self._size = Path(root), size
-        self._entries = list(entries) if entries is not None else read_list(f"eigen_zhou_{split}_files")
-        _check_entries(self._root, self._entries)
+        self._entries = read_list(f"eigen_zhou_{split}_files") if entries is None else parse_entries(entries)
+        _check_drives(self._root, self._entries)
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -91,16 +102,20 @@ class KittiDataset(Dataset[Sample]):
 
 
 class KittiTest(Dataset[LabelledImage]):
-    """Eigen's 697 test frames with LiDAR depth, or the 652 of them that have improved depth (Uhrig et al. 2017).
+    """Pictures with measured depth: Eigen's 697 test frames or Zhou's 4 424 validation frames with LiDAR depth, or the 652
+    test frames that have improved depth (Uhrig et al. 2017).
+
+    KITTI lacks the LiDAR sweeps 177 to 180 of 2011_09_26_drive_0009; no published list contains these frames.
 
     Args:
         root: folder that holds the days.
         ground_truth: "velodyne" projects the LiDAR sweep of the frame; "improved" reads the annotated depth.
         improved_root: folder of the annotated depth, which holds `train` and `val`, or the drives themselves.
-        entries: a list of your own instead.
+        entries: replaces the published list.
+        split: "test" (Eigen) or "val" (Zhou, to choose a checkpoint by). "val" has LiDAR depth only.
 
     Raises:
-        DataError: drives are missing, or a file cannot be read.
+        DataError: an option or `entries` cannot be used, drives are missing, or a file cannot be read.
     """
 
     def __init__(
@@ -108,17 +123,22 @@ class KittiTest(Dataset[LabelledImage]):
         root: Path,
         ground_truth: Literal["velodyne", "improved"] = "velodyne",
         improved_root: Path | None = None,
-        entries: Sequence[Entry] | None = None,
+        entries: Entries | None = None,
+        split: Literal["test", "val"] = "test",
     ):
         if ground_truth not in ("velodyne", "improved"):
             raise DataError(f"ground_truth must be velodyne or improved, got '{ground_truth}'")
+        if split not in ("test", "val"):
+            raise DataError(f"split must be test or val, got '{split}'")
+        if ground_truth == "improved" and split == "val":
+            raise DataError("split val has no improved ground truth; use ground_truth velodyne")
         if ground_truth == "improved" and improved_root is None:
             raise DataError("improved ground truth needs improved_root, the folder of KITTI's annotated depth")
         self._root = Path(root)
         self._improved = Path(improved_root) if ground_truth == "improved" else None
-        name = "eigen_test_files" if self._improved is None else "eigen_benchmark_test_files"
-        self._entries = list(entries) if entries is not None else read_list(name)
-        _check_entries(self._root, self._entries)
+        name = _TEST_LISTS[split, ground_truth]
+        self._entries = read_list(name) if entries is None else parse_entries(entries)
+        _check_drives(self._root, self._entries)
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -175,9 +195,43 @@ def read_list(name: str) -> list[Entry]:
     return [Entry(drive, int(frame), side) for drive, frame, side in map(str.split, text.splitlines())]
 
 
-def _check_entries(root: Path, entries: Iterable[Entry]) -> None:
-    if unknown := sorted({entry.side for entry in entries} - set(_CAMERAS)):
-        raise DataError(f"the list names side '{unknown[0]}'; sides are l and r")
+def parse_entries(source: Entries) -> list[Entry]:
+    """Entries as a configuration gives them.
+
+    Raises:
+        DataError: no such file, no entries, or a row that is not drive, frame and side; the message names the row.
+    """
+    if isinstance(source, (str, Path)):
+        path = Path(source)
+        if not path.is_file():
+            raise DataError(f"entries: {path}: no such file")
+        lines = enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
+        rows = [(f"{path}, line {number}", line.split()) for number, line in lines if line.strip()]
+    elif isinstance(source, Sequence):
+        rows = [(f"entries, row {number}", row) for number, row in enumerate(source)]
+    else:
+        raise DataError(f"entries must be a list of [drive, frame, side] or the path of a text file, got {source!r}")
+    if not rows:
+        raise DataError("entries: the list is empty")
+    return [_entry(row, where) for where, row in rows]
+
+
+def _entry(row: object, where: str) -> Entry:
+    if isinstance(row, str) or not isinstance(row, Sequence) or len(row) != 3:
+        raise DataError(f"{where}: expected drive, frame and side, got {row!r}")
+    drive, frame, side = row
+    if not isinstance(drive, str):
+        raise DataError(
+            f"{where}: the drive must be a folder such as 2011_09_26/2011_09_26_drive_0001_sync, got {drive!r}"
+        )
+    if isinstance(frame, bool) or not str(frame).isdecimal():
+        raise DataError(f"{where}: the frame must be a whole number, got {frame!r}")
+    if str(side) not in _CAMERAS:
+        raise DataError(f"{where}: side '{side}'; sides are l and r")
+    return Entry(drive, int(frame), side)
+
+
+def _check_drives(root: Path, entries: Iterable[Entry]) -> None:
     drives = sorted({entry.drive for entry in entries})
     missing = [drive for drive in drives if not (root / drive).is_dir()]
     if missing:

@@ -42,7 +42,8 @@ class Protocol:
     Attributes:
         name: a key of `PROTOCOLS`, or a name of your own.
         crop: None for the whole image, or "garg" (`garg_crop`).
-        min_depth, max_depth: metres; truth strictly between them counts, predictions are clipped to them.
+        min_depth, max_depth: metres; predictions are clipped to them.
+        max_truth: metres; truth strictly between `min_depth` and this counts. None: `max_depth`.
         scaling: "median" multiplies every prediction by median(truth) / median(prediction), for networks that do not know
             metres; "none" measures metric depth.
     """
@@ -52,6 +53,7 @@ class Protocol:
     min_depth: float = 1e-3
     max_depth: float = 80.0
     scaling: str = "median"
+    max_truth: float | None = None
 
     def __post_init__(self):
         if self.crop is not None and self.crop not in CROPS:
@@ -60,7 +62,17 @@ class Protocol:
             raise ValueError(f"unknown scaling '{self.scaling}'; known scalings: {', '.join(SCALINGS)}")
         if not 0 < self.min_depth < self.max_depth:
             raise ValueError(f"the range {self.min_depth} to {self.max_depth} m is empty or not positive")
+        if self.farthest_truth <= self.min_depth:
+            raise ValueError(f"no truth lies between {self.min_depth} and {self.farthest_truth} m")
 
+    @property
+    def farthest_truth(self) -> float:
+        """Metres; only nearer truth counts."""
+        return self.max_depth if self.max_truth is None else self.max_truth
+
+
+#: Beyond what KITTI's 16-bit depth pictures (metres · 256) can hold: all known truth counts.
+_ALL_ANNOTATED = 256.0
 
 #: `dataclasses.replace(PROTOCOLS[name], scaling="none")` measures metric depth instead.
 PROTOCOLS = {
@@ -68,8 +80,11 @@ PROTOCOLS = {
     for protocol in (
         # 697 test frames of the Eigen split, truth from one LiDAR sweep.
         Protocol("kitti_eigen", crop="garg"),
-        # The 652 of them that have truth accumulated over several sweeps (Uhrig et al. 2017).
+        # The 652 of them that have truth accumulated over several sweeps (Uhrig et al. 2017), cropped and capped alike.
         Protocol("kitti_eigen_improved", crop="garg"),
+        # The same frames as monodepth2 measures them (evaluate_depth.py, eval_split eigen_benchmark): no crop, all known
+        # truth counts, and only predictions are clipped at 80 m. Its figures are not those of kitti_eigen_improved.
+        Protocol("kitti_eigen_improved_monodepth2", max_truth=_ALL_ANNOTATED),
         # The paper states no cap; its RMSE of 6 to 7 m fits 80 m. 200 m is the cap of most other work on DDAD.
         Protocol("ddad_80"),
         Protocol("ddad_200", max_depth=200.0),
@@ -117,7 +132,7 @@ def compare(predict: Predictor, image: LabelledImage, protocol: Protocol) -> Com
     valid = valid_pixels(image.depth, protocol)
     if not valid.any():
         raise DataError(
-            f"{image.name}: no true depth between {protocol.min_depth} and {protocol.max_depth} m"
+            f"{image.name}: no true depth between {protocol.min_depth} and {protocol.farthest_truth} m"
             f"{' inside the crop' if protocol.crop else ''}, so '{protocol.name}' cannot measure it"
         )
     inverse_depth = predict(image.image, image.intrinsics)
@@ -139,7 +154,7 @@ def compare(predict: Predictor, image: LabelledImage, protocol: Protocol) -> Com
 
 def valid_pixels(truth: np.ndarray, protocol: Protocol) -> np.ndarray:
     """Which pixels of a true depth [H, W] count, bool [H, W]."""
-    known = (truth > protocol.min_depth) & (truth < protocol.max_depth)
+    known = (truth > protocol.min_depth) & (truth < protocol.farthest_truth)
     if protocol.crop is None:
         return known
     inside = np.zeros_like(known)

@@ -61,9 +61,10 @@ def print_table(
             if measured is evaluation:
                 lines += [(f"  {group} ({len(part.images)})", part.metrics) for group, part in parts.items()]
     width = max(len(name) for name, _ in lines)
+    truth = "" if protocol.max_truth is None else f" (truth: {protocol.max_truth:g} m)"
     print(
         f"{protocol.name}: {len(evaluation.images)} images, {protocol.crop or 'no'} crop, "
-        f"up to {protocol.max_depth:g} m, scaling: {protocol.scaling}"
+        f"up to {protocol.max_depth:g} m{truth}, scaling: {protocol.scaling}"
     )
     print(" " * width + "".join(f"{column:>10}" for column in _COLUMNS))
     for name, metrics in lines:

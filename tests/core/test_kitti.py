@@ -73,6 +73,15 @@ def write_points(root, frame, points):
     np.array(rows, np.float32).tofile(path)
 
 
+def write_sweeps(root, frames):
+    for frame in frames:
+        write_points(root, frame, [(100, 50, 20.0 + frame)])
+
+
+def names(dataset):
+    return [dataset[i].name for i in range(len(dataset))]
+
+
 def test_the_published_lists_come_with_the_package():
     lengths = {"eigen_zhou_train_files": 39810, "eigen_zhou_val_files": 4424, "eigen_test_files": 697}
     for name, length in {**lengths, "eigen_benchmark_test_files": 652}.items():
@@ -172,6 +181,63 @@ def test_what_is_wrong_with_a_file_is_said(kitti, spoil, message):
     spoil(kitti / DAY)
     with pytest.raises(DataError, match=message):
         KittiDataset(kitti, entries=entries(2))[0]
+
+
+def test_entries_come_as_rows_from_yaml_or_as_a_text_file(kitti, tmp_path):
+    write_sweeps(kitti, (1, 2))
+    drive = f"{DAY}/{DRIVE}"
+    listed = tmp_path / "val.txt"
+    listed.write_text(f"{drive} 1 l\n{drive} 0000000002 r\n\n")
+    for given in ([[drive, 1, "l"], (drive, 2, "r")], listed, str(listed)):
+        train, test = KittiDataset(kitti, size=(64, 160), entries=given), KittiTest(kitti, entries=given)
+        assert names(train) == [f"{DRIVE}/image_02/1", f"{DRIVE}/image_03/2"]
+        assert names(test) == [f"{DRIVE}/1", f"{DRIVE}/2"]
+
+
+@pytest.mark.parametrize(
+    ("entries", "message"),
+    [
+        ([[f"{DAY}/{DRIVE}", 1]], r"entries, row 0: expected drive, frame and side, got \["),
+        ([["a", 1, "l"], f"{DAY}/{DRIVE} 1 l"], "entries, row 1: expected drive, frame and side, got '2011"),
+        ([[7, 1, "l"]], "entries, row 0: the drive must be a folder such as .*, got 7"),
+        ([["a", -1, "l"]], "entries, row 0: the frame must be a whole number, got -1"),
+        ([["a", 1, ["l"]]], "entries, row 0: side .*; sides are l and r"),
+        ([], "the list is empty"),
+        (3, "must be a list of .* or the path of a text file, got 3"),
+        ("no/such/list.txt", "no/such/list.txt: no such file"),
+    ],
+)
+def test_a_wrong_row_of_entries_is_named(kitti, entries, message):
+    for kind in (KittiDataset, KittiTest):
+        with pytest.raises(DataError, match=message) as error:
+            kind(kitti, entries=entries)
+        assert "\n" not in str(error.value)
+
+
+def test_a_wrong_line_of_an_entries_file_is_named(kitti, tmp_path):
+    (tmp_path / "list.txt").write_text(f"{DAY}/{DRIVE} 1 l\n{DAY}/{DRIVE} one l\n")
+    with pytest.raises(DataError, match=r"list\.txt, line 2: the frame must be a whole number, got 'one'"):
+        KittiDataset(kitti, entries=tmp_path / "list.txt")
+
+
+def test_the_validation_split_is_measured_against_lidar(kitti, monkeypatch):
+    write_sweeps(kitti, range(5))
+    lists = {"eigen_zhou_val_files": entries(*range(5)), "eigen_test_files": entries(3)}
+    monkeypatch.setattr("fadepth_core.data.kitti.read_list", lists.__getitem__)
+    assert names(KittiTest(kitti)) == [f"{DRIVE}/3"]
+    validation = KittiTest(kitti, split="val")
+    assert names(validation) == [f"{DRIVE}/{n}" for n in range(5)]
+    assert validation[4].depth.max() == pytest.approx(24.27, abs=1e-4)
+    with pytest.raises(DataError, match="split val has no improved ground truth"):
+        KittiTest(kitti, "improved", kitti, split="val")
+    with pytest.raises(DataError, match="split must be test or val, got 'train'"):
+        KittiTest(kitti, split="train")
+
+
+def test_no_list_names_frames_whose_sweeps_kitti_lacks():
+    for name in ("eigen_test_files", "eigen_benchmark_test_files", "eigen_zhou_val_files"):
+        drive = "2011_09_26/2011_09_26_drive_0009_sync"
+        assert not [e for e in read_list(name) if e.drive == drive and 177 <= e.frame <= 180]
 
 
 def test_a_broken_sweep_is_named(kitti):

@@ -58,7 +58,11 @@ def test_garg_crop_of_a_kitti_image():
 
 def test_only_the_crop_counts():
     image = labelled(np.full((375, 1242), 10.0))
-    for name, count in (("kitti_eigen", 218 * 1153), ("kitti_eigen_improved", 218 * 1153), ("ddad_80", 375 * 1242)):
+    whole, cropped = 375 * 1242, 218 * 1153
+    for name, count in (
+        ("kitti_eigen", cropped), ("kitti_eigen_improved", cropped), ("kitti_eigen_improved_monodepth2", whole),
+        ("ddad_80", whole),
+    ):  # fmt: skip
         assert compare(predicting(np.ones((4, 4))), image, PROTOCOLS[name]).valid.sum() == count
 
 
@@ -67,6 +71,16 @@ def test_truth_outside_the_range_does_not_count():
     predict = predicting(np.full((1, 6), 5.0))
     assert compare(predict, image, PROTOCOLS["ddad_80"]).valid.tolist() == [[False, False, True, False, False, False]]
     assert compare(predict, image, PROTOCOLS["ddad_200"]).valid.tolist() == [[False, False, True, True, True, False]]
+
+
+def test_improved_truth_as_monodepth2_measures_it():
+    """All known truth counts, in the median as in the errors; predictions end at 80 m."""
+    image = labelled([[0.0, 10.0, 20.0, 160.0, 255.0]])
+    predict = predicting([[1.0, 1.0, 9.0, 9.0, 9.0]])  # medians of truth and prediction: 90 m and 9 m
+    comparison = compare(predict, image, PROTOCOLS["kitti_eigen_improved_monodepth2"])
+    assert comparison.valid.tolist() == [[False, True, True, True, True]]
+    np.testing.assert_allclose(comparison.depth, [[10, 10, 80, 80, 80]], rtol=1e-6)
+    assert comparison.metrics.abs_rel == pytest.approx((0 + 3 + 0.5 + 175 / 255) / 4)
 
 
 # How predictions become metres -------------------------------------------------------------------------------------
@@ -114,7 +128,12 @@ def test_unusable_input_is_named():
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"crop": "eigen"}, "garg"), ({"scaling": "mean"}, "median, none"), ({"max_depth": 0.0}, "empty")],
+    [
+        ({"crop": "eigen"}, "garg"),
+        ({"scaling": "mean"}, "median, none"),
+        ({"max_depth": 0.0}, "empty"),
+        ({"max_truth": 1e-3}, "no truth"),
+    ],
 )
 def test_impossible_protocols_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
@@ -227,7 +246,8 @@ def test_json(evaluation, tmp_path):
     content = json.loads((tmp_path / "result.json").read_text())
     assert content == evaluation.to_dict()
     assert content["protocol"] == {
-        "name": "folder", "crop": None, "min_depth": 1e-3, "max_depth": 80.0, "scaling": "median"
+        "name": "folder", "crop": None, "min_depth": 1e-3, "max_depth": 80.0, "scaling": "median",
+        "max_truth": None,
     }  # fmt: skip
     assert set(content["metrics"]) == {"abs_rel", "sq_rel", "rmse", "rmse_log", "d1", "d2", "d3"}
     assert [image["name"] for image in content["images"]] == ["a", "b"]
@@ -237,7 +257,8 @@ def test_json(evaluation, tmp_path):
 @pytest.mark.parametrize(("name", "protocol"), PROTOCOLS.items())
 def test_published_rows(name, protocol):
     rows = published_rows(protocol)
-    assert bool(rows) == (name != "folder"), "every protocol of the paper has rows"
+    # The paper's improved rows stand beside monodepth2's, so they are compared under its protocol alone.
+    assert bool(rows) == (name not in ("folder", "kitti_eigen_improved"))
     for row in rows:
         assert 0.05 < row.metrics.abs_rel < 0.2
         assert row.metrics.d1 < 1

@@ -16,9 +16,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from fadepth_core.data.synthetic import SyntheticDataset
 from fadepth_core.evaluation.report import MAP_SIZE, TILE_WIDTH
 from fadepth_core.evaluation.video import rgb
-from fadepth_core.models import SmallDepth
+from fadepth_core.models import MODELS, SmallDepth
+from fadepth_core.models.posenet import build_pose_net
 from fadepth_core.runtime.checkpoint import Checkpoint, save_checkpoint
 from fadepth_core.runtime.engine import DepthEngine
+from fadepth_core.training.pose_checkpoint import save_pose_net
 from street_canyon import GAP, write_frames
 from street_canyon import SIZE as CLIP_SIZE
 
@@ -31,10 +33,16 @@ def run(*arguments):
 
 
 def test_models_lists_what_can_be_built():
-    out = run("models").stdout
-    assert "smalldepth " in out
-    assert "smalldepth_k5" in out
-    assert " M" in out
+    result = run("models")
+    assert result.returncode == 0, result.stderr
+    lines = result.stdout.splitlines()
+    assert max(map(len, lines)) <= 120
+    names = [line.split()[0] for line in lines[2:]]
+    assert set(MODELS) <= set(names)
+    found = lines[2 + names.index("mobilenetv3")].split()
+    paper = lines[3 + names.index("mobilenetv3")].split()
+    assert paper == ["paper", "15", "2.82", "/", "1.87", "0.23", "/", "1.09", "105.477", "/", "50.708"]
+    assert found[1:11] == paper[1:], "the paper's figures are reproduced"
 
 
 def test_init_is_reproducible_and_runs(tmp_path):
@@ -137,6 +145,31 @@ def test_stereo_labels_a_clip_that_training_learns_from(tmp_path):
     assert result.returncode == 0, result.stderr
     log = EventAccumulator(str(tmp_path / "run")).Reload()
     assert all(point.value > 0 for point in log.Scalars("cr/depth"))
+
+
+def test_odometry_writes_a_trajectory_and_its_errors(tmp_path):
+    write_frames(tmp_path / "clip", count=7)
+    pose = tmp_path / "pose.safetensors"
+    save_pose_net(pose, build_pose_net("small"), "small", CLIP_SIZE, None)
+    result = run("odometry", tmp_path / "clip", "--pose", pose, "--out", tmp_path / "out.txt", "--stride", 2)
+    assert result.returncode == 0, result.stderr
+    assert "wrote 4 poses" in result.stdout
+    assert np.loadtxt(tmp_path / "out.txt").shape == (4, 12)
+    errors = json.loads((tmp_path / "out.errors.json").read_text())
+    assert errors["stride"] == 2
+    assert errors["scale"] > 0
+    assert f"{errors['rotation']:.4f} deg" in result.stdout
+
+    camera = json.loads((tmp_path / "clip" / "camera.json").read_text())
+    del camera["poses"]
+    (tmp_path / "clip" / "camera.json").unlink()
+    (tmp_path / "lens.json").write_text(json.dumps(camera))
+    command = ("odometry", tmp_path / "clip", "--pose", pose, "--out", tmp_path / "tum.txt", "--format", "tum")
+    assert "clip: no camera.json beside it" in run(*command).stderr
+    result = run(*command, "--camera", tmp_path / "lens.json")
+    assert result.returncode == 0, result.stderr
+    np.testing.assert_allclose(np.loadtxt(tmp_path / "tum.txt")[:, 0], np.arange(7) / 10)
+    assert not (tmp_path / "tum.errors.json").exists()
 
 
 def test_predict_writes_depth_and_colours_of_every_frame(tmp_path):

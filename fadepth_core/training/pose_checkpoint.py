@@ -1,0 +1,83 @@
+"""The pose network of a run as a file, for `run.py odometry`: safetensors with a JSON description in its header.
+
+The depth node does not need it, so it is kept apart from the depth network's checkpoint. Nothing is unpickled.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+from fadepth_core.models.posenet import POSE_NETS, build_pose_net
+from fadepth_core.runtime.checkpoint import CheckpointError, write_atomically
+from fadepth_core.runtime.framing import STRIDE
+
+FORMAT = 1
+_HEADER_KEY = "fadepth_pose"
+
+
+def save_pose_net(
+    path: str | os.PathLike, pose_net: nn.Module, name: str, size: tuple[int, int], focal_length: float | None
+) -> None:
+    """Write a pose network; the previous file survives unless the new one is complete on disk.
+
+    Args:
+        pose_net: built by `build_pose_net(name)`, in any mode and on any device.
+        name: "fbnetv3_b" or "small".
+        size: height and width of the frames it was trained on, pixels.
+        focal_length: `data.focal_length` of the run; None where scenes were not scaled.
+    """
+    description = {"format": FORMAT, "network": name, "size": list(size), "focal_length": focal_length}
+    weights = {key: value.detach().cpu().contiguous() for key, value in pose_net.state_dict().items()}
+    write_atomically(path, lambda part: save_file(weights, part, {_HEADER_KEY: json.dumps(description)}))
+
+
+def load_pose_net(path: str | os.PathLike) -> tuple[nn.Module, tuple[int, int], float | None]:
+    """The pose network in evaluation mode on the CPU, and `size` and `focal_length` as given to `save_pose_net`.
+
+    Raises:
+        CheckpointError: the file is missing, truncated, not a pose network's, or its weights do not fit the network.
+        ImportError: the network needs a package that is not installed.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such file")
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = (file.metadata() or {}).get(_HEADER_KEY)
+            if header is None:
+                raise CheckpointError(f"{path}: not a pose network of fadepth (no '{_HEADER_KEY}' header)")
+            weights = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path}: not a complete safetensors file ({error})") from error
+    try:
+        name, size, focal_length = _description(header)
+    except (ValueError, TypeError, KeyError) as error:
+        raise CheckpointError(f"{path}: its description cannot be used: {error}") from error
+    pose_net = build_pose_net(name)
+    try:
+        pose_net.load_state_dict(weights)
+    except RuntimeError as error:
+        raise CheckpointError(f"{path}: its weights do not fit pose network '{name}'") from error
+    return pose_net.eval(), size, focal_length
+
+
+def _description(header: str) -> tuple[str, tuple[int, int], float | None]:
+    """Network, size and focal length. Raises ValueError, TypeError or KeyError with the reason."""
+    values = json.loads(header)
+    if values["format"] != FORMAT:
+        raise ValueError(f"its format is {values['format']!r}, this program reads format {FORMAT}")
+    name, size, focal_length = values["network"], values["size"], values["focal_length"]
+    if name not in POSE_NETS:
+        raise ValueError(f"unknown pose network {name!r}; known: {', '.join(POSE_NETS)}")
+    if len(size) != 2 or not all(isinstance(side, int) and side > 0 and side % STRIDE == 0 for side in size):
+        raise ValueError(f"its size {size!r} is not two positive multiples of {STRIDE}")
+    if focal_length is not None and not (isinstance(focal_length, (int, float)) and 0 < focal_length < math.inf):
+        raise ValueError(f"its focal_length is {focal_length!r}, not a positive number")
+    return name, tuple(size), focal_length
