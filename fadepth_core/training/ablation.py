@@ -1,33 +1,78 @@
-"""The same run in several variants and with several seeds, and what each change is worth.
+"""Train one configuration in several variants with several seeds, and compare the results with each other and with the
+paper's (`run.py ablate`; config/training/tables holds Tables IV to XI).
 
-Every run is a process of its own, several at a time; a finished one is not repeated, an interrupted one goes on.
+Every run is a process of its own, several at a time. Finished runs are not repeated, interrupted ones are resumed.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import statistics
 import subprocess
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import fields
 from itertools import product
 from pathlib import Path
 from typing import Annotated, Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from tqdm import tqdm
 
 from fadepth_core.evaluation import evaluate
 from fadepth_core.evaluation.baselines import ConstantDepth
-from fadepth_core.training.config import ConfigError, load_config, read_yaml, validated
+from fadepth_core.evaluation.metrics import DepthMetrics
+from fadepth_core.training.config import ConfigError, TrainConfig, load_config, read_yaml, validated
 from fadepth_core.training.fit import METRICS, choose_protocol, test_set
 from fadepth_core.training.trainer import STATE, TrainingError
 
-#: Figures of a run that the table shows, with their headings.
-_COLUMNS = {"abs_rel": "AbsRel", "sq_rel": "SqRel", "rmse": "RMSE", "d1": "d<1.25"}
+#: Metrics that the printed table shows, with their headings.
+_COLUMNS = {"abs_rel": "AbsRel", "sq_rel": "SqRel", "rmse": "RMSE", "rmse_log": "RMSElog", "d1": "d<1.25"}
+#: Metrics in the order in which the paper prints them; its tables of short runs end at d1.
+_METRICS = tuple(field.name for field in fields(DepthMetrics))
+_PAPER_LENGTHS = (5, 7)
 TABLE = "ablation.json"
+_FolderName = Annotated[str, Field(pattern=r"^[\w.+-]+$")]
+
+
+class VariantConfig(BaseModel):
+    """One row of an ablation. A list of "key=value" is short for `{set: [...]}`.
+
+    Attributes:
+        set: changes to the shared configuration, "key=value" as for `--set`.
+        paper: the figures that the paper prints for this row: AbsRel, SqRel, RMSE, RMSElog, d<1.25 and, where it prints
+            them, d<1.25^2, d<1.25^3.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+    set: list[str] = []
+    paper: list[float] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _expand_short_form(cls, given: Any) -> Any:
+        return {"set": given} if isinstance(given, list) else given
+
+    @field_validator("paper")
+    @classmethod
+    def _check_paper(cls, values: list[float] | None) -> list[float] | None:
+        if values is None:
+            return None
+        if len(values) not in _PAPER_LENGTHS:
+            raise ValueError(f"expected AbsRel, SqRel, RMSE, RMSElog, d1 and maybe d2, d3, got {len(values)} numbers")
+        for name, value in zip(_METRICS, values, strict=False):
+            limit = 1.0 if name in ("d1", "d2", "d3") else math.inf
+            if not math.isfinite(value) or not 0 <= value <= limit:
+                raise ValueError(f"{name} cannot be {value}")
+        return values
+
+    @property
+    def paper_metrics(self) -> dict[str, float] | None:
+        """The paper's figures by name of the metric."""
+        return None if self.paper is None else dict(zip(_METRICS, self.paper, strict=False))
 
 
 class AblationConfig(BaseModel):
@@ -35,17 +80,24 @@ class AblationConfig(BaseModel):
 
     Attributes:
         run: what all runs share, a training configuration that names a test set.
-        variants: by name, what each changes: "key=value" as for `--set`.
+        variants: the rows, by name; each run's folder is named after its variant.
         seeds: every variant is trained once with each.
     """
 
     model_config = ConfigDict(extra="forbid")
     run: dict[str, Any]
-    variants: dict[Annotated[str, Field(pattern=r"^[\w.+-]+$")], list[str]] = Field(min_length=1)  # names of folders
+    variants: dict[_FolderName, VariantConfig] = Field(min_length=1)
     seeds: list[int] = Field([0, 1, 2], min_length=1)
 
 
-def ablate(path: Path, overrides: Sequence[str], output: Path, fit_command: Sequence[str], jobs: int) -> str:
+def ablate(
+    path: Path,
+    overrides: Sequence[str],
+    output: Path,
+    fit_command: Sequence[str],
+    jobs: int,
+    only: Sequence[str] = (),
+) -> str:
     """Train every variant with every seed; returns the table, and writes it with all figures to ablation.json.
 
     Args:
@@ -54,6 +106,7 @@ def ablate(path: Path, overrides: Sequence[str], output: Path, fit_command: Sequ
         output: folder; each run has its own in it.
         fit_command: what `--config`, `--set` and `--resume` are appended to, to train one run.
         jobs: runs at a time; they share the processor's cores.
+        only: names of the variants to train and compare; empty for all.
 
     Raises:
         ConfigError, DataError: the configuration cannot be used.
@@ -63,36 +116,72 @@ def ablate(path: Path, overrides: Sequence[str], output: Path, fit_command: Sequ
     output.mkdir(parents=True, exist_ok=True)
     shared = output / "run.yaml"
     shared.write_text(yaml.safe_dump(config.run, sort_keys=False), encoding="utf-8")
-    for changes in config.variants.values():  # all of them before the first one trains
-        run = load_config(shared, [*overrides, *changes])
-    if run.evaluation.data is None:
-        raise ConfigError(f"{path}: run.evaluation.data names no test set, so variants cannot be compared")
+    first = _check_runs(path, config, shared, overrides)
+    variants = _selected(path, config, only)
 
-    runs = list(product(config.seeds, config.variants))
+    runs = list(product(config.seeds, variants))
     threads = max(1, len(os.sched_getaffinity(0)) // jobs)
     with ThreadPoolExecutor(jobs) as pool, tqdm(total=len(runs), unit="run") as bar:
 
         def train(seed: int, name: str) -> dict[str, float]:
             folder = output / f"{name}-{seed}"
-            changes = [*overrides, *config.variants[name], f"seed={seed}", f"output={folder}"]
+            changes = [*overrides, *variants[name].set, f"seed={seed}", f"output={folder}"]
             figures = _train(folder, shared, changes, fit_command, threads)
             bar.update()
             return figures
 
         futures = {(name, seed): pool.submit(train, seed, name) for seed, name in runs}
-    figures = {name: [futures[name, seed].result() for seed in config.seeds] for name in config.variants}
+    figures = {name: [futures[name, seed].result() for seed in config.seeds] for name in variants}
+    paper = {name: variant.paper_metrics for name, variant in variants.items() if variant.paper}
 
-    first = load_config(shared, list(overrides))
-    constant = evaluate(ConstantDepth(), test_set(first), choose_protocol(first.evaluation))
-    (output / TABLE).write_text(
-        json.dumps({"constant": constant.to_dict()["metrics"], "seeds": config.seeds, "variants": figures}, indent=1),
-        encoding="utf-8",
-    )
-    rows = [("constant depth", [vars(constant.metrics)]), *figures.items()]
-    width = max(len(name) for name, _ in rows)
-    lines = [" " * width + "".join(f"{heading:>18}" for heading in _COLUMNS.values())]
-    for name, results in rows:
-        lines.append(f"{name:<{width}}" + "".join(f"{_mean(results, column):>18}" for column in _COLUMNS))
+    constant = evaluate(ConstantDepth(), test_set(first, first.evaluation), choose_protocol(first.evaluation))
+    table = {"constant": vars(constant.metrics), "seeds": config.seeds, "variants": figures, "paper": paper}
+    (output / TABLE).write_text(json.dumps(table, indent=1), encoding="utf-8")
+    return _format_table(vars(constant.metrics), figures, paper)
+
+
+def _check_runs(path: Path, config: AblationConfig, shared: Path, overrides: Sequence[str]) -> TrainConfig:
+    """Load the configuration of every variant, before the first one trains; returns the one without changes.
+
+    Raises:
+        ConfigError: names the variant and the key.
+    """
+    first = _load(shared, overrides, f"{path}: run")
+    if first.evaluation.data is None:
+        raise ConfigError(f"{path}: run.evaluation.data names no test set, so variants cannot be compared")
+    for name, variant in config.variants.items():
+        _load(shared, [*overrides, *variant.set], f"{path}: variants.{name}")
+    return first
+
+
+def _load(shared: Path, overrides: Sequence[str], where: str) -> TrainConfig:
+    """A run's configuration; errors are attributed to `where`, since `shared` is a file that the user has not written."""
+    try:
+        return load_config(shared, list(overrides))
+    except ConfigError as error:
+        lines = [line.removeprefix(f"{shared}: ") for line in str(error).splitlines()]
+        raise ConfigError("\n".join(f"{where}: {line}" for line in lines)) from None
+
+
+def _selected(path: Path, config: AblationConfig, only: Sequence[str]) -> dict[str, VariantConfig]:
+    if unknown := [name for name in only if name not in config.variants]:
+        raise ConfigError(f"{path}: no variant {', '.join(unknown)}; there are {', '.join(config.variants)}")
+    return {name: variant for name, variant in config.variants.items() if not only or name in only}
+
+
+def _format_table(
+    constant: dict[str, float], figures: dict[str, list[dict[str, float]]], paper: dict[str, dict[str, float]]
+) -> str:
+    """Mean and standard deviation over seeds of each variant, directly below it the paper's row where there is one."""
+    rows = [("constant depth", [constant])]
+    for name, results in figures.items():
+        rows.append((name, results))
+        if name in paper:
+            rows.append(("  paper:", [paper[name]]))
+    width = max(len(label) for label, _ in rows)
+    lines = [" " * width + "".join(f"{heading:>17}" for heading in _COLUMNS.values())]
+    for label, results in rows:
+        lines.append(f"{label:<{width}}" + "".join(f"{_mean(results, column):>17}" for column in _COLUMNS))
     return "\n".join(lines)
 
 
