@@ -3,7 +3,7 @@
 
 python training/run.py fit --config config/training/synthetic.yaml
     train; Ctrl-C stops, --resume goes on
-python training/run.py distill --config config/training/distill.yaml --teacher runs/hqdecv2/checkpoint.safetensors
+python training/run.py distill --config config/training/distill.yaml --teacher runs/hqdecv2/best.safetensors
     train a small network to answer as a large one does
 python training/run.py evaluate checkpoint.safetensors --protocol kitti_eigen --root /data/kitti
     measure against true depth, beside the paper's figures; --protocol video needs none
@@ -106,8 +106,14 @@ def fit(args: argparse.Namespace) -> None:
         result = run_fit(config, args.resume)
     except KeyboardInterrupt:
         raise TrainingError(f"interrupted; the state is in {config.output}, go on with --resume") from None
+    if result is None:  # a further process of a distributed run
+        return
     for name, value in result.metrics.items():
         print(f"{name:<28}{value:.4f}")
+    if result.best is not None:
+        print(
+            f"exported the best in validation: iteration {result.best['iteration']}, AbsRel {result.best['abs_rel']:.4f}"
+        )
     print(f"{result.checkpoint} is what the depth node takes: --ros-args -p checkpoint:={result.checkpoint}")
 
 

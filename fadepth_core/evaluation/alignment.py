@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fadepth_core.geometry import motion_from_vector, reproject, sample, scale_intrinsics
-from fadepth_core.losses.photometric import ImageStatistics, off_rim, photometric_error
+from fadepth_core.losses.photometric import ImagePairs, ImageStatistics, off_rim, photometric_error
 
 #: Steps of the optimiser on each level, from an eighth of the size to the full one.
 _STEPS = (20, 20, 25, 8)
@@ -29,32 +29,22 @@ _LENGTHS = torch.linspace(-7, 2, 46)
 
 
 @dataclass
-class Pairs:
-    """A frame a beside the one before it and the one after it, b.
+class DepthPairs:
+    """A frame a beside the one before it and the one after it, b, with the depth of a.
 
     Attributes:
-        target: a twice, with its statistics, [P, 3, H, W], RGB in [0, 1]; P = 2.
-        source: b [P, 3, H, W].
-        unmoved_error: pe(a, b) [P, 1, H, W].
+        images: a twice, and both b; P = 2.
         depth: of a [P, 1, H, W], in any unit.
-        intrinsics: [P, 3, 3], pixels.
     """
 
-    target: ImageStatistics
-    source: Tensor
-    unmoved_error: Tensor
+    images: ImagePairs
     depth: Tensor
-    intrinsics: Tensor
 
     @classmethod
-    def of(cls, frames: Tensor, depth: Tensor, intrinsics: Tensor) -> Pairs:
+    def of(cls, frames: Tensor, depth: Tensor, intrinsics: Tensor) -> DepthPairs:
         """Shapes: three frames [3, 3, H, W], depth of the middle one [H, W], K [3, 3]."""
-        return cls._of(frames[[1, 1]], frames[[0, 2]], depth.expand(2, 1, -1, -1), intrinsics.expand(2, -1, -1))
-
-    @classmethod
-    def _of(cls, a: Tensor, b: Tensor, depth: Tensor, intrinsics: Tensor) -> Pairs:
-        target = ImageStatistics.of(a)
-        return cls(target, b, photometric_error(target, ImageStatistics.of(b)), depth, intrinsics)
+        images = ImagePairs.of(frames[[1, 1]], frames[[0, 2]], intrinsics.expand(2, -1, -1))
+        return cls(images, depth.expand(2, 1, -1, -1))
 
     def unexplained(self, motion: Tensor) -> Tensor:
         """Share of the unmoved error that is left when b is seen from a with this depth and motion T_{a→b} [P, 4, 4]: [P].
@@ -64,35 +54,38 @@ class Pairs:
         without its choice: pixels that look as if nothing moved gain nothing and cost nothing, and all depth maps are
         measured on the same pixels.
         """
-        view = reproject(self.depth, motion, self.intrinsics)
-        error = photometric_error(self.target, ImageStatistics.of(sample(self.source, view.pixels)))
+        images = self.images
+        view = reproject(self.depth, motion, images.intrinsics)
+        error = photometric_error(images.target, ImageStatistics.of(sample(images.source, view.pixels)))
         seen = off_rim(view.valid, error.dtype) > 0
-        left = torch.where(seen, torch.minimum(error, self.unmoved_error), self.unmoved_error)
-        return left.sum((1, 2, 3)) / self.unmoved_error.sum((1, 2, 3)).clamp(min=1e-9)
+        left = torch.where(seen, torch.minimum(error, images.unmoved_error), images.unmoved_error)
+        return left.sum((1, 2, 3)) / images.unmoved_error.sum((1, 2, 3)).clamp(min=1e-9)
 
-    def halved(self) -> Pairs:
+    def halved(self) -> DepthPairs:
         """The same at half the size."""
-        a, b = (F.avg_pool2d(x, 2) for x in (self.target.image, self.source))
+        a, b = (F.avg_pool2d(x, 2) for x in (self.images.target.image, self.images.source))
+        images = ImagePairs.of(a, b, scale_intrinsics(self.images.intrinsics, 0.5, 0.5))
         # Planes are linear in inverse depth.
-        return Pairs._of(a, b, 1 / F.avg_pool2d(1 / self.depth, 2), scale_intrinsics(self.intrinsics, 0.5, 0.5))
+        return DepthPairs(images, 1 / F.avg_pool2d(1 / self.depth, 2))
 
-    def repeated(self, times: int) -> Pairs:
+    def repeated(self, times: int) -> DepthPairs:
         """[P, ...] -> [times · P, ...]."""
-        return Pairs(
-            self.target.map(lambda x: x.repeat(times, 1, 1, 1)),
-            *(x.repeat(times, 1, 1, 1) for x in (self.source, self.unmoved_error, self.depth)),
-            self.intrinsics.repeat(times, 1, 1),
+        images = self.images
+        source, unmoved_error, depth = (
+            x.repeat(times, 1, 1, 1) for x in (images.source, images.unmoved_error, self.depth)
         )
+        target = images.target.map(lambda x: x.repeat(times, 1, 1, 1))
+        return DepthPairs(ImagePairs(target, source, unmoved_error, images.intrinsics.repeat(times, 1, 1)), depth)
 
 
-def fit_motion(pairs: Pairs) -> Tensor:
+def fit_motion(pairs: DepthPairs) -> Tensor:
     """The motions T_{a→b} [2, 4, 4] with which the depth leaves least unexplained; their lengths are in its unit.
 
     The search starts straight ahead (or back) at several speeds and turns, at one velocity through all three frames; on
     the finer levels each pair has its own motion.
     """
-    width = pairs.source.shape[-1]
-    focal, distance = pairs.intrinsics[0, [0, 1], [0, 1]].prod().sqrt(), pairs.depth.median()
+    width = pairs.images.source.shape[-1]
+    focal, distance = pairs.images.intrinsics[0, [0, 1], [0, 1]].prod().sqrt(), pairs.depth.median()
     # One unit of each of the six numbers moves the picture by about a pixel: motion along z does so a quarter of the
     # picture away from its middle.
     turn, side = 1 / focal, distance / focal
@@ -115,7 +108,7 @@ def fit_motion(pairs: Pairs) -> Tensor:
     return free(x)
 
 
-def fit_length(pairs: Pairs, motions: Tensor) -> Tensor:
+def fit_length(pairs: DepthPairs, motions: Tensor) -> Tensor:
     """Known motions T_{a→b} [2, 4, 4] with their translations times one fitted factor, for depth of unknown scale."""
 
     def stretched(x: Tensor) -> Tensor:
@@ -126,7 +119,7 @@ def fit_length(pairs: Pairs, motions: Tensor) -> Tensor:
     return stretched(_search(_pyramid(pairs), stretched, (_LENGTHS + pairs.depth.median().log())[:, None]))
 
 
-def _pyramid(pairs: Pairs) -> list[Pairs]:
+def _pyramid(pairs: DepthPairs) -> list[DepthPairs]:
     """From the coarsest level to `pairs` themselves."""
     levels = [pairs]
     while len(levels) < len(_STEPS):
@@ -134,7 +127,7 @@ def _pyramid(pairs: Pairs) -> list[Pairs]:
     return levels
 
 
-def _search(levels: Sequence[Pairs], motions_of: Callable[[Tensor], Tensor], starts: Tensor) -> Tensor:
+def _search(levels: Sequence[DepthPairs], motions_of: Callable[[Tensor], Tensor], starts: Tensor) -> Tensor:
     """The numbers [n] with whose motions, [..., n] -> [..., 2, 4, 4], least is unexplained; found from `starts` [G, n]."""
     with torch.no_grad():
         tried = levels[0].repeated(len(starts)).unexplained(motions_of(starts).flatten(0, 1))
@@ -146,7 +139,7 @@ def _search(levels: Sequence[Pairs], motions_of: Callable[[Tensor], Tensor], sta
     return x
 
 
-def _descend(pairs: Pairs, motions_of: Callable[[Tensor], Tensor], start: Tensor, steps: int) -> Tensor:
+def _descend(pairs: DepthPairs, motions_of: Callable[[Tensor], Tensor], start: Tensor, steps: int) -> Tensor:
     """Minimise `unexplained` from one start."""
     x = start.clone().requires_grad_()
     optimizer = torch.optim.LBFGS([x], max_iter=steps, line_search_fn="strong_wolfe")

@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 
 from fadepth_core.data.errors import DataError
 from fadepth_core.data.sample import Sample, collate
-from fadepth_core.geometry import rotation_error, translation_direction_error
+from fadepth_core.geometry import area_average, rotation_error, translation_direction_error
 from fadepth_core.losses import Motions, normalise, predict_motions
 
 #: Translations shorter than this, in metres, have no direction worth measuring.
@@ -52,7 +52,7 @@ def motion_errors(pose_net: nn.Module, dataset: Dataset[Sample], size: tuple[int
         sample = collate([dataset[index]])
         if sample.poses is None:
             raise DataError(f"{sample.name[0]}: no camera poses, so learned motion cannot be measured on it")
-        frames = nn.functional.interpolate(sample.frames[0], size, mode="bilinear", antialias=True, align_corners=False)
+        frames = area_average(sample.frames[0], size)
         learned = predict_motions(pose_net, normalise(frames[None].to(device)))
         true = Motions.from_poses(sample.poses)
         forward = torch.eye(4)[None]

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from fadepth_core.data.errors import DataError
 from fadepth_core.data.sample import Sample
-from fadepth_core.evaluation.alignment import Pairs, fit_length, fit_motion
+from fadepth_core.evaluation.alignment import DepthPairs, fit_length, fit_motion
 from fadepth_core.evaluation.protocols import SCALINGS, Predictor
 from fadepth_core.geometry import reproject, sample
 from fadepth_core.losses import Motions
@@ -38,7 +38,7 @@ class FrameResult:
 
     Attributes:
         name: `Sample.name`.
-        photometric: share of the unmoved photometric error that depth and motion leave (`Pairs.unexplained`).
+        photometric: share of the unmoved photometric error that depth and motion leave (`DepthPairs.unexplained`).
         temporal: mean of δ_D = |D^c - D^s| / (D^c + D^s) between the middle frame's depth, moved, and the others', sampled.
         steps: ln of the ratio by which the scale of depth changes from the first frame to the middle one and on to the
             last: medians of depth, after warping.
@@ -127,7 +127,7 @@ def measure(three: Sample, depths: Tensor, scaling: str = "median") -> FrameResu
     """
     if scaling not in SCALINGS:
         raise ValueError(f"unknown scaling '{scaling}'; known scalings: {', '.join(SCALINGS)}")
-    pairs = Pairs.of(three.frames, depths[1], three.intrinsics)
+    pairs = DepthPairs.of(three.frames, depths[1], three.intrinsics)
     if three.poses is None:
         if scaling == "none":
             raise DataError(f"{three.name}: no camera poses, so metres cannot be measured on it")
@@ -137,7 +137,7 @@ def measure(three: Sample, depths: Tensor, scaling: str = "median") -> FrameResu
         motions = torch.cat([known.to_previous, known.to_next])
         if scaling == "median":
             motions = fit_length(pairs, motions)
-    view = reproject(pairs.depth, motions, pairs.intrinsics)
+    view = reproject(pairs.depth, motions, pairs.images.intrinsics)
     sampled = sample(depths[[0, 2], None], view.pixels)
     differences, ratios = [], []
     for moved, seen, valid in zip(view.depth, sampled, view.valid, strict=True):

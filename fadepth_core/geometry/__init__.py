@@ -1,8 +1,10 @@
 """Cameras, rigid motion and warping: what the losses say about two views of one scene (specification 4.1)."""
 
 from fadepth_core.geometry.camera import (
+    area_average,
     crop_intrinsics,
     flip_intrinsics,
+    pixel_directions,
     pixel_grid,
     project,
     scale_intrinsics,
@@ -22,11 +24,13 @@ from fadepth_core.geometry.warp import Reprojection, reproject, sample
 
 __all__ = [
     "Reprojection",
+    "area_average",
     "crop_intrinsics",
     "flip_intrinsics",
     "invert_motion",
     "mirror_motion",
     "motion_from_vector",
+    "pixel_directions",
     "pixel_grid",
     "project",
     "relative_motion",

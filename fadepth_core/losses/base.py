@@ -15,7 +15,7 @@ from torch import Tensor
 from fadepth_core.geometry import invert_motion, motion_from_vector, relative_motion, reproject, sample
 from fadepth_core.losses.feature import feature_loss
 from fadepth_core.losses.geometric import depth_difference, pair_weights, structure_loss
-from fadepth_core.losses.photometric import ImageStatistics, photometric_error, photometric_loss
+from fadepth_core.losses.photometric import ImagePairs, ImageStatistics, photometric_error, photometric_loss
 from fadepth_core.losses.smoothness import smoothness_loss
 from fadepth_core.models.layers.head import disparity_to_depth
 from fadepth_core.models.smalldepth import DepthFeatures
@@ -106,6 +106,7 @@ def base_loss(
     motions: Motions | None,
     depth_range: tuple[float, float],
     weights: BaseWeights,
+    feature_offset: int = 0,
 ) -> BaseLoss:
     """L_k of one level.
 
@@ -116,6 +117,7 @@ def base_loss(
         motions: of the camera; None only where `weights.need_motion` is False.
         depth_range: metres that disparity 1 and 0 stand for.
         weights: λ1 .. λ4.
+        feature_offset: of the depth network, see `feature_loss`.
     """
     # The geometry is computed in the frames' precision, whatever the networks ran in.
     disparities = [x.to(frames.dtype) for x in outputs.disparities]
@@ -124,9 +126,9 @@ def base_loss(
 
     photometric, structure, feature, views = zero, zero, zero, None
     if weights.need_motion:
-        pairs = _Pairs.of(frames, intrinsics, outputs.encoder[0], motions)
+        pairs = _DirectedPairs.of(frames, intrinsics, outputs.encoder[0], motions)
         for disparity in disparities:
-            scale = _scale_terms(pairs, disparity, depth_range, weights)
+            scale = _scale_terms(pairs, disparity, depth_range, weights, feature_offset)
             photometric = photometric + scale.photometric / len(disparities)
             structure = structure + scale.structure / len(disparities)
             feature = feature + scale.feature / len(disparities)
@@ -142,31 +144,25 @@ def base_loss(
 
 
 @dataclass
-class _Pairs:
+class _DirectedPairs:
     """The directed pairs a→b, stacked along the batch: t→t-1, t→t+1, then the same reversed; what no scale changes.
 
     Because the second half is the first one reversed, exchanging the halves (`_reverse`) turns anything known of every a
     into what is known of its b.
 
     Attributes:
-        target: I_a with its statistics, [4B, 3, H, W].
-        source: I_b [4B, 3, H, W].
-        unmoved_error: pe(I_a, I_b) [4B, 1, H, W].
+        images: I_a and I_b.
         features, source_features: E_1 of a and of b, each [4B, C, h, w].
         motion: T_{a→b} [4B, 4, 4].
-        intrinsics: [4B, 3, 3].
     """
 
-    target: ImageStatistics
-    source: Tensor
-    unmoved_error: Tensor
+    images: ImagePairs
     features: Tensor
     source_features: Tensor
     motion: Tensor
-    intrinsics: Tensor
 
     @classmethod
-    def of(cls, frames: Tensor, intrinsics: Tensor, features: Tensor, motions: Motions) -> _Pairs:
+    def of(cls, frames: Tensor, intrinsics: Tensor, features: Tensor, motions: Motions) -> _DirectedPairs:
         with torch.no_grad():
             target = ImageStatistics.of(frames.flatten(0, 1)).map(lambda x: _first(x.unflatten(0, frames.shape[:2])))
             # pe is symmetric: one direction stands for both.
@@ -175,15 +171,8 @@ class _Pairs:
         features = _first(features.to(frames.dtype).unflatten(0, frames.shape[:2])).contiguous()
         outward = torch.cat([motions.to_previous, motions.to_next])
         motion = torch.cat([outward, invert_motion(outward)])
-        return cls(
-            target,
-            _reverse(target.image),
-            unmoved,
-            features,
-            _reverse(features),
-            motion,
-            intrinsics.repeat(4, 1, 1),
-        )
+        images = ImagePairs(target, _reverse(target.image), unmoved, intrinsics.repeat(4, 1, 1))
+        return cls(images, features, _reverse(features), motion)
 
 
 def _first(x: Tensor) -> Tensor:
@@ -220,28 +209,32 @@ class _ScaleTerms:
 
 
 def _scale_terms(
-    pairs: _Pairs, disparity: Tensor, depth_range: tuple[float, float], weights: BaseWeights
+    pairs: _DirectedPairs,
+    disparity: Tensor,
+    depth_range: tuple[float, float],
+    weights: BaseWeights,
+    feature_offset: int,
 ) -> _ScaleTerms:
     """The terms that compare two frames, for one disparity scale [3B, 1, h, w]."""
     # Every scale explains the frames at full size: small pictures would reward copying texture into depth.
-    full = F.interpolate(disparity, size=pairs.source.shape[-2:], mode="bilinear", align_corners=False)
+    full = F.interpolate(disparity, size=pairs.images.source.shape[-2:], mode="bilinear", align_corners=False)
     frame_depths = disparity_to_depth(full, *depth_range).unflatten(0, (-1, 3))
     depth = _first(frame_depths)
 
-    view = reproject(depth, pairs.motion, pairs.intrinsics)
+    view = reproject(depth, pairs.motion, pairs.images.intrinsics)
     difference = depth_difference(view.depth, sample(_reverse(depth), view.pixels))
     with torch.no_grad():
         returning = sample(_reverse(view.flow), view.pixels)
     masks = pair_weights(view, returning, difference)
-    warped = sample(pairs.source, view.pixels).contiguous(memory_format=torch.channels_last)
+    warped = sample(pairs.images.source, view.pixels).contiguous(memory_format=torch.channels_last)
 
-    photometric = structure = feature = pairs.source.new_zeros(())
+    photometric = structure = feature = depth.new_zeros(())
     if weights.photometric:
-        error = photometric_error(pairs.target, ImageStatistics.of(warped))
-        photometric = photometric_loss(error, pairs.unmoved_error, masks.weight, view.valid)
+        error = photometric_error(pairs.images.target, ImageStatistics.of(warped))
+        photometric = photometric_loss(error, pairs.images.unmoved_error, masks.weight, view.valid)
     if weights.structure:
         structure = structure_loss(difference, masks.visible)
     if weights.feature:
-        feature = feature_loss(pairs.features, pairs.source_features, view.flow, masks.weight)
+        feature = feature_loss(pairs.features, pairs.source_features, view.flow, masks.weight, feature_offset)
     maps = (x.detach().unflatten(0, (4, -1)) for x in (warped, masks.visible, masks.weight))
     return _ScaleTerms(photometric, structure, feature, frame_depths.detach(), *maps)

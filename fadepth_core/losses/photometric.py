@@ -37,6 +37,29 @@ class ImageStatistics:
         return ImageStatistics(function(self.image), function(self.mean), function(self.variance))
 
 
+@dataclass
+class ImagePairs:
+    """Frames a beside frames b of the same cameras.
+
+    Attributes:
+        target: a with its statistics, [P, 3, H, W], RGB in [0, 1].
+        source: b [P, 3, H, W].
+        unmoved_error: pe(a, b) [P, 1, H, W].
+        intrinsics: [P, 3, 3], pixels.
+    """
+
+    target: ImageStatistics
+    source: Tensor
+    unmoved_error: Tensor
+    intrinsics: Tensor
+
+    @classmethod
+    def of(cls, a: Tensor, b: Tensor, intrinsics: Tensor) -> ImagePairs:
+        """Shapes: two [P, 3, H, W], K [P, 3, 3]."""
+        target = ImageStatistics.of(a)
+        return cls(target, b, photometric_error(target, ImageStatistics.of(b)), intrinsics)
+
+
 def ssim(a: ImageStatistics, b: ImageStatistics) -> Tensor:
     """Structural similarity per pixel and channel, [B, 3, H, W] in [-1, 1]: 3×3 mean window, reflected borders.
 

@@ -7,24 +7,29 @@ next level runs (specification 3.3).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
-from functools import cached_property
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fadepth_core.geometry import flip_intrinsics, mirror_motion, scale_intrinsics
+from fadepth_core.geometry import area_average, flip_intrinsics, mirror_motion, scale_intrinsics
 from fadepth_core.losses.base import BaseWeights, Motions, Views, base_loss
 from fadepth_core.losses.supervised import depth_loss, speed_loss
+from fadepth_core.models.layers.drop import shared_masks
 from fadepth_core.models.smalldepth import PIXEL_MEAN, PIXEL_STD, DepthFeatures
 
 if TYPE_CHECKING:
     from fadepth_core.data.sample import Sample
 
-METRICS = ("l1", "softmax")
+#: Added to the variance of a standardised map: one without spread becomes zero.
+_LEAST_VARIANCE = 1e-6
+#: How two maps are compared (eq. 22), see `_consistency`.
+METRICS = ("l1", "softmax", "softmax_sigmoid", "softmax_standardised", "softmax_lines")
 
 
 @dataclass(frozen=True)
@@ -35,26 +40,39 @@ class LevelWeights:
         loss: w_k, of the level's own loss.
         feature: w^f_k, of the consistency of the finest decoder map with that of cr.
         disparity: w^d_k, of the consistency of the finest disparity with that of cr.
-        metric: how the two are compared (eq. 22): "l1", or "softmax" for their distributions over the image.
+        feature_metric, disparity_metric: how each is compared, a name in `METRICS`. "l1" is the mean absolute difference. The
+            others are distribution errors, the L1 norm (sum) of the difference of two softmax distributions over the image:
+            "softmax" of the map itself, "softmax_sigmoid" of the map behind a sigmoid, "softmax_standardised" of channels with
+            zero mean and unit spread; "softmax_lines" forms the distributions of the latter over every row and every column, as
+            in eq. 28c.
+
+    Eq. 22 takes the distribution error for lr and hr. For disparities that is "softmax": values in (0, 1) make a nearly uniform
+    distribution, and its L1 norm is about the mean absolute difference of the centred maps. Decoder features have no bound:
+    their softmax shows a few largest values only, and so does that of standardised maps. Behind a sigmoid they are bounded as
+    disparities are. Gradient of the weighted feature term as a share of that of the level's own loss (128x416, P_A = 0.9, lr
+    and hr): untrained "softmax" 4.8, 3.9, "softmax_standardised" 10, 4.0, "softmax_lines" 4.4, 1.6, "softmax_sigmoid" 0.49, 0.15;
+    after 300 iterations "softmax_lines" 0.63, 0.58, "softmax_sigmoid" 0.05, 0.09.
     """
 
     loss: float
     feature: float = 0.0
     disparity: float = 0.0
-    metric: str = "l1"
+    feature_metric: str = "l1"
+    disparity_metric: str = "l1"
 
     def __post_init__(self):
-        if self.metric not in METRICS:
-            raise ValueError(f"a level's metric must be one of {', '.join(METRICS)}, got '{self.metric}'")
+        for metric in (self.feature_metric, self.disparity_metric):
+            if metric not in METRICS:
+                raise ValueError(f"a level's metric must be one of {', '.join(METRICS)}, got '{metric}'")
 
 
 #: All five levels with the weights the paper found best for each (Table X, used in Table IX).
 PAPER_LEVELS: Mapping[str, LevelWeights] = {
     "cr": LevelWeights(1.0),
-    "lr": LevelWeights(0.5, 1.0, 0.5, "softmax"),
-    "hr": LevelWeights(0.5, 0.5, 0.1, "softmax"),
-    "flip": LevelWeights(1.0, 0.1, 0.5, "l1"),
-    "color": LevelWeights(1.0, 0.1, 0.1, "l1"),
+    "lr": LevelWeights(0.5, 1.0, 0.5, "softmax_sigmoid", "softmax"),
+    "hr": LevelWeights(0.5, 0.5, 0.1, "softmax_sigmoid", "softmax"),
+    "flip": LevelWeights(1.0, 0.1, 0.5),
+    "color": LevelWeights(1.0, 0.1, 0.1),
 }
 
 
@@ -185,6 +203,9 @@ class PyramidLoss:
         distillation: (normalised middle frames [B, 3, H, W], the network's outputs for them, the sample) -> loss [], added
             at level cr.
         color_jitter: what level color does to the frames.
+        rescale_to_cr: bring the outputs of levels lr and hr to the size of cr before their losses (Table VIII, use_cr).
+        share_masks: one draw of all drop masks for all levels of a batch, so that the consistency terms compare pictures and
+            not masks.
         joint: keep all graphs and differentiate the sum once; consistency then pulls on cr as well. Needs the memory of
             all levels together.
 
@@ -204,6 +225,8 @@ class PyramidLoss:
         speed_weight: float = 0.0,
         distillation: Callable[[Tensor, DepthFeatures, Sample], Tensor] | None = None,
         color_jitter: ColorJitter = ColorJitter(),
+        rescale_to_cr: bool = False,
+        share_masks: bool = True,
         joint: bool = False,
     ):
         unknown = levels.keys() - PAPER_LEVELS.keys()
@@ -225,6 +248,7 @@ class PyramidLoss:
         self.depth_error = depth_error
         self.distillation = distillation
         self.color_jitter = color_jitter
+        self.rescale_to_cr, self.share_masks = rescale_to_cr, share_masks
 
     def __call__(self, sample: Sample, backward: Callable[[Tensor], object]) -> PyramidReport:
         """Run the networks on every level and differentiate.
@@ -245,16 +269,17 @@ class PyramidLoss:
         self._check(sample)
         reference: _Reference | None = None
         reports, losses, views = {}, [], None
-        for name, level in self._inputs(sample):
-            result = self._level(name, level, sample, reference)
-            reports[name] = result.report
-            if name == "cr":
-                reference, views = result.reference, result.views
-            if self.joint:
-                losses.append(result.loss)
-            else:
-                backward(result.loss)
-            del result  # and with it what is left of the level's graph, before the next one runs
+        with shared_masks(self.depth_net) if self.share_masks else nullcontext():
+            for name, level in self._inputs(sample):
+                result = self._level(name, level, sample, reference)
+                reports[name] = result.report
+                if name == "cr":
+                    reference, views = result.reference, result.views
+                if self.joint:
+                    losses.append(result.loss)
+                else:
+                    backward(result.loss)
+                del result  # and with it what is left of the level's graph, before the next one runs
         if self.joint:
             backward(torch.stack(losses).sum())
         total = torch.stack([report.total for report in reports.values()]).sum()
@@ -295,13 +320,21 @@ class PyramidLoss:
         weights = self.levels[name]
         normalised = normalise(level.frames)
         outputs, motions = self._run_networks(level, normalised)
-        depth_range = (self.depth_net.min_depth, self.depth_net.max_depth)
-        base = base_loss(level.frames, level.intrinsics, outputs, motions, depth_range, self.weights)
+        network = self.depth_net
+        depth_range = (network.min_depth, network.max_depth)
+        if name == "cr":
+            reference = _Reference.of(level, outputs, detached=not self.joint)
+        compared, explained = outputs, level
+        if self.rescale_to_cr and name in ("lr", "hr"):
+            compared, explained = _resized(outputs, self.size), reference.level
+        base = base_loss(
+            explained.frames, explained.intrinsics, compared, motions, depth_range, self.weights, network.feature_offset
+        )
         loss = base.total
 
         depth = speed = apx = None
         if self.depth_weight:
-            middle = _middle(outputs, level.frames.shape[1])
+            middle = _middle(compared, level.frames.shape[1])
             depth = depth_loss(middle.disparities, level.depth, *depth_range, self.depth_error)
             loss = loss + self.depth_weight * depth
         if self.speed_weight:
@@ -315,13 +348,12 @@ class PyramidLoss:
 
         feature = disparity = None
         if weights.feature:
-            feature = _consistency(reference.features, self._to_cr(name, outputs.decoder[0]), weights.metric)
+            feature = _consistency(reference.features, self._to_cr(name, outputs.decoder[0]), weights.feature_metric)
             loss = loss + weights.feature * feature
         if weights.disparity:
-            disparity = _consistency(reference.disparity, self._to_cr(name, outputs.disparities[0]), weights.metric)
+            values = self._to_cr(name, outputs.disparities[0])
+            disparity = _consistency(reference.disparity, values, weights.disparity_metric)
             loss = loss + weights.disparity * disparity
-        if name == "cr":
-            reference = _Reference.of(outputs, level.frames.dtype, detached=not self.joint)
 
         terms = (base.photometric, base.structure, base.feature, base.smoothness, depth, speed, apx, feature, disparity)
         report = LevelReport(*(part if part is None else part.detach() for part in (loss, *terms)))
@@ -357,28 +389,31 @@ class _LevelResult:
     views: Views | None
 
 
+@dataclass
 class _Map:
-    """One of level cr's maps [N, C, H, W] and, once somebody asks, its distribution over the image."""
+    """One of level cr's maps [N, C, H, W] and its distributions by metric, computed when first needed."""
 
-    def __init__(self, values: Tensor):
-        self.values = values
+    values: Tensor
+    _distributions: dict[str, tuple[Tensor, ...]] = field(default_factory=dict)
 
-    @cached_property
-    def distribution(self) -> Tensor:
-        return _distribution(self.values)
+    def distributions(self, metric: str) -> tuple[Tensor, ...]:
+        if metric not in self._distributions:
+            self._distributions[metric] = _distributions(self.values, metric)
+        return self._distributions[metric]
 
 
 @dataclass
 class _Reference:
-    """What the other levels are compared with."""
+    """What the other levels are compared with, and the frames and intrinsics of level cr."""
 
+    level: LevelInput
     features: _Map
     disparity: _Map
 
     @classmethod
-    def of(cls, outputs: DepthFeatures, dtype: torch.dtype, detached: bool) -> _Reference:
-        maps = (x.to(dtype) for x in (outputs.decoder[0], outputs.disparities[0]))
-        return cls(*(_Map(x.detach() if detached else x) for x in maps))
+    def of(cls, level: LevelInput, outputs: DepthFeatures, detached: bool) -> _Reference:
+        maps = (x.to(level.frames.dtype) for x in (outputs.decoder[0], outputs.disparities[0]))
+        return cls(level, *(_Map(x.detach() if detached else x) for x in maps))
 
 
 def _middle(outputs: DepthFeatures, count: int) -> DepthFeatures:
@@ -387,31 +422,53 @@ def _middle(outputs: DepthFeatures, count: int) -> DepthFeatures:
     return DepthFeatures(*(tuple(x.unflatten(0, (-1, count))[:, count // 2] for x in kind) for kind in maps))
 
 
-def _consistency(reference: _Map, values: Tensor, metric: str) -> Tensor:
-    """C of eq. 22, mean over all elements for both metrics.
+def _resized(outputs: DepthFeatures, size: tuple[int, int]) -> DepthFeatures:
+    """Outputs as of an image of `size`: every map interpolated to the size it would have."""
 
-    Summing the distributions' difference over the image instead makes the features' term of level lr the largest of all (0.8
-    where a level's own loss is 0.09), and short runs learn little else; Table X, where tenfold weights of these terms
-    change nothing, speaks for the mean as well.
+    def maps(kind: tuple[Tensor, ...], first: int) -> tuple[Tensor, ...]:
+        return tuple(
+            F.interpolate(x, [math.ceil(side / 2**j) for side in size], mode="bilinear", align_corners=False)
+            for j, x in enumerate(kind, first)
+        )
+
+    return DepthFeatures(maps(outputs.disparities, 0), maps(outputs.encoder, 1), maps(outputs.decoder, 0))
+
+
+def _consistency(reference: _Map, values: Tensor, metric: str) -> Tensor:
+    """C of eq. 22, averaged over batch and channels: mean over the positions for "l1", sum over them for distributions.
+
+    The sum is what ‖·‖₁ says. A mean over the H·W positions would divide two distributions, which sum to one, by H·W once
+    more: weighted as in the paper, its gradient is 2.5e-4 (features) and 2e-6 (disparity) of the level's own.
     """
     values = values.to(reference.values.dtype)
     if metric == "l1":
         return (reference.values - values).abs().mean()
-    return (reference.distribution - _distribution(values)).abs().mean()
+    expected, found = reference.distributions(metric), _distributions(values, metric)
+    errors = [(p - q).abs().sum(1).mean() for p, q in zip(expected, found, strict=True)]
+    return torch.stack(errors).mean()
 
 
-def _distribution(x: Tensor) -> Tensor:
-    """Softmax of each channel over the positions, [N, C, H, W] -> [N, H·W, C]."""
+def _distributions(x: Tensor, metric: str) -> tuple[Tensor, ...]:
+    """The distributions [N, positions, ...] that `metric` compares of a map [N, C, H, W]: one, or of columns and of rows."""
     # Channels stay last, as the networks left them: four times as fast as over the last dimension of a planar copy.
-    return x.permute(0, 2, 3, 1).flatten(1, 2).softmax(dim=1)
+    if metric == "softmax_sigmoid":
+        x = x.sigmoid()
+    x = x.permute(0, 2, 3, 1)
+    if metric in ("softmax_standardised", "softmax_lines"):
+        variance, mean = torch.var_mean(x, dim=(1, 2), correction=0, keepdim=True)
+        x = (x - mean) / (variance + _LEAST_VARIANCE).sqrt()
+    if metric == "softmax_lines":
+        return x.softmax(dim=1), x.transpose(1, 2).softmax(dim=1)
+    return (x.flatten(1, 2).softmax(dim=1),)
 
 
 def _halved(level: LevelInput) -> LevelInput:
-    """The level at half the size. True depth keeps its own."""
+    """The level at half the size, as sharp as the area average that evaluation and deployment reduce pictures with.
+
+    True depth keeps its own size.
+    """
     height, width = level.frames.shape[-2:]
-    half = F.interpolate(
-        level.frames.flatten(0, 1), size=(height // 2, width // 2), mode="bilinear", antialias=True, align_corners=False
-    )
+    half = area_average(level.frames.flatten(0, 1), (height // 2, width // 2))
     frames = _channels_last(half.unflatten(0, level.frames.shape[:2]))
     return replace(level, frames=frames, intrinsics=scale_intrinsics(level.intrinsics, 0.5, 0.5))
 

@@ -18,7 +18,7 @@ from fadepth_core.runtime.graph import DepthGraph, ShapeCarriedGraph
 from fadepth_core.runtime.network import load_network
 
 #: Goes up with every change of what `write_onnx` writes, so that files kept from an older one are not used.
-EXPORTER = 2
+EXPORTER = 3
 #: Size of the golden frame: small, since it travels in every checkpoint, and not square, so that a swap shows.
 GOLDEN_SIZE = (64, 96)
 

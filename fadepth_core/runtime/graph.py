@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fadepth_core.geometry import pixel_directions
 from fadepth_core.models.depth_network import PIXEL_MEAN, PIXEL_STD
 from fadepth_core.models.layers.head import disparity_to_depth
 from fadepth_core.runtime.framing import Framing, box_factors
@@ -71,7 +72,7 @@ class DepthGraph(nn.Module):
         """The outputs of `forward` from the network's, [1, h, w] or [B, 1, h, w]."""
         depth = disparity_to_depth(disparity.squeeze(-3), self.network.min_depth, self.network.max_depth)
         depth = scale[..., None] * depth
-        return limit_depth(depth, limits), unproject(depth, intrinsics, limits)
+        return limit_depth(depth, limits), limited_points(depth, intrinsics, limits)
 
     def output_size(self, disparity: Tensor) -> tuple[int, int]:
         return tuple(disparity.shape[-2:]) if self.framing is None else self.framing.output_size
@@ -111,13 +112,10 @@ def limit_depth(depth: Tensor, limits: Tensor) -> Tensor:
     return torch.where(depth > far, infinity, torch.where(depth < near, -infinity, depth))
 
 
-def unproject(depth: Tensor, intrinsics: Tensor, limits: Tensor) -> Tensor:
+def limited_points(depth: Tensor, intrinsics: Tensor, limits: Tensor) -> Tensor:
     """Points in the optical frame: depth [(B,) h, w], K [(B,) 3, 3], limits [(B,) 2] -> [(B,) h, w, 3]; NaN outside the
     limits."""
-    h, w = depth.shape[-2:]
-    u = torch.arange(w, device=depth.device, dtype=depth.dtype).unsqueeze(0)
-    v = torch.arange(h, device=depth.device, dtype=depth.dtype).unsqueeze(1)
+    x, y = pixel_directions(intrinsics, *depth.shape[-2:])
     inside = (depth >= limits[..., :1, None]) & (depth <= limits[..., 1:, None])
     z = torch.where(inside, depth, torch.full_like(depth, torch.nan))
-    fx, fy, cx, cy = (intrinsics[..., i : i + 1, j : j + 1] for i, j in ((0, 0), (1, 1), (0, 2), (1, 2)))
-    return torch.stack([z * (u - cx) / fx, z * (v - cy) / fy, z], dim=-1)
+    return torch.stack([z * x, z * y, z], dim=-1)

@@ -12,8 +12,9 @@ from typing import Any, Literal, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from fadepth_core.losses.pyramid import PAPER_LEVELS
+from fadepth_core.losses.pyramid import METRICS, PAPER_LEVELS
 from fadepth_core.models import MODELS
+from fadepth_core.models.layers.etm import ETM_VARIANTS, ETMConfig
 
 _Model = TypeVar("_Model", bound=BaseModel)
 
@@ -69,6 +70,12 @@ class DataConfig(_Strict):
         description="probability that a strip of a sample is another one's (CutMix, Yun et al. 2019), so that the left of a "
         "street does not tell its right; for training against true depth alone",
     )
+    statistics_images: int = Field(
+        256,
+        ge=1,
+        description="training images over which BatchNorm's statistics are recomputed, with drop off, before the network is "
+        "measured, saved or exported",
+    )
 
     @model_validator(mode="after")
     def _check_size(self) -> DataConfig:
@@ -77,35 +84,58 @@ class DataConfig(_Strict):
         return self
 
 
-_SMALLDEPTH_OPTIONS = ("residual_drop", "downsample_drop", "constant_drop", "etm")
-_HQDEC_OPTIONS = ("weights",)
+class ETMSettings(_Strict):
+    """Hyper-parameters of the ETM (Table VII), see `models.layers.etm.ETMConfig`; the defaults are its best row."""
+
+    branch_drop: float = Field(0.1, ge=0, lt=1, description="p_b")
+    element_drop: float = Field(0.1, ge=0, lt=1, description="p_e")
+    dropconv: bool = Field(True, description="false: the paper's ETM*")
+    dropconv_scale: float = Field(1.0, description="α")
+    init_from_largest: bool = Field(False, description="true: the paper's ETM#")
+    all_shapes: bool = Field(False, description="branches of every odd shape up to K×K instead of K×1 and 1×K")
+    variance: Literal["weight", "none"] = "weight"
+    constant_rate: bool = False
+
+
+#: Options of each network; every other one is refused.
+_OPTIONS = {
+    "smalldepth": ("residual_drop", "downsample_drop", "constant_drop", "etm"),
+    "hqdecv2": ("weights",),
+    "resnet18": ("weights", "etm"),
+    "mobilenetv3": ("weights", "etm"),
+}
 
 
 class ModelConfig(_Strict):
-    """The network; what follows `weights` is SmallDepth's alone."""
+    """The network; options that it does not have are refused."""
 
     name: Literal[tuple(MODELS)] = "smalldepth"
     start_depth: float | None = Field(
         8.0, gt=0, description="metres that untrained heads answer; null for the middle of the disparity range"
     )
     start: Path | None = Field(None, description="checkpoint whose weights to start from, the shipped one included")
-    weights: Path | None = Field(None, description="ImageNet weights for hqdecv2's encoder, a local file")
+    weights: Path | None = Field(None, description="ImageNet weights of a timm encoder, a local file")
     residual_drop: float = Field(0.9, ge=0, lt=1, description="P_A of Table V")
     downsample_drop: float = Field(0.0, ge=0, lt=1, description="P_B of Table V")
     constant_drop: bool = False
-    etm: Literal["etm", "etm*", "etm#"] | None = "etm#"
+    etm: Literal[tuple(ETM_VARIANTS)] | ETMSettings | None = "etm#"
 
     @property
     def options(self) -> dict[str, Any]:
         """What `build_model` takes for this network."""
-        own = _HQDEC_OPTIONS if self.name == "hqdecv2" else _SMALLDEPTH_OPTIONS
-        return {key: getattr(self, key) for key in own}
+        values = {key: getattr(self, key) for key in self._own_options}
+        if isinstance(self.etm, ETMSettings) and "etm" in values:
+            values["etm"] = ETMConfig(**self.etm.model_dump())
+        return values
+
+    @property
+    def _own_options(self) -> tuple[str, ...]:
+        return _OPTIONS.get(self.name, _OPTIONS["smalldepth"])
 
     @model_validator(mode="after")
     def _check_options(self) -> ModelConfig:
-        foreign = _SMALLDEPTH_OPTIONS if self.name == "hqdecv2" else _HQDEC_OPTIONS
-        for key in foreign:
-            # A run's saved configuration names every key: what has its default says nothing.
+        for key in {key for keys in _OPTIONS.values() for key in keys} - set(self._own_options):
+            # A run's saved configuration names every key, so only values that differ from the default count as set.
             if getattr(self, key) != type(self).model_fields[key].default:
                 raise ValueError(f"{self.name} has no {key}")
         return self
@@ -124,7 +154,8 @@ class LevelConfig(_Strict):
     loss: float = Field(1.0, ge=0)
     feature: float = Field(0.0, ge=0)
     disparity: float = Field(0.0, ge=0)
-    metric: Literal["l1", "softmax"] = "l1"
+    feature_metric: Literal[METRICS] = "l1"
+    disparity_metric: Literal[METRICS] = "l1"
 
 
 class BaseLossConfig(_Strict):
@@ -180,6 +211,12 @@ class LossConfig(_Strict):
         description="weight of the loss against measured speed, which makes depth metric; null: 0.1 for the user's own "
         "video where it carries speed and motion is learned, else 0",
     )
+    rescale_to_cr: bool = Field(
+        False, description="outputs of levels lr and hr are brought to the size of cr before their losses (Table VIII)"
+    )
+    share_masks: bool = Field(
+        True, description="one draw of the drop masks for all levels of a batch instead of one for each level"
+    )
     joint: bool = Field(False, description="one backward pass over all levels instead of one after each")
 
     @field_validator("levels")
@@ -223,7 +260,7 @@ class ScheduleConfig(_Strict):
 
 
 class EvaluationConfig(_Strict):
-    """What a run is measured on, if anything."""
+    """What a finished run is measured on, if anything."""
 
     data: SourceConfig | None = Field(None, description="a test set with depth")
     protocol: str = Field("folder", description="see `evaluation.protocols`")
@@ -234,11 +271,17 @@ class EvaluationConfig(_Strict):
     motion_samples: int = Field(100, ge=1, description="how many of it, evenly spread")
 
 
+class ValidationConfig(EvaluationConfig):
+    """What a run is measured on while it trains, if anything; the checkpoint with the lowest AbsRel is kept as the best."""
+
+    frames: int | None = Field(None, ge=1, description="at most that many of `data`, evenly spread; null: all")
+
+
 class LogConfig(_Strict):
     every: int = Field(50, ge=1, description="iterations between two points of a curve")
     images_every: int = Field(1000, ge=1)
     save_every: int = Field(1000, ge=1)
-    evaluate_every: int = Field(5000, ge=1)
+    evaluate_every: int = Field(5000, ge=1, description="iterations between two validations")
 
 
 class TrainConfig(_Strict):
@@ -256,6 +299,7 @@ class TrainConfig(_Strict):
     teacher: TeacherConfig | None = Field(None, description="for distillation")
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()
+    validation: ValidationConfig = ValidationConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     log: LogConfig = LogConfig()
     provenance: dict[str, str] = Field({}, description="said in the checkpoint, e.g. the licence its data asks for")

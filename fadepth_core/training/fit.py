@@ -1,7 +1,8 @@
 """From a configuration to a finished run: data, augmentation, measurements, and what is left in its folder.
 
-checkpoint.safetensors  the trained network, as training goes on with it
-depth.safetensors, .onnx  the same, fused: what a robot needs
+checkpoint.safetensors    the network after the last iteration, in training form; best.safetensors  the best in validation
+depth.safetensors, .onnx  the best one (without validation: the last), fused: what a robot needs
+pose.safetensors          the pose network, where one was trained
 config.yaml  metrics.json  pictures.png  state.pt (to resume)  events.out.* (TensorBoard)
 """
 
@@ -14,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 from torch import nn
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, Subset
 
 from fadepth_core.data.augment import Augmentation
 from fadepth_core.data.focal import AtFocalLength
@@ -34,9 +35,9 @@ from fadepth_core.evaluation.motion import motion_errors
 from fadepth_core.runtime.checkpoint import Checkpoint
 from fadepth_core.runtime.export import export_checkpoint
 from fadepth_core.runtime.network import load_network
-from fadepth_core.training.config import ConfigError, EvaluationConfig, TrainConfig
+from fadepth_core.training.config import ConfigError, EvaluationConfig, TrainConfig, ValidationConfig
 from fadepth_core.training.teacher import with_teacher
-from fadepth_core.training.trainer import Progress, Trainer
+from fadepth_core.training.trainer import BEST, Progress, Trainer
 
 METRICS = "metrics.json"
 PICTURES = "pictures.png"
@@ -53,14 +54,21 @@ class FitResult:
     Attributes:
         checkpoint: path of the deployment checkpoint.
         metrics: the figures of metrics.json.
+        best: iteration and AbsRel of the best validation, whose network this is; None where there was no validation.
     """
 
     checkpoint: Path
     metrics: dict[str, float]
+    best: dict[str, float] | None = None
 
 
-def fit(config: TrainConfig, resume: bool = False, on_step: Callable[[Progress], None] | None = None) -> FitResult:
+def fit(
+    config: TrainConfig, resume: bool = False, on_step: Callable[[Progress], None] | None = None
+) -> FitResult | None:
     """Train as configured, then measure, draw and export.
+
+    Returns:
+        None in all processes of a distributed run but the first.
 
     Raises:
         ConfigError, DataError, CheckpointError: something named in the configuration cannot be used.
@@ -69,20 +77,22 @@ def fit(config: TrainConfig, resume: bool = False, on_step: Callable[[Progress],
     """
     dataset = training_set(config)
     config = with_speed_weight(config, dataset)
-    measure = Measure(config)
+    # Both before training, so that a mistake in what is named shows at once.
+    validation, test = Measure(config, config.validation), Measure(config, config.evaluation)
     augment = Augmentation(**config.data.augment.model_dump())
-    trainer = Trainer(config, dataset, augment, measure)
+    trainer = Trainer(config, dataset, augment, validation)
     path = trainer.fit(resume, on_step)
     if not trainer.fabric.is_global_zero:
-        return FitResult(path, {})
-    deployed = Path(config.output) / DEPLOYED
-    checkpoint = Checkpoint(path)
+        return None
+    output = Path(config.output)
+    checkpoint = Checkpoint(path if trainer.best is None else output / BEST)
     network = load_network(checkpoint)
+    deployed = output / DEPLOYED
     export_checkpoint(network, checkpoint.description, deployed)
     if trainer.pose_net is not None:
         trainer.pose_net.eval()
-    metrics = measure.finish(network, trainer.pose_net, dataset, Path(config.output))
-    return FitResult(deployed, metrics)
+    metrics = test.finish(network, trainer.pose_net, dataset, output, trainer.best)
+    return FitResult(deployed, metrics, trainer.best)
 
 
 def training_set(config: TrainConfig) -> Dataset:
@@ -103,11 +113,13 @@ def training_set(config: TrainConfig) -> Dataset:
     return InMemory(mixed) if data.cache else mixed
 
 
-def test_set(config: TrainConfig) -> Sequence[LabelledImage]:
-    """What `config.evaluation.data` names; rendered pictures have the size of the run's."""
-    source = config.evaluation.data
+def test_set(config: TrainConfig, chosen: EvaluationConfig) -> Sequence[LabelledImage]:
+    """What `chosen.data` names; rendered pictures have the size of the run's."""
+    source = chosen.data
     size = {"size": config.data.size} if source.name == "synthetic" else {}
     images = build_test_set(source.name, **{**size, **source.options})
+    if isinstance(chosen, ValidationConfig) and chosen.frames is not None and chosen.frames < len(images):
+        images = Subset(images, np.linspace(0, len(images) - 1, chosen.frames).round().astype(int).tolist())
     return [images[index] for index in range(len(images))] if config.data.cache else images
 
 
@@ -134,20 +146,20 @@ def choose_protocol(config: EvaluationConfig) -> Protocol:
 
 
 class Measure:
-    """Measures the networks of a run on the configured test sets: the trainer's `measure`.
+    """Measures the networks of a run on what `chosen` names, its validation or its evaluation; the trainer's `measure`.
 
     Raises:
         ConfigError, DataError: what is configured cannot be used.
     """
 
-    def __init__(self, config: TrainConfig):
-        self._config, evaluation = config, config.evaluation
-        self._protocol = choose_protocol(evaluation)
+    def __init__(self, config: TrainConfig, chosen: EvaluationConfig):
+        self._config, self._chosen = config, chosen
+        self._protocol = choose_protocol(chosen)
         self._images = self._moving = None
-        if evaluation.data is not None:
-            self._images = test_set(config)
-        if evaluation.motion is not None and config.pose.network != "known":
-            self._moving = build_dataset(evaluation.motion.name, config.data.size, **evaluation.motion.options)
+        if chosen.data is not None:
+            self._images = test_set(config, chosen)
+        if chosen.motion is not None and config.pose.network != "known":
+            self._moving = build_dataset(chosen.motion.name, config.data.size, **chosen.motion.options)
             if config.data.focal_length is not None:
                 self._moving = AtFocalLength(self._moving, config.data.focal_length, config.data.size[1])
 
@@ -156,7 +168,12 @@ class Measure:
         return self._figures(None if self._images is None else self._evaluate(network), pose_net)
 
     def finish(
-        self, network: nn.Module, pose_net: nn.Module | None, dataset: Dataset, folder: Path
+        self,
+        network: nn.Module,
+        pose_net: nn.Module | None,
+        dataset: Dataset,
+        folder: Path,
+        best: dict[str, float] | None = None,
     ) -> dict[str, float]:
         """Write metrics.json (with every image's figures) and pictures.png; returns the mean figures.
 
@@ -164,7 +181,7 @@ class Measure:
         """
         evaluation = None if self._images is None else self._evaluate(network)
         figures = self._figures(evaluation, pose_net)
-        summary = {"iterations": self._config.schedule.iterations, "figures": figures}
+        summary = {"iterations": self._config.schedule.iterations, "best_validation": best, "figures": figures}
         if evaluation is not None:
             summary |= evaluation.to_dict()
             comparisons = compare_evenly(self._predictor(network), self._images, self._protocol)
@@ -186,13 +203,13 @@ class Measure:
             figures |= {"ratio_median": evaluation.ratio_median, "ratio_spread": evaluation.ratio_spread}
         if self._moving is not None:
             config = self._config
-            errors = motion_errors(pose_net, self._moving, config.data.size, config.evaluation.motion_samples)
+            errors = motion_errors(pose_net, self._moving, config.data.size, self._chosen.motion_samples)
             figures |= {f"motion_{name}": value for name, value in asdict(errors).items()}
         return figures
 
     def _predictor(self, network: nn.Module) -> NetworkPredictor:
         # Test sets of several cameras keep their aspect ratios; the others are looked at as in training.
-        several = self._images is not None and self._config.evaluation.data.name == "folder"
+        several = self._images is not None and self._chosen.data.name == "folder"
         data = self._config.data
         height, width = data.size
         return NetworkPredictor(network, None if several else data.size, pixels=height * width, focal=data.focal_length)

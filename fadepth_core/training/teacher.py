@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 from fadepth_core.data import DataError, Sample
 from fadepth_core.data.images import read_depth
+from fadepth_core.geometry import area_average
 from fadepth_core.losses import ApxLoss, ApxReading, ApxWeights, Signals, normalise
 from fadepth_core.models.smalldepth import DepthFeatures
 from fadepth_core.runtime.checkpoint import Checkpoint, CheckpointError, write_atomically
@@ -223,7 +224,7 @@ class TeacherCache:
                 continue
             frames = torch.stack([sample.frames[1] for sample in asked]).to(device)
             # They are twice the size where level hr wants that.
-            maps = _maps(teacher(normalise(_resized(frames, size))), teacher)
+            maps = _maps(teacher(normalise(area_average(frames, size))), teacher)
             for i, sample in enumerate(asked):
                 _write_entry(self.path(sample), {name: values[i].cpu().numpy() for name, values in maps.items()})
 

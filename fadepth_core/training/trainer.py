@@ -7,6 +7,7 @@ a loss that is not finite stops the run with the batch that made it.
 
 from __future__ import annotations
 
+import copy
 import ctypes
 import math
 import pickle
@@ -18,10 +19,12 @@ from dataclasses import asdict, dataclass, fields
 from datetime import date
 from pathlib import Path
 
+import numpy as np
 import torch
-import torch.nn.functional as F
 from lightning_fabric import Fabric
+from lightning_fabric.plugins import MixedPrecision
 from torch import Tensor, nn
+from torch.amp import GradScaler
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
@@ -29,22 +32,29 @@ from tqdm import tqdm
 from fadepth_core.data import Sample, collate
 from fadepth_core.data.augment import paste_strip
 from fadepth_core.data.focal import at_focal_length
+from fadepth_core.geometry import area_average
 from fadepth_core.losses import BaseWeights, LevelWeights, PyramidLoss, PyramidReport, normalise
 from fadepth_core.models import SmallDepth, build_model
+from fadepth_core.models.layers.batch_norm import recompute_batch_norm
 from fadepth_core.models.layers.drop import set_drop_progress
 from fadepth_core.models.layers.etm import ETMConv2d
 from fadepth_core.models.posenet import build_pose_net
 from fadepth_core.runtime.checkpoint import Checkpoint, CheckpointError, Description, save_checkpoint, write_atomically
 from fadepth_core.runtime.network import load_network
 from fadepth_core.training.config import DataConfig, TrainConfig, save_config
+from fadepth_core.training.pose_checkpoint import save_pose_net
 from fadepth_core.training.schedules import EndlessSampler, learning_rate_factor
 from fadepth_core.training.teacher import Distillation, build_apx, load_teacher
 from fadepth_core.training.workers import start_worker
 
 STATE = "state.pt"
 CHECKPOINT = "checkpoint.safetensors"
-#: How many pictures BatchNorm gets to know before training goes on from a deployment checkpoint.
-_START_PICTURES = 32
+BEST = "best.safetensors"
+POSE_NET = "pose.safetensors"
+#: The measure by which the best checkpoint is chosen; lower is better.
+SELECTED_BY = "abs_rel"
+#: Images per pass when BatchNorm's statistics are recomputed.
+_STATISTICS_BATCH = 16
 
 
 class TrainingError(RuntimeError):
@@ -75,6 +85,43 @@ class _Keyed(Dataset):
         if self._augment is not None:
             sample = self._augment(sample, generator)
         return sample if self._focal is None else at_focal_length(sample, self._focal, self._width)
+
+
+def statistics_images(dataset: Dataset, augment, config: TrainConfig) -> Tensor:
+    """Middle frames as training looks at them, spread evenly over the data set: uint8 [N, 3, H, W], the same in every run.
+
+    BatchNorm's statistics are computed over these.
+    """
+    count = min(config.data.statistics_images, len(dataset))
+    indices = np.linspace(0, len(dataset) - 1, count).round().astype(int).tolist()
+    loader = DataLoader(
+        _Keyed(dataset, augment, config.data),
+        batch_size=None,
+        sampler=[(index, draw) for draw, index in enumerate(indices)],
+        num_workers=config.data.workers,
+        collate_fn=_middle_frame,
+        worker_init_fn=start_worker,
+        generator=torch.Generator(),
+    )
+    return torch.cat([_to_bytes(area_average(frame, config.data.size)) for frame in loader])
+
+
+def _middle_frame(sample: Sample) -> Tensor:
+    return sample.frames[1:2]
+
+
+def _to_bytes(images: Tensor) -> Tensor:
+    """RGB in [0, 1] as uint8, a quarter of the memory."""
+    return (images * 255).round().byte()
+
+
+def step_seed(seed: int, rank: int, iteration: int) -> int:
+    """Seed of everything random in one optimiser step of one process: drop masks, ETM's masks, jitter of level color.
+
+    Derived and not stored, so that a resumed run draws what an uninterrupted one does, and no two processes or iterations draw
+    the same.
+    """
+    return int(np.random.SeedSequence((seed, rank, iteration)).generate_state(1)[0])
 
 
 def batches(dataset: Dataset, augment, config: TrainConfig, start: int, rank: int, world: int) -> Iterator[Sample]:
@@ -134,7 +181,8 @@ class Trainer:
         dataset: yields unaugmented `Sample`s by index.
         augment: changes a sample with a generator, or None.
         measure: named figures of the depth network and the pose network (None where motion is known) in evaluation
-            mode, e.g. the error against true depth; None measures nothing.
+            mode, e.g. the error against true depth; None measures nothing. Where "abs_rel" is among them, the network with the
+            lowest is kept in best.safetensors.
     """
 
     def __init__(
@@ -146,9 +194,20 @@ class Trainer:
     ):
         self.config, self.output = config, Path(config.output)
         self._dataset, self._augment, self._measure = dataset, augment, measure
-        self.fabric = Fabric(devices=config.devices, precision=config.precision, accelerator="auto")
+        self.scaler: GradScaler | None = None
+        if config.precision == "16-mixed":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+            self.scaler = GradScaler(device)
+            # Fabric's own scaler cannot be reached to unscale gradients before they are clipped module by module, nor be saved.
+            precision = {"plugins": MixedPrecision("16-mixed", device, self.scaler)}
+        else:
+            precision = {"precision": config.precision}
+        self.fabric = Fabric(devices=config.devices, accelerator="auto", **precision)
         self.iteration = 0
+        self.best: dict[str, float] | None = None
         self._stop = False
+        self._settled: tuple[int, nn.Module] | None = None
+        self._statistics: Tensor | None = None
         # Now, while the files are what is loaded; a save must not need them.
         self._origins = _origins(config)
 
@@ -188,16 +247,28 @@ class Trainer:
             elif not isinstance(network, SmallDepth):
                 raise ValueError("of a deployment checkpoint only SmallDepth can be trained on")
             else:
-                network.load_fused(load_network(checkpoint), self._first_pictures())
+                network.load_fused(load_network(checkpoint), next(self._statistics_batches(32)))
         except (ValueError, RuntimeError) as error:
             raise CheckpointError(f"{checkpoint.path}: not the weights of this network: {error}") from error
 
-    def _first_pictures(self) -> Tensor:
-        """Normalised middle frames as training will see them, spread over the data set: [N, 3, H, W]."""
-        keyed = _Keyed(self._dataset, self._augment, self.config.data)
-        last, count = len(self._dataset) - 1, min(_START_PICTURES, len(self._dataset))
-        frames = torch.stack([keyed[last * i // max(1, count - 1), i].frames[1] for i in range(count)])
-        return normalise(F.interpolate(frames, self.config.data.size, mode="bilinear", antialias=True))
+    def _statistics_batches(self, size: int) -> Iterator[Tensor]:
+        """Batches of normalised images [B, 3, H, W] on the network's device for BatchNorm's statistics."""
+        if self._statistics is None:
+            self._statistics = statistics_images(self._dataset, self._augment, self.config)
+        device = next(self.network.parameters()).device
+        for images in self._statistics.split(size):
+            yield normalise(images.to(device, memory_format=torch.channels_last).float() / 255)
+
+    def settled(self) -> nn.Module:
+        """A copy of the depth network in evaluation mode, whose BatchNorm statistics are those with drop off.
+
+        What is measured, saved and exported. The network in training keeps its running statistics.
+        """
+        if self._settled is None or self._settled[0] != self.iteration:
+            network = copy.deepcopy(self.network)
+            recompute_batch_norm(network, self._statistics_batches(_STATISTICS_BATCH))
+            self._settled = (self.iteration, network)
+        return self._settled[1]
 
     # --------------------------------------------------------------------------------------------------------- the loop
 
@@ -237,7 +308,7 @@ class Trainer:
             self._interruptible(),
         ):
             if self.iteration == 0:
-                self._log_measures(log)  # what is learned shows against what there was
+                self._validate(log)  # what is learned shows against what there was
             since, images, waited = time.perf_counter(), 0, 0.0
             while self.iteration < config.schedule.iterations:
                 started = time.perf_counter()
@@ -247,7 +318,7 @@ class Trainer:
                 images += config.data.batch_size * config.accumulate * self.fabric.world_size
                 if main and self.iteration % config.log.every == 0:
                     span = time.perf_counter() - since
-                    self._log(log, bar, report, images / span, waited / span)
+                    self._log(log, bar, report, images / span, waited / span, span / config.log.every)
                     since, images, waited = time.perf_counter(), 0, 0.0
                 if main and report.views is not None and self.iteration % config.log.images_every == 0:
                     _log_views(log, report, self.iteration)
@@ -256,7 +327,7 @@ class Trainer:
                     on_step(Progress(self.iteration, float(report.total), seconds, waiting))
                 last = self.iteration == config.schedule.iterations
                 if last or self.iteration % config.log.evaluate_every == 0:
-                    self._log_measures(log)
+                    self._validate(log)
                 if self._stop or self.iteration % config.log.save_every == 0:
                     self.save()
                 if self._stop:
@@ -266,6 +337,7 @@ class Trainer:
     def _step(self, data: Iterator[Sample], loss_of: PyramidLoss) -> tuple[PyramidReport, float]:
         """One optimiser step, and how many seconds of it passed waiting for the loader."""
         config, schedule = self.config, self.config.schedule
+        torch.manual_seed(step_seed(config.seed, self.fabric.global_rank, self.iteration))
         set_drop_progress(self.network, self.iteration, schedule.iterations)
         factor = learning_rate_factor(self.iteration, schedule.iterations, schedule.warmup, schedule.final)
         for group in self.optimizer.param_groups:
@@ -280,10 +352,14 @@ class Trainer:
             report = loss_of(sample, lambda loss: self.fabric.backward(loss / config.accumulate))
             if not math.isfinite(report.total):
                 raise TrainingError(self._keep_bad_batch(sample, report))
-        for module in (self.network, self.pose_net, self.apx):
+        if self.scaler is not None:
+            self.scaler.unscale_(self._inner_optimizer)
+        for name, module in (("network", self.network), ("pose_net", self.pose_net), ("apx", self.apx)):
             parameters = [] if module is None else list(module.parameters())
             if parameters:
-                nn.utils.clip_grad_norm_(parameters, config.optimizer.clip_norm, error_if_nonfinite=False)
+                # Half precision overflows now and then; the scaler skips such a step.
+                norm = nn.utils.clip_grad_norm_(parameters, config.optimizer.clip_norm, error_if_nonfinite=False)
+                self._gradient_norms[name] = norm
         self.optimizer.step()
         self.iteration += 1
         return report, waited
@@ -292,6 +368,8 @@ class Trainer:
         """The networks as Fabric wraps them, bound to the optimiser."""
         modules = [self.network] + ([self.pose_net] if self.pose_net is not None else [])
         first, *others = modules
+        self._inner_optimizer = self.optimizer  # as `GradScaler` knows it
+        self._gradient_norms: dict[str, Tensor] = {}
         wrapped_first, self.optimizer = self.fabric.setup(first, self.optimizer)
         wrapped = [wrapped_first, *(self.fabric.setup_module(module) for module in others)]
         self._distillation = self._set_up_distillation()
@@ -312,6 +390,8 @@ class Trainer:
             depth_error=loss.depth_error,
             speed_weight=loss.speed or 0.0,
             distillation=self._distillation,
+            rescale_to_cr=loss.rescale_to_cr,
+            share_masks=loss.share_masks,
             joint=loss.joint,
         )
 
@@ -341,23 +421,31 @@ class Trainer:
     # ------------------------------------------------------------------------------------------------ what is kept of it
 
     def save(self) -> Path:
-        """Write the checkpoint the node loads and the state a resumed run needs; returns the checkpoint's path."""
+        """Write the networks as they are and the state a resumed run needs; returns the depth network's checkpoint."""
         path = self.output / CHECKPOINT
         if self.fabric.is_global_zero:
-            weights = {name: value.cpu().numpy() for name, value in self.network.state_dict().items()}
-            save_checkpoint(path, weights, self.description())
+            self._save_checkpoint(path)
+            if self.pose_net is not None:
+                data = self.config.data
+                save_pose_net(
+                    self.output / POSE_NET, self.pose_net, self.config.pose.network, data.size, data.focal_length
+                )
             state = {
                 "iteration": self.iteration,
                 "network": self.network.state_dict(),
                 "pose_net": None if self.pose_net is None else self.pose_net.state_dict(),
                 "apx": None if self.apx is None else self.apx.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
-                "random": torch.get_rng_state(),
-                "random_cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+                "scaler": None if self.scaler is None else self.scaler.state_dict(),
+                "best": self.best,
             }
             write_atomically(self.output / STATE, lambda part: torch.save(state, part))
         self.fabric.barrier()
         return path
+
+    def _save_checkpoint(self, path: Path) -> None:
+        weights = {name: value.cpu().numpy() for name, value in self.settled().state_dict().items()}
+        save_checkpoint(path, weights, self.description())
 
     def _load_state(self) -> None:
         path = self.output / STATE
@@ -372,12 +460,11 @@ class Trainer:
             if self.apx is not None:
                 self.apx.load_state_dict(state["apx"])
             self.optimizer.load_state_dict(state["optimizer"])
+            if self.scaler is not None:
+                self.scaler.load_state_dict(state["scaler"])
+            self.iteration, self.best = state["iteration"], state["best"]
         except (pickle.UnpicklingError, RuntimeError, KeyError, TypeError, ValueError, EOFError, OSError) as error:
             raise TrainingError(f"{path}: not the state of this run: {error}") from error
-        self.iteration = state["iteration"]
-        torch.set_rng_state(state["random"])
-        if torch.cuda.is_available():
-            torch.cuda.set_rng_state_all(state["random_cuda"])
 
     def description(self) -> Description:
         """What the checkpoint says of itself."""
@@ -393,7 +480,7 @@ class Trainer:
             pixel_std=PIXEL_STD,
             trained=True,
             focal_length=config.data.focal_length,
-            options={"etm": config.model.etm} if config.model.options.get("etm") else {},
+            options={"etm": config.model.model_dump()["etm"]} if config.model.options.get("etm") else {},
             provenance={
                 **self._origins,
                 **config.provenance,
@@ -421,32 +508,56 @@ class Trainer:
 
     # -------------------------------------------------------------------------------------------------------------- logs
 
-    def _log(self, log: SummaryWriter, bar: tqdm, report: PyramidReport, rate: float, waited: float) -> None:
+    def _log(
+        self,
+        log: SummaryWriter,
+        bar: tqdm,
+        report: PyramidReport,
+        rate: float,
+        waited: float,
+        seconds_per_iteration: float,
+    ) -> None:
         """`rate` in images per second; `waited`: share of the time that the loader kept the networks waiting."""
-        bar.set_postfix_str(f"loss {float(report.total):.4f}, {rate:.1f} images/s")
+        best = "" if self.best is None else f", best {SELECTED_BY} {self.best[SELECTED_BY]:.4f}"
+        bar.set_postfix_str(f"loss {float(report.total):.4f}, {rate:.1f} images/s{best}")
         log.add_scalar("loss/total", report.total, self.iteration)
         log.add_scalar("speed/images_per_second", rate, self.iteration)
         log.add_scalar("speed/waiting_for_loader", waited, self.iteration)
-        log.add_scalar("speed/learning_rate", self.optimizer.param_groups[0]["lr"], self.iteration)
+        left = self.config.schedule.iterations - self.iteration
+        log.add_scalar("speed/hours_left", left * seconds_per_iteration / 3600, self.iteration)
+        log.add_scalar("optimizer/learning_rate", self.optimizer.param_groups[0]["lr"], self.iteration)
+        for name, norm in self._gradient_norms.items():
+            log.add_scalar(f"optimizer/gradient_norm_{name}", norm, self.iteration)
+        if self.scaler is not None:
+            log.add_scalar("optimizer/gradient_scale", self.scaler.get_scale(), self.iteration)
         for name, level in report.levels.items():
             for part, value in asdict(level).items():
                 if value is not None:
                     log.add_scalar(f"{name}/{part}", value, self.iteration)
 
-    def _log_measures(self, log: SummaryWriter | None) -> None:
+    def _validate(self, log: SummaryWriter | None) -> None:
+        """Measure, log, and keep the network if it is the best so far."""
         if self._measure is None or not self.fabric.is_global_zero:
             return
-        with evaluating(self.network, self.pose_net):
-            measures = self._measure(self.network, self.pose_net)
+        with evaluating(self.pose_net):
+            measures = self._measure(self.settled(), self.pose_net)
         for name, value in measures.items():
-            log.add_scalar(f"evaluation/{name}", value, self.iteration)
-        tqdm.write(f"iteration {self.iteration}: " + ", ".join(f"{k} {v:.4f}" for k, v in measures.items()))
+            log.add_scalar(f"validation/{name}", value, self.iteration)
+        if measures:
+            tqdm.write(f"iteration {self.iteration}: " + ", ".join(f"{k} {v:.4f}" for k, v in measures.items()))
+        # An untrained network is nobody's best.
+        trained = self.iteration > 0 or self.config.model.start is not None
+        if trained and SELECTED_BY in measures and self._is_best(measures[SELECTED_BY]):
+            self.best = {"iteration": self.iteration, SELECTED_BY: measures[SELECTED_BY]}
+            self._save_checkpoint(self.output / BEST)
+
+    def _is_best(self, value: float) -> bool:
+        return self.best is None or value < self.best[SELECTED_BY]
 
 
 @contextmanager
 def evaluating(*networks: nn.Module | None) -> Iterator[None]:
-    """Evaluation mode, no gradients, and the random state afterwards as it was before."""
-    random = torch.get_rng_state()
+    """Evaluation mode and no gradients."""
     present = [network for network in networks if network is not None]
     were_training = [network.training for network in present]
     for network in present:
@@ -457,7 +568,6 @@ def evaluating(*networks: nn.Module | None) -> Iterator[None]:
     finally:
         for network, was_training in zip(present, were_training, strict=True):
             network.train(was_training)
-        torch.set_rng_state(random)
 
 
 def _origins(config: TrainConfig) -> dict[str, str]:

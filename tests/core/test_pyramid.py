@@ -7,12 +7,15 @@ import gc
 import weakref
 from dataclasses import replace
 
+import cv2
+import numpy as np
 import pytest
 import torch
 from test_geometry import POSES, Scene, bilinear_bound, camera
 from torch import nn
 
-from fadepth_core.data.sample import Sample
+from fadepth_core.data.sample import Sample, collate
+from fadepth_core.data.synthetic import SyntheticDataset
 from fadepth_core.geometry import (
     flip_intrinsics,
     invert_motion,
@@ -31,7 +34,9 @@ from fadepth_core.losses import (
     PyramidLoss,
     predict_motions,
 )
+from fadepth_core.losses.pyramid import _consistency, _Map
 from fadepth_core.models import SmallDepth
+from fadepth_core.models.layers.drop import DropBranch, set_drop_progress
 from fadepth_core.models.posenet import build_pose_net
 from fadepth_core.models.smalldepth import PIXEL_MEAN, PIXEL_STD, DepthFeatures
 
@@ -60,7 +65,7 @@ def scene_sample(scene=None, dtype=torch.float64, copies=1) -> Sample:
 class PointwiseDepth(nn.Module):
     """Looks at single pixels, so that mirroring its input mirrors its output exactly."""
 
-    min_depth, max_depth = 0.1, 100.0
+    min_depth, max_depth, feature_offset = 0.1, 100.0, 0
 
     def __init__(self):
         super().__init__()
@@ -305,8 +310,8 @@ def test_consistency_is_zero_for_a_network_that_commutes_with_the_change():
     depth_net = PointwiseDepth().double()
     levels = {
         "cr": LevelWeights(1.0),
-        "flip": LevelWeights(1.0, 0.1, 0.5, "l1"),
-        "color": LevelWeights(1.0, 0.1, 0.1, "l1"),
+        "flip": LevelWeights(1.0, 0.1, 0.5),
+        "color": LevelWeights(1.0, 0.1, 0.1),
     }
     report = PyramidLoss(depth_net, None, SIZE, levels)(scene_sample(), torch.Tensor.backward)
     assert report.levels["flip"].feature_consistency < 1e-14
@@ -335,7 +340,7 @@ def test_distributions_forgive_an_offset_and_l1_does_not(name):
             torch.manual_seed(1)
             net = Offset().double()
             net.offset = offset
-            levels = {"cr": LevelWeights(1.0), name: LevelWeights(0.0, 1.0, 1.0, metric)}
+            levels = {"cr": LevelWeights(1.0), name: LevelWeights(0.0, 1.0, 1.0, metric, metric)}
             level = PyramidLoss(net, None, SIZE, levels)(scene_sample(), torch.Tensor.backward).levels[name]
             values[metric, offset] = level.feature_consistency.item(), level.disparity_consistency.item()
     assert values["softmax", 0.2] == pytest.approx(values["softmax", 0.0], rel=1e-9)
@@ -350,7 +355,7 @@ def test_distributions_forgive_an_offset_and_l1_does_not(name):
 class TrueDepth(nn.Module):
     """Answers with the scene's depth times a factor, whatever the image."""
 
-    min_depth, max_depth = 0.1, 100.0
+    min_depth, max_depth, feature_offset = 0.1, 100.0, 0
 
     def __init__(self, factor=1.0):
         super().__init__()
@@ -478,7 +483,7 @@ def test_senseless_settings_are_refused(options, message):
 
 
 def test_unknown_metric_is_refused():
-    with pytest.raises(ValueError, match="must be one of l1, softmax, got 'kl'"):
+    with pytest.raises(ValueError, match=r"must be one of l1, softmax, softmax_sigmoid, .*, got 'kl'"):
         LevelWeights(1.0, 0.1, 0.1, "kl")
 
 
@@ -492,3 +497,116 @@ def test_default_weights_are_the_papers_best():
         "flip": (1.0, 0.1, 0.5),
         "color": (1.0, 0.1, 0.1),
     }
+
+
+# ------------------------------------------------------------------------------------- what the consistency terms compare
+
+
+def street_batch(size=SIZE, count=2) -> Sample:
+    scenes = SyntheticDataset("driving", (2 * size[0], 2 * size[1]), length=count)
+    return collate([scenes[index] for index in range(count)])
+
+
+def gradient_norm(network, levels, batch, **options) -> float:
+    torch.manual_seed(1)
+    network.zero_grad(set_to_none=True)
+    PyramidLoss(network, None, SIZE, levels, **options)(batch, torch.Tensor.backward)
+    return float(torch.stack([p.grad.norm() for p in network.parameters() if p.grad is not None]).norm())
+
+
+def test_every_consistency_term_counts_and_none_drowns_the_levels_own_loss():
+    """Gradient of each weighted term between 0.005 and 2 of that of the weighted loss of its level (2.5e-4 and 2e-6 if
+    distributions were averaged over the positions)."""
+    torch.manual_seed(0)
+    network = SmallDepth(residual_drop=0.9, etm="etm#").train()
+    network.set_start_depth(8.0)
+    set_drop_progress(network, 1, 2)
+    batch, zero = street_batch(), LevelWeights(0.0)
+    for name in ("lr", "hr", "flip", "color"):
+        paper = PAPER_LEVELS[name]
+        own = gradient_norm(network, {"cr": zero, name: LevelWeights(paper.loss)}, batch)
+        for term in ("feature", "disparity"):
+            weights = {**vars(paper), "loss": 0.0, "feature": 0.0, "disparity": 0.0, term: getattr(paper, term)}
+            share = gradient_norm(network, {"cr": zero, name: LevelWeights(**weights)}, batch) / own
+            assert 0.005 < share < 2, (name, term)
+
+
+def test_distribution_errors_are_sums_over_the_image():
+    """‖·‖₁ of eq. 22: two distributions without overlap differ by 2, however large the image is."""
+    for size in ((8, 8), (32, 64)):
+        a, b = torch.zeros(2, 3, *size), torch.zeros(2, 3, *size)
+        a[..., 0, 0], b[..., -1, -1] = 50.0, 50.0
+        assert _consistency(_Map(a), b, "softmax") == pytest.approx(2.0)
+        lines = _consistency(_Map(a), b, "softmax_lines")
+        assert 0 < lines < 2
+
+
+def test_metrics_of_features_are_bounded_or_free_of_scale():
+    a, b = torch.rand(2, 2, 5, 12, 20, generator=torch.Generator().manual_seed(0))
+
+    def errors(metric):
+        return [float(_consistency(_Map(factor * a), factor * b, metric)) for factor in (1.0, 30.0)]
+
+    for metric in ("softmax_standardised", "softmax_lines"):
+        plain, scaled = errors(metric)
+        assert plain == pytest.approx(scaled, rel=1e-3)
+    plain, scaled = errors("softmax_sigmoid")
+    assert scaled < plain, "both saturate"
+    plain, scaled = errors("softmax")
+    assert scaled > 3 * plain
+
+
+def test_all_levels_are_as_sharp_as_what_is_deployed():
+    """Level cr, reduced from twice the size, is the picture that OpenCV's area average makes of it, as `Framing` does."""
+    batch = street_batch(count=1)
+    inputs = dict(PyramidLoss(PointwiseDepth(), None, SIZE)._inputs(batch))
+    original = batch.frames[0, 1].permute(1, 2, 0).numpy()
+    for name, (height, width) in (("cr", SIZE), ("lr", (SIZE[0] // 2, SIZE[1] // 2))):
+        expected = cv2.resize(original, (width, height), interpolation=cv2.INTER_AREA)
+        found = inputs[name].frames[0, 1].permute(1, 2, 0).numpy()
+        np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_levels_share_their_drop_masks_unless_told_otherwise():
+    """A network that commutes with mirroring, but for its drop: with one mask for all levels flip finds no difference."""
+
+    class Dropping(PointwiseDepth):
+        def __init__(self):
+            super().__init__()
+            self.drop = DropBranch(0.5, constant=True)
+
+        def forward(self, image):
+            features = torch.tanh(self.features(image))
+            features = features + self.drop(features)
+            return DepthFeatures((torch.sigmoid(self.head(features)),), (features[..., ::2, ::2],), (features,))
+
+    torch.manual_seed(0)
+    network, batch = Dropping().double().train(), scene_sample(copies=4)
+    levels = {"cr": LevelWeights(1.0), "flip": LevelWeights(1.0, 0.1, 0.5)}
+    shared = PyramidLoss(network, None, SIZE, levels)(batch, torch.Tensor.backward).levels["flip"]
+    own = PyramidLoss(network, None, SIZE, levels, share_masks=False)(batch, torch.Tensor.backward).levels["flip"]
+    assert shared.feature_consistency < 1e-14
+    assert own.feature_consistency > 0.1
+    draws = [network.drop(torch.ones(64, 1)) for _ in range(2)]
+    assert not torch.equal(*draws), "outside of the loss every pass draws its own"
+
+
+def test_outputs_can_be_rescaled_to_cr_before_their_losses():
+    """Table VIII, use_cr: the losses of lr and hr are then those of cr's frames with the level's interpolated depth."""
+
+    class Constant(TrueDepth):
+        def forward(self, image):
+            full = image.new_full((len(image), 1, *image.shape[-2:]), float(self.disparity.detach().mean()))
+            full = full + 0 * self.disparity.sum()
+            return DepthFeatures((full,), (image[..., ::2, ::2],), (image,))
+
+    batch, weights = scene_sample(), BaseWeights(feature=0.0)
+    levels = {"cr": LevelWeights(1.0), "lr": LevelWeights(1.0), "hr": LevelWeights(1.0)}
+
+    def losses(rescaled):
+        loss = PyramidLoss(Constant(), None, SIZE, levels, weights, rescale_to_cr=rescaled)
+        return {name: float(level.photometric) for name, level in loss(batch, torch.Tensor.backward).levels.items()}
+
+    own, rescaled = losses(False), losses(True)
+    assert own["lr"] != pytest.approx(own["cr"], rel=1e-3)
+    assert rescaled == pytest.approx(dict.fromkeys(levels, own["cr"]))

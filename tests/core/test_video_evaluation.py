@@ -13,7 +13,7 @@ from test_geometry import POSES, Scene, camera
 from fadepth_core.data import DataError, Sample
 from fadepth_core.data.synthetic import SyntheticDataset
 from fadepth_core.evaluation import choose_evenly, evaluate_video, print_video_table
-from fadepth_core.evaluation.alignment import Pairs, fit_length, fit_motion
+from fadepth_core.evaluation.alignment import DepthPairs, fit_length, fit_motion
 from fadepth_core.evaluation.baselines import ConstantDepth
 from fadepth_core.evaluation.video import measure, rgb
 from fadepth_core.geometry import rotation_error, translation_direction_error
@@ -45,8 +45,8 @@ def everywhere(three, metres):
 
 def test_true_depth_explains_more_than_a_constant(street):
     """Whatever is known of the motion, and whatever the unit of depth; constants of several distances are tried."""
-    truth = Pairs.of(street.frames, street.depth, street.intrinsics)
-    constants = [Pairs.of(street.frames, everywhere(street, d), street.intrinsics) for d in (5.0, 10.0, 20.0)]
+    truth = DepthPairs.of(street.frames, street.depth, street.intrinsics)
+    constants = [DepthPairs.of(street.frames, everywhere(street, d), street.intrinsics) for d in (5.0, 10.0, 20.0)]
     known = true_motions(street)
     as_it_is = truth.unexplained(known).mean()
     assert as_it_is < 0.5
@@ -59,14 +59,14 @@ def test_true_depth_explains_more_than_a_constant(street):
 
 
 def test_the_fit_recovers_the_motion(street):
-    found, true = fit_motion(Pairs.of(street.frames, street.depth, street.intrinsics)), true_motions(street)
+    found, true = fit_motion(DepthPairs.of(street.frames, street.depth, street.intrinsics)), true_motions(street)
     assert rotation_error(found, true).max() < 0.1
     assert translation_direction_error(found, true).max() < 2
     torch.testing.assert_close(found[:, :3, 3].norm(dim=1), true[:, :3, 3].norm(dim=1), rtol=0.03, atol=0)
 
 
 def test_what_looks_unmoved_or_leaves_the_picture_counts_as_unexplained(street):
-    pairs = Pairs.of(street.frames, everywhere(street, 10.0), street.intrinsics)
+    pairs = DepthPairs.of(street.frames, everywhere(street, 10.0), street.intrinsics)
     away = torch.eye(4).repeat(2, 1, 1)
     torch.testing.assert_close(pairs.unexplained(away), torch.ones(2))
     away[:, 0, 3] = 1e4

@@ -1,4 +1,4 @@
-"""`fit`, `evaluate` and `ablate` from a configuration to what is left in the folder, on tiny rendered scenes."""
+"""`fit` and `evaluate` from a configuration to what is left in the folder, on tiny rendered scenes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import yaml
 from fadepth_core.data import DataError, Sample
 from fadepth_core.data.synthetic import SyntheticDataset
 from fadepth_core.evaluation.motion import motion_errors
-from fadepth_core.runtime.checkpoint import CheckpointError
+from fadepth_core.runtime.checkpoint import Checkpoint, CheckpointError
 from fadepth_core.runtime.engine import DepthEngine
 from fadepth_core.training.config import ConfigError, load_config
 from fadepth_core.training.fit import SPEED_WEIGHT, Measure, fit, training_set, with_speed_weight
@@ -109,26 +109,6 @@ def test_a_finished_run_can_be_evaluated(finished, tmp_path):
     assert (tmp_path / "out" / "folder.png").is_file()
 
 
-def test_ablation_trains_each_variant_once_and_compares(config_file, tmp_path):
-    path = tmp_path / "ablation.yaml"
-    run_config = {**TINY, "pose": {"network": "known"}, "evaluation": {"data": {"name": "synthetic", "length": 2}}}
-    variants = {"plain": ["model.etm=null"], "etm": ["model.etm=etm#"]}
-    path.write_text(yaml.safe_dump({"run": run_config, "variants": variants, "seeds": [3]}))
-    result = run("ablate", "--config", path, "--out", tmp_path / "out", "--jobs", 2)
-    assert result.returncode == 0, result.stderr
-    for row in ("constant depth", "plain", "etm"):
-        assert re.search(rf"^{row} +\d", result.stdout, re.MULTILINE), result.stdout
-    written = json.loads((tmp_path / "out" / "ablation.json").read_text())
-    own = json.loads((tmp_path / "out" / "etm-3" / "metrics.json").read_text())
-    assert written["variants"]["etm"][0]["abs_rel"] == own["figures"]["abs_rel"]
-    assert "model:\n  name: smalldepth" in (tmp_path / "out" / "plain-3" / "config.yaml").read_text()
-    before = (tmp_path / "out" / "etm-3" / "metrics.json").stat().st_mtime_ns
-    again = run("ablate", "--config", path, "--out", tmp_path / "out")
-    assert again.returncode == 0, again.stderr
-    assert again.stdout == result.stdout
-    assert (tmp_path / "out" / "etm-3" / "metrics.json").stat().st_mtime_ns == before
-
-
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
@@ -157,6 +137,22 @@ def test_errors_are_one_line_and_a_status(config_file):
     missing = run("fit", "--config", "/nowhere.yaml")
     assert missing.returncode == 1
     assert "error: /nowhere.yaml: no such file" in missing.stderr
+
+
+def test_two_processes_train_together_and_resume(config_file, tmp_path):
+    """On a CPU as on several GPUs: one of them validates, saves and reports, and both stop together."""
+    options = [
+        "--set", "devices=2", "--set", f"output={tmp_path / 'out'}", "--set", "loss.levels=[cr]", "--set", "evaluation={}",
+        "--set", "validation.data={name: synthetic, length: 2, seed: 2}", "--set", "data.statistics_images=2",
+    ]  # fmt: skip
+    result = run("fit", "--config", config_file, *options)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("is what the depth node takes") == 1
+    assert "exported the best in validation: iteration 2" in result.stdout
+    assert Checkpoint(tmp_path / "out" / "checkpoint.safetensors").description.provenance["batch"] == "4"
+    again = run("fit", "--config", config_file, *options, "--set", "schedule.iterations=3", "--resume")
+    assert again.returncode == 0, again.stderr
+    assert Checkpoint(tmp_path / "out" / "checkpoint.safetensors").description.provenance["iterations"] == "3"
 
 
 class _Clip(torch.utils.data.Dataset):
@@ -188,7 +184,7 @@ def test_speed_supervises_own_video_unless_told_otherwise(source, speed, overrid
 def test_perfect_motion_measures_as_perfect():
     """A pose network that answers the truth has no error; one that stands still has the truth's own angle."""
     config = load_config(None, ["data.size=[64, 64]", "evaluation.motion={name: synthetic, length: 3}"])
-    measure = Measure(config)
+    measure = Measure(config, config.evaluation)
     dataset = measure._moving
 
     class Known(torch.nn.Module):

@@ -4,21 +4,34 @@ from __future__ import annotations
 
 import os
 import signal
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from lightning_fabric import Fabric
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.utils.data import Dataset
 
+import fadepth_core.training.trainer as trainer_module
 from fadepth_core.data import Sample
+from fadepth_core.models.layers.batch_norm import recompute_batch_norm
 from fadepth_core.runtime.checkpoint import Checkpoint, CheckpointError
 from fadepth_core.runtime.engine import DepthEngine
-from fadepth_core.runtime.network import load_network
+from fadepth_core.runtime.network import load_network, load_training_network
 from fadepth_core.training.config import ConfigError, load_config, read_yaml
 from fadepth_core.training.schedules import EndlessSampler, learning_rate_factor
-from fadepth_core.training.trainer import CHECKPOINT, STATE, Trainer, TrainingError, parameter_groups
+from fadepth_core.training.trainer import (
+    BEST,
+    CHECKPOINT,
+    STATE,
+    Trainer,
+    TrainingError,
+    parameter_groups,
+    step_seed,
+)
 
 SIZE = (64, 96)
 CONFIGS = Path(__file__).parents[2] / "config" / "training"
@@ -200,6 +213,159 @@ def test_weight_decay_spares_scales_and_shifts(tmp_path):
     assert len(decayed["params"]) + len(plain["params"]) == len(names)
 
 
+# ------------------------------------------------------------------------------------------------------------ BatchNorm
+
+
+def spread_behind_drop(network, images):
+    """Variance of what reaches the BatchNorms behind dropped branches at inference, over the one they divide by; median."""
+    norms = [block.project.bn for stage in network.blocks for block in stage]
+    ratios = []
+    hooks = [
+        norm.register_forward_pre_hook(lambda norm, inputs: ratios.append(inputs[0].var((0, 2, 3)) / norm.running_var))
+        for norm in norms
+    ]
+    with torch.no_grad():
+        network.eval()(images)
+    for hook in hooks:
+        hook.remove()
+    return float(torch.cat(ratios).median())
+
+
+def test_what_is_saved_is_normalised_for_inference(tmp_path):
+    """With drop on, survivors are multiplied by 1 / (1 - p), and so is the spread that BatchNorm's running average holds."""
+    options = ["model.residual_drop=0.9", "model.constant_drop=true", "loss.levels=[cr]", "schedule.iterations=20"]
+    trainer = Trainer(config(tmp_path, *options), Waves())
+    trainer.fit()
+    (images,) = trainer._statistics_batches(64)
+    saved = load_training_network(Checkpoint(tmp_path / CHECKPOINT))
+    assert spread_behind_drop(saved, images) == pytest.approx(1, abs=0.1)
+    assert spread_behind_drop(trainer.network, images) < 0.7, "else this test could not fail"
+
+
+def test_measuring_and_saving_leave_training_as_it_is(tmp_path):
+    trainer = Trainer(config(tmp_path, "loss.levels=[cr]"), Waves())
+    trainer.fit()
+    before = {name: value.clone() for name, value in trainer.network.state_dict().items()}
+    trainer._settled = None
+    settled = trainer.settled()
+    assert all(torch.equal(value, before[name]) for name, value in trainer.network.state_dict().items())
+    assert trainer.settled() is settled, "computed once an iteration"
+    assert not settled.training
+    state = torch.load(tmp_path / STATE, weights_only=True)["network"]
+    saved = weights(tmp_path)
+    assert any((saved[name] != state[name].numpy()).any() for name in saved if name.endswith("running_var"))
+    assert all(
+        (saved[name] == state[name].numpy()).all() for name in saved if ".bn." not in name and "_bn." not in name
+    )
+
+
+def test_recomputed_statistics_are_those_of_all_images():
+    """Mean and variance of the whole set, also where batches differ in size and in mean."""
+    network = torch.nn.Sequential(torch.nn.BatchNorm2d(3), torch.nn.Dropout(0.9))
+    images = torch.randn(7, 3, 4, 5, dtype=torch.float64) * torch.arange(1, 8).view(7, 1, 1, 1)
+    recompute_batch_norm(network.double().train(), images.split(3))
+    variance, mean = torch.var_mean(images, (0, 2, 3), correction=0)
+    torch.testing.assert_close(network[0].running_mean, mean, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(network[0].running_var, variance, atol=1e-6, rtol=1e-5)
+    assert not network.training
+
+
+# ------------------------------------------------------------------------------------------- precision, processes, random numbers
+
+
+def movement(output, precision, monkeypatch):
+    """How far the depth network's parameters move in four steps."""
+    monkeypatch.setattr(trainer_module, "GradScaler", partial(torch.amp.GradScaler, init_scale=2.0**20))
+    options = [
+        "loss.levels=[cr]",
+        "pose.network=known",
+        "model.residual_drop=0",
+        f"precision={precision}",
+        "schedule.iterations=4",
+    ]
+    trainer = Trainer(config(output, *options), Waves())
+    start = [parameter.detach().clone() for parameter in trainer.network.parameters()]
+    trainer.fit()
+    pairs = zip(trainer.network.parameters(), start, strict=True)
+    return float(torch.stack([(parameter.detach() - before).norm() for parameter, before in pairs]).norm())
+
+
+@pytest.mark.parametrize("precision", ["16-mixed", "bf16-mixed"])
+def test_half_precision_moves_the_parameters_as_far(tmp_path, precision, monkeypatch):
+    """Gradients are clipped after they are unscaled; else AdamW sees gradients of the size of its ε."""
+    single = movement(tmp_path / "single", "32-true", monkeypatch)
+    assert movement(tmp_path / "half", precision, monkeypatch) == pytest.approx(single, rel=0.2)
+
+
+def test_the_gradient_scale_survives_a_resume(tmp_path):
+    options = ["precision=16-mixed", "loss.levels=[cr]"]
+    trainer = Trainer(config(tmp_path, *options, "schedule.iterations=1"), Waves())
+    trainer.fit()
+    trainer.scaler.update(512.0)
+    trainer.save()
+    resumed = Trainer(config(tmp_path, *options, "schedule.iterations=1"), Waves())
+    resumed.fit(resume=True)
+    assert resumed.scaler.get_scale() == 512.0
+
+
+def test_every_step_of_every_process_draws_its_own_random_numbers(tmp_path, monkeypatch):
+    seeds = {step_seed(seed, rank, iteration) for seed in (0, 1) for rank in range(4) for iteration in range(500)}
+    assert len(seeds) == 2 * 4 * 500
+    drawn = {}
+    for rank in (0, 1):
+        monkeypatch.setattr(Fabric, "global_rank", rank)
+        options = ["loss.levels=[cr]", "schedule.iterations=2"]
+        trainer = Trainer(config(tmp_path / str(rank), *options), Waves())
+        trainer.fit(
+            on_step=lambda progress, rank=rank: drawn.update({(rank, progress.iteration): torch.initial_seed()})
+        )
+    assert len(set(drawn.values())) == 4
+
+
+# -------------------------------------------------------------------------------------------------------------- validation
+
+
+def test_best_and_last_checkpoint_are_kept(tmp_path):
+    """By the lowest AbsRel of a validation, across a resume; the untrained network does not count."""
+    values = iter([0.1, 0.5, 0.3, 0.4])
+
+    def measure(network, pose_net):
+        assert not network.training
+        assert not pose_net.training
+        return {"abs_rel": next(values)}
+
+    options = ["loss.levels=[cr]", "log.evaluate_every=1"]
+    trainer = Trainer(config(tmp_path, *options, "schedule.iterations=2"), Waves(), measure=measure)
+    trainer.fit()
+    assert trainer.best == {"iteration": 2, "abs_rel": 0.3}
+    best = (tmp_path / BEST).read_bytes()
+    assert Checkpoint(tmp_path / BEST).description.provenance["iterations"] == "2"
+    resumed = Trainer(config(tmp_path, *options, "schedule.iterations=3"), Waves(), measure=measure)
+    resumed.fit(resume=True)
+    assert resumed.best == {"iteration": 2, "abs_rel": 0.3}
+    assert (tmp_path / BEST).read_bytes() == best
+    assert Checkpoint(tmp_path / CHECKPOINT).description.provenance["iterations"] == "3"
+    tags = EventAccumulator(str(tmp_path)).Reload().Tags()["scalars"]
+    assert {
+        "validation/abs_rel",
+        "optimizer/learning_rate",
+        "optimizer/gradient_norm_network",
+        "optimizer/gradient_norm_pose_net",
+        "speed/hours_left",
+    } <= set(tags)
+
+
+def test_hyper_parameters_of_the_etm_come_from_the_configuration(tmp_path):
+    """And travel with the checkpoint (Table VII)."""
+    settings = "model.etm={branch_drop: 0.2, element_drop: 0.5, dropconv_scale: 1.5}"
+    trainer = Trainer(config(tmp_path, settings, "schedule.iterations=1", "loss.levels=[cr]"), Waves())
+    trainer.fit()
+    for network in (trainer.network, load_training_network(Checkpoint(tmp_path / CHECKPOINT))):
+        etm = network.ups[0].low.conv.config
+        assert (etm.branch_drop, etm.element_drop, etm.dropconv_scale) == (0.2, 0.5, 1.5)
+    assert load_config(tmp_path / "config.yaml", []) == trainer.config
+
+
 # --------------------------------------------------------------------------------------------------- schedules, configuration
 
 
@@ -245,6 +411,8 @@ def test_configurations_that_ship_can_be_read(path, tmp_path):
         ("model.residual_drop=1.0", "model.residual_drop: Input should be less than 1"),
         ("loss.levels=[lr]", "levels must contain cr"),
         ("loss.levels=[cr, big]", "loss.levels.big"),
+        ("model.etm={branch_drop: 1.0}", "model.etm.ETMSettings.branch_drop: Input should be less than 1"),
+        ("model.etm={p_b: 0.1}", "model.etm.ETMSettings.p_b: Extra inputs are not permitted"),
         ("lr", "--set lr: expected key=value"),
         ("seed.x=1", "--set seed.x=1: 'seed' holds 3, it has no keys below it"),
     ],
