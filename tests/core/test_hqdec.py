@@ -12,6 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fadepth_core.data import Sample
+from fadepth_core.losses import LevelWeights, PyramidLoss
+from fadepth_core.losses.feature import feature_loss
 from fadepth_core.models import HQDecv2, build_model
 from fadepth_core.models.complexity import complexity, parameter_count
 from fadepth_core.models.depth_network import PIXEL_MEAN, PIXEL_STD
@@ -298,3 +301,29 @@ def test_depth_of_a_smooth_scene_has_no_grid(timm):
     network = HQDecv2().train()
     with torch.no_grad():
         assert max(border_ratios(network(scenes(2, 128, 416, coarsest_only=True)).disparities[0])) < 1.5
+
+
+def test_level_lr_trains_with_flow_taken_where_the_features_are(timm):
+    """64x96 halves to 32x48, no multiple of 32; and the feature loss looks at odd pixels, on which its features are centred."""
+    torch.manual_seed(0)
+    network = HQDecv2().train()
+    sample = Sample(
+        torch.rand(1, 3, 3, 64, 96),
+        torch.tensor([[[80.0, 0, 47.5], [0, 80.0, 31.5], [0, 0, 1]]]),
+        torch.tensor([0.1]),
+        ["noise"],
+        poses=torch.eye(4).repeat(1, 3, 1, 1),
+    )
+    levels = {"cr": LevelWeights(1.0), "lr": LevelWeights(0.5)}
+    report = PyramidLoss(network, None, (64, 96), levels)(sample, torch.Tensor.backward)
+    assert torch.isfinite(report.total)
+    assert report.levels["lr"].feature > 0
+
+
+def test_the_feature_loss_samples_flow_and_weight_at_the_features_centres():
+    features = torch.rand(1, 4, 3, 4, generator=torch.Generator().manual_seed(0))
+    for offset in (0, 1):
+        weight, flow = torch.ones(1, 1, 6, 8), torch.full((1, 2, 6, 8), 100.0)
+        flow[..., offset::2, offset::2] = 0
+        assert feature_loss(features, features, flow, weight, offset) == pytest.approx(0, abs=1e-6)
+        assert feature_loss(features, features, flow, weight, 1 - offset) == pytest.approx(1)
