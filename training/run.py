@@ -114,6 +114,8 @@ def fit(args: argparse.Namespace) -> None:
         print(
             f"exported the best in validation: iteration {result.best['iteration']}, AbsRel {result.best['abs_rel']:.4f}"
         )
+    else:
+        print("exported the network after the last iteration: without validation there is no best one")
     print(f"{result.checkpoint} is what the depth node takes: --ros-args -p checkpoint:={result.checkpoint}")
 
 

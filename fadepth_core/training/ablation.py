@@ -27,7 +27,7 @@ from fadepth_core.evaluation.baselines import ConstantDepth
 from fadepth_core.evaluation.metrics import DepthMetrics
 from fadepth_core.training.config import ConfigError, TrainConfig, load_config, read_yaml, validated
 from fadepth_core.training.fit import METRICS, choose_protocol, test_set
-from fadepth_core.training.trainer import STATE, TrainingError
+from fadepth_core.training.trainer import CONFIG, STATE, TrainingError
 
 #: Metrics that the printed table shows, with their headings.
 _COLUMNS = {"abs_rel": "AbsRel", "sq_rel": "SqRel", "rmse": "RMSE", "rmse_log": "RMSElog", "d1": "d<1.25"}
@@ -136,8 +136,20 @@ def ablate(
 
     constant = evaluate(ConstantDepth(), test_set(first, first.evaluation), choose_protocol(first.evaluation))
     table = {"constant": vars(constant.metrics), "seeds": config.seeds, "variants": figures, "paper": paper}
-    (output / TABLE).write_text(json.dumps(table, indent=1), encoding="utf-8")
+    _write_table(output / TABLE, table)
     return _format_table(vars(constant.metrics), figures, paper)
+
+
+def _write_table(path: Path, table: dict[str, Any]) -> None:
+    """Write the figures; those that an earlier call with the same seeds left of other variants are kept (`only`)."""
+    if path.is_file():
+        earlier = json.loads(path.read_text(encoding="utf-8"))
+        if earlier.get("seeds") == table["seeds"]:
+            table = {
+                **table,
+                **{key: {**earlier.get(key, {}), **table[key]} for key in ("variants", "paper")},
+            }
+    path.write_text(json.dumps(table, indent=1), encoding="utf-8")
 
 
 def _check_runs(path: Path, config: AblationConfig, shared: Path, overrides: Sequence[str]) -> TrainConfig:
@@ -188,8 +200,13 @@ def _format_table(
 def _train(
     folder: Path, config: Path, changes: list[str], fit_command: Sequence[str], threads: int
 ) -> dict[str, float]:
-    """One run's figures."""
+    """One run's figures.
+
+    Raises:
+        TrainingError: the run failed, or the folder holds a run of another configuration.
+    """
     metrics = folder / METRICS
+    _check_same_run(folder, load_config(config, changes))
     if not metrics.is_file():
         folder.mkdir(parents=True, exist_ok=True)
         log = folder / "log.txt"
@@ -204,6 +221,24 @@ def _train(
         if done.returncode:
             raise TrainingError(f"{folder.name} failed with status {done.returncode}; see {log}")
     return json.loads(metrics.read_text(encoding="utf-8"))["figures"]
+
+
+def _check_same_run(folder: Path, wanted: TrainConfig) -> None:
+    """Raises TrainingError where `folder` holds a run, finished or not, that was not configured as `wanted`."""
+    path = folder / CONFIG
+    if not path.is_file():
+        return
+    try:
+        found = load_config(path, [])
+    except ConfigError as error:
+        raise TrainingError(f"{folder}: holds a run of another version; choose another --out ({error})") from error
+    if wanted.loss.speed is None:  # decided by the data when the run started
+        wanted = wanted.model_copy(update={"loss": wanted.loss.model_copy(update={"speed": found.loss.speed})})
+    if found != wanted:
+        changed = sorted(key for key in type(wanted).model_fields if getattr(found, key) != getattr(wanted, key))
+        raise TrainingError(
+            f"{folder}: holds a run with other settings ({', '.join(changed)}); choose another --out, or delete it"
+        )
 
 
 def _mean(results: Sequence[dict[str, float]], column: str) -> str:

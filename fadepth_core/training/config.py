@@ -118,7 +118,9 @@ class ModelConfig(_Strict):
     residual_drop: float = Field(0.9, ge=0, lt=1, description="P_A of Table V")
     downsample_drop: float = Field(0.0, ge=0, lt=1, description="P_B of Table V")
     constant_drop: bool = False
-    etm: Literal[tuple(ETM_VARIANTS)] | ETMSettings | None = "etm#"
+    etm: Literal[tuple(ETM_VARIANTS)] | ETMSettings | None = Field(
+        "etm#", description="for every network that takes it; null for the paper's plain ResNet-18 and MobileNetV3"
+    )
 
     @property
     def options(self) -> dict[str, Any]:
@@ -134,6 +136,8 @@ class ModelConfig(_Strict):
 
     @model_validator(mode="after")
     def _check_options(self) -> ModelConfig:
+        if self.weights is not None and self.start is not None:
+            raise ValueError("weights: start replaces all weights; give one of the two")
         for key in {key for keys in _OPTIONS.values() for key in keys} - set(self._own_options):
             # A run's saved configuration names every key, so only values that differ from the default count as set.
             if getattr(self, key) != type(self).model_fields[key].default:
@@ -146,6 +150,12 @@ class PoseConfig(_Strict):
         "fbnetv3_b", description="'known' takes the camera motion from the data instead of learning it"
     )
     weights: Path | None = Field(None, description="ImageNet weights for fbnetv3_b, a local file")
+
+    @model_validator(mode="after")
+    def _check_weights(self) -> PoseConfig:
+        if self.weights is not None and self.network != "fbnetv3_b":
+            raise ValueError(f"weights are for fbnetv3_b, not for {self.network}")
+        return self
 
 
 class LevelConfig(_Strict):
@@ -224,6 +234,8 @@ class LossConfig(_Strict):
     def _check_levels(cls, levels: dict) -> dict:
         if "cr" not in levels:
             raise ValueError("levels must contain cr, with which the others are compared")
+        if levels["cr"].feature or levels["cr"].disparity:
+            raise ValueError("level cr has no consistency terms: it would be compared with itself")
         return levels
 
     @field_validator("levels", mode="before")
@@ -280,15 +292,17 @@ class ValidationConfig(EvaluationConfig):
 class LogConfig(_Strict):
     every: int = Field(50, ge=1, description="iterations between two points of a curve")
     images_every: int = Field(1000, ge=1)
-    save_every: int = Field(1000, ge=1)
-    evaluate_every: int = Field(5000, ge=1, description="iterations between two validations")
+    save_every: int = Field(1000, ge=1, description="iterations between two states to resume from")
+    evaluate_every: int = Field(
+        5000, ge=1, description="iterations between two validations, each followed by saving the checkpoint"
+    )
 
 
 class TrainConfig(_Strict):
     """A run."""
 
     output: Path = Path("runs/fadepth")
-    seed: int = 0
+    seed: int = Field(0, ge=0)
     precision: Literal["32-true", "16-mixed", "bf16-mixed"] = Field("32-true", description="of the networks")
     devices: int = Field(1, ge=1, description="processes, one GPU each where there are GPUs")
     accumulate: int = Field(1, ge=1, description="batches per optimiser step")
@@ -309,7 +323,11 @@ class TrainConfig(_Strict):
         alone = not any(self.loss.base.model_dump().values()) and self.loss.levels.keys() == {"cr"} and not self.teacher
         if self.data.paste and not alone:
             raise ValueError("data.paste: a pasted strip has no neighbouring frames; it goes with loss.depth alone")
+        if self.loss.speed and self.pose.network == "known":
+            raise ValueError("loss.speed: with known poses there is no motion to correct")
         resized = sorted({"lr", "hr"} & self.loss.levels.keys())
+        if self.loss.rescale_to_cr and not resized:
+            raise ValueError("loss.rescale_to_cr: there is neither level lr nor level hr")
         if self.data.focal_length is not None and resized:
             # They teach that depth does not depend on the picture's size in pixels; one focal length in pixels, that it does.
             raise ValueError(f"data.focal_length does not go with levels of another size: {', '.join(resized)}")

@@ -2,7 +2,7 @@
 
 checkpoint.safetensors    the network after the last iteration, in training form; best.safetensors  the best in validation
 depth.safetensors, .onnx  the best one (without validation: the last), fused: what a robot needs
-pose.safetensors          the pose network, where one was trained
+pose.safetensors          the pose network after the last iteration, where one was trained
 config.yaml  metrics.json  pictures.png  state.pt (to resume)  events.out.* (TensorBoard)
 """
 
@@ -80,7 +80,7 @@ def fit(
     # Both before training, so that a mistake in what is named shows at once.
     validation, test = Measure(config, config.validation), Measure(config, config.evaluation)
     augment = Augmentation(**config.data.augment.model_dump())
-    trainer = Trainer(config, dataset, augment, validation)
+    trainer = Trainer(config, dataset, augment, validation if validation.measures_anything else None)
     path = trainer.fit(resume, on_step)
     if not trainer.fabric.is_global_zero:
         return None
@@ -140,7 +140,8 @@ def choose_protocol(config: EvaluationConfig) -> Protocol:
         ConfigError: no such protocol.
     """
     if config.protocol not in PROTOCOLS:
-        raise ConfigError(f"evaluation.protocol: no protocol '{config.protocol}'; there are {', '.join(PROTOCOLS)}")
+        section = "validation" if isinstance(config, ValidationConfig) else "evaluation"
+        raise ConfigError(f"{section}.protocol: no protocol '{config.protocol}'; there are {', '.join(PROTOCOLS)}")
     protocol = PROTOCOLS[config.protocol]
     return protocol if config.scaling is None else replace(protocol, scaling=config.scaling)
 
@@ -163,6 +164,10 @@ class Measure:
             if config.data.focal_length is not None:
                 self._moving = AtFocalLength(self._moving, config.data.focal_length, config.data.size[1])
 
+    @property
+    def measures_anything(self) -> bool:
+        return self._images is not None or self._moving is not None
+
     def __call__(self, network: nn.Module, pose_net: nn.Module | None) -> dict[str, float]:
         """Figures by name, of networks in evaluation mode."""
         return self._figures(None if self._images is None else self._evaluate(network), pose_net)
@@ -181,7 +186,8 @@ class Measure:
         """
         evaluation = None if self._images is None else self._evaluate(network)
         figures = self._figures(evaluation, pose_net)
-        summary = {"iterations": self._config.schedule.iterations, "best_validation": best, "figures": figures}
+        iterations = self._config.schedule.iterations if best is None else best["iteration"]
+        summary = {"iterations": iterations, "best_validation": best, "figures": figures}
         if evaluation is not None:
             summary |= evaluation.to_dict()
             comparisons = compare_evenly(self._predictor(network), self._images, self._protocol)

@@ -48,13 +48,16 @@ from fadepth_core.training.teacher import Distillation, build_apx, load_teacher
 from fadepth_core.training.workers import start_worker
 
 STATE = "state.pt"
+CONFIG = "config.yaml"
 CHECKPOINT = "checkpoint.safetensors"
 BEST = "best.safetensors"
 POSE_NET = "pose.safetensors"
 #: The measure by which the best checkpoint is chosen; lower is better.
 SELECTED_BY = "abs_rel"
-#: Images per pass when BatchNorm's statistics are recomputed.
-_STATISTICS_BATCH = 16
+#: Pixels per pass when BatchNorm's statistics are recomputed: 32 images of 128x416.
+_STATISTICS_PIXELS = 32 * 128 * 416
+#: Images from which the BatchNorms of a deployment checkpoint, which has none, are rebuilt.
+_START_IMAGES = 128
 
 
 class TrainingError(RuntimeError):
@@ -90,10 +93,12 @@ class _Keyed(Dataset):
 def statistics_images(dataset: Dataset, augment, config: TrainConfig) -> Tensor:
     """Middle frames as training looks at them, spread evenly over the data set: uint8 [N, 3, H, W], the same in every run.
 
-    BatchNorm's statistics are computed over these.
+    BatchNorm's statistics are computed over these. They are shuffled: in the data set's own order a batch would hold one data
+    set of a mixture, or one clip, and normalise it by its own statistics instead of those of all images.
     """
     count = min(config.data.statistics_images, len(dataset))
-    indices = np.linspace(0, len(dataset) - 1, count).round().astype(int).tolist()
+    indices = np.linspace(0, len(dataset) - 1, count).round().astype(int)
+    indices = np.random.default_rng(0).permutation(indices).tolist()
     loader = DataLoader(
         _Keyed(dataset, augment, config.data),
         batch_size=None,
@@ -208,7 +213,7 @@ class Trainer:
         self._stop = False
         self._settled: tuple[int, nn.Module] | None = None
         self._statistics: Tensor | None = None
-        # Now, while the files are what is loaded; a save must not need them.
+        # Read now: the files may be gone or replaced when a checkpoint is saved.
         self._origins = _origins(config)
 
         torch.manual_seed(config.seed)
@@ -247,7 +252,7 @@ class Trainer:
             elif not isinstance(network, SmallDepth):
                 raise ValueError("of a deployment checkpoint only SmallDepth can be trained on")
             else:
-                network.load_fused(load_network(checkpoint), next(self._statistics_batches(32)))
+                network.load_fused(load_network(checkpoint), next(self._statistics_batches(_START_IMAGES)))
         except (ValueError, RuntimeError) as error:
             raise CheckpointError(f"{checkpoint.path}: not the weights of this network: {error}") from error
 
@@ -256,7 +261,8 @@ class Trainer:
         if self._statistics is None:
             self._statistics = statistics_images(self._dataset, self._augment, self.config)
         device = next(self.network.parameters()).device
-        for images in self._statistics.split(size):
+        # Equal parts: BatchNorm cannot normalise a last batch of a single image.
+        for images in self._statistics.tensor_split(math.ceil(len(self._statistics) / size)):
             yield normalise(images.to(device, memory_format=torch.channels_last).float() / 255)
 
     def settled(self) -> nn.Module:
@@ -266,7 +272,8 @@ class Trainer:
         """
         if self._settled is None or self._settled[0] != self.iteration:
             network = copy.deepcopy(self.network)
-            recompute_batch_norm(network, self._statistics_batches(_STATISTICS_BATCH))
+            height, width = self.config.data.size
+            recompute_batch_norm(network, self._statistics_batches(max(8, _STATISTICS_PIXELS // (height * width))))
             self._settled = (self.iteration, network)
         return self._settled[1]
 
@@ -291,7 +298,7 @@ class Trainer:
         network, pose_net = self._set_up()
         if resume:
             self._load_state()
-        save_config(config, self.output / "config.yaml")
+        save_config(config, self.output / CONFIG)
         loss_of = self._pyramid_loss(network, pose_net)
         data = batches(
             self._dataset,
@@ -309,28 +316,32 @@ class Trainer:
         ):
             if self.iteration == 0:
                 self._validate(log)  # what is learned shows against what there was
-            since, images, waited = time.perf_counter(), 0, 0.0
+            since, images, waited, steps = time.perf_counter(), 0, 0.0, 0
             while self.iteration < config.schedule.iterations:
                 started = time.perf_counter()
                 report, waiting = self._step(data, loss_of)
                 seconds = time.perf_counter() - started
                 waited += waiting
                 images += config.data.batch_size * config.accumulate * self.fabric.world_size
+                steps += 1
                 if main and self.iteration % config.log.every == 0:
                     span = time.perf_counter() - since
-                    self._log(log, bar, report, images / span, waited / span, span / config.log.every)
-                    since, images, waited = time.perf_counter(), 0, 0.0
+                    self._log(log, bar, report, images / span, waited / span, span / steps)
+                    since, images, waited, steps = time.perf_counter(), 0, 0.0, 0
                 if main and report.views is not None and self.iteration % config.log.images_every == 0:
                     _log_views(log, report, self.iteration)
                 bar.update()
                 if on_step is not None:
                     on_step(Progress(self.iteration, float(report.total), seconds, waiting))
                 last = self.iteration == config.schedule.iterations
-                if last or self.iteration % config.log.evaluate_every == 0:
+                validated = last or self.iteration % config.log.evaluate_every == 0
+                if validated:
                     self._validate(log)
-                if self._stop or self.iteration % config.log.save_every == 0:
+                if validated or self._stop:  # so that the best checkpoint and the state agree on which it is
                     self.save()
-                if self._stop:
+                elif self.iteration % config.log.save_every == 0:
+                    self._save_state()
+                if self._stop and not last:
                     raise KeyboardInterrupt
             return self.save()
 
@@ -430,6 +441,12 @@ class Trainer:
                 save_pose_net(
                     self.output / POSE_NET, self.pose_net, self.config.pose.network, data.size, data.focal_length
                 )
+        self._save_state()
+        return path
+
+    def _save_state(self) -> None:
+        """Write what a resumed run needs."""
+        if self.fabric.is_global_zero:
             state = {
                 "iteration": self.iteration,
                 "network": self.network.state_dict(),
@@ -441,7 +458,6 @@ class Trainer:
             }
             write_atomically(self.output / STATE, lambda part: torch.save(state, part))
         self.fabric.barrier()
-        return path
 
     def _save_checkpoint(self, path: Path) -> None:
         weights = {name: value.cpu().numpy() for name, value in self.settled().state_dict().items()}
@@ -454,17 +470,33 @@ class Trainer:
         try:
             # weights_only: tensors and plain containers, no code.
             state = torch.load(path, map_location="cpu", weights_only=True)
+            self._check_state(state)
+            configured = [group["full_lr"] for group in self.optimizer.param_groups]
             self.network.load_state_dict(state["network"])
             if self.pose_net is not None:
                 self.pose_net.load_state_dict(state["pose_net"])
             if self.apx is not None:
                 self.apx.load_state_dict(state["apx"])
             self.optimizer.load_state_dict(state["optimizer"])
+            for group, full_lr in zip(self.optimizer.param_groups, configured, strict=True):
+                group["full_lr"] = full_lr  # the optimiser's state has the one before a change of the configuration
             if self.scaler is not None:
                 self.scaler.load_state_dict(state["scaler"])
             self.iteration, self.best = state["iteration"], state["best"]
         except (pickle.UnpicklingError, RuntimeError, KeyError, TypeError, ValueError, EOFError, OSError) as error:
             raise TrainingError(f"{path}: not the state of this run: {error}") from error
+
+    def _check_state(self, state: dict) -> None:
+        """Raises ValueError where a resumed run would not be the one that was saved."""
+        if missing := {"iteration", "network", "pose_net", "apx", "optimizer", "scaler", "best"} - state.keys():
+            raise ValueError(f"it lacks {', '.join(sorted(missing))}; an older version wrote it, start a new run")
+        for name, own, setting in (
+            ("scaler", self.scaler, "precision"),
+            ("pose_net", self.pose_net, "pose.network"),
+            ("apx", self.apx, "teacher"),
+        ):
+            if (own is None) != (state[name] is None):
+                raise ValueError(f"it was saved with another {setting}")
 
     def description(self) -> Description:
         """What the checkpoint says of itself."""
@@ -545,7 +577,7 @@ class Trainer:
             log.add_scalar(f"validation/{name}", value, self.iteration)
         if measures:
             tqdm.write(f"iteration {self.iteration}: " + ", ".join(f"{k} {v:.4f}" for k, v in measures.items()))
-        # An untrained network is nobody's best.
+        # An untrained network is never the best, even if training makes it worse.
         trained = self.iteration > 0 or self.config.model.start is not None
         if trained and SELECTED_BY in measures and self._is_best(measures[SELECTED_BY]):
             self.best = {"iteration": self.iteration, SELECTED_BY: measures[SELECTED_BY]}

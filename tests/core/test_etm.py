@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from fadepth_core.models.layers.drop import DropBranch, ScheduledRate, set_drop_progress
+from fadepth_core.models.layers.drop import DropBranch, ScheduledRate, set_drop_progress, shared_masks
 from fadepth_core.models.layers.etm import (
     ETM_VARIANTS,
     ETMConfig,
@@ -204,3 +204,17 @@ def test_schedule_is_linear_and_survives_resume():
 def test_rate_one_is_refused():
     with pytest.raises(ValueError, match=r"\[0, 1\), got 1.0"):
         ScheduledRate(1.0)
+
+
+def test_shared_masks_hold_for_every_pass_inside_and_for_none_outside():
+    """Branch and element masks of an ETM, and the samples' masks of a drop function of the same batch size."""
+    torch.manual_seed(0)
+    etm = ETMConv2d(4, 4, 3, config=ETMConfig(branch_drop=0.5, element_drop=0.5, constant_rate=True)).train()
+    drop = DropBranch(0.5, constant=True).train()
+    network, x, ones = torch.nn.ModuleList([etm, drop]), torch.randn(2, 4, 8, 8), torch.ones(32, 1)
+    with shared_masks(network):
+        assert torch.equal(etm(x), etm(x))
+        assert torch.equal(drop(ones), drop(ones))
+        assert drop(torch.ones(8, 1)).shape == (8, 1), "another batch size has a mask of its own"
+    assert not torch.equal(etm(x), etm(x))
+    assert not torch.equal(drop(ones), drop(ones))

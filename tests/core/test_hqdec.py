@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fadepth_core.data import Sample
+from fadepth_core.geometry import motion_from_vector
 from fadepth_core.losses import LevelWeights, PyramidLoss
 from fadepth_core.losses.feature import feature_loss
 from fadepth_core.models import HQDecv2, build_model
@@ -312,12 +313,18 @@ def test_level_lr_trains_with_flow_taken_where_the_features_are(timm):
         torch.tensor([[[80.0, 0, 47.5], [0, 80.0, 31.5], [0, 0, 1]]]),
         torch.tensor([0.1]),
         ["noise"],
-        poses=torch.eye(4).repeat(1, 3, 1, 1),
+        poses=torch.stack([motion_from_vector(torch.tensor([0.0, 0.05 * i, 0, 0, 0, 0])) for i in range(3)])[None],
     )
     levels = {"cr": LevelWeights(1.0), "lr": LevelWeights(0.5)}
-    report = PyramidLoss(network, None, (64, 96), levels)(sample, torch.Tensor.backward)
-    assert torch.isfinite(report.total)
-    assert report.levels["lr"].feature > 0
+
+    def feature_terms():
+        report = PyramidLoss(network, None, (64, 96), levels)(sample, torch.Tensor.backward)
+        assert torch.isfinite(report.total)
+        return [float(report.levels[name].feature) for name in levels]
+
+    odd = feature_terms()
+    network.feature_offset = 0
+    assert all(a != pytest.approx(b, rel=1e-4) for a, b in zip(odd, feature_terms(), strict=True))
 
 
 def test_the_feature_loss_samples_flow_and_weight_at_the_features_centres():

@@ -65,6 +65,9 @@ def test_each_variant_is_trained_once_and_compared(tmp_path):
     assert again.returncode == 0, again.stderr
     assert again.stdout == result.stdout
     assert (tmp_path / "out" / "etm-3" / "metrics.json").stat().st_mtime_ns == before
+    other = run("--config", path, "--out", tmp_path / "out", "--set", "schedule.iterations=3")
+    assert other.returncode == 1
+    assert re.search(r"error: .*plain-3: holds a run with other settings \(schedule\); choose another --out", other.stderr)
 
 
 def test_the_papers_row_is_below_the_variants(tmp_path):
@@ -91,6 +94,8 @@ def test_only_named_variants_are_trained(tmp_path):
     unknown = run("--config", tmp_path / "variants.yaml", "--out", tmp_path / "other", "--only", "etm", "emt")
     assert unknown.returncode == 1
     assert "no variant emt; there are plain, etm" in unknown.stderr
+    ablate(tmp_path / "variants.yaml", [], tmp_path / "out", command, 1, only=["plain"])
+    assert json.loads((tmp_path / "out" / "ablation.json").read_text())["variants"].keys() == {"plain", "etm"}
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from dataclasses import replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -242,6 +243,28 @@ def test_what_is_saved_is_normalised_for_inference(tmp_path):
     assert spread_behind_drop(trainer.network, images) < 0.7, "else this test could not fail"
 
 
+class TwoLooks(Waves):
+    """A mixture in order: dark pictures, then bright ones."""
+
+    def __len__(self):
+        return 160
+
+    def __getitem__(self, index):
+        sample = super().__getitem__(index)
+        factor = 0.3 if index < 80 else 1.0
+        return replace(sample, frames=factor * sample.frames)
+
+
+def test_a_start_from_a_mixture_answers_as_its_checkpoint(tmp_path):
+    """Whatever the order of the data: statistics are those of all images, not of the data set that comes first."""
+    shipped = Checkpoint()
+    trainer = Trainer(config(tmp_path, f"model.start={shipped.path}", "data.statistics_images=128"), TwoLooks())
+    (images,) = trainer._statistics_batches(128)
+    with torch.no_grad():
+        expected, found = load_network(shipped)(images), trainer.settled()(images).disparities[0]
+    assert float((found / expected).log().abs().mean()) < 0.03
+
+
 def test_measuring_and_saving_leave_training_as_it_is(tmp_path):
     trainer = Trainer(config(tmp_path, "loss.levels=[cr]"), Waves())
     trainer.fit()
@@ -355,6 +378,32 @@ def test_best_and_last_checkpoint_are_kept(tmp_path):
     } <= set(tags)
 
 
+def test_a_state_of_another_run_is_refused_with_the_reason(tmp_path):
+    options = ["loss.levels=[cr]", "schedule.iterations=1"]
+    Trainer(config(tmp_path, *options), Waves()).fit()
+    for override, message in (("precision=bf16-mixed", None), ("precision=16-mixed", "saved with another precision"),
+                              ("pose.network=known", "saved with another pose.network")):  # fmt: skip
+        resumed = Trainer(config(tmp_path, *options, override), Waves())
+        if message is None:
+            resumed.fit(resume=True)
+        else:
+            with pytest.raises(TrainingError, match=message):
+                resumed.fit(resume=True)
+    state = torch.load(tmp_path / STATE, weights_only=True)
+    del state["best"]
+    torch.save(state, tmp_path / STATE)
+    with pytest.raises(TrainingError, match="it lacks best; an older version wrote it, start a new run"):
+        Trainer(config(tmp_path, *options), Waves()).fit(resume=True)
+
+
+def test_a_resumed_run_takes_a_changed_learning_rate(tmp_path):
+    options = ["loss.levels=[cr]", "schedule.warmup=0", "schedule.final=1.0"]
+    Trainer(config(tmp_path, *options, "schedule.iterations=1"), Waves()).fit()
+    resumed = Trainer(config(tmp_path, *options, "schedule.iterations=2", "optimizer.lr=3e-5"), Waves())
+    resumed.fit(resume=True)
+    assert resumed.optimizer.param_groups[0]["lr"] == pytest.approx(3e-5)
+
+
 def test_hyper_parameters_of_the_etm_come_from_the_configuration(tmp_path):
     """And travel with the checkpoint (Table VII)."""
     settings = "model.etm={branch_drop: 0.2, element_drop: 0.5, dropconv_scale: 1.5}"
@@ -402,6 +451,36 @@ def test_configurations_that_ship_can_be_read(path, tmp_path):
         load_config(tmp_path / "run.yaml", changes)
 
 
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_configurations_measure_on_scenes_that_they_do_not_train_on(path):
+    """Rendered scenes follow from preset and seed."""
+    run = read_yaml(path)
+    run = run.get("run", run)
+
+    def scenes(source, seed):
+        return (source.get("preset", "driving"), source.get("seed", seed))
+
+    trained = {scenes(source, 0) for source in run["data"]["train"] if source["name"] == "synthetic"}
+    measured = [run[section]["data"] for section in ("validation", "evaluation") if section in run]
+    measured = [scenes(source, 1) for source in measured if source["name"] == "synthetic"]
+    assert not trained & set(measured)
+    assert len(set(measured)) == len(measured), "validation and evaluation"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["loss.rescale_to_cr=true", "loss.levels=[cr, flip]"], "there is neither level lr nor level hr"),
+        (["loss.speed=0.1", "pose.network=known"], "with known poses there is no motion to correct"),
+        (["pose.weights=x.pth", "pose.network=small"], "weights are for fbnetv3_b, not for small"),
+        (["model.name=resnet18", "model.weights=x.pth", "model.start=y.safetensors"], "start replaces all weights"),
+    ],
+)
+def test_settings_without_effect_are_refused(overrides, message):
+    with pytest.raises(ConfigError, match=message):
+        load_config(None, overrides)
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [
@@ -411,6 +490,8 @@ def test_configurations_that_ship_can_be_read(path, tmp_path):
         ("model.residual_drop=1.0", "model.residual_drop: Input should be less than 1"),
         ("loss.levels=[lr]", "levels must contain cr"),
         ("loss.levels=[cr, big]", "loss.levels.big"),
+        ("loss.levels={cr: {feature: 0.1}}", "level cr has no consistency terms"),
+        ("seed=-1", "seed: Input should be greater than or equal to 0"),
         ("model.etm={branch_drop: 1.0}", "model.etm.ETMSettings.branch_drop: Input should be less than 1"),
         ("model.etm={p_b: 0.1}", "model.etm.ETMSettings.p_b: Extra inputs are not permitted"),
         ("lr", "--set lr: expected key=value"),
