@@ -255,14 +255,15 @@ class TwoLooks(Waves):
         return replace(sample, frames=factor * sample.frames)
 
 
-def test_a_start_from_a_mixture_answers_as_its_checkpoint(tmp_path):
-    """Whatever the order of the data: statistics are those of all images, not of the data set that comes first."""
+def test_a_start_from_a_mixture_answers_as_its_checkpoint(tmp_path, monkeypatch):
+    """Whatever the order of the data: statistics are those of all images, not of one data set in each batch."""
+    monkeypatch.setattr(trainer_module, "_STATISTICS_PIXELS", 16 * SIZE[0] * SIZE[1])
     shipped = Checkpoint()
     trainer = Trainer(config(tmp_path, f"model.start={shipped.path}", "data.statistics_images=128"), TwoLooks())
     (images,) = trainer._statistics_batches(128)
     with torch.no_grad():
         expected, found = load_network(shipped)(images), trainer.settled()(images).disparities[0]
-    assert float((found / expected).log().abs().mean()) < 0.03
+    assert float((found / expected).log().abs().mean()) < 0.05
 
 
 def test_measuring_and_saving_leave_training_as_it_is(tmp_path):
