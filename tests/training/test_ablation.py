@@ -67,7 +67,9 @@ def test_each_variant_is_trained_once_and_compared(tmp_path):
     assert (tmp_path / "out" / "etm-3" / "metrics.json").stat().st_mtime_ns == before
     other = run("--config", path, "--out", tmp_path / "out", "--set", "schedule.iterations=3")
     assert other.returncode == 1
-    assert re.search(r"error: .*plain-3: holds a run with other settings \(schedule\); choose another --out", other.stderr)
+    assert re.search(
+        r"error: .*plain-3: holds a run with other settings \(schedule\); choose another --out", other.stderr
+    )
 
 
 def test_the_papers_row_is_below_the_variants(tmp_path):
