@@ -54,9 +54,9 @@ class LevelWeights:
     disparities are.
 
     How strong the features' term may be was measured (rendered streets, 64x96, 300 iterations of 2, levels cr and lr, AbsRel;
-    without the term 0.49 to 0.50, a constant depth 0.72): "softmax_sigmoid" at temperature 1 0.76, at 5 0.65, at 10 0.52; standardised
-    maps and lines at temperature 8 0.75 and 0.79. Stronger terms make the features, and with them depth, nearly constant, although
-    their gradient is smaller than that of the level's own loss.
+    without the term 0.49 to 0.50, a constant depth 0.72): "softmax_sigmoid" at temperature 1 0.76, at 5 0.65, at 8 0.53 (with flip
+    and color), at 10 0.52; standardised maps and lines at temperature 8 0.75 and 0.79. Stronger terms make the features, and with
+    them depth, nearly constant, although their gradient is smaller than that of the level's own loss.
     """
 
     loss: float
