@@ -225,7 +225,7 @@ class LossConfig(_Strict):
         False, description="outputs of levels lr and hr are brought to the size of cr before their losses (Table VIII)"
     )
     share_masks: bool = Field(
-        True, description="one draw of the drop masks for all levels of a batch instead of one for each level"
+        False, description="one draw of the drop masks for all levels of a batch instead of one for each level"
     )
     joint: bool = Field(False, description="one backward pass over all levels instead of one after each")
 

@@ -567,7 +567,7 @@ def test_all_levels_are_as_sharp_as_what_is_deployed():
         np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
-def test_levels_share_their_drop_masks_unless_told_otherwise():
+def test_levels_share_their_drop_masks_where_asked():
     """A network that commutes with mirroring, but for its drop: with one mask for all levels flip finds no difference."""
 
     class Dropping(PointwiseDepth):
@@ -583,8 +583,8 @@ def test_levels_share_their_drop_masks_unless_told_otherwise():
     torch.manual_seed(0)
     network, batch = Dropping().double().train(), scene_sample(copies=4)
     levels = {"cr": LevelWeights(1.0), "flip": LevelWeights(1.0, 0.1, 0.5)}
-    shared = PyramidLoss(network, None, SIZE, levels)(batch, torch.Tensor.backward).levels["flip"]
-    own = PyramidLoss(network, None, SIZE, levels, share_masks=False)(batch, torch.Tensor.backward).levels["flip"]
+    shared = PyramidLoss(network, None, SIZE, levels, share_masks=True)(batch, torch.Tensor.backward).levels["flip"]
+    own = PyramidLoss(network, None, SIZE, levels)(batch, torch.Tensor.backward).levels["flip"]
     assert shared.feature_consistency < 1e-14
     assert own.feature_consistency > 0.1
     draws = [network.drop(torch.ones(64, 1)) for _ in range(2)]
