@@ -11,6 +11,7 @@ import numpy as np
 
 from fadepth_core.data.errors import DataError
 from fadepth_core.data.images import read_rgb
+from fadepth_core.data.sample import evenly_spread
 from fadepth_core.data.video import CAMERA, PICTURES, VIDEOS, own_cameras, pictures_in
 
 
@@ -74,7 +75,7 @@ class Frames:
     def evenly(self, count: int) -> list[np.ndarray]:
         """Up to `count` pictures, spread evenly from the first to the last."""
         available = self.count()
-        picks = set(np.linspace(0, available - 1, min(count, available)).round().astype(int).tolist())
+        picks = set(evenly_spread(available, count))
         if not self.is_video:
             return [read_rgb(self._files[number]) for number in sorted(picks)]
         return [image for number, (_, image) in enumerate(self) if number in picks]

@@ -55,6 +55,11 @@ class Sample:
         return Sample(**changed)
 
 
+def evenly_spread(length: int, count: int) -> list[int]:
+    """Up to `count` indices of a sequence of `length`, spread evenly from its first item to its last."""
+    return np.linspace(0, length - 1, min(count, length)).round().astype(int).tolist()
+
+
 def collate(samples: Sequence[Sample]) -> Sample:
     """Stack samples into a batch. What one of them lacks, the batch lacks."""
     batch = {}

@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from fadepth_core.data.errors import DataError
-from fadepth_core.data.sample import Sample, collate
+from fadepth_core.data.sample import Sample, collate, evenly_spread
 from fadepth_core.geometry import area_average, rotation_error, translation_direction_error
 from fadepth_core.losses import Motions, normalise, predict_motions
 
@@ -48,7 +48,7 @@ def motion_errors(pose_net: nn.Module, dataset: Dataset[Sample], size: tuple[int
     """
     device = next(pose_net.parameters()).device
     rows = []
-    for index in np.linspace(0, len(dataset) - 1, min(count, len(dataset))).round().astype(int).tolist():
+    for index in evenly_spread(len(dataset), count):
         sample = collate([dataset[index]])
         if sample.poses is None:
             raise DataError(f"{sample.name[0]}: no camera poses, so learned motion cannot be measured on it")

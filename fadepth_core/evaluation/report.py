@@ -12,7 +12,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from fadepth_core.data.sample import LabelledImage
+from fadepth_core.data.sample import LabelledImage, evenly_spread
 from fadepth_core.evaluation.metrics import DepthMetrics, mean_metrics
 from fadepth_core.evaluation.protocols import Comparison, Evaluation, Predictor, Protocol, compare
 from fadepth_core.evaluation.published import PublishedRow
@@ -105,8 +105,7 @@ def compare_evenly(
 
     Raises: as `compare`.
     """
-    picks = np.linspace(0, len(images) - 1, min(count, len(images))).round().astype(int).tolist()
-    return [compare(predict, images[index], protocol) for index in picks]
+    return [compare(predict, images[index], protocol) for index in evenly_spread(len(images), count)]
 
 
 def picture_sheet(comparisons: Sequence[Comparison], path: str | os.PathLike) -> None:

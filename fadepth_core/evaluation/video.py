@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from fadepth_core.data.errors import DataError
-from fadepth_core.data.sample import Sample
+from fadepth_core.data.sample import Sample, evenly_spread
 from fadepth_core.evaluation.alignment import DepthPairs, fit_length, fit_motion
 from fadepth_core.evaluation.protocols import SCALINGS, Predictor
 from fadepth_core.geometry import reproject, sample
@@ -155,11 +155,7 @@ def choose_evenly(clips: Sequence[str], count: int) -> list[int]:
     places: dict[str, list[int]] = {}
     for index, clip in enumerate(clips):
         places.setdefault(clip, []).append(index)
-    return [
-        indices[pick]
-        for indices in places.values()
-        for pick in np.linspace(0, len(indices) - 1, min(count, len(indices))).round().astype(int).tolist()
-    ]
+    return [indices[pick] for indices in places.values() for pick in evenly_spread(len(indices), count)]
 
 
 def rgb(frame: Tensor) -> np.ndarray:

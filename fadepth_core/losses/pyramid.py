@@ -7,7 +7,6 @@ next level runs (specification 3.3).
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
@@ -20,8 +19,8 @@ from torch import Tensor, nn
 from fadepth_core.geometry import area_average, flip_intrinsics, mirror_motion, scale_intrinsics
 from fadepth_core.losses.base import BaseWeights, Motions, Views, base_loss
 from fadepth_core.losses.supervised import depth_loss, speed_loss
+from fadepth_core.models.depth_network import PIXEL_MEAN, PIXEL_STD, DepthFeatures, halved_size
 from fadepth_core.models.layers.drop import shared_masks
-from fadepth_core.models.smalldepth import PIXEL_MEAN, PIXEL_STD, DepthFeatures
 
 if TYPE_CHECKING:
     from fadepth_core.data.sample import Sample
@@ -433,7 +432,7 @@ def _resized(outputs: DepthFeatures, size: tuple[int, int]) -> DepthFeatures:
 
     def maps(kind: tuple[Tensor, ...], first: int) -> tuple[Tensor, ...]:
         return tuple(
-            F.interpolate(x, [math.ceil(side / 2**j) for side in size], mode="bilinear", align_corners=False)
+            F.interpolate(x, halved_size(size, j), mode="bilinear", align_corners=False)
             for j, x in enumerate(kind, first)
         )
 

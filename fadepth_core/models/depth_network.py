@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -28,6 +29,11 @@ class DepthFeatures:
     disparities: tuple[Tensor, ...]
     encoder: tuple[Tensor, ...]
     decoder: tuple[Tensor, ...]
+
+
+def halved_size(size: Sequence[int], halvings: int) -> tuple[int, ...]:
+    """Size (height, width) of a map at 1/2^halvings of an image of `size`: sides are rounded up, as strided filters do."""
+    return tuple(math.ceil(side / 2**halvings) for side in size)
 
 
 class DepthNetwork(nn.Module):

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fadepth_core.models.depth_network import DepthFeatures, DepthNetwork
+from fadepth_core.models.depth_network import DepthFeatures, DepthNetwork, halved_size
 from fadepth_core.models.layers.adacoeff import AdaCoeff
 from fadepth_core.models.layers.attention_head import AttentionDisparityHead
 from fadepth_core.models.layers.axial import AxialDownsample
@@ -100,10 +100,8 @@ class HQDecv2(DepthNetwork):
 def _cropped(maps: list[Tensor], halvings: int, size: tuple[int, int]) -> tuple[Tensor, ...]:
     """The part of each map that shows an image of `size` (height, width); the first is at 1/2^halvings of the image, every
     other at half the resolution of the one before."""
-    height, width = size
-    return tuple(
-        x[..., : -(-height // 2**level), : -(-width // 2**level)] for level, x in enumerate(maps, start=halvings)
-    )
+    sizes = (halved_size(size, level) for level in range(halvings, halvings + len(maps)))
+    return tuple(x[..., :height, :width] for x, (height, width) in zip(maps, sizes, strict=True))
 
 
 class HQDecoder(nn.Module):

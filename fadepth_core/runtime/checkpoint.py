@@ -18,6 +18,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -30,6 +31,7 @@ FORMAT = 1
 DEFAULT_CHECKPOINT = Path(__file__).resolve().parent.parent / "assets" / "smalldepth.safetensors"
 _HEADER_KEY = "fadepth"
 _GOLDEN = "golden."
+_Parsed = TypeVar("_Parsed")
 
 
 class CheckpointError(ValueError):
@@ -100,6 +102,42 @@ class Description:
         return json.dumps({"format": FORMAT, **asdict(self)}, sort_keys=True)
 
 
+def read_described(
+    path: Path, key: str, parse: Callable[[str], _Parsed], foreign: str
+) -> tuple[_Parsed, dict[str, np.ndarray]]:
+    """A safetensors file with a description in its header: the description and all tensors.
+
+    Args:
+        key: of the description in the header.
+        parse: the description from its text; raises ValueError, TypeError or KeyError with the reason.
+        foreign: what a file without that key is.
+
+    Raises:
+        CheckpointError: the file is missing, truncated or foreign, or its description or a tensor cannot be used. Tensors are
+            not touched before the description has been parsed.
+    """
+    try:
+        path.open("rb").close()  # safetensors' own errors do not tell a directory from a missing file
+        with safe_open(path, framework="np") as file:
+            header = (file.metadata() or {}).get(key)
+            if header is None:
+                raise CheckpointError(f"{path}: {foreign} (no '{key}' header)")
+            try:
+                description = parse(header)
+            except (ValueError, TypeError, KeyError) as error:
+                raise CheckpointError(f"{path}: its description cannot be used: {error}") from error
+            try:
+                return description, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+            except TypeError as error:  # a type that numpy has not
+                raise CheckpointError(f"{path}: {error}") from error
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: no such file") from None
+    except IsADirectoryError:
+        raise CheckpointError(f"{path}: a directory, not a file") from None
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path}: not a complete safetensors file ({error})") from error
+
+
 class Checkpoint:
     """An opened checkpoint file: its description, its weights as numpy arrays, and its ONNX file.
 
@@ -109,36 +147,13 @@ class Checkpoint:
 
     def __init__(self, path: str | os.PathLike | None = None):
         self.path = Path(path) if path else DEFAULT_CHECKPOINT
-        try:
-            tensors = self._read()
-        except FileNotFoundError:
-            raise CheckpointError(f"{self.path}: no such file") from None
-        except IsADirectoryError:
-            raise CheckpointError(f"{self.path}: a directory, not a file") from None
-        except (SafetensorError, OSError) as error:
-            raise CheckpointError(f"{self.path}: not a complete safetensors file ({error})") from error
+        self.description, tensors = read_described(
+            self.path, _HEADER_KEY, Description.from_json, "a safetensors file, but not one of fadepth's"
+        )
         self.weights = {name: value for name, value in tensors.items() if not name.startswith(_GOLDEN)}
         self.golden = {name.removeprefix(_GOLDEN): v for name, v in tensors.items() if name.startswith(_GOLDEN)}
         if self.description.form == "deploy" and set(self.golden) != {"image", "depth"}:
             raise CheckpointError(f"{self.path}: a deployment checkpoint without its golden image and depth")
-
-    def _read(self) -> dict[str, np.ndarray]:
-        """Sets the description and returns the tensors, which are not touched before the header is known to be ours."""
-        self.path.open("rb").close()  # safetensors' own errors do not tell a directory from a missing file
-        with safe_open(self.path, framework="np") as file:
-            header = (file.metadata() or {}).get(_HEADER_KEY)
-            if header is None:
-                raise CheckpointError(
-                    f"{self.path}: a safetensors file, but not one of fadepth's (no '{_HEADER_KEY}' header)"
-                )
-            try:
-                self.description = Description.from_json(header)
-            except (ValueError, TypeError, KeyError) as error:
-                raise CheckpointError(f"{self.path}: its description cannot be used: {error}") from error
-            try:
-                return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-            except TypeError as error:  # a type that numpy has not
-                raise CheckpointError(f"{self.path}: {error}") from error
 
     @property
     def onnx_path(self) -> Path:

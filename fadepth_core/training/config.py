@@ -12,6 +12,7 @@ from typing import Any, Literal, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from fadepth_core.evaluation.protocols import PROTOCOLS
 from fadepth_core.losses.pyramid import METRICS, PAPER_LEVELS
 from fadepth_core.models import MODELS
 from fadepth_core.models.layers.etm import ETM_VARIANTS, ETMConfig
@@ -281,6 +282,13 @@ class EvaluationConfig(_Strict):
         None, description="a training set with camera poses, to measure learned motion on"
     )
     motion_samples: int = Field(100, ge=1, description="how many of it, evenly spread")
+
+    @field_validator("protocol")
+    @classmethod
+    def _check_protocol(cls, protocol: str) -> str:
+        if protocol not in PROTOCOLS:
+            raise ValueError(f"no protocol '{protocol}'; there are {', '.join(PROTOCOLS)}")
+        return protocol
 
 
 class ValidationConfig(EvaluationConfig):

@@ -20,7 +20,7 @@ from torch.utils.data import Dataset, Subset
 from fadepth_core.data.augment import Augmentation
 from fadepth_core.data.focal import AtFocalLength
 from fadepth_core.data.registry import FilledIn, InMemory, Mixture, build_dataset, build_test_set
-from fadepth_core.data.sample import LabelledImage
+from fadepth_core.data.sample import LabelledImage, evenly_spread
 from fadepth_core.evaluation import (
     PROTOCOLS,
     Evaluation,
@@ -118,8 +118,8 @@ def test_set(config: TrainConfig, chosen: EvaluationConfig) -> Sequence[Labelled
     source = chosen.data
     size = {"size": config.data.size} if source.name == "synthetic" else {}
     images = build_test_set(source.name, **{**size, **source.options})
-    if isinstance(chosen, ValidationConfig) and chosen.frames is not None and chosen.frames < len(images):
-        images = Subset(images, np.linspace(0, len(images) - 1, chosen.frames).round().astype(int).tolist())
+    if isinstance(chosen, ValidationConfig) and chosen.frames is not None:
+        images = Subset(images, evenly_spread(len(images), chosen.frames))
     return [images[index] for index in range(len(images))] if config.data.cache else images
 
 
@@ -134,14 +134,7 @@ def with_speed_weight(config: TrainConfig, dataset: Dataset) -> TrainConfig:
 
 
 def choose_protocol(config: EvaluationConfig) -> Protocol:
-    """The named protocol, with the configured scaling.
-
-    Raises:
-        ConfigError: no such protocol.
-    """
-    if config.protocol not in PROTOCOLS:
-        section = "validation" if isinstance(config, ValidationConfig) else "evaluation"
-        raise ConfigError(f"{section}.protocol: no protocol '{config.protocol}'; there are {', '.join(PROTOCOLS)}")
+    """The named protocol, with the configured scaling."""
     protocol = PROTOCOLS[config.protocol]
     return protocol if config.scaling is None else replace(protocol, scaling=config.scaling)
 

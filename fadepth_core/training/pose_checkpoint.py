@@ -10,12 +10,12 @@ import math
 import os
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
+import torch
 from safetensors.torch import save_file
 from torch import nn
 
 from fadepth_core.models.posenet import POSE_NETS, build_pose_net
-from fadepth_core.runtime.checkpoint import CheckpointError, write_atomically
+from fadepth_core.runtime.checkpoint import CheckpointError, read_described, write_atomically
 from fadepth_core.runtime.framing import STRIDE
 
 FORMAT = 1
@@ -48,21 +48,12 @@ def load_pose_net(path: str | os.PathLike) -> tuple[nn.Module, tuple[int, int], 
     path = Path(path)
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file")
-    try:
-        with safe_open(path, framework="pt") as file:
-            header = (file.metadata() or {}).get(_HEADER_KEY)
-            if header is None:
-                raise CheckpointError(f"{path}: not a pose network of fadepth (no '{_HEADER_KEY}' header)")
-            weights = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path}: not a complete safetensors file ({error})") from error
-    try:
-        name, size, focal_length = _description(header)
-    except (ValueError, TypeError, KeyError) as error:
-        raise CheckpointError(f"{path}: its description cannot be used: {error}") from error
+    (name, size, focal_length), weights = read_described(
+        path, _HEADER_KEY, _description, "not a pose network of fadepth"
+    )
     pose_net = build_pose_net(name)
     try:
-        pose_net.load_state_dict(weights)
+        pose_net.load_state_dict({key: torch.from_numpy(value) for key, value in weights.items()})
     except RuntimeError as error:
         raise CheckpointError(f"{path}: its weights do not fit pose network '{name}'") from error
     return pose_net.eval(), size, focal_length

@@ -32,6 +32,7 @@ from tqdm import tqdm
 from fadepth_core.data import Sample, collate
 from fadepth_core.data.augment import paste_strip
 from fadepth_core.data.focal import at_focal_length
+from fadepth_core.data.sample import evenly_spread
 from fadepth_core.geometry import area_average
 from fadepth_core.losses import BaseWeights, LevelWeights, PyramidLoss, PyramidReport, normalise
 from fadepth_core.models import SmallDepth, build_model
@@ -96,8 +97,7 @@ def statistics_images(dataset: Dataset, augment, config: TrainConfig) -> Tensor:
     BatchNorm's statistics are computed over these. They are shuffled: in the data set's own order a batch would hold one data
     set of a mixture, or one clip, and normalise it by its own statistics instead of those of all images.
     """
-    count = min(config.data.statistics_images, len(dataset))
-    indices = np.linspace(0, len(dataset) - 1, count).round().astype(int)
+    indices = evenly_spread(len(dataset), config.data.statistics_images)
     indices = np.random.default_rng(0).permutation(indices).tolist()
     loader = DataLoader(
         _Keyed(dataset, augment, config.data),
@@ -337,11 +337,13 @@ class Trainer:
                 validated = last or self.iteration % config.log.evaluate_every == 0
                 if validated:
                     self._validate(log)
+                if last:
+                    break
                 if validated or self._stop:  # so that the best checkpoint and the state agree on which it is
                     self.save()
                 elif self.iteration % config.log.save_every == 0:
                     self._save_state()
-                if self._stop and not last:
+                if self._stop:
                     raise KeyboardInterrupt
             return self.save()
 
@@ -571,7 +573,7 @@ class Trainer:
         """Measure, log, and keep the network if it is the best so far."""
         if self._measure is None or not self.fabric.is_global_zero:
             return
-        with evaluating(self.pose_net):
+        with nullcontext() if self.pose_net is None else evaluating(self.pose_net):
             measures = self._measure(self.settled(), self.pose_net)
         for name, value in measures.items():
             log.add_scalar(f"validation/{name}", value, self.iteration)
@@ -579,27 +581,22 @@ class Trainer:
             tqdm.write(f"iteration {self.iteration}: " + ", ".join(f"{k} {v:.4f}" for k, v in measures.items()))
         # An untrained network is never the best, even if training makes it worse.
         trained = self.iteration > 0 or self.config.model.start is not None
-        if trained and SELECTED_BY in measures and self._is_best(measures[SELECTED_BY]):
-            self.best = {"iteration": self.iteration, SELECTED_BY: measures[SELECTED_BY]}
+        value = measures.get(SELECTED_BY, math.inf)
+        if trained and value < (math.inf if self.best is None else self.best[SELECTED_BY]):
+            self.best = {"iteration": self.iteration, SELECTED_BY: value}
             self._save_checkpoint(self.output / BEST)
-
-    def _is_best(self, value: float) -> bool:
-        return self.best is None or value < self.best[SELECTED_BY]
 
 
 @contextmanager
-def evaluating(*networks: nn.Module | None) -> Iterator[None]:
+def evaluating(network: nn.Module) -> Iterator[None]:
     """Evaluation mode and no gradients."""
-    present = [network for network in networks if network is not None]
-    were_training = [network.training for network in present]
-    for network in present:
-        network.eval()
+    was_training = network.training
+    network.eval()
     try:
         with torch.no_grad():
             yield
     finally:
-        for network, was_training in zip(present, were_training, strict=True):
-            network.train(was_training)
+        network.train(was_training)
 
 
 def _origins(config: TrainConfig) -> dict[str, str]:

@@ -6,19 +6,17 @@ import subprocess
 import sys
 
 import numpy as np
-import openvino as ov
 import pytest
 import torch
 from torch import nn
 
+from depth_networks import as_trained, assert_answers_about_8_metres, exported_depths
 from fadepth_core.models import build_model
 from fadepth_core.models.complexity import PRINTED, complexity, parameter_count
 from fadepth_core.models.depth_network import PIXEL_MEAN, PIXEL_STD
 from fadepth_core.models.layers.etm import ETMConv2d
-from fadepth_core.models.layers.head import disparity_to_depth
 from fadepth_core.runtime.checkpoint import Checkpoint, Description
 from fadepth_core.runtime.export import export_checkpoint
-from fadepth_core.runtime.graph import ShapeCarriedGraph
 from fadepth_core.runtime.network import load_network
 
 NAMES = ("resnet18", "mobilenetv3")
@@ -30,18 +28,8 @@ def _timm(timm):
 
 
 def with_statistics(network, dtype=torch.float32):
-    """In evaluation mode, with BatchNorm statistics and affine parameters that are not those of the start."""
     torch.manual_seed(1)
-    network = network.to(dtype).train()
-    for module in network.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.momentum = None  # a plain average
-            nn.init.uniform_(module.weight, 0.8, 1.2)
-            nn.init.normal_(module.bias, std=0.1)
-    with torch.no_grad():
-        for _ in range(4):
-            network(torch.randn(2, 3, 64, 96, dtype=dtype))
-    return network.eval()
+    return as_trained(network.to(dtype), (torch.randn(2, 3, 64, 96, dtype=dtype) for _ in range(4)))
 
 
 def rounded(value: float, printed: str) -> str:
@@ -128,12 +116,7 @@ def test_encoder_takes_imagenet_weights_from_a_file(timm, tmp_path, name, encode
 def test_start_depth(name, etm):
     torch.manual_seed(0)
     network = build_model(name, etm=etm)
-    network.set_start_depth(8.0)
-    with torch.no_grad():
-        disparities = network(torch.randn(2, 3, 64, 96)).disparities
-    for x in disparities:
-        depth = disparity_to_depth(x).log().mean().exp().item()
-        assert 8 / 3 < depth < 8 * 3, "random features move it, but not to the 0.2 m of the range's middle"
+    assert_answers_about_8_metres(network, torch.randn(2, 3, 64, 96))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -148,21 +131,12 @@ def test_exported_network_at_a_size_it_was_not_exported_at(name, tmp_path):
     fused = network.fuse()
     export_checkpoint(fused, description, tmp_path / "net.safetensors")
     rng = np.random.default_rng(0)
-    inputs = {
-        "image": rng.integers(0, 256, (*size, 3), dtype=np.uint8),
-        "intrinsics": np.eye(3, dtype=np.float32),
-        "scale": np.ones(1, np.float32),
-        "limits": np.array([0, np.inf], np.float32),
-        "output_grid": np.zeros(size, np.uint8),
-    }
     with torch.no_grad():
-        expected = ShapeCarriedGraph(fused)(*(torch.from_numpy(value) for value in inputs.values()))[0].numpy()
         image = torch.randn(1, 3, 64, 96)
         loaded = load_network(Checkpoint(tmp_path / "net.safetensors"))
         torch.testing.assert_close(loaded(image), fused(image), rtol=1e-6, atol=1e-6)
-    model = ov.Core().read_model(tmp_path / "net.onnx")
-    model.reshape({key: list(value.shape) for key, value in inputs.items()})
-    depth = ov.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})(inputs)["depth"]
+    picture = rng.integers(0, 256, (*size, 3), dtype=np.uint8)
+    expected, depth = exported_depths(fused, tmp_path / "net.onnx", picture)
     assert expected.std() > 0.005 * expected.mean(), "a constant output would prove nothing"
     assert np.abs(depth / expected - 1).max() < 1e-4
 

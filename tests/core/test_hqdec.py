@@ -6,12 +6,12 @@ import sys
 from functools import partial
 
 import numpy as np
-import openvino as ov
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from depth_networks import as_trained, assert_answers_about_8_metres, exported_depths
 from fadepth_core.data import Sample
 from fadepth_core.geometry import motion_from_vector
 from fadepth_core.losses import LevelWeights, PyramidLoss
@@ -26,7 +26,6 @@ from fadepth_core.models.layers.context import GlobalContext, TokenConfig
 from fadepth_core.models.layers.head import disparity_to_depth
 from fadepth_core.runtime.checkpoint import Checkpoint, Description
 from fadepth_core.runtime.export import export_checkpoint
-from fadepth_core.runtime.graph import ShapeCarriedGraph
 from fadepth_core.runtime.network import load_network
 
 SIZE = (96, 160)
@@ -43,20 +42,12 @@ def scenes(count: int, height: int, width: int, coarsest_only: bool = False) -> 
 
 @pytest.fixture(scope="module")
 def network(timm) -> HQDecv2:
-    """Evaluation mode, with BatchNorm statistics of `scenes` and affine parameters that are not those of the start.
+    """With BatchNorm statistics of `scenes`.
 
     Random weights amplify what the statistics were not taken of, so the tests show it these very pictures.
     """
     torch.manual_seed(0)
-    network = HQDecv2().train()
-    for module in network.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.momentum = None  # a plain average
-            nn.init.uniform_(module.weight, 0.8, 1.2)
-            nn.init.normal_(module.bias, std=0.1)
-    with torch.no_grad():
-        network(scenes(4, *SIZE))
-    return network.eval()
+    return as_trained(HQDecv2(), [scenes(4, *SIZE)])
 
 
 def relative_disparity_error(a, b):
@@ -154,12 +145,7 @@ def test_training_reaches_every_parameter(timm):
 def test_start_depth(timm):
     torch.manual_seed(0)
     network = build_model("hqdecv2")
-    network.set_start_depth(8.0)
-    with torch.no_grad():
-        disparities = network(scenes(2, 64, 96)).disparities
-    for x in disparities:
-        depth = disparity_to_depth(x).log().mean().exp().item()
-        assert 8 / 3 < depth < 8 * 3, "random features move it, but not to the 0.2 m of the range's middle"
+    assert_answers_about_8_metres(network, scenes(2, 64, 96))
     with pytest.raises(ValueError, match=r"between 0.1 and 100.0 m, got 200"):
         network.set_start_depth(200)
 
@@ -224,23 +210,13 @@ def test_exported_network_at_a_size_it_was_not_exported_at(network, tmp_path):
     fused = network.fuse()
     export_checkpoint(fused, description, tmp_path / "hqdecv2.safetensors")
     colours = scenes(4, *SIZE)[0].permute(1, 2, 0) * torch.tensor(PIXEL_STD) + torch.tensor(PIXEL_MEAN)
-    inputs = {
-        "image": (255 * colours).clamp(0, 255).byte().numpy(),
-        "intrinsics": np.eye(3, dtype=np.float32),
-        "scale": np.ones(1, np.float32),
-        "limits": np.array([0, np.inf], np.float32),
-        "output_grid": np.zeros(SIZE, np.uint8),
-    }
     with torch.no_grad():
-        expected = ShapeCarriedGraph(fused)(*(torch.from_numpy(value) for value in inputs.values()))[0].numpy()
         loaded = load_network(Checkpoint(tmp_path / "hqdecv2.safetensors"))
         picture = scenes(4, *SIZE)[:1]
         assert relative_disparity_error(fused(picture), loaded(picture)) < 1e-6
 
-    model = ov.Core().read_model(tmp_path / "hqdecv2.onnx")
-    model.reshape({name: list(value.shape) for name, value in inputs.items()})
-    compiled = ov.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-    depth = compiled(inputs)["depth"]
+    image = (255 * colours).clamp(0, 255).byte().numpy()
+    expected, depth = exported_depths(fused, tmp_path / "hqdecv2.onnx", image)
     assert depth.shape == SIZE
     assert expected.std() > 0.01 * expected.mean(), "a constant output would prove nothing"
     assert np.abs(depth / expected - 1).max() < 1e-4

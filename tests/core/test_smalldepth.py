@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from depth_networks import as_trained, assert_answers_about_8_metres
 from fadepth_core.models import LAYOUTS, SmallDepth
 from fadepth_core.models.complexity import complexity, parameter_count
 from fadepth_core.models.layers.head import disparity_to_depth
@@ -10,18 +11,8 @@ from fadepth_core.models.layers.sparse import SparseDownsample
 
 
 def lived_in(network, dtype=torch.float64):
-    """BatchNorm statistics and affine parameters as after some training, not at their start."""
     torch.manual_seed(1)
-    network = network.to(dtype).train()
-    for module in network.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):
-            module.momentum = None  # a plain average over the passes below
-            torch.nn.init.uniform_(module.weight, 0.8, 1.2)
-            torch.nn.init.normal_(module.bias, std=0.1)
-    with torch.no_grad():
-        for _ in range(8):
-            network(torch.randn(2, 3, 64, 96, dtype=dtype))
-    return network.eval()
+    return as_trained(network.to(dtype), (torch.randn(2, 3, 64, 96, dtype=dtype) for _ in range(8)))
 
 
 def relative_disparity_error(a, b):
@@ -121,11 +112,6 @@ def test_training_reaches_every_parameter():
 def test_start_depth(etm):
     torch.manual_seed(0)
     network = SmallDepth(etm=etm)
-    network.set_start_depth(8.0)
-    with torch.no_grad():
-        disparities = network(torch.randn(2, 3, 64, 96)).disparities
-    for x in disparities:
-        depth = disparity_to_depth(x).log().mean().exp().item()
-        assert 8 / 3 < depth < 8 * 3, "random features move it, but not to the 0.2 m of the range's middle"
+    assert_answers_about_8_metres(network, torch.randn(2, 3, 64, 96))
     with pytest.raises(ValueError, match=r"between 0.1 and 100.0 m, got 200"):
         network.set_start_depth(200)
