@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
-from fadepth_core.models.baselines import ENCODER_WIDTHS, BaselineDepth
+from fadepth_core.models.baselines import PAPER_BASELINES, BaselineDepth
 from fadepth_core.models.depth_network import DepthFeatures, DepthNetwork
 from fadepth_core.models.hqdec import HQDecv2
 from fadepth_core.models.smalldepth import LAYOUTS, SmallDepth
@@ -13,7 +13,8 @@ from fadepth_core.models.smalldepth import LAYOUTS, SmallDepth
 MODELS: dict[str, Callable[..., DepthNetwork]] = {
     **{name: partial(SmallDepth, name) for name in LAYOUTS},
     "hqdecv2": HQDecv2,
-    **{name: partial(BaselineDepth, name) for name in ENCODER_WIDTHS},
+    **{name: partial(BaselineDepth, encoder) for name, encoder in PAPER_BASELINES.items()},
+    "unet": BaselineDepth,
 }
 
 

@@ -1,8 +1,9 @@
-"""The networks that the paper compares SmallDepth with (Tables IV and VI): ResNet-18 and MobileNetV3 depth networks.
+"""Depth networks of an ImageNet classifier of timm without its classifier and the decoder of monodepth2 (Godard et al. 2019,
+"Digging into self-supervised monocular depth estimation").
 
-The encoder is an ImageNet classifier of timm without its classifier, the decoder that of monodepth2 (Godard et al. 2019,
-"Digging into self-supervised monocular depth estimation"). `BaselineDepth` is the training form, `BaselineDepth.fuse()` gives
-`FusedBaselineDepth`, which is exported. Parameters and operations are those of the paper's Table IV.
+Two of them are what the paper compares SmallDepth with (Tables IV and VI), with its parameters and operations: "resnet18" and
+"mobilenetv3". "unet" takes any encoder of `layers.backbone.ENCODER_WIDTHS`; it is the teacher of the shipped checkpoints.
+`BaselineDepth` is the training form, `BaselineDepth.fuse()` gives `FusedBaselineDepth`, which is exported.
 """
 
 from __future__ import annotations
@@ -15,16 +16,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fadepth_core.models.depth_network import DepthFeatures, DepthNetwork
-from fadepth_core.models.layers.backbone import timm_backbone
+from fadepth_core.models.layers.backbone import encoder_widths, timm_backbone, with_fixed_padding
 from fadepth_core.models.layers.etm import ETMConfig, convert_to_etm, etm_config
 from fadepth_core.models.layers.folding import without_batch_norm
 from fadepth_core.models.layers.head import MAX_DEPTH, MIN_DEPTH
 
-# Channels of the encoder's maps at 1/2, 1/4, 1/8, 1/16 and 1/32.
-ENCODER_WIDTHS = {
-    "resnet18": (64, 64, 128, 256, 512),
-    "mobilenetv3": (16, 24, 40, 112, 160),
-}
+#: The paper's networks by name: timm's name of their encoder.
+PAPER_BASELINES = {"resnet18": "resnet18", "mobilenetv3": "mobilenetv3_large_100"}
 DECODER_WIDTHS = (16, 32, 64, 128, 256)  # R_1..R_5, at 1/1 .. 1/16
 
 
@@ -32,7 +30,7 @@ class BaselineDepth(DepthNetwork):
     """Training form.
 
     Args:
-        encoder: a name in `ENCODER_WIDTHS`.
+        encoder: a name in `layers.backbone.ENCODER_WIDTHS`.
         weights: local file of ImageNet weights of the encoder in timm's format; None starts from random weights.
         etm: as `etm_config` takes it; replaces every filter larger than 1×1, in encoder and decoder.
         min_depth, max_depth: metres that the sigmoid's range is mapped to.
@@ -42,20 +40,25 @@ class BaselineDepth(DepthNetwork):
     Raises:
         ImportError: timm cannot be imported.
         FileNotFoundError: there is no file `weights`.
-        ValueError: `etm` cannot be used.
+        ValueError: an unknown encoder, or `etm` cannot be used.
     """
 
     def __init__(
         self,
-        encoder: str,
+        encoder: str = "tf_efficientnet_lite2",
         weights: str | Path | None = None,
         etm: str | ETMConfig | Mapping | None = None,
         min_depth: float = MIN_DEPTH,
         max_depth: float = MAX_DEPTH,
     ):
         super().__init__(min_depth, max_depth)
-        self.encoder = _resnet18(weights) if encoder == "resnet18" else _mobilenetv3(weights)
-        self.decoder = SkipDecoder(ENCODER_WIDTHS[encoder])
+        widths = encoder_widths(encoder)
+        self.encoder = timm_backbone(encoder, weights, features_only=True)
+        if encoder in _CHANGES:
+            _CHANGES[encoder](self.encoder)
+        # TensorFlow's "same" padding pads sides of even length at the end only.
+        self.feature_offset = 1 if encoder.startswith("tf_") else 0
+        self.decoder = SkipDecoder(widths)
         self.heads = nn.ModuleList(ReflectConv(width, 1) for width in DECODER_WIDTHS[:3])
         config = etm_config(etm)
         if config is not None:
@@ -79,7 +82,8 @@ class BaselineDepth(DepthNetwork):
         return [self.decoder, self.heads]
 
     def encoder_blocks(self) -> int:
-        return sum(len(stage) for stage in _stages(self.encoder))
+        # An encoder with another normalisation than ImageNet's stands behind a `RenormalisedBackbone`.
+        return sum(len(stage) for stage in _stages(getattr(self.encoder, "model", self.encoder)))
 
 
 class FusedBaselineDepth(nn.Module):
@@ -88,7 +92,7 @@ class FusedBaselineDepth(nn.Module):
     def __init__(self, trained: BaselineDepth):
         super().__init__()
         self.min_depth, self.max_depth = trained.min_depth, trained.max_depth
-        self.encoder = without_batch_norm(trained.encoder)
+        self.encoder = with_fixed_padding(without_batch_norm(trained.encoder))
         self.decoder = without_batch_norm(trained.decoder)
         self.head = without_batch_norm(trained.heads[0])
 
@@ -148,20 +152,20 @@ def _conv_elu(cin: int, cout: int) -> nn.Sequential:
     return nn.Sequential(ReflectConv(cin, cout), nn.ELU(inplace=True))
 
 
-def _resnet18(weights: str | Path | None) -> nn.Module:
-    encoder = timm_backbone("resnet18", weights, features_only=True)
+def _share_activations(encoder: nn.Module) -> None:
+    """One module called twice, as in torchvision: Table IV counts the memory access of a module once."""
     for stage in _stages(encoder):
         for block in stage:
-            # One module called twice, as in torchvision: Table IV counts the memory access of a module once.
             block.act2 = block.act1
-    return encoder
 
 
-def _mobilenetv3(weights: str | Path | None) -> nn.Module:
-    encoder = timm_backbone("mobilenetv3_large_100", weights, features_only=True)
-    # The last stage is no bottleneck but the classifier's filter to 960 channels.
+def _without_classifier_filter(encoder: nn.Module) -> None:
+    """The last stage is no bottleneck but the classifier's filter to 960 channels."""
     encoder.blocks[-1] = nn.Identity()
-    return encoder
+
+
+#: What is changed in timm's encoders, by name.
+_CHANGES = {"resnet18": _share_activations, "mobilenetv3_large_100": _without_classifier_filter}
 
 
 def _stages(encoder: nn.Module) -> list[nn.Module]:

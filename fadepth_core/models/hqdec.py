@@ -7,6 +7,7 @@ count (specification 5.9). `HQDecv2.fuse()` gives `FusedHQDecv2`, which is expor
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch.nn.functional as F
@@ -16,7 +17,7 @@ from fadepth_core.models.depth_network import DepthFeatures, DepthNetwork, halve
 from fadepth_core.models.layers.adacoeff import AdaCoeff
 from fadepth_core.models.layers.attention_head import AttentionDisparityHead
 from fadepth_core.models.layers.axial import AxialDownsample
-from fadepth_core.models.layers.backbone import timm_backbone
+from fadepth_core.models.layers.backbone import encoder_widths, timm_backbone, with_fixed_padding
 from fadepth_core.models.layers.context import TokenConfig
 from fadepth_core.models.layers.conv import conv2d
 from fadepth_core.models.layers.folding import without_batch_norm
@@ -25,7 +26,7 @@ from fadepth_core.models.layers.refine import Refinement
 from fadepth_core.models.layers.upsample import AdaptiveUpsample
 
 # Level j runs at 1/2^(j+1) of the input.
-ENCODER_WIDTHS = (24, 48, 64, 160, 256)  # f_0..f_4
+# f_0..f_4 have the encoder's widths: (24, 48, 64, 160, 256) with the paper's EfficientNetV2-S.
 REFINED_WIDTHS = (24, 48, 64, 160, 160)  # g_0..g_4
 DECODER_WIDTHS = (24, 24, 48, 64, 160)  # u_0..u_4, at twice the resolution of their level
 # All halvings lead to one grid of tokens, 1/32 of the input.
@@ -49,6 +50,7 @@ class HQDecv2(DepthNetwork):
 
     Args:
         weights: local file of ImageNet weights of the encoder in timm's format; None starts from random weights.
+        encoder: the paper's by default, or another one of `ENCODER_WIDTHS` of `layers.backbone`.
         min_depth, max_depth: metres that the sigmoid's range is mapped to.
 
     Shapes: as `DepthNetwork`. The decoder needs multiples of 32: any other image is continued by its last row and column up
@@ -57,18 +59,27 @@ class HQDecv2(DepthNetwork):
     Raises:
         ImportError: timm cannot be imported.
         FileNotFoundError: there is no file `weights`.
+        ValueError: an unknown encoder, or one that does not name its blocks as EfficientNets do.
     """
 
-    ENCODER = "tf_efficientnetv2_s"
     # TensorFlow's "same" padding pads sides of even length at the end only.
     feature_offset = 1
     # The sigmoid that is half of the global context's answer.
     initial_gate = 0.5
 
-    def __init__(self, weights: str | Path | None = None, min_depth: float = MIN_DEPTH, max_depth: float = MAX_DEPTH):
+    def __init__(
+        self,
+        weights: str | Path | None = None,
+        encoder: str = "tf_efficientnetv2_s",
+        min_depth: float = MIN_DEPTH,
+        max_depth: float = MAX_DEPTH,
+    ):
         super().__init__(min_depth, max_depth)
-        self.encoder = timm_backbone(self.ENCODER, weights, features_only=True)
-        self.decoder = HQDecoder()
+        if not encoder.startswith("tf_efficientnet"):
+            raise ValueError(f"HQDecv2 takes an EfficientNet (tf_efficientnet...) for encoder, not '{encoder}'")
+        widths = encoder_widths(encoder)
+        self.encoder = timm_backbone(encoder, weights, features_only=True)
+        self.decoder = HQDecoder(widths)
         self.heads = nn.ModuleList(
             AttentionDisparityHead(width, tokens) for width, tokens in zip(DECODER_WIDTHS, HEAD_TOKENS, strict=False)
         )
@@ -94,7 +105,8 @@ class HQDecv2(DepthNetwork):
         return [self.decoder, self.heads]
 
     def encoder_blocks(self) -> int:
-        return sum(len(stage) for stage in self.encoder.model.blocks)
+        # An encoder with another normalisation than ImageNet's stands behind a `RenormalisedBackbone`.
+        return sum(len(stage) for stage in getattr(self.encoder, "model", self.encoder).blocks)
 
 
 def _cropped(maps: list[Tensor], halvings: int, size: tuple[int, int]) -> tuple[Tensor, ...]:
@@ -105,18 +117,18 @@ def _cropped(maps: list[Tensor], halvings: int, size: tuple[int, int]) -> tuple[
 
 
 class HQDecoder(nn.Module):
-    """Encoder maps f_0..f_4 at 1/2 .. 1/32 -> u_0..u_4 at 1/1 .. 1/16 (specification 5.1)."""
+    """Encoder maps f_0..f_4 at 1/2 .. 1/32, of the given widths -> u_0..u_4 at 1/1 .. 1/16 (specification 5.1)."""
 
-    def __init__(self):
+    def __init__(self, widths: Sequence[int]):
         super().__init__()
         levels = range(len(LEVEL_TOKENS))
-        self.laterals = nn.ModuleList(_refined(ENCODER_WIDTHS[j], REFINED_WIDTHS[j], LEVEL_TOKENS[j]) for j in levels)
+        self.laterals = nn.ModuleList(_refined(widths[j], REFINED_WIDTHS[j], LEVEL_TOKENS[j]) for j in levels)
         # crossings[j][i] brings f_i down to level j; the coarsest level has none.
         self.crossings = nn.ModuleList(
             nn.ModuleList(
                 nn.Sequential(
-                    AxialDownsample(ENCODER_WIDTHS[i], 2 ** (j - i)),
-                    _refined(ENCODER_WIDTHS[i], REFINED_WIDTHS[j], LEVEL_TOKENS[j]),
+                    AxialDownsample(widths[i], 2 ** (j - i)),
+                    _refined(widths[i], REFINED_WIDTHS[j], LEVEL_TOKENS[j]),
                 )
                 for i in range(j)
             )
@@ -153,26 +165,9 @@ class FusedHQDecv2(nn.Module):
     def __init__(self, trained: HQDecv2):
         super().__init__()
         self.min_depth, self.max_depth = trained.min_depth, trained.max_depth
-        self.encoder = _with_fixed_padding(without_batch_norm(trained.encoder))
+        self.encoder = with_fixed_padding(without_batch_norm(trained.encoder))
         self.decoder = without_batch_norm(trained.decoder)
         self.head = without_batch_norm(trained.heads[0])
 
     def forward(self, image: Tensor) -> Tensor:
         return self.head(self.decoder(self.encoder(image))[0])
-
-
-def _with_fixed_padding(encoder: nn.Module) -> nn.Module:
-    """Replace TensorFlow's "same" padding, worked out from each input's size, by what it is at every even size: one row
-    below and one column to the right of the strided 3×3 filters. The exported graph needs no arithmetic on sizes then.
-    """
-    from timm.layers import Conv2dSame
-
-    for parent in list(encoder.modules()):
-        for name, child in list(parent.named_children()):
-            if isinstance(child, Conv2dSame):
-                conv = nn.Conv2d(
-                    child.in_channels, child.out_channels, child.kernel_size, child.stride, groups=child.groups
-                )
-                conv.weight, conv.bias = child.weight, child.bias
-                setattr(parent, name, nn.Sequential(nn.ZeroPad2d((0, 1, 0, 1)), conv))
-    return encoder

@@ -1,4 +1,4 @@
-"""The ResNet-18 and MobileNetV3 depth networks: the paper's Table IV, and training and deployment as for SmallDepth."""
+"""The depth networks with an encoder of timm: the paper's Table IV, and training and deployment as for SmallDepth."""
 
 from __future__ import annotations
 
@@ -14,12 +14,14 @@ from depth_networks import as_trained, assert_answers_about_8_metres, exported_d
 from fadepth_core.models import build_model
 from fadepth_core.models.complexity import PRINTED, complexity, parameter_count
 from fadepth_core.models.depth_network import PIXEL_MEAN, PIXEL_STD
+from fadepth_core.models.layers.backbone import with_fixed_padding
 from fadepth_core.models.layers.etm import ETMConv2d
 from fadepth_core.runtime.checkpoint import Checkpoint, Description
 from fadepth_core.runtime.export import export_checkpoint
 from fadepth_core.runtime.network import load_network
 
-NAMES = ("resnet18", "mobilenetv3")
+NAMES = ("resnet18", "mobilenetv3", "unet")
+PAPERS = ("resnet18", "mobilenetv3")
 
 
 @pytest.fixture(autouse=True)
@@ -36,7 +38,7 @@ def rounded(value: float, printed: str) -> str:
     return f"{value:.{len(printed.partition('.')[2])}f}"
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", PAPERS)
 def test_the_papers_complexity(name):
     """Table IV, to the last printed digit; the count of parameters does not change with ETM merged."""
     network, printed = build_model(name), PRINTED[name]
@@ -152,6 +154,40 @@ def test_features_are_centred_where_the_network_says(name):
     rows, columns = (image.grad.abs().sum((0, 1, dim)).nonzero().flatten() for dim in (3, 2))
     centre = [(reached.min() + reached.max()).item() / 2 for reached in (rows, columns)]
     assert centre == [2 * row + network.feature_offset, 2 * column + network.feature_offset]
+
+
+@pytest.mark.parametrize("encoder", ["tf_efficientnet_lite0", "tf_efficientnetv2_s", "resnet18"])
+def test_a_decoder_on_an_encoder_of_ones_choice(encoder):
+    network = with_statistics(build_model("unet", encoder=encoder))
+    x = torch.randn(1, 3, 64, 96)
+    with torch.no_grad():
+        torch.testing.assert_close(network.fuse()(x), network(x).disparities[0], rtol=1e-5, atol=1e-5)
+
+
+def test_hqdecv2_takes_another_efficientnet():
+    network = with_statistics(build_model("hqdecv2", encoder="tf_efficientnet_lite0"))
+    x = torch.randn(1, 3, 64, 96)
+    with torch.no_grad():
+        torch.testing.assert_close(network.fuse()(x), network(x).disparities[0], rtol=1e-4, atol=1e-5)
+    assert network.encoder_blocks() == 16
+    with pytest.raises(ValueError, match=r"takes an EfficientNet .* not 'resnet18'"):
+        build_model("hqdecv2", encoder="resnet18")
+
+
+def test_an_unknown_encoder_is_refused():
+    with pytest.raises(ValueError, match=r"unknown encoder 'vgg'; known encoders: tf_efficientnetv2_s, "):
+        build_model("unet", encoder="vgg")
+
+
+@pytest.mark.parametrize("size", [3, 5, 7])
+def test_fixed_padding_is_tensorflows(size):
+    from timm.layers import Conv2dSame
+
+    torch.manual_seed(0)
+    conv = Conv2dSame(4, 4, size, stride=2, groups=2)
+    fixed = with_fixed_padding(nn.Sequential(conv))
+    x = torch.randn(1, 4, 12, 20)
+    torch.testing.assert_close(fixed(x), conv(x))
 
 
 def test_timm_can_be_imported_outside_of_pytest():

@@ -153,7 +153,7 @@ def test_start_depth(timm):
 def test_encoder_takes_imagenet_weights_from_a_file(timm, tmp_path):
     from safetensors.torch import save_file
 
-    trained = timm.create_model(HQDecv2.ENCODER, pretrained=False)
+    trained = timm.create_model("tf_efficientnetv2_s", pretrained=False)
     save_file(trained.state_dict(), tmp_path / "encoder.safetensors")
     encoder = HQDecv2(weights=tmp_path / "encoder.safetensors").encoder
     state = trained.state_dict()

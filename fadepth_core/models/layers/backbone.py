@@ -11,6 +11,27 @@ from torch import Tensor, nn
 
 from fadepth_core.models.depth_network import PIXEL_MEAN, PIXEL_STD
 
+#: Encoders that a decoder can be put on, by timm's name: channels of their maps at 1/2, 1/4, 1/8, 1/16 and 1/32.
+ENCODER_WIDTHS = {
+    "tf_efficientnetv2_s": (24, 48, 64, 160, 256),
+    "tf_efficientnet_lite0": (16, 24, 40, 112, 320),
+    "tf_efficientnet_lite1": (16, 24, 40, 112, 320),
+    "tf_efficientnet_lite2": (16, 24, 48, 120, 352),
+    "resnet18": (64, 64, 128, 256, 512),
+    "mobilenetv3_large_100": (16, 24, 40, 112, 160),
+}
+
+
+def encoder_widths(name: str) -> tuple[int, ...]:
+    """Channels of the maps of the encoder `name`, finest first.
+
+    Raises:
+        ValueError: no encoder in `ENCODER_WIDTHS` has that name.
+    """
+    if name not in ENCODER_WIDTHS:
+        raise ValueError(f"unknown encoder '{name}'; known encoders: {', '.join(ENCODER_WIDTHS)}")
+    return ENCODER_WIDTHS[name]
+
 
 def timm_backbone(name: str, weights: str | Path | None = None, **options) -> nn.Module:
     """Build the timm model `name` for images normalised with `PIXEL_MEAN` and `PIXEL_STD`.
@@ -70,6 +91,26 @@ class RenormalisedBackbone(nn.Module):
 
     def forward(self, x: Tensor):
         return self.model(x * self.scale + self.shift)
+
+
+def with_fixed_padding(encoder: nn.Module) -> nn.Module:
+    """Replace TensorFlow's "same" padding, worked out from each input's size, by what it is at every even size: a filter of
+    stride 2 with k×k elements gets (k - 2) // 2 rows above and columns to the left, the rest below and to the right. The
+    exported graph needs no arithmetic on sizes then. Changes `encoder` and returns it.
+    """
+    from timm.layers import Conv2dSame
+
+    for parent in list(encoder.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, Conv2dSame):
+                conv = nn.Conv2d(
+                    child.in_channels, child.out_channels, child.kernel_size, child.stride, groups=child.groups
+                )
+                conv.weight, conv.bias = child.weight, child.bias
+                total = child.kernel_size[0] - 2
+                before, after = total // 2, total - total // 2
+                setattr(parent, name, nn.Sequential(nn.ZeroPad2d((before, after, before, after)), conv))
+    return encoder
 
 
 def import_timm() -> ModuleType:
