@@ -93,7 +93,10 @@ _METRES = (0.0, 1000.0)
 
 SPECS: tuple[Spec, ...] = (
     Spec(
-        "checkpoint", "", "Checkpoint file (.safetensors); empty for the one that is shipped.", check=_check_checkpoint
+        "checkpoint",
+        "",
+        "Checkpoint file (.safetensors), or the name of a shipped one: smalldepth (the default), smalldepth_nc.",
+        check=_check_checkpoint,
     ),
     Spec(
         "backend",

@@ -2,7 +2,8 @@
 the exported graph as ONNX. Nothing is ever unpickled.
 
     smalldepth.safetensors   weights of the deployment net (or of a training run), golden input and output, description
-    smalldepth.onnx          the same net as `ShapeCarriedGraph`, named in the description by its SHA-256
+    smalldepth.onnx          the same net as `ShapeCarriedGraph`, named in the description by its SHA-256; its weights are not
+                             stored again, they are ONNX external data that points into the safetensors file
     smalldepth.int8.onnx     the same once more with 8-bit weights and activations, where one was made
 
 This module needs numpy and safetensors only.
@@ -15,21 +16,26 @@ import json
 import os
 import tempfile
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from fadepth_core.runtime.framing import STRIDE
 
 FORMAT = 1
+#: The shipped checkpoints, which go by their names without suffix, too.
+ASSETS = Path(__file__).resolve().parent.parent / "assets"
 #: What `checkpoint: ""` means.
-DEFAULT_CHECKPOINT = Path(__file__).resolve().parent.parent / "assets" / "smalldepth.safetensors"
+DEFAULT_CHECKPOINT = ASSETS / "smalldepth.safetensors"
 _HEADER_KEY = "fadepth"
+_PADDING_KEY = "padding"
+#: Sizes of the header are multiples of this, bytes.
+_HEADER_STEP = 4096
 _GOLDEN = "golden."
 _Parsed = TypeVar("_Parsed")
 
@@ -54,6 +60,8 @@ class Description:
         options: further arguments of the network's constructor (training form).
         provenance: free text by key: data, method, iterations, date, licence ...
         onnx_sha256: digest of the ONNX file that belongs to it, "" if none was made.
+        onnx_weights: name of the file that the ONNX file reads its weights from, this one's when it was saved; "" where they are
+            in the ONNX file itself.
         int8_sha256: the same of its int8 graph.
     """
 
@@ -68,6 +76,7 @@ class Description:
     options: dict = field(default_factory=dict)
     provenance: dict[str, str] = field(default_factory=dict)
     onnx_sha256: str = ""
+    onnx_weights: str = ""
     int8_sha256: str = ""
 
     @classmethod
@@ -87,7 +96,13 @@ class Description:
             raise ValueError(f"its network_size {list(values['network_size'])} is not two multiples of {STRIDE}")
         if min(values["pixel_std"]) <= 0:
             raise ValueError(f"its pixel_std {list(values['pixel_std'])} is not positive")
-        for key, kind in (("model", str), ("trained", bool), ("options", dict), ("provenance", dict)):
+        for key, kind in (
+            ("model", str),
+            ("trained", bool),
+            ("options", dict),
+            ("provenance", dict),
+            ("onnx_weights", str),
+        ):
             if not isinstance(values.get(key, kind()), kind):
                 raise TypeError(f"its {key} is {values[key]!r}, not a {kind.__name__}")
         focal = values.get("focal_length")
@@ -138,15 +153,28 @@ def read_described(
         raise CheckpointError(f"{path}: not a complete safetensors file ({error})") from error
 
 
+def find_checkpoint(path: str | os.PathLike | None = None) -> Path:
+    """The file that is meant: `path`; for None and "" the default one; for the name of a shipped one, e.g. "smalldepth_nc", its
+    file, unless there is a file of that name here."""
+    if not path:
+        return DEFAULT_CHECKPOINT
+    path = Path(path)
+    shipped = ASSETS / f"{path.name}.safetensors"
+    return shipped if path.name == str(path) and not path.exists() and shipped.is_file() else path
+
+
 class Checkpoint:
     """An opened checkpoint file: its description, its weights as numpy arrays, and its ONNX file.
+
+    Args:
+        path: see `find_checkpoint`.
 
     Raises:
         CheckpointError: the file is missing, truncated, foreign, or not self-consistent.
     """
 
     def __init__(self, path: str | os.PathLike | None = None):
-        self.path = Path(path) if path else DEFAULT_CHECKPOINT
+        self.path = find_checkpoint(path)
         self.description, tensors = read_described(
             self.path, _HEADER_KEY, Description.from_json, "a safetensors file, but not one of fadepth's"
         )
@@ -175,7 +203,11 @@ class Checkpoint:
 
     def onnx_problem(self) -> str | None:
         """Why the ONNX file beside this checkpoint cannot be used; None when it can."""
-        return self._file_problem(self.onnx_path, self.description.onnx_sha256, "an exported graph")
+        problem = self._file_problem(self.onnx_path, self.description.onnx_sha256, "an exported graph")
+        needed = self.description.onnx_weights
+        if problem is None and needed and needed != self.path.name:
+            return f"{self.onnx_path}: reads its weights from '{needed}', and the checkpoint is called '{self.path.name}' now"
+        return problem
 
     def int8_problem(self) -> str | None:
         """Why the int8 graph beside this checkpoint cannot be used; None when it can."""
@@ -198,9 +230,38 @@ def save_checkpoint(
     golden: dict[str, np.ndarray] | None = None,
 ) -> None:
     """Write a checkpoint; the previous file of that name survives unless the new one is complete on disk."""
+    data = checkpoint_bytes(weights, description, golden)
+    write_atomically(path, lambda part: Path(part).write_bytes(data))
+
+
+def checkpoint_bytes(
+    weights: dict[str, np.ndarray], description: Description, golden: dict[str, np.ndarray] | None = None
+) -> bytes:
+    """What `save_checkpoint` writes. Where each tensor lies does not depend on the digests in the description, which are known
+    last: the header is padded to a size that leaves room for them."""
     tensors = {name: np.ascontiguousarray(value) for name, value in weights.items()}
     tensors |= {_GOLDEN + name: np.ascontiguousarray(value) for name, value in (golden or {}).items()}
-    write_atomically(path, lambda part: save_file(tensors, part, {_HEADER_KEY: description.to_json()}))
+    longest = replace(description, onnx_sha256="0" * 64, int8_sha256="0" * 64)
+
+    def serialised(description: Description, padding: int) -> bytes:
+        return save(tensors, {_HEADER_KEY: description.to_json(), _PADDING_KEY: " " * padding})
+
+    room = -(-_data_start(serialised(longest, 0)) // _HEADER_STEP) * _HEADER_STEP
+    return serialised(description, room - _data_start(serialised(description, 0)))
+
+
+def tensor_places(data: bytes) -> dict[str, tuple[int, int]]:
+    """(offset, length) in bytes of every tensor in a serialised safetensors file."""
+    start = _data_start(data)
+    header = json.loads(data[8:start])
+    header.pop("__metadata__", None)
+    spans = {name: entry["data_offsets"] for name, entry in header.items()}
+    return {name: (start + first, last - first) for name, (first, last) in spans.items()}
+
+
+def _data_start(data: bytes) -> int:
+    """Where the tensors begin: behind eight bytes with the header's length, and the header."""
+    return 8 + int.from_bytes(data[:8], "little")
 
 
 def write_atomically(path: str | os.PathLike, write: Callable[[str], None]) -> None:

@@ -5,15 +5,24 @@ from __future__ import annotations
 import hashlib
 import os
 import warnings
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import onnx
 import torch
 from torch import nn
 
-from fadepth_core.runtime.checkpoint import Checkpoint, Description, save_checkpoint, write_atomically
+from fadepth_core.runtime.checkpoint import (
+    Checkpoint,
+    Description,
+    checkpoint_bytes,
+    save_checkpoint,
+    tensor_places,
+    write_atomically,
+)
 from fadepth_core.runtime.graph import DepthGraph, ShapeCarriedGraph
 from fadepth_core.runtime.network import load_network
 
@@ -35,12 +44,14 @@ def export_checkpoint(network: nn.Module, description: Description, path: str | 
         for parameter in network.parameters():
             parameter.copy_(parameter.half())
     onnx_path = path.with_suffix(".onnx")
-    write_onnx(network, onnx_path)
-    digest = hashlib.sha256(onnx_path.read_bytes()).hexdigest()
     weights = {name: value.half().numpy() for name, value in network.state_dict().items()}
+    golden = golden_frame(network)
     # An int8 graph that was made before is of the weights before: `quantize_checkpoint` makes another.
-    description = replace(description, form="deploy", onnx_sha256=digest, int8_sha256="")
-    save_checkpoint(path, weights, description, golden_frame(network))
+    description = replace(description, form="deploy", onnx_weights=path.name, int8_sha256="")
+    write_onnx(network, onnx_path, path.name, tensor_places(checkpoint_bytes(weights, description, golden)))
+    digest = hashlib.sha256(onnx_path.read_bytes()).hexdigest()
+    save_checkpoint(path, weights, replace(description, onnx_sha256=digest), golden)
+    onnx.checker.check_model(onnx_path)  # with the weights that it refers to
 
 
 def ensure_onnx(checkpoint: Checkpoint, directory: Path) -> Path:
@@ -69,8 +80,19 @@ def golden_frame(network: nn.Module) -> dict[str, np.ndarray]:
     return {"image": image, "depth": depth.numpy()}
 
 
-def write_onnx(network: nn.Module, path: Path) -> None:
-    """Export `ShapeCarriedGraph` with every size dynamic; weights are stored in half precision, computed in float32."""
+def write_onnx(
+    network: nn.Module,
+    path: Path,
+    weights_file: str = "",
+    places: Mapping[str, tuple[int, int]] = MappingProxyType({}),
+) -> None:
+    """Export `ShapeCarriedGraph` with every size dynamic; weights are stored in half precision, computed in float32.
+
+    Args:
+        weights_file: name of a file in the same folder that holds weights already, in half precision.
+        places: (offset, length) in bytes of each tensor of the network there, by its name; the ONNX file refers to them
+            (external data). Tensors without a place are stored in the ONNX file itself.
+    """
     h, w = GOLDEN_SIZE
     inputs = (
         torch.zeros(h, w, 3, dtype=torch.uint8),
@@ -101,22 +123,28 @@ def write_onnx(network: nn.Module, path: Path) -> None:
                 },
             ),
         )
-    model = _with_half_weights(onnx.load(path))
+    model = _with_half_weights(onnx.load(path), weights_file, places)
     write_atomically(path, lambda part: onnx.save(model, part))
 
 
-def _with_half_weights(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Store large float32 initializers as float16 behind a Cast: half the file, the same arithmetic."""
+def _with_half_weights(
+    model: onnx.ModelProto, weights_file: str, places: Mapping[str, tuple[int, int]]
+) -> onnx.ModelProto:
+    """Store large float32 initializers as float16 behind a Cast, the same arithmetic; or refer to them where they are stored."""
     casts = []
     for tensor in model.graph.initializer:
         value = onnx.numpy_helper.to_array(tensor)
         if value.dtype != np.float32 or value.size < 64 or not np.array_equal(value.astype(np.float16), value):
             continue
         name = tensor.name
-        tensor.CopyFrom(onnx.numpy_helper.from_array(value.astype(np.float16), f"{name}.half"))
+        half = onnx.numpy_helper.from_array(value.astype(np.float16), f"{name}.half")
+        offset, length = places.get(name.removeprefix("network."), (0, 0))
+        if length == value.size * 2:
+            onnx.external_data_helper.set_external_data(half, weights_file, offset, length)
+            half.ClearField("raw_data")
+        tensor.CopyFrom(half)
         casts.append(onnx.helper.make_node("Cast", [f"{name}.half"], [name], to=onnx.TensorProto.FLOAT))
     nodes = casts + list(model.graph.node)
     del model.graph.node[:]
     model.graph.node.extend(nodes)
-    onnx.checker.check_model(model)
     return model

@@ -66,7 +66,7 @@ def quantize_checkpoint(path: str | os.PathLike, images: Sequence[np.ndarray]) -
     pixels = int(np.prod(checkpoint.description.network_size))
     framings = [Framing.plan(image.shape[:2], pixels=pixels) for image in images]
     frames = [framing.to_network(image) for framing, image in zip(framings, images, strict=True)]
-    exact = checkpoint.onnx_path.read_bytes()
+    exact = onnx.load(checkpoint.onnx_path).SerializeToString()  # with the weights, which lie in the checkpoint
     quantized = quantize_graph(exact, frames)
 
     # What `DepthEngine` would refuse at every start is better refused now.

@@ -4,14 +4,25 @@ import json
 import struct
 import subprocess
 import sys
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
+import onnx as onnx_package
 import pytest
 import torch
 from safetensors.numpy import save_file
 
 from fadepth_core.models import SmallDepth
-from fadepth_core.runtime.checkpoint import Checkpoint, CheckpointError, save_checkpoint, write_atomically
+from fadepth_core.runtime.checkpoint import (
+    DEFAULT_CHECKPOINT,
+    Checkpoint,
+    CheckpointError,
+    find_checkpoint,
+    save_checkpoint,
+    write_atomically,
+)
+from fadepth_core.runtime.engine import DepthEngine
 from fadepth_core.runtime.export import ensure_onnx, export_checkpoint, golden_frame
 from fadepth_core.runtime.network import load_network
 
@@ -41,14 +52,22 @@ def test_shipped_checkpoint_is_small_and_marked(checkpoint):
 def test_training_form_loads_with_its_etm(tmp_path, checkpoint):
     torch.manual_seed(0)
     trained = SmallDepth(etm="etm#").eval()
-    from dataclasses import replace
-
     description = replace(checkpoint.description, form="training", options={"etm": "etm#"}, onnx_sha256="")
     weights = {name: value.numpy() for name, value in trained.state_dict().items()}
     save_checkpoint(tmp_path / "run.safetensors", weights, description)
     x = torch.randn(1, 3, 64, 96)
     loaded = load_network(Checkpoint(tmp_path / "run.safetensors"))
     torch.testing.assert_close(loaded(x), trained.fuse()(x))
+
+
+def test_shipped_checkpoints_go_by_their_names(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert Checkpoint("smalldepth").path == Checkpoint().path == DEFAULT_CHECKPOINT
+    assert find_checkpoint("smalldepth_nc").name == "smalldepth_nc.safetensors"
+    Path("smalldepth").write_bytes(b"mine")
+    assert find_checkpoint("smalldepth") == Path("smalldepth"), "a file that is here comes first"
+    with pytest.raises(CheckpointError, match=r"^hugedepth: no such file"):
+        Checkpoint("hugedepth")
 
 
 def test_missing_file(tmp_path):
@@ -165,8 +184,42 @@ def test_stale_and_damaged_graphs_are_noticed(exported, tmp_path):
     checkpoint = Checkpoint(exported)
     assert "net.onnx: no such file" in checkpoint.onnx_problem()
     remade = ensure_onnx(checkpoint, tmp_path / "cache")
-    assert remade.read_bytes() == good
+    onnx.write_bytes(good)
+    assert embedded(remade) == embedded(onnx), "the same graph, with its weights inside"
+    onnx.unlink()
     assert ensure_onnx(checkpoint, tmp_path / "cache") == remade
+
+
+def embedded(path):
+    """A graph with its weights, wherever it reads them from."""
+    return onnx_package.load(path).SerializeToString()
+
+
+def test_the_graph_reads_its_weights_from_the_checkpoint(exported):
+    """They are stored once; the digest of an int8 graph, which is added later, does not move them."""
+    checkpoint = Checkpoint(exported)
+    assert checkpoint.onnx_path.stat().st_size < 0.05 * exported.stat().st_size
+    graph = onnx_package.load(checkpoint.onnx_path, load_external_data=False).graph
+    places = {tensor.name: tensor.external_data for tensor in graph.initializer if tensor.external_data}
+    assert {entry.value for place in places.values() for entry in place if entry.key == "location"} == {
+        "net.safetensors"
+    }
+    large = [name for name, value in checkpoint.weights.items() if value.size >= 64]
+    assert sorted(places) == sorted(f"network.{name}.half" for name in large)
+    before = embedded(checkpoint.onnx_path)
+    description = replace(checkpoint.description, int8_sha256="f" * 64)
+    save_checkpoint(exported, checkpoint.weights, description, checkpoint.golden)
+    assert embedded(checkpoint.onnx_path) == before
+
+
+def test_a_renamed_checkpoint_says_what_its_graph_misses(exported):
+    renamed = exported.with_name("robot.safetensors")
+    exported.rename(renamed)
+    exported.with_suffix(".onnx").rename(renamed.with_suffix(".onnx"))
+    expected = "reads its weights from 'net.safetensors', and the checkpoint is called 'robot.safetensors' now"
+    assert expected in Checkpoint(renamed).onnx_problem()
+    engine = DepthEngine.load(renamed, backend="openvino")
+    assert engine.backend_name == "openvino", "the graph is made anew in the user's cache"
 
 
 def test_failed_save_keeps_the_old_file(tmp_path):

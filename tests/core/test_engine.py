@@ -7,7 +7,6 @@ import threading
 import time
 import types
 import weakref
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -17,7 +16,9 @@ from fadepth_core.runtime import backends
 from fadepth_core.runtime.backends import openvino as openvino_backend
 from fadepth_core.runtime.backends import torch as torch_backend
 from fadepth_core.runtime.engine import DepthEngine, EngineError, FrameRequest
+from fadepth_core.runtime.export import export_checkpoint
 from fadepth_core.runtime.framing import FramingError
+from fadepth_core.runtime.network import load_network
 
 K = np.array([[500.0, 0, 320], [0, 500, 240], [0, 0, 1]])
 
@@ -501,11 +502,8 @@ def test_a_bad_frame_ends_a_stream_after_all_before_it():
 
 
 def test_without_an_int8_graph_depth_comes_in_the_default_precision(tmp_path, checkpoint, caplog):
-    from fadepth_core.runtime.checkpoint import save_checkpoint
-
     path = tmp_path / "net.safetensors"
-    path.with_suffix(".onnx").write_bytes(checkpoint.onnx_path.read_bytes())
-    save_checkpoint(path, checkpoint.weights, replace(checkpoint.description, int8_sha256=""), checkpoint.golden)
+    export_checkpoint(load_network(checkpoint), checkpoint.description, path)
     engine = DepthEngine.load(path, backend="openvino", precision="int8")
     assert (engine.backend_name, engine.precision) == ("openvino", "fp32")
     assert engine.degraded

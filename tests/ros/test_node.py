@@ -17,9 +17,11 @@ from rclpy.qos import ReliabilityPolicy
 from sensor_msgs.msg import CompressedImage
 
 from cards import FRAME_ID, SIZE, image_message, info_message, noise, run_node
-from fadepth_core.runtime.checkpoint import Checkpoint, save_checkpoint
+from fadepth_core.runtime.checkpoint import Checkpoint
 from fadepth_core.runtime.engine import DepthEngine
+from fadepth_core.runtime.export import export_checkpoint
 from fadepth_core.runtime.framing import Framing
+from fadepth_core.runtime.network import load_network
 from fadepth_ros.clip_publisher import DEMO_CLIP, read_camera_info, read_frames
 
 SECOND = 10**9
@@ -148,8 +150,7 @@ def test_what_a_checkpoint_says_of_itself_is_announced(start_robot, tmp_path, tr
     shipped = Checkpoint()
     description = replace(shipped.description, trained=trained, provenance={"licence": "CC BY-NC-SA 3.0"})
     path = tmp_path / "net.safetensors"
-    save_checkpoint(path, shipped.weights, description, shipped.golden)
-    path.with_suffix(".onnx").write_bytes(shipped.onnx_path.read_bytes())
+    export_checkpoint(load_network(shipped), description, path)
     robot = start_robot("-p", f"checkpoint:={path}")
     robot.listen("depth/image")
     robot.camera_is_heard()

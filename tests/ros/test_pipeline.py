@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import time
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,9 +14,11 @@ from rclpy.serialization import deserialize_message, serialize_message
 from sensor_msgs.msg import CameraInfo, Image, PointCloud2, RegionOfInterest
 
 from cards import SIZE, image_message, info_message, noise
-from fadepth_core.runtime.checkpoint import Checkpoint, save_checkpoint
+from fadepth_core.runtime.checkpoint import Checkpoint
 from fadepth_core.runtime.engine import DepthEngine, EngineError
+from fadepth_core.runtime.export import export_checkpoint
 from fadepth_core.runtime.framing import Framing
+from fadepth_core.runtime.network import load_network
 from fadepth_ros import pipeline as pipeline_module
 from fadepth_ros.node import DepthNode, _judge, _values
 from fadepth_ros.parameters import SPECS, Settings
@@ -100,8 +101,7 @@ def test_depth_follows_the_focal_length_whoever_listens(tmp_path, caplog):
     source = Checkpoint()
     paths = {focal: str(tmp_path / f"{focal}.safetensors") for focal in (None, 100.0)}
     for focal, path in paths.items():
-        save_checkpoint(path, source.weights, replace(source.description, focal_length=focal), source.golden)
-        Path(path).with_suffix(".onnx").write_bytes(source.onnx_path.read_bytes())
+        export_checkpoint(load_network(source), replace(source.description, focal_length=focal), path)
 
     def depth(wanted, checkpoint, camera=True):
         outputs = Recorder(*wanted)
