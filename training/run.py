@@ -9,6 +9,8 @@ python training/run.py evaluate checkpoint.safetensors --protocol kitti_eigen --
     measure against true depth, beside the paper's figures; --protocol video needs none
 python training/run.py predict drive.mp4 --out depth
     depth of a picture, a folder of pictures or a video, as files
+python training/run.py label pictures --teacher runs/teacher/depth.safetensors --out labels
+    depth that a large network predicts for pictures, for a small one to learn from
 python training/run.py stereo drive.mp4 --out drive_depth
     depth of a video with known poses, measured in it, for training to learn from
 python training/run.py odometry drive.mp4 --pose runs/video/pose.safetensors --out trajectory.txt
@@ -80,6 +82,7 @@ from fadepth_core.training.ablation import TABLE as ABLATION_TABLE
 from fadepth_core.training.ablation import ablate as run_ablation
 from fadepth_core.training.config import ConfigError, load_config
 from fadepth_core.training.fit import fit as run_fit
+from fadepth_core.training.labels import label_pictures
 from fadepth_core.training.pose_checkpoint import load_pose_net
 from fadepth_core.training.trainer import TrainingError, keep_freed_memory
 
@@ -177,7 +180,7 @@ def _evaluate_video(args: argparse.Namespace) -> None:
     figures = {label: result.to_dict() for label, result in results.items()}
     (args.out / f"{VIDEO}.json").write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
     shown = (dataset[chosen[place]] for place in choose_evenly(["all"] * len(chosen), _SHEET_ROWS))
-    images = {three.name: (rgb(three.frames[1]), three.intrinsics.numpy()) for three in shown}
+    images = {three.name: (rgb(three.middle), three.intrinsics.numpy()) for three in shown}
     prediction_sheet(predict, images, args.out / f"{VIDEO}.png")
     print(f"wrote {args.out / VIDEO}.json and .png")
 
@@ -227,6 +230,19 @@ def predict(args: argparse.Namespace) -> None:
     fps = (frames.fps or FPS) if frames.is_video else None
     write_predictions(tqdm(depths, unit="frame"), args.out, args.format, fps)
     print(f"wrote {args.out / 'depth'} and {args.out / ('color.mp4' if frames.is_video else 'color')}")
+
+
+def label(args: argparse.Namespace) -> None:
+    """Predict the depth of pictures with a large network, for a small one to learn from."""
+    checkpoint = Checkpoint(args.teacher)
+    args.checkpoint = args.teacher
+    args.baselines = args.camera_height = args.untrained = None
+    predictor, _ = _predictors(args, checkpoint, None, None)
+    height, width = checkpoint.description.network_size
+    count = label_pictures(args.pictures, predictor, args.out, args.every, height * width)
+    print(
+        f"wrote {count} entries to {args.out / 'index.json'}: {{name: pictures, root: {args.out}}} in a configuration"
+    )
 
 
 def stereo(args: argparse.Namespace) -> None:
@@ -451,6 +467,16 @@ def main(arguments: list[str] | None = None) -> int:
     )
     _add_engine(command, "the fastest")
     command.set_defaults(run=predict)
+    command = commands.add_parser("label", help=label.__doc__)
+    command.add_argument("pictures", type=Path, help="folder of pictures, with or without an index.json")
+    command.add_argument("--teacher", type=Path, required=True, help="checkpoint of the large network")
+    command.add_argument("--out", type=Path, required=True, help="folder for the index and the depth pictures")
+    command.add_argument("--every", type=int, default=1, choices=range(1, 1001), metavar="N", help="every N-th picture")
+    command.add_argument(
+        "--flip", action="store_true", help="average with the mirrored picture: better, twice the time"
+    )
+    _add_engine(command, "the network in PyTorch; with --precision the fastest")
+    command.set_defaults(run=label)
     command = commands.add_parser("stereo", help=stereo.__doc__)
     command.add_argument(
         "clip", type=Path, help="video or folder of frames, beside it a JSON file with its camera and poses"

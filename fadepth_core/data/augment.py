@@ -1,14 +1,22 @@
-"""Random changes of a whole sample (specification 8): one draw for its three frames, with what is known about them."""
+"""Random changes of a whole sample (specification 8): one draw for all its frames, with what is known about them.
+
+First another view of the scene (zoom, cut, camera turned, mirrored), then another camera (colour, exposure, blur, noise, JPEG).
+"""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
+import cv2
+import numpy as np
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
+from fadepth_core.data.focal import focal_length
 from fadepth_core.data.sample import Sample
-from fadepth_core.geometry import crop_intrinsics, flip_intrinsics, mirror_motion, scale_intrinsics
+from fadepth_core.geometry import flip_intrinsics, mirror_motion
 from fadepth_core.losses import ColorJitter
 
 _RECOLOUR = ColorJitter()
@@ -16,30 +24,43 @@ _RECOLOUR = ColorJitter()
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Random scaling and cropping, mirroring and recolouring of an unbatched sample.
+    """A random view and a random camera for an unbatched sample.
 
     Attributes:
-        scale: each axis is enlarged by a factor from [1, scale], then a random part of the original size is kept.
+        scale: each axis is enlarged by a factor from [1, scale], then a random part of the original size is kept. That is a
+            longer lens: the focal length grows with it.
+        stretch: how much the factors of the two axes differ at most; None: as much as they like. Pixels of real cameras are
+            square, so a large `scale` wants a small one.
+        roll, pitch: standard deviation in degrees of a rotation of the camera about its optical axis and about its horizontal
+            axis. What comes into view from outside the picture repeats its border, and has no known depth.
         flip: probability of mirroring left and right; camera motion is mirrored with the picture.
         jitter: probability of recolouring, with the ranges of `ColorJitter`.
+        camera: probability of each of another exposure curve, blur, noise and JPEG compression.
     """
 
     scale: float = 1.15
+    stretch: float | None = None
+    roll: float = 0.0
+    pitch: float = 0.0
     flip: float = 0.5
     jitter: float = 0.5
+    camera: float = 0.0
 
     def __call__(self, sample: Sample, generator: torch.Generator) -> Sample:
         """The changed sample, of the same sizes; everything is drawn from `generator`."""
         # All numbers are drawn whatever comes of them, so that one setting does not shift the others' random numbers.
-        enlarge_y, enlarge_x, top, left, flip, jitter = torch.rand(6, generator=generator).tolist()
-        if self.scale > 1:
-            sample = _enlarge_and_crop(
-                sample, 1 + (self.scale - 1) * enlarge_y, 1 + (self.scale - 1) * enlarge_x, top, left
-            )
+        down, across, top, left, flip, jitter = torch.rand(6, generator=generator).tolist()
+        roll, pitch = (torch.randn(2, generator=generator) * math.pi / 180).tolist()
+        down, across = 1 + (self.scale - 1) * down, 1 + (self.scale - 1) * across
+        if self.stretch is not None:
+            across = min(max(across, down / self.stretch), down * self.stretch)
+        sample = _seen_anew(sample, (across, down), (left, top), self.roll * roll, self.pitch * pitch)
         if flip < self.flip:
             sample = _mirror(sample)
         if jitter < self.jitter:
             sample = replace(sample, frames=_RECOLOUR(sample.frames[None], generator)[0])
+        if self.camera:
+            sample = replace(sample, frames=_photographed(sample.frames, self.camera, generator))
         return sample
 
 
@@ -47,7 +68,7 @@ def paste_strip(sample: Sample, other: Sample, generator: torch.Generator) -> Sa
     """`sample` with a strip, a fifth to two thirds of its width, of what `other` shows there: frames and depth.
 
     A strip from top to bottom, so that what is up stays up. Everything else is the sample's own and does not hold in the
-    strip, which has nothing to say but depth.
+    strip, which has nothing to say but depth. The frames of both have one size.
     """
     width = sample.frames.shape[-1]
     share, left = torch.rand(2, generator=generator).tolist()
@@ -63,45 +84,101 @@ def paste_strip(sample: Sample, other: Sample, generator: torch.Generator) -> Sa
     return replace(sample, frames=frames, depth=depth, name=f"{sample.name} and {other.name}")
 
 
-def _enlarge_and_crop(sample: Sample, enlarge_y: float, enlarge_x: float, top: float, left: float) -> Sample:
-    """`top` and `left` in [0, 1] say where between the two ends the kept part lies."""
+def _seen_anew(
+    sample: Sample, enlarge: tuple[float, float], place: tuple[float, float], roll: float, pitch: float
+) -> Sample:
+    """The scene through a longer lens, off-centre, by a camera turned about its centre.
+
+    Args:
+        enlarge: factors along x and y, at least 1.
+        place: in [0, 1], where between the left (upper) and the right (lower) end the kept part lies.
+        roll, pitch: radians.
+    """
+    if enlarge == (1, 1) and not roll and not pitch:
+        return sample
     height, width = sample.frames.shape[-2:]
-    new_height, new_width = round(height * enlarge_y), round(width * enlarge_x)
-    y, x = round(top * (new_height - height)), round(left * (new_width - width))
-    frames = F.interpolate(sample.frames, (new_height, new_width), mode="bilinear", align_corners=False)
-    intrinsics = scale_intrinsics(sample.intrinsics, new_width / width, new_height / height)
-    depth = sample.depth
-    if depth is not None:
-        # Depth has a size of its own, and holes: nearest neighbour, along rows and columns of that size.
-        rows, columns = (
-            (((torch.arange(n) + 0.5) / n * side + offset) / enlarged * n).long()
-            for n, side, offset, enlarged in (
-                (depth.shape[0], height, y, new_height),
-                (depth.shape[1], width, x, new_width),
-            )
-        )
-        depth = depth[rows][:, columns]
-    teacher = sample.teacher
+    # Everything at its own size: positions are counted in pixels of the frames.
+    kept = [side / factor for side, factor in zip((width, height), enlarge, strict=True)]
+    start = [p * (side - k) for p, side, k in zip(place, (width, height), kept, strict=True)]
+    old = sample.intrinsics.double()
+    new = old.clone()
+    for row in range(2):
+        new[row, :2] *= enlarge[row]
+        new[row, 2] = (old[row, 2] + 0.5 - start[row]) * enlarge[row] - 0.5
+    turned = _rotation(roll, pitch)
+    # From the new picture's pixels to the old one's, and the depth of a point that has depth 1 in the new one.
+    to_old = (old @ turned.T @ torch.linalg.inv(new)).tolist()
+
+    def look_up(maps: Tensor, mode: str, padding: str) -> tuple[Tensor, Tensor]:
+        """Maps [N, C, h, w] in the new view, and by what depths shrink there [h, w]."""
+        h, w = maps.shape[-2:]
+        x = (torch.arange(w) + 0.5) * width / w - 0.5
+        y = (torch.arange(h)[:, None] + 0.5) * height / h - 0.5
+        u, v, ratio = (row[0] * x + (row[1] * y + row[2]) for row in to_old)
+        grid = torch.stack([(2 * u / ratio + 1) / width - 1, (2 * v / ratio + 1) / height - 1], dim=-1)
+        grid = grid.to(maps)[None].expand(len(maps), -1, -1, -1)
+        return F.grid_sample(maps, grid, mode=mode, padding_mode=padding, align_corners=False), ratio.to(maps)
+
+    frames, _ = look_up(sample.frames, "bilinear", "border")
+    depth, poses, teacher = sample.depth, sample.poses, sample.teacher
+    if depth is not None:  # never interpolated
+        depth, ratio = look_up(depth[None, None], "nearest", "zeros")
+        depth = depth[0, 0] / ratio
+    if poses is not None:
+        poses = poses.clone()
+        poses[:, :3, :3] = (poses[:, :3, :3].double() @ turned.T).to(poses)
+        # In the middle camera's coordinates, as before.
+        middle = torch.eye(4, dtype=torch.float64)
+        middle[:3, :3] = turned
+        poses = (middle @ poses.double()).to(poses)
     if teacher is not None:
-        part = ((x / new_width, width / new_width), (y / new_height, height / new_height))
-        teacher = {name: _part(values, part) for name, values in teacher.items()}
+        longer = focal_length(new) / focal_length(old)
+        changed = {}
+        for name, values in teacher.items():
+            moved, ratio = look_up(values[None], "bilinear", "border")
+            # A teacher answers for one focal length: through a longer lens all it sees is nearer.
+            changed[name] = moved[0] * ratio * longer if name.startswith("disparity") else moved[0]
+        teacher = changed
     return replace(
-        sample,
-        frames=frames[..., y : y + height, x : x + width],
-        intrinsics=crop_intrinsics(intrinsics, x, y),
-        depth=depth,
-        teacher=teacher,
+        sample, frames=frames, intrinsics=new.to(sample.intrinsics), depth=depth, poses=poses, teacher=teacher
     )
 
 
-def _part(values: torch.Tensor, part: tuple[tuple[float, float], tuple[float, float]]) -> torch.Tensor:
-    """The part of a map [C, h, w] that starts at a fraction of its width and height and has a fraction of them, at the
-    map's size."""
-    (left, across), (top, down) = part
-    # grid_sample counts from -1 to 1.
-    transform = torch.tensor([[[across, 0, 2 * left + across - 1], [0, down, 2 * top + down - 1]]])
-    grid = F.affine_grid(transform, [1, *values.shape], align_corners=False)
-    return F.grid_sample(values[None], grid, mode="bilinear", padding_mode="border", align_corners=False)[0]
+def _rotation(roll: float, pitch: float) -> Tensor:
+    """Of points from the old camera's coordinates to the new one's, float64 [3, 3]."""
+    cr, sr, cp, sp = math.cos(roll), math.sin(roll), math.cos(pitch), math.sin(pitch)
+    about_z = torch.tensor([[cr, -sr, 0], [sr, cr, 0], [0, 0, 1]], dtype=torch.float64)
+    about_x = torch.tensor([[1, 0, 0], [0, cp, -sp], [0, sp, cp]], dtype=torch.float64)
+    return about_x @ about_z
+
+
+def _photographed(frames: Tensor, probability: float, generator: torch.Generator) -> Tensor:
+    """Frames [N, 3, H, W] as another camera stores them; one draw for all of them, but for the noise."""
+    chances = (torch.rand(4, generator=generator) < probability).tolist()
+    exposure, blur, noise, quality = torch.rand(4, generator=generator).tolist()
+    grain = torch.randn(frames.shape, generator=generator)
+    exposed, blurred, noisy, compressed = chances
+    if exposed:
+        frames = frames ** (1.6 ** (2 * exposure - 1))
+    if blurred:
+        sigma = 0.3 + 1.2 * blur
+        frames = _each(frames, lambda picture: cv2.GaussianBlur(picture, (0, 0), sigma))
+    if noisy:
+        frames = (frames + 0.04 * noise * grain).clamp(0, 1)
+    if compressed:
+        frames = _each(frames, lambda picture: _compressed(picture, round(25 + 65 * quality)))
+    return frames
+
+
+def _each(frames: Tensor, change) -> Tensor:
+    """`change` applied to every frame as float32 [H, W, 3]."""
+    pictures = [change(np.ascontiguousarray(picture)) for picture in frames.permute(0, 2, 3, 1).numpy()]
+    return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).contiguous()
+
+
+def _compressed(picture: np.ndarray, quality: int) -> np.ndarray:
+    _, data = cv2.imencode(".jpg", (picture * 255).round().astype(np.uint8), [cv2.IMWRITE_JPEG_QUALITY, quality])
+    return cv2.imdecode(data, cv2.IMREAD_COLOR).astype(np.float32) / 255
 
 
 def _mirror(sample: Sample) -> Sample:

@@ -22,13 +22,18 @@ from fadepth_core.data.errors import DataError
 from fadepth_core.data.images import read_depth, read_rgb
 from fadepth_core.data.sample import LabelledImage
 
+INDEX = "index.json"
+_CAMERA = ("fx", "fy", "cx", "cy")
+
 
 @dataclass(frozen=True)
-class _Entry:
+class Entry:
+    """A picture that an index lists; depth and intrinsics K [3, 3] are None where it says nothing of them."""
+
     name: str
     rgb: Path
-    depth: Path
-    intrinsics: np.ndarray
+    depth: Path | None
+    intrinsics: np.ndarray | None
     group: str
 
 
@@ -49,7 +54,7 @@ class FolderTest(Dataset[LabelledImage]):
 
     def __init__(self, root: str | os.PathLike, groups: Collection[str] | None = None):
         root = Path(root)
-        self._entries = _read_index(root)
+        self._entries = read_index(root)
         if groups is not None:
             known = {entry.group for entry in self._entries}
             if missing := sorted(set(groups) - known):
@@ -73,8 +78,17 @@ class FolderTest(Dataset[LabelledImage]):
         return LabelledImage(image, depth, entry.intrinsics, entry.name)
 
 
-def _read_index(root: Path) -> list[_Entry]:
-    path = root / "index.json"
+def read_index(root: Path, needs_depth: bool = True) -> list[Entry]:
+    """The pictures that the folder's index lists, in its order.
+
+    Args:
+        root: the folder.
+        needs_depth: refuse a picture without depth.
+
+    Raises:
+        DataError: no index, or one that cannot be used.
+    """
+    path = root / INDEX
     if not path.is_file():
         raise DataError(f"{path}: no such file; a test folder needs an index of its pictures")
     try:
@@ -83,16 +97,21 @@ def _read_index(root: Path) -> list[_Entry]:
         raise DataError(f"{path}: not JSON: {error}") from error
     if not isinstance(values, list) or not values:
         raise DataError(f"{path}: expected a list with at least one picture")
-    return [_entry(path, number, value) for number, value in enumerate(values)]
+    return [_entry(path, number, value, needs_depth) for number, value in enumerate(values)]
 
 
-def _entry(path: Path, number: int, value: dict) -> _Entry:
+def _entry(path: Path, number: int, value: dict, needs_depth: bool) -> Entry:
     try:
-        fx, fy, cx, cy = (float(value[key]) for key in ("fx", "fy", "cx", "cy"))
-        rgb, depth = (path.parent / value[key] for key in ("rgb", "depth"))
-        name, group = str(value["id"]), str(value.get("group", ""))
+        has_depth = needs_depth or "depth" in value
+        # Depth without a camera says nothing.
+        has_camera = has_depth or any(key in value for key in _CAMERA)
+        matrix = None
+        if has_camera:
+            fx, fy, cx, cy = (float(value[key]) for key in _CAMERA)
+            matrix = np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1]], np.float64)
+        depth = path.parent / value["depth"] if has_depth else None
+        return Entry(str(value["id"]), path.parent / value["rgb"], depth, matrix, str(value.get("group", "")))
     except KeyError as error:
         raise DataError(f"{path}: picture {number} has no {error}") from error
     except (TypeError, ValueError, AttributeError) as error:
         raise DataError(f"{path}: picture {number} cannot be used: {error}") from error
-    return _Entry(name, rgb, depth, np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1]], np.float64), group)

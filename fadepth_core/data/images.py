@@ -35,6 +35,12 @@ def read_depth(path: Path) -> np.ndarray:
     return raw.astype(np.float32) / 256
 
 
+def write_depth(path: Path, depth: np.ndarray) -> None:
+    """Write depth in metres [H, W] as `read_depth` reads it; what the format cannot hold, 256 m and more, as its largest."""
+    code = np.round(depth * 256).clip(0, 65535).astype(np.uint16)
+    path.write_bytes(cv2.imencode(".png", code)[1].tobytes())
+
+
 def frames_and_intrinsics(
     images: Sequence[np.ndarray], intrinsics: np.ndarray, size: tuple[int, int], crop_to_aspect: bool
 ) -> tuple[Tensor, Tensor]:

@@ -19,6 +19,7 @@ TRAINING_SETS = {
     "kitti": "fadepth_core.data.kitti:KittiDataset",
     "ddad": "fadepth_core.data.ddad:DdadDataset",
     "video": "fadepth_core.data.video:VideoDataset",
+    "pictures": "fadepth_core.data.pictures:PictureDataset",
     "synthetic": "fadepth_core.data.synthetic:SyntheticDataset",
 }
 TEST_SETS = {
@@ -89,10 +90,18 @@ class Mixture(Dataset):
         return self._ends[-1]
 
     def __getitem__(self, index: int) -> Sample:
+        number, item = self._find(index)
+        return self._datasets[number][item]
+
+    def part(self, index: int) -> int:
+        """The number of the data set that a sample comes from."""
+        return self._find(index)[0]
+
+    def _find(self, index: int) -> tuple[int, int]:
         start = 0
-        for dataset, end in zip(self._datasets, self._ends, strict=True):
+        for number, (dataset, end) in enumerate(zip(self._datasets, self._ends, strict=True)):
             if index < end:
-                return dataset[(index - start) % len(dataset)]
+                return number, (index - start) % len(dataset)
             start = end
         raise IndexError(index)
 
@@ -116,6 +125,21 @@ class FilledIn(Dataset):
             depth=torch.zeros(sample.frames.shape[-2:]) if sample.depth is None else sample.depth,
             speed=torch.tensor(torch.nan) if sample.speed is None else sample.speed,
         )
+
+
+class MiddleFrames(Dataset):
+    """A data set without the frames before and after the middle one, for training that compares no frames: a third of the
+    work."""
+
+    def __init__(self, dataset: Dataset):
+        self._dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    def __getitem__(self, index: int) -> Sample:
+        sample = self._dataset[index]
+        return replace(sample, frames=sample.middle[None], poses=None)
 
 
 class InMemory(Dataset):

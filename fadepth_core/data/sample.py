@@ -12,16 +12,16 @@ from torch import Tensor
 
 @dataclass
 class Sample:
-    """Three frames t-1, t, t+1; with a leading batch dimension B on every tensor once collated.
+    """Three frames t-1, t, t+1, or a single one; with a leading batch dimension B on every tensor once collated.
 
     Attributes:
-        frames: [3, 3, H, W] float32 RGB in [0, 1], in temporal order.
+        frames: [N, 3, H, W] float32 RGB in [0, 1], in temporal order; N is 3, or 1 where no frames are compared.
         intrinsics: [3, 3] float32, pixels of `frames` (pixel centres at whole numbers).
         interval: [] float32, seconds between two consecutive frames.
         name: where the middle frame comes from, for people.
         speed: [] float32, measured speed of the camera in metres per second, if known; NaN where only others of the
             data set have one.
-        poses: [3, 4, 4] float32 camera-to-world (optical frame, metres) of each frame, if known.
+        poses: [N, 4, 4] float32 camera-to-world (optical frame, metres) of each frame, if known.
         depth: [h, w] float32 true depth of the middle frame in metres, 0 where unknown, at its own size, if known.
         teacher: a teacher's maps of the middle frame, by name, each float32 [1, h, w] at its own size; see
             `training.teacher`.
@@ -35,6 +35,11 @@ class Sample:
     poses: Tensor | None = None
     depth: Tensor | None = None
     teacher: dict[str, Tensor] | None = None
+
+    @property
+    def middle(self) -> Tensor:
+        """The middle frame of an unbatched sample, [3, H, W]."""
+        return self.frames[len(self.frames) // 2]
 
     def to(self, device: torch.device | str, non_blocking: bool = True) -> Sample:
         """The same sample with its tensors on `device`."""

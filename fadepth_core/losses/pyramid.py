@@ -7,7 +7,7 @@ next level runs (specification 3.3).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from fadepth_core.geometry import area_average, flip_intrinsics, mirror_motion, scale_intrinsics
 from fadepth_core.losses.base import BaseWeights, Motions, Views, base_loss
-from fadepth_core.losses.supervised import depth_loss, speed_loss
+from fadepth_core.losses.supervised import depth_loss, shape_loss, speed_loss
 from fadepth_core.models.depth_network import PIXEL_MEAN, PIXEL_STD, DepthFeatures, halved_size
 from fadepth_core.models.layers.drop import shared_masks
 
@@ -151,7 +151,7 @@ class LevelReport:
     Attributes:
         total: what was differentiated.
         photometric, structure, feature, smoothness: L_bwp, L_bds, L_bfp, L_s.
-        depth, speed: the losses against measurements.
+        depth, shape, speed: the losses against measurements.
         apx: the loss against a teacher, of level cr.
         feature_consistency, disparity_consistency: C^f, C^d.
     """
@@ -162,6 +162,7 @@ class LevelReport:
     feature: Tensor
     smoothness: Tensor
     depth: Tensor | None
+    shape: Tensor | None
     speed: Tensor | None
     apx: Tensor | None
     feature_consistency: Tensor | None
@@ -203,6 +204,7 @@ class PyramidLoss:
         weights: λ1 .. λ4, the same at every level.
         depth_weight: of the supervised depth loss at every level; needs samples with depth.
         depth_error: what that loss counts, see `supervised.depth_loss`.
+        shape_weight: of `supervised.shape_loss` at every level; needs samples with depth.
         speed_weight: of the speed loss at every level; needs samples with speed and a pose network.
         distillation: (normalised middle frames [B, 3, H, W], the network's outputs for them, the sample) -> loss [], added
             at level cr.
@@ -213,6 +215,7 @@ class PyramidLoss:
             without and 0.633 with it.
         joint: keep all graphs and differentiate the sum once; consistency then pulls on cr as well. Needs the memory of
             all levels together.
+        other_sizes: further sizes of level cr, which a batch may have instead.
 
     Raises:
         ValueError: levels or weights that make no sense together.
@@ -227,12 +230,14 @@ class PyramidLoss:
         weights: BaseWeights = BaseWeights(),  # noqa: B008 - immutable
         depth_weight: float = 0.0,
         depth_error: Literal["relative", "log"] = "relative",
+        shape_weight: float = 0.0,
         speed_weight: float = 0.0,
         distillation: Callable[[Tensor, DepthFeatures, Sample], Tensor] | None = None,
         color_jitter: ColorJitter = ColorJitter(),
         rescale_to_cr: bool = False,
         share_masks: bool = False,
         joint: bool = False,
+        other_sizes: Sequence[tuple[int, int]] = (),
     ):
         unknown = levels.keys() - PAPER_LEVELS.keys()
         if unknown:
@@ -241,16 +246,18 @@ class PyramidLoss:
             raise ValueError("the pyramid needs level cr, with which the others are compared")
         if levels["cr"].feature or levels["cr"].disparity:
             raise ValueError("level cr has no consistency terms: it would be compared with itself")
-        if "lr" in levels and (size[0] % 2 or size[1] % 2):
-            raise ValueError(
-                f"level lr halves the image, so its height and width must be even, got {size[0]}x{size[1]}"
-            )
+        self.sizes = [tuple(size), *(tuple(other) for other in other_sizes)]
+        for height, width in self.sizes:
+            if "lr" in levels and (height % 2 or width % 2):
+                raise ValueError(
+                    f"level lr halves the image, so its height and width must be even, got {height}x{width}"
+                )
         if speed_weight and pose_net is None:
             raise ValueError("a speed loss needs a pose network: with known poses there is no motion to correct")
         self.depth_net, self.pose_net = depth_net, pose_net
-        self.size, self.levels, self.joint = tuple(size), dict(levels), joint
+        self.levels, self.joint = dict(levels), joint
         self.weights, self.depth_weight, self.speed_weight = weights, depth_weight, speed_weight
-        self.depth_error = depth_error
+        self.depth_error, self.shape_weight = depth_error, shape_weight
         self.distillation = distillation
         self.color_jitter = color_jitter
         self.rescale_to_cr, self.share_masks = rescale_to_cr, share_masks
@@ -291,14 +298,17 @@ class PyramidLoss:
         return PyramidReport(total, reports, views)
 
     def _check(self, sample: Sample) -> None:
-        found, (height, width) = tuple(sample.frames.shape[-2:]), self.size
-        allowed = [(2 * height, 2 * width)] if "hr" in self.levels else [(height, width), (2 * height, 2 * width)]
+        found = tuple(sample.frames.shape[-2:])
+        twice = [(2 * height, 2 * width) for height, width in self.sizes]
+        allowed = twice if "hr" in self.levels else [*self.sizes, *twice]
         if found not in allowed:
             wanted = " or ".join(f"{h}x{w}" for h, w in allowed)
             raise ValueError(f"these pyramid levels need frames of {wanted} pixels, got {found[0]}x{found[1]}")
+        if self._compares_frames and sample.frames.shape[1] != 3:
+            raise ValueError(f"these losses compare three frames, the samples have {sample.frames.shape[1]}")
         if self.weights.need_motion and self.pose_net is None and sample.poses is None:
             raise ValueError("without a pose network the samples must have camera poses")
-        if self.depth_weight and sample.depth is None:
+        if (self.depth_weight or self.shape_weight) and sample.depth is None:
             raise ValueError("a supervised depth loss needs samples with true depth")
         if self.speed_weight and sample.speed is None:
             raise ValueError("a speed loss needs samples with the camera's speed")
@@ -306,9 +316,11 @@ class PyramidLoss:
     def _inputs(self, sample: Sample) -> Iterator[tuple[str, LevelInput]]:
         """The levels' views of the sample, cr first, each made when its turn comes."""
         # Where nothing is said about two frames, the middle one, whose depth is known, does.
-        frames = sample.frames if self._compares_frames else sample.frames[:, 1:2]
+        middle = sample.frames.shape[1] // 2
+        frames = sample.frames if self._compares_frames else sample.frames[:, middle : middle + 1]
         given = LevelInput(_channels_last(frames), sample.intrinsics, sample.poses, sample.depth)
-        cr = given if tuple(given.frames.shape[-2:]) == self.size else _halved(given)
+        at_cr = "hr" not in self.levels and tuple(given.frames.shape[-2:]) in self.sizes
+        cr = given if at_cr else _halved(given)
         yield "cr", cr
         for name in self.levels:
             if name == "lr":
@@ -331,17 +343,20 @@ class PyramidLoss:
             reference = _Reference.of(level, outputs, detached=not self.joint)
         compared, explained = outputs, level
         if self.rescale_to_cr and name in ("lr", "hr"):
-            compared, explained = _resized(outputs, self.size), reference.level
+            compared, explained = _resized(outputs, reference.size), reference.level
         base = base_loss(
             explained.frames, explained.intrinsics, compared, motions, depth_range, self.weights, network.feature_offset
         )
         loss = base.total
 
-        depth = speed = apx = None
+        depth = shape = speed = apx = None
+        middle = _middle(compared, level.frames.shape[1])
         if self.depth_weight:
-            middle = _middle(compared, level.frames.shape[1])
             depth = depth_loss(middle.disparities, level.depth, *depth_range, self.depth_error)
             loss = loss + self.depth_weight * depth
+        if self.shape_weight:
+            shape = shape_loss(middle.disparities[0], level.depth, *depth_range)
+            loss = loss + self.shape_weight * shape
         if self.speed_weight:
             speed = speed_loss(motions.translations, sample.speed, sample.interval)
             loss = loss + self.speed_weight * speed
@@ -353,14 +368,27 @@ class PyramidLoss:
 
         feature = disparity = None
         if weights.feature:
-            feature = _consistency(reference.features, self._to_cr(name, outputs.decoder[0]), weights.feature_metric)
+            feature = _consistency(
+                reference.features, _to_cr(name, outputs.decoder[0], reference.size), weights.feature_metric
+            )
             loss = loss + weights.feature * feature
         if weights.disparity:
-            values = self._to_cr(name, outputs.disparities[0])
+            values = _to_cr(name, outputs.disparities[0], reference.size)
             disparity = _consistency(reference.disparity, values, weights.disparity_metric)
             loss = loss + weights.disparity * disparity
 
-        terms = (base.photometric, base.structure, base.feature, base.smoothness, depth, speed, apx, feature, disparity)
+        terms = (
+            base.photometric,
+            base.structure,
+            base.feature,
+            base.smoothness,
+            depth,
+            shape,
+            speed,
+            apx,
+            feature,
+            disparity,
+        )
         report = LevelReport(*(part if part is None else part.detach() for part in (loss, *terms)))
         return _LevelResult(loss, report, reference, base.views)
 
@@ -376,14 +404,6 @@ class PyramidLoss:
     @property
     def _compares_frames(self) -> bool:
         return self.weights.need_motion or self.speed_weight > 0
-
-    def _to_cr(self, name: str, x: Tensor) -> Tensor:
-        """Φ_k⁻¹: a level's map [N, C, h, w] on the pixels of level cr."""
-        if name == "flip":
-            return x.flip(-1)
-        if name in ("lr", "hr"):
-            return F.interpolate(x, size=self.size, mode="bilinear", align_corners=False)
-        return x
 
 
 @dataclass
@@ -415,10 +435,24 @@ class _Reference:
     features: _Map
     disparity: _Map
 
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) of level cr."""
+        return tuple(self.level.frames.shape[-2:])
+
     @classmethod
     def of(cls, level: LevelInput, outputs: DepthFeatures, detached: bool) -> _Reference:
         maps = (x.to(level.frames.dtype) for x in (outputs.decoder[0], outputs.disparities[0]))
         return cls(level, *(_Map(x.detach() if detached else x) for x in maps))
+
+
+def _to_cr(name: str, x: Tensor, size: tuple[int, int]) -> Tensor:
+    """Φ_k⁻¹: a level's map [N, C, h, w] on the pixels of level cr, whose `size` is (height, width)."""
+    if name == "flip":
+        return x.flip(-1)
+    if name in ("lr", "hr"):
+        return F.interpolate(x, size=size, mode="bilinear", align_corners=False)
+    return x
 
 
 def _middle(outputs: DepthFeatures, count: int) -> DepthFeatures:

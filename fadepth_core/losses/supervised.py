@@ -42,17 +42,53 @@ def depth_loss(
         error: see above.
     """
     known = truth > 0
-    target = truth.clamp(min_depth, max_depth).log()
-    count = known.sum((1, 2))
     total = truth.new_zeros(())
     for disparity in disparities:
-        # Disparity, not depth, is interpolated: as the published protocols do.
-        x = F.interpolate(disparity.to(truth.dtype), size=truth.shape[-2:], mode="bilinear", align_corners=False)
-        difference = disparity_to_depth(x, min_depth, max_depth).squeeze(1).log() - target
+        difference = _log_error(disparity, truth, min_depth, max_depth)
         cost = difference.abs() if error == "log" else _asymmetric(difference)
-        means = (cost * known).sum((1, 2)) / count.clamp(min=1)
-        total = total + means.sum() / (count > 0).sum().clamp(min=1)
+        total = total + _mean_of_images(cost, known)
     return total / len(disparities)
+
+
+def shape_loss(disparity: Tensor, truth: Tensor, min_depth: float, max_depth: float, scales: int = 4) -> Tensor:
+    """How wrong depth is apart from one factor for each image, edges above all.
+
+    With δ = log D - log D_true: the mean of |δ - mean δ| (scale-invariant, Eigen et al. 2014, with the absolute value), and
+    the gradient-matching term of MegaDepth (Li and Snavely 2018): the mean of |∂δ/∂x| + |∂δ/∂y| between known neighbours,
+    summed over `scales` resolutions, each with every second pixel of the one before.
+
+    Args:
+        disparity: x in (0, 1) [B, 1, h, w]; brought to the truth's size.
+        truth, min_depth, max_depth: as for `depth_loss`.
+    """
+    known = truth > 0
+    difference = _log_error(disparity, truth, min_depth, max_depth) * known
+    mean = difference.sum((1, 2)) / known.sum((1, 2)).clamp(min=1)
+    total = _mean_of_images((difference - mean[:, None, None]).abs(), known)
+    for scale in range(scales):
+        d, m = (x[:, :: 2**scale, :: 2**scale] for x in (difference, known))
+        for axis in (1, 2):
+            n = d.shape[axis] - 1
+            if n < 1:
+                continue
+            both = m.narrow(axis, 0, n) & m.narrow(axis, 1, n)
+            total = total + _mean_of_images((d.narrow(axis, 1, n) - d.narrow(axis, 0, n)).abs(), both)
+    return total
+
+
+def _log_error(disparity: Tensor, truth: Tensor, min_depth: float, max_depth: float) -> Tensor:
+    """log D - log D_true [B, H, W] at the truth's size, of x in (0, 1) [B, 1, h, w]."""
+    # Disparity, not depth, is interpolated: as the published protocols do.
+    x = F.interpolate(disparity.to(truth.dtype), size=truth.shape[-2:], mode="bilinear", align_corners=False)
+    depth = disparity_to_depth(x, min_depth, max_depth).squeeze(1)
+    return depth.log() - truth.clamp(min_depth, max_depth).log()
+
+
+def _mean_of_images(cost: Tensor, known: Tensor) -> Tensor:
+    """The mean over the images of their means over the known pixels; images without any do not count."""
+    count = known.sum((1, 2))
+    means = (cost * known).sum((1, 2)) / count.clamp(min=1)
+    return means.sum() / (count > 0).sum().clamp(min=1)
 
 
 def _asymmetric(difference: Tensor) -> Tensor:

@@ -28,6 +28,13 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
+def _network_size(size: tuple[int, int] | None) -> tuple[int, int] | None:
+    """Two multiples of what the networks reduce pictures by."""
+    if size is not None and any(side <= 0 or side % 32 for side in size):
+        raise ValueError(f"size must be two positive multiples of 32, got {list(size)}")
+    return size
+
+
 class SourceConfig(BaseModel):
     """A data set by its name in `data.registry`, with the options of its class beside it."""
 
@@ -41,14 +48,24 @@ class SourceConfig(BaseModel):
 
 class TrainingSourceConfig(SourceConfig):
     share: float = Field(1.0, gt=0, description="of the samples, relative to the other data sets")
+    size: tuple[int, int] | None = Field(
+        None,
+        description="height and width of level cr for this data set, where it is not `data.size`; a batch has one size",
+    )
+
+    _check_size = field_validator("size")(_network_size)
 
 
 class AugmentationConfig(_Strict):
     """See `data.augment.Augmentation`."""
 
     scale: float = Field(1.15, ge=1)
+    stretch: float | None = Field(None, ge=1)
+    roll: float = Field(0.0, ge=0, description="degrees, standard deviation")
+    pitch: float = Field(0.0, ge=0, description="degrees, standard deviation")
     flip: float = Field(0.5, ge=0, le=1)
     jitter: float = Field(0.5, ge=0, le=1)
+    camera: float = Field(0.0, ge=0, le=1)
 
 
 class DataConfig(_Strict):
@@ -78,11 +95,12 @@ class DataConfig(_Strict):
         "measured, saved or exported",
     )
 
-    @model_validator(mode="after")
-    def _check_size(self) -> DataConfig:
-        if any(side <= 0 or side % 32 for side in self.size):
-            raise ValueError(f"size must be two positive multiples of 32, got {list(self.size)}")
-        return self
+    _check_size = field_validator("size")(_network_size)
+
+    @property
+    def sizes(self) -> list[tuple[int, int]]:
+        """Height and width of level cr for each of the data sets."""
+        return [source.size or self.size for source in self.train]
 
 
 class ETMSettings(_Strict):
@@ -101,9 +119,10 @@ class ETMSettings(_Strict):
 #: Options of each network; every other one is refused.
 _OPTIONS = {
     "smalldepth": ("residual_drop", "downsample_drop", "constant_drop", "etm"),
-    "hqdecv2": ("weights",),
+    "hqdecv2": ("weights", "encoder"),
     "resnet18": ("weights", "etm"),
     "mobilenetv3": ("weights", "etm"),
+    "unet": ("weights", "encoder", "etm"),
 }
 
 
@@ -115,6 +134,9 @@ class ModelConfig(_Strict):
         8.0, gt=0, description="metres that untrained heads answer; null for the middle of the disparity range"
     )
     start: Path | None = Field(None, description="checkpoint whose weights to start from, the shipped one included")
+    encoder: str | None = Field(
+        None, description="timm's name of the encoder, where there is a choice; null: the default"
+    )
     weights: Path | None = Field(None, description="ImageNet weights of a timm encoder, a local file")
     residual_drop: float = Field(0.9, ge=0, lt=1, description="P_A of Table V")
     downsample_drop: float = Field(0.0, ge=0, lt=1, description="P_B of Table V")
@@ -127,6 +149,8 @@ class ModelConfig(_Strict):
     def options(self) -> dict[str, Any]:
         """What `build_model` takes for this network."""
         values = {key: getattr(self, key) for key in self._own_options}
+        if values.get("encoder", "") is None:
+            del values["encoder"]
         if isinstance(self.etm, ETMSettings) and "etm" in values:
             values["etm"] = ETMConfig(**self.etm.model_dump())
         return values
@@ -188,6 +212,12 @@ class TeacherConfig(_Strict):
     encoder: float | None = Field(None, ge=0, description="μ_e; null: 0.01 where the teacher is a network, else 0")
     decoder: float | None = Field(None, ge=0, description="μ_d, likewise")
     disparity: float = Field(1.0, ge=0, description="μ_x")
+    depth: float = Field(
+        0.0,
+        ge=0,
+        description="weight of the losses against true depth (`loss.depth`, `loss.shape`) with the teacher's depth for truth; "
+        "the teacher is a network for the same focal length",
+    )
     channels: Literal["mean", "projection"] = "mean"
     distribution: Literal["ratio", "softmax"] = "ratio"
     distance: Literal["kl", "l1"] = "kl"
@@ -197,9 +227,11 @@ class TeacherConfig(_Strict):
     @model_validator(mode="after")
     def _check_source(self) -> TeacherConfig:
         if self.source.is_dir():
-            for key in ("encoder", "decoder", "cache"):
+            for key in ("encoder", "decoder", "cache", "depth"):
                 if getattr(self, key):
-                    raise ValueError(f"{key}: a folder of predicted depth has no feature maps, and needs no cache")
+                    raise ValueError(
+                        f"{key}: a folder of predicted depth has no feature maps, no metres, and needs no cache"
+                    )
             if self.channels == "projection":
                 raise ValueError("channels: a folder of predicted depth has none to project")
         if self.cache is not None and self.channels == "projection":
@@ -213,6 +245,11 @@ class LossConfig(_Strict):
         name: LevelConfig(**vars(weights)) for name, weights in PAPER_LEVELS.items()
     }
     depth: float = Field(0.0, ge=0, description="weight of the loss against true depth")
+    shape: float = Field(
+        0.0,
+        ge=0,
+        description="weight of the loss against the shape of true depth, edges above all (`losses.supervised`)",
+    )
     depth_error: Literal["relative", "log"] = Field(
         "relative", description="what it counts: in doubt nearer, or the middle (`losses.supervised`)"
     )
@@ -326,9 +363,19 @@ class TrainConfig(_Strict):
     log: LogConfig = LogConfig()
     provenance: dict[str, str] = Field({}, description="said in the checkpoint, e.g. the licence its data asks for")
 
+    @property
+    def compares_frames(self) -> bool:
+        """Whether a loss looks at more than the middle frame of a sample."""
+        return any(self.loss.base.model_dump().values()) or bool(self.loss.speed)
+
+    @property
+    def frame_factor(self) -> int:
+        """How many times the size of level cr the data sets' frames have: level hr needs twice."""
+        return 2 if "hr" in self.loss.levels else 1
+
     @model_validator(mode="after")
     def _check_data_against_loss(self) -> TrainConfig:
-        alone = not any(self.loss.base.model_dump().values()) and self.loss.levels.keys() == {"cr"} and not self.teacher
+        alone = not self.compares_frames and self.loss.levels.keys() == {"cr"} and not self.teacher
         if self.data.paste and not alone:
             raise ValueError("data.paste: a pasted strip has no neighbouring frames; it goes with loss.depth alone")
         if self.loss.speed and self.pose.network == "known":

@@ -19,7 +19,7 @@ from torch.utils.data import Dataset, Subset
 
 from fadepth_core.data.augment import Augmentation
 from fadepth_core.data.focal import AtFocalLength
-from fadepth_core.data.registry import FilledIn, InMemory, Mixture, build_dataset, build_test_set
+from fadepth_core.data.registry import FilledIn, InMemory, MiddleFrames, Mixture, build_dataset, build_test_set
 from fadepth_core.data.sample import LabelledImage, evenly_spread
 from fadepth_core.evaluation import (
     PROTOCOLS,
@@ -99,18 +99,23 @@ def training_set(config: TrainConfig) -> Dataset:
     """The configured data sets as one, with frames twice the size where level hr wants them, and with what is on disk of a
     teacher's; a cache of its answers is filled first.
     """
-    data = config.data
-    factor = 2 if "hr" in config.loss.levels else 1
-    size = (factor * data.size[0], factor * data.size[1])
-    datasets = [build_dataset(source.name, size, **source.options) for source in data.train]
-    mixed = datasets[0]
+    data, factor = config.data, config.frame_factor
+    datasets = [
+        build_dataset(source.name, (factor * height, factor * width), **source.options)
+        for source, (height, width) in zip(data.train, data.sizes, strict=True)
+    ]
     if len(datasets) > 1:
         for what, weight in (("depth", config.loss.depth), ("speed", config.loss.speed)):
-            if weight and all(getattr(dataset[0], what) is None for dataset in datasets):
+            if weight and not config.teacher and all(getattr(dataset[0], what) is None for dataset in datasets):
                 raise ConfigError(f"loss.{what}: none of the data sets has {what}")
-        mixed = Mixture([FilledIn(dataset) for dataset in datasets], [source.share for source in data.train])
-    mixed = with_teacher(config, mixed)
-    return InMemory(mixed) if data.cache else mixed
+    if len(datasets) > 1 or config.teacher:
+        datasets = [FilledIn(dataset) for dataset in datasets]
+    if not config.compares_frames:
+        datasets = [MiddleFrames(dataset) for dataset in datasets]
+    datasets = [with_teacher(config, dataset) for dataset in datasets]
+    if data.cache:
+        datasets = [InMemory(dataset) for dataset in datasets]
+    return Mixture(datasets, [source.share for source in data.train])
 
 
 def test_set(config: TrainConfig, chosen: EvaluationConfig) -> Sequence[LabelledImage]:
@@ -188,7 +193,7 @@ class Measure:
         else:
             samples = [dataset[index] for index in np.linspace(0, len(dataset) - 1, 8).astype(int).tolist()]
             images = {
-                sample.name: ((sample.frames[1].permute(1, 2, 0) * 255).byte().numpy(), sample.intrinsics.numpy())
+                sample.name: ((sample.middle.permute(1, 2, 0) * 255).byte().numpy(), sample.intrinsics.numpy())
                 for sample in samples
             }
             prediction_sheet(self._predictor(network), images, folder / PICTURES)

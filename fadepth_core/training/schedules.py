@@ -4,7 +4,7 @@ nothing had happened."""
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Hashable, Iterator
 
 import torch
 from torch.utils.data import Sampler
@@ -42,3 +42,33 @@ class EndlessSampler(Sampler[tuple[int, int]]):
                 order = torch.randperm(self._length, generator=generator)
             yield int(order[position % self._length]), self._seed * 1_000_003 + position
             position += self._stride
+
+
+class BatchesOfOneKind(Sampler[list[tuple[int, int]]]):
+    """Endless batches of keys of an `EndlessSampler`, all of one kind: e.g. of one size, where data sets have several.
+
+    Keys wait until a batch of their kind is full, so kinds alternate as the samples come.
+
+    Args:
+        keys: from the first position on.
+        size: keys in a batch.
+        kind: of a sample, by its index.
+        skip: how many batches are left out at the start, for a run that goes on.
+    """
+
+    def __init__(self, keys: EndlessSampler, size: int, kind: Callable[[int], Hashable], skip: int = 0):
+        self._keys, self._size, self._kind, self._skip = keys, size, kind, skip
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        waiting: dict[Hashable, list[tuple[int, int]]] = {}
+        skip = self._skip
+        for key in self._keys:
+            kind = self._kind(key[0])
+            batch = waiting.setdefault(kind, [])
+            batch.append(key)
+            if len(batch) == self._size:
+                del waiting[kind]
+                if skip:
+                    skip -= 1
+                else:
+                    yield batch

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -47,12 +47,19 @@ class Distillation:
         student_range: metres the student's answers span.
         teacher: frozen training form with its `min_depth` and `max_depth`; None takes the samples' `teacher` maps.
         autocast: context the teacher runs in.
+        depth_loss: of the student's disparities x [B, 1, h, w] against the teacher's depth [B, H, W], in metres; None: none.
     """
 
     def __init__(
-        self, apx: ApxLoss, student_range: tuple[float, float], teacher: nn.Module | None, autocast=nullcontext
+        self,
+        apx: ApxLoss,
+        student_range: tuple[float, float],
+        teacher: nn.Module | None,
+        autocast=nullcontext,
+        depth_loss: Callable[[Sequence[Tensor], Tensor], Tensor] | None = None,
     ):
         self.apx, self._range, self._teacher, self._autocast = apx, student_range, teacher, autocast
+        self._depth_loss = depth_loss
 
     def __call__(self, frames: Tensor, outputs: DepthFeatures, sample: Sample) -> Tensor:
         """Shapes: normalised middle frames [B, 3, H, W], the student's outputs for them -> [].
@@ -69,7 +76,10 @@ class Distillation:
             teacher = _signals(sample.teacher, student)
         else:
             raise ValueError("without a teacher network the samples must carry a teacher's maps")
-        return self.apx(student, teacher)
+        loss = self.apx(student, teacher)
+        if self._depth_loss is not None:
+            loss = loss + self._depth_loss(outputs.disparities, 1 / teacher.disparities[0][:, 0].float())
+        return loss
 
 
 def build_apx(config: TeacherConfig, student: nn.Module, teacher: nn.Module | None) -> ApxLoss:
@@ -117,7 +127,8 @@ def with_teacher(config: TrainConfig, dataset: Dataset) -> Dataset:
     if config.devices > 1:  # several processes would all do it
         return WithTeacher(dataset, cache)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    cache.fill(load_teacher(config).to(device), dataset, config.data.size, config.data.batch_size, config.data.workers)
+    data = config.data
+    cache.fill(load_teacher(config).to(device), dataset, config.frame_factor, data.batch_size, data.workers)
     return WithTeacher(dataset, cache)
 
 
@@ -187,7 +198,7 @@ class TeacherCache:
     def path(self, sample: Sample) -> Path:
         """The entry of a sample."""
         digest = hashlib.blake2b(self._teacher.encode(), digest_size=16)
-        digest.update(sample.frames[1].contiguous().numpy().data)
+        digest.update(sample.middle.contiguous().numpy().data)
         name = digest.hexdigest()
         return self._folder / name[:2] / f"{name}.safetensors"
 
@@ -205,8 +216,11 @@ class TeacherCache:
         return {name: torch.from_numpy(value.astype(np.float32)) for name, value in _read_entry(path).items()}
 
     @torch.inference_mode()
-    def fill(self, teacher: nn.Module, dataset: Dataset, size: tuple[int, int], batch_size: int, workers: int) -> None:
+    def fill(self, teacher: nn.Module, dataset: Dataset, factor: int, batch_size: int, workers: int) -> None:
         """Ask the teacher what is not there yet, and check what is.
+
+        Args:
+            factor: how many times the size of level cr the frames have.
 
         Raises:
             DataError: an entry is damaged.
@@ -222,8 +236,8 @@ class TeacherCache:
                     asked.append(sample)
             if not asked:
                 continue
-            frames = torch.stack([sample.frames[1] for sample in asked]).to(device)
-            # They are twice the size where level hr wants that.
+            frames = torch.stack([sample.middle for sample in asked]).to(device)
+            size = [side // factor for side in frames.shape[-2:]]
             maps = _maps(teacher(normalise(area_average(frames, size))), teacher)
             for i, sample in enumerate(asked):
                 _write_entry(self.path(sample), {name: values[i].cpu().numpy() for name, values in maps.items()})

@@ -13,7 +13,7 @@ import math
 import pickle
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, fields
 from datetime import date
@@ -35,6 +35,7 @@ from fadepth_core.data.focal import at_focal_length
 from fadepth_core.data.sample import evenly_spread
 from fadepth_core.geometry import area_average
 from fadepth_core.losses import BaseWeights, LevelWeights, PyramidLoss, PyramidReport, normalise
+from fadepth_core.losses.supervised import depth_loss, shape_loss
 from fadepth_core.models import SmallDepth, build_model
 from fadepth_core.models.layers.batch_norm import recompute_batch_norm
 from fadepth_core.models.layers.drop import set_drop_progress
@@ -44,7 +45,7 @@ from fadepth_core.runtime.checkpoint import Checkpoint, CheckpointError, Descrip
 from fadepth_core.runtime.network import load_network
 from fadepth_core.training.config import DataConfig, TrainConfig, save_config
 from fadepth_core.training.pose_checkpoint import save_pose_net
-from fadepth_core.training.schedules import EndlessSampler, learning_rate_factor
+from fadepth_core.training.schedules import BatchesOfOneKind, EndlessSampler, learning_rate_factor
 from fadepth_core.training.teacher import Distillation, build_apx, load_teacher
 from fadepth_core.training.workers import start_worker
 
@@ -67,13 +68,17 @@ class TrainingError(RuntimeError):
 
 class _Keyed(Dataset):
     """Looks samples up by the sampler's (index, draw) keys and augments each with the generator its draw seeds; then
-    brings it to the configured focal length, which augmentation changes."""
+    brings it to the configured focal length, which augmentation changes. Frames are `factor` times the size of level cr."""
 
     def __init__(
-        self, dataset: Dataset, augment: Callable[[Sample, torch.Generator], Sample] | None, config: DataConfig
+        self,
+        dataset: Dataset,
+        augment: Callable[[Sample, torch.Generator], Sample] | None,
+        config: DataConfig,
+        factor: int,
     ):
         self._dataset, self._augment = dataset, augment
-        self._focal, self._width, self._paste = config.focal_length, config.size[1], config.paste
+        self._focal, self._paste, self._factor = config.focal_length, config.paste, factor
 
     def __getitem__(self, key: tuple[int, int]) -> Sample:
         index, draw = key
@@ -81,18 +86,22 @@ class _Keyed(Dataset):
         sample = self._sample(index, generator)
         if self._paste and torch.rand((), generator=generator) < self._paste:
             other = self._sample(int(torch.randint(len(self._dataset), (), generator=generator)), generator)
-            sample = paste_strip(sample, other, generator)
+            if other.frames.shape == sample.frames.shape:
+                sample = paste_strip(sample, other, generator)
         return sample
 
     def _sample(self, index: int, generator: torch.Generator) -> Sample:
         sample = self._dataset[index]
         if self._augment is not None:
             sample = self._augment(sample, generator)
-        return sample if self._focal is None else at_focal_length(sample, self._focal, self._width)
+        if self._focal is None:
+            return sample
+        return at_focal_length(sample, self._focal, sample.frames.shape[-1] // self._factor)
 
 
-def statistics_images(dataset: Dataset, augment, config: TrainConfig) -> Tensor:
-    """Middle frames as training looks at them, spread evenly over the data set: uint8 [N, 3, H, W], the same in every run.
+def statistics_images(dataset: Dataset, augment, config: TrainConfig) -> list[Tensor]:
+    """Middle frames as training looks at them, spread evenly over the data set: uint8 [N, 3, H, W] for each size that they
+    have, the same in every run.
 
     BatchNorm's statistics are computed over these. They are shuffled: in the data set's own order a batch would hold one data
     set of a mixture, or one clip, and normalise it by its own statistics instead of those of all images.
@@ -100,7 +109,7 @@ def statistics_images(dataset: Dataset, augment, config: TrainConfig) -> Tensor:
     indices = evenly_spread(len(dataset), config.data.statistics_images)
     indices = np.random.default_rng(0).permutation(indices).tolist()
     loader = DataLoader(
-        _Keyed(dataset, augment, config.data),
+        _Keyed(dataset, augment, config.data, config.frame_factor),
         batch_size=None,
         sampler=[(index, draw) for draw, index in enumerate(indices)],
         num_workers=config.data.workers,
@@ -108,11 +117,15 @@ def statistics_images(dataset: Dataset, augment, config: TrainConfig) -> Tensor:
         worker_init_fn=start_worker,
         generator=torch.Generator(),
     )
-    return torch.cat([_to_bytes(area_average(frame, config.data.size)) for frame in loader])
+    by_size: dict[tuple[int, int], list[Tensor]] = {}
+    for frame in loader:
+        size = tuple(side // config.frame_factor for side in frame.shape[-2:])
+        by_size.setdefault(size, []).append(_to_bytes(area_average(frame, size)))
+    return [torch.cat(images) for images in by_size.values()]
 
 
 def _middle_frame(sample: Sample) -> Tensor:
-    return sample.frames[1:2]
+    return sample.middle[None]
 
 
 def _to_bytes(images: Tensor) -> Tensor:
@@ -130,14 +143,17 @@ def step_seed(seed: int, rank: int, iteration: int) -> int:
 
 
 def batches(dataset: Dataset, augment, config: TrainConfig, start: int, rank: int, world: int) -> Iterator[Sample]:
-    """Endless batches from the `start`-th on, in an order that follows from the seed."""
-    size = config.data.batch_size
-    sampler = EndlessSampler(len(dataset), config.seed, start * size, rank, world)
+    """Endless batches from the `start`-th on, in an order that follows from the seed; each of one size."""
+    size, sizes = config.data.batch_size, config.data.sizes
+    if len(set(sizes)) == 1:
+        order = {"batch_size": size, "sampler": EndlessSampler(len(dataset), config.seed, start * size, rank, world)}
+    else:
+        keys = EndlessSampler(len(dataset), config.seed, 0, rank, world)
+        order = {"batch_sampler": BatchesOfOneKind(keys, size, lambda index: sizes[dataset.part(index)], start)}
     return iter(
         DataLoader(
-            _Keyed(dataset, augment, config.data),
-            batch_size=size,
-            sampler=sampler,
+            _Keyed(dataset, augment, config.data, config.frame_factor),
+            **order,
             num_workers=config.data.workers,
             collate_fn=collate,
             pin_memory=torch.cuda.is_available(),
@@ -212,7 +228,7 @@ class Trainer:
         self.best: dict[str, float] | None = None
         self._stop = False
         self._settled: tuple[int, nn.Module] | None = None
-        self._statistics: Tensor | None = None
+        self._statistics: list[Tensor] | None = None
         # Read now: the files may be gone or replaced when a checkpoint is saved.
         self._origins = _origins(config)
 
@@ -261,9 +277,10 @@ class Trainer:
         if self._statistics is None:
             self._statistics = statistics_images(self._dataset, self._augment, self.config)
         device = next(self.network.parameters()).device
-        # Equal parts: BatchNorm cannot normalise a last batch of a single image.
-        for images in self._statistics.tensor_split(math.ceil(len(self._statistics) / size)):
-            yield normalise(images.to(device, memory_format=torch.channels_last).float() / 255)
+        for of_one_size in self._statistics:
+            # Equal parts: BatchNorm cannot normalise a last batch of a single image.
+            for images in of_one_size.tensor_split(math.ceil(len(of_one_size) / size)):
+                yield normalise(images.to(device, memory_format=torch.channels_last).float() / 255)
 
     def settled(self) -> nn.Module:
         """A copy of the depth network in evaluation mode, whose BatchNorm statistics are those with drop off.
@@ -401,11 +418,13 @@ class Trainer:
             BaseWeights(**loss.base.model_dump()),
             depth_weight=loss.depth,
             depth_error=loss.depth_error,
+            shape_weight=loss.shape,
             speed_weight=loss.speed or 0.0,
             distillation=self._distillation,
             rescale_to_cr=loss.rescale_to_cr,
             share_masks=loss.share_masks,
             joint=loss.joint,
+            other_sizes=self.config.data.sizes,
         )
 
     def _set_up_distillation(self) -> Distillation | None:
@@ -414,7 +433,21 @@ class Trainer:
         # Without parameters there is nothing for several processes to keep equal.
         apx = self.fabric.setup_module(self.apx) if self.apx.projections else self.fabric.to_device(self.apx)
         teacher = None if self._teacher is None else self.fabric.to_device(self._teacher)
-        return Distillation(apx, (self.network.min_depth, self.network.max_depth), teacher, self.fabric.autocast)
+        return Distillation(
+            apx,
+            (self.network.min_depth, self.network.max_depth),
+            teacher,
+            self.fabric.autocast,
+            self._depth_of_teacher if self.config.teacher.depth else None,
+        )
+
+    def _depth_of_teacher(self, disparities: Sequence[Tensor], depth: Tensor) -> Tensor:
+        """The losses against true depth, with the teacher's for truth."""
+        loss, depth_range = self.config.loss, (self.network.min_depth, self.network.max_depth)
+        total = loss.depth * depth_loss(disparities, depth, *depth_range, loss.depth_error)
+        if loss.shape:
+            total = total + loss.shape * shape_loss(disparities[0], depth, *depth_range)
+        return self.config.teacher.depth * total
 
     @contextmanager
     def _interruptible(self) -> Iterator[None]:
@@ -514,7 +547,7 @@ class Trainer:
             pixel_std=PIXEL_STD,
             trained=True,
             focal_length=config.data.focal_length,
-            options={"etm": config.model.model_dump()["etm"]} if config.model.options.get("etm") else {},
+            options=_saved_options(config),
             provenance={
                 **self._origins,
                 **config.provenance,
@@ -597,6 +630,12 @@ def evaluating(network: nn.Module) -> Iterator[None]:
             yield
     finally:
         network.train(was_training)
+
+
+def _saved_options(config: TrainConfig) -> dict:
+    """What the network's constructor takes, without drop rates, which training alone knows, and files."""
+    values, options = config.model.model_dump(), config.model.options
+    return {key: values[key] for key in ("etm", "encoder") if options.get(key)}
 
 
 def _origins(config: TrainConfig) -> dict[str, str]:

@@ -142,3 +142,74 @@ def test_a_pasted_strip_has_the_other_ones_picture_and_depth(size):
     assert 0.55 < max(widths) < 0.68
     assert not one.frames.any(), "the samples may be kept in memory"
     assert pasted.name == f"{one.name} and other"
+
+
+# ----------------------------------------------------------------------------------------------------- a turned camera, a teacher
+
+
+def turned(sample, seed, **settings):
+    return Augmentation(**{"scale": 1.3, "stretch": 1.05, "roll": 4, "pitch": 4, "flip": 0, "jitter": 0, **settings})(
+        sample, generator(seed)
+    )
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_turned_camera_sees_the_point_where_its_pose_says(seed):
+    """The picture, its depth along the new axis, and the poses, which tell how the camera was turned."""
+    item = sample_with_a_spot()
+    out = turned(item, seed)
+    # Poses are in the middle camera's coordinates: the direction between two cameras shows the rotation.
+    assert not torch.allclose(out.poses[2, :3, 3], item.poses[2, :3, 3], atol=1e-3)
+    torch.testing.assert_close(out.poses[1], torch.eye(4), atol=1e-6, rtol=0)
+    place = centre_of(out.frames[1, 0])
+    near = out.depth < 6.5
+    near &= out.depth > 0
+    torch.testing.assert_close(centre_of(near.float()), place, atol=0.6, rtol=0)
+    ray = torch.linalg.inv(out.intrinsics) @ torch.tensor([*place, 1.0])
+    # The spot stands on a plane at 4 m across the old axis: its distance from the camera stays.
+    expected, found = POINT.norm(), ray.norm() * out.depth[near].mean()
+    assert float(found) == pytest.approx(float(expected), rel=0.03)
+
+
+def test_what_comes_into_view_from_outside_has_no_depth():
+    out = turned(sample_with_a_spot(), 3, scale=1.0, stretch=None, roll=10)
+    assert (out.depth == 0).any()
+    assert (out.depth[out.depth > 0] > 3.5).all()
+
+
+def test_motion_still_explains_the_frames_of_a_turned_camera():
+    item = SyntheticDataset("driving", (96, 192), moving=False)[5]
+    out = turned(item, 4, scale=1.15)
+    batch = collate([out])
+    motion = relative_motion(batch.poses[:, 1], batch.poses[:, 2])
+    seen = reproject(batch.depth.clamp(min=0.5)[:, None], motion, batch.intrinsics)
+    difference = (look_up(batch.frames[:, 2], seen.pixels) - batch.frames[:, 1]).abs()
+    known = seen.valid & (batch.depth > 0)[:, None]
+    before = (batch.frames[:, 2] - batch.frames[:, 1]).abs()
+    assert difference[known.expand_as(difference)].mean() < 0.5 * before[known.expand_as(before)].mean()
+
+
+def test_a_teachers_answer_follows_the_focal_length():
+    """It is for one focal length: a longer lens brings all it sees nearer, as `at_focal_length` does with true depth."""
+    item = sample_with_a_spot()
+    teacher = {"disparity.0": 1 / item.depth[None], "encoder.0": torch.ones(1, H // 2, W // 2)}
+    out = turned(replace(item, teacher=teacher), 2)
+    torch.testing.assert_close(out.teacher["encoder.0"], torch.ones(1, H // 2, W // 2))
+    longer = float((out.intrinsics[0, 0] * out.intrinsics[1, 1] / (K[0, 0] * K[1, 1])) ** 0.5)
+    assert longer > 1.02
+    flat = (out.depth == out.depth.median()) | (out.depth > 8)
+    ratio = out.teacher["disparity.0"][0] * out.depth / longer
+    assert float(ratio[flat].median()) == pytest.approx(1, rel=0.01)
+
+
+def test_another_camera_changes_the_pictures_alone():
+    item = sample_with_a_spot()
+    item.frames[:] = 0.2 + 0.6 * torch.rand(3, 3, H, W, generator=generator(0))
+    results = [turned(item, seed, scale=1, stretch=None, roll=0, pitch=0, camera=1.0) for seed in (1, 1, 2)]
+    assert torch.equal(results[0].frames, results[1].frames)
+    assert not torch.equal(results[0].frames, results[2].frames)
+    for out in results:
+        assert out.frames.shape == item.frames.shape
+        assert 0.005 < (out.frames - item.frames).abs().mean() < 0.35
+        assert 0 <= out.frames.min() <= out.frames.max() <= 1
+        assert torch.equal(out.depth, item.depth)

@@ -24,6 +24,7 @@ from fadepth_core.losses.feature import feature_loss
 from fadepth_core.losses.geometric import depth_difference, pair_weights, structure_loss, weighted_mean
 from fadepth_core.losses.photometric import ImageStatistics, photometric_error, photometric_loss, ssim
 from fadepth_core.losses.smoothness import smoothness_loss
+from fadepth_core.losses.supervised import shape_loss
 from fadepth_core.models.layers.head import MAX_DEPTH, MIN_DEPTH
 from fadepth_core.models.smalldepth import DepthFeatures
 
@@ -417,3 +418,66 @@ def test_speed_loss_is_the_missing_length_in_metres():
     loss.backward()
     assert loss.item() == pytest.approx(0, abs=1e-6), "unknown speeds do not count"
     assert translations.grad.isfinite().all()
+
+
+# ------------------------------------------------------------------------------------------------ the shape of depth
+
+
+def disparity_of(depth):
+    """The head's output that means `depth` [H, W] metres, [1, 1, H, W]."""
+    return ((1 / depth - 0.01) / (10 - 0.01))[None, None]
+
+
+def step_scene():
+    """A near half and a far half, [H, W] metres."""
+    depth = torch.full((24, 32), 4.0)
+    depth[:, 16:] = 12.0
+    return depth
+
+
+def test_a_common_factor_does_not_change_the_shape():
+    depth = step_scene()
+    for factor in (0.5, 1.0, 1.7):
+        assert float(shape_loss(disparity_of(factor * depth), depth[None], 0.1, 100.0)) == pytest.approx(0, abs=1e-4)
+
+
+def test_blurred_and_shifted_edges_cost():
+    depth = step_scene()
+    blurred = torch.nn.functional.avg_pool2d(depth[None, None], 5, 1, 2, count_include_pad=False)[0, 0]
+    shifted = torch.cat([depth[:, :1], depth[:, :-1]], dim=1)
+    flat = torch.full_like(depth, 6.0)
+    costs = [float(shape_loss(disparity_of(x), depth[None], 0.1, 100.0)) for x in (depth, shifted, blurred, flat)]
+    assert costs[0] < 1e-4
+    assert min(costs[1:]) > 0.1
+
+
+def test_only_known_pixels_and_images_with_some_have_a_shape():
+    """A hole changes nothing inside it, and no gradient is taken across its border."""
+    depth = step_scene()
+    holed = depth.clone()
+    holed[5:9, 3:7] = 0
+    wrong = depth.clone()
+    wrong[5:9, 3:7] = 50.0
+    assert float(shape_loss(disparity_of(wrong), holed[None], 0.1, 100.0)) == pytest.approx(0, abs=1e-4)
+    both = torch.stack([depth, torch.zeros_like(depth)])
+    blurred = torch.nn.functional.avg_pool2d(depth[None, None], 5, 1, 2, count_include_pad=False)[0, 0]
+    alone = shape_loss(disparity_of(blurred), depth[None], 0.1, 100.0)
+    beside = shape_loss(disparity_of(blurred).repeat(2, 1, 1, 1), both, 0.1, 100.0)
+    torch.testing.assert_close(alone, beside)
+    nothing = shape_loss(disparity_of(depth).requires_grad_(), torch.zeros(1, 24, 32), 0.1, 100.0)
+    assert float(nothing) == 0
+    nothing.backward()
+
+
+def test_the_shape_has_a_gradient_that_sharpens():
+    depth = step_scene()
+    logits = torch.zeros(1, 1, 24, 32, requires_grad=True)
+    optimizer = torch.optim.Adam([logits], 0.2)
+    first = None
+    for _ in range(150):
+        loss = shape_loss(torch.sigmoid(logits), depth[None], 0.1, 100.0)
+        first = first or float(loss)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert float(loss) < 0.15 * first

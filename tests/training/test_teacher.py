@@ -80,7 +80,7 @@ def changed_copy(path, target):
 
 def fill(folder, teacher, dataset, network=None):
     cache = TeacherCache(folder, Checkpoint(teacher))
-    cache.fill(network or load_training_network(Checkpoint(teacher)), dataset, SIZE, 2, 0)
+    cache.fill(network or load_training_network(Checkpoint(teacher)), dataset, 1, 2, 0)
     return cache
 
 

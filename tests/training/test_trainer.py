@@ -18,12 +18,14 @@ from torch.utils.data import Dataset
 
 import fadepth_core.training.trainer as trainer_module
 from fadepth_core.data import Sample
+from fadepth_core.data.augment import Augmentation
 from fadepth_core.models.layers.batch_norm import recompute_batch_norm
 from fadepth_core.runtime.checkpoint import Checkpoint, CheckpointError
 from fadepth_core.runtime.engine import DepthEngine
 from fadepth_core.runtime.network import load_network, load_training_network
 from fadepth_core.training.config import ConfigError, load_config, read_yaml
-from fadepth_core.training.schedules import EndlessSampler, learning_rate_factor
+from fadepth_core.training.fit import training_set
+from fadepth_core.training.schedules import BatchesOfOneKind, EndlessSampler, learning_rate_factor
 from fadepth_core.training.trainer import (
     BEST,
     CHECKPOINT,
@@ -109,6 +111,51 @@ def test_interrupted_and_resumed_equals_uninterrupted(tmp_path, workers):
     whole, parts = weights(tmp_path / "whole"), weights(tmp_path / "parts")
     assert whole.keys() == parts.keys()
     assert all((whole[name] == parts[name]).all() for name in whole), "bit for bit"
+
+
+def test_batches_are_of_one_kind_and_go_on_where_a_run_stopped():
+    def chunks(skip, count):
+        found = iter(BatchesOfOneKind(EndlessSampler(20, 3), 4, lambda index: index % 3, skip))
+        return [next(found) for _ in range(count)]
+
+    whole = chunks(0, 30)
+    assert all(len({index % 3 for index, _ in batch}) == 1 for batch in whole)
+    assert {index for batch in whole for index, _ in batch} == set(range(20))
+    draws = [draw for batch in whole for _, draw in batch]
+    assert len(set(draws)) == len(draws), "each key once"
+    assert chunks(11, 19) == whole[11:]
+
+
+def test_data_sets_of_two_sizes_in_one_run(tmp_path):
+    """Each batch has one; the run resumes bit by bit, and BatchNorm's statistics are of both."""
+    options = (
+        "data.train=[{name: synthetic, length: 6, still: true},{name: synthetic, preset: indoor, length: 5, still: true, "
+        "size: [64, 64]}]", "pose.network=known", "loss.levels=[cr]", "loss.depth=1", "loss.shape=0.5", "model.etm=null",
+        "loss.base={photometric: 0, structure: 0, feature: 0, smoothness: 0}", "data.paste=0.5", "data.statistics_images=8",
+    )  # fmt: skip
+    sizes = []
+
+    def trainer(name):
+        run = config(tmp_path / name, *options)
+        made = Trainer(run, training_set(run), Augmentation(roll=2, pitch=2, camera=0.5))
+        made.network.register_forward_pre_hook(
+            lambda network, images: sizes.append(tuple(images[0].shape)) if network.training else None
+        )
+        return made
+
+    def interrupt(progress):
+        if progress.iteration == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    whole = trainer("whole")
+    whole.fit()
+    assert sorted(set(sizes)) == [(2, 3, 64, 64), (2, 3, *SIZE)]
+    assert {tuple(batch.shape[-2:]) for batch in whole._statistics_batches(64)} == {(64, 64), SIZE}
+    with pytest.raises(KeyboardInterrupt):
+        trainer("parts").fit(on_step=interrupt)
+    trainer("parts").fit(resume=True)
+    expected, found = weights(tmp_path / "whole"), weights(tmp_path / "parts")
+    assert all((expected[name] == found[name]).all() for name in expected)
 
 
 def test_a_finished_run_is_what_the_node_loads(tmp_path):

@@ -1,0 +1,117 @@
+"""A folder of single pictures, with or without their depth: to learn from measured or rendered depth, or from a teacher.
+
+    index.json           [{"id": "hall_1", "rgb": "rgb/hall_1.png", "depth": "depth/hall_1.png",
+                           "fx": 525.0, "fy": 525.0, "cx": 319.5, "cy": 239.5}, ...]
+    rgb/, depth/         the pictures; depth as 16-bit PNG in metres * 256, 0 where unknown
+
+That is the form of `data.folder`; here "depth" may be left out, and so may all four intrinsics where there is no depth. A
+folder without an index is searched for pictures, those of the folders below it included; neither their depth nor their camera
+is known then.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from fadepth_core.data.errors import DataError
+from fadepth_core.data.folder import INDEX, read_index
+from fadepth_core.data.images import frames_and_intrinsics, read_depth, read_rgb
+from fadepth_core.data.sample import Sample
+from fadepth_core.runtime.framing import Framing
+
+PICTURES = {".png", ".jpg", ".jpeg"}
+#: Horizontal field of view that is assumed where no camera is known, degrees. Nothing is measured by it: a teacher's answer
+#: is for one focal length, and only the ratio of focal lengths before and after augmentation counts.
+_ASSUMED_VIEW = 60.0
+
+
+#: From this share of known pixels on, depth counts as dense.
+_DENSE = 0.4
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture on disk; `depth` is its file, `intrinsics` K [3, 3], None where unknown."""
+
+    name: str
+    rgb: Path
+    depth: Path | None = None
+    intrinsics: np.ndarray | None = None
+
+    def camera(self, image: np.ndarray) -> np.ndarray:
+        """K [3, 3] of the picture, which has been read as `image`; an assumed one where none is known."""
+        if self.intrinsics is not None:
+            return self.intrinsics
+        height, width = image.shape[:2]
+        focal = width / 2 / np.tan(np.deg2rad(_ASSUMED_VIEW / 2))
+        return np.array([[focal, 0, (width - 1) / 2], [0, focal, (height - 1) / 2], [0, 0, 1]])
+
+
+class PictureDataset(Dataset[Sample]):
+    """Samples of one frame each.
+
+    Args:
+        root: the folder.
+        size: height and width of the frames, pixels; pictures of another shape are cropped to it in the middle.
+        every: take only every so-manieth picture.
+
+    Raises:
+        DataError: no picture, or an index that cannot be used. A picture's own faults are raised when it is read.
+    """
+
+    def __init__(self, root: Path, size: tuple[int, int] = (128, 416), every: int = 1):
+        if every < 1:
+            raise DataError(f"every must be at least 1, got {every}")
+        self._pictures, self._size = list_pictures(Path(root))[::every], tuple(size)
+
+    def __len__(self) -> int:
+        return len(self._pictures)
+
+    def __getitem__(self, index: int) -> Sample:
+        picture = self._pictures[index]
+        image = read_rgb(picture.rgb)
+        frames, matrix = frames_and_intrinsics([image], picture.camera(image), self._size, crop_to_aspect=True)
+        depth = None
+        if picture.depth is not None:
+            depth = read_depth(picture.depth)
+            if depth.shape != image.shape[:2]:
+                raise DataError(
+                    f"{picture.depth}: {depth.shape[1]}x{depth.shape[0]} pixels, "
+                    f"its picture has {image.shape[1]}x{image.shape[0]}"
+                )
+            framing = Framing.plan(image.shape[:2], self._size, crop_to_aspect=True)
+            depth = torch.from_numpy(_at_network(framing, depth))
+        return Sample(frames, matrix, torch.tensor(0.0), picture.name, depth=depth)
+
+
+def _at_network(framing: Framing, depth: np.ndarray) -> np.ndarray:
+    """Depth [H, W] at the network's size. Dense depth is looked up: the nearest of all values that fall into a pixel, which
+    is right for the few of a LiDAR, would widen everything in front."""
+    top, left, height, width = framing.crop
+    part = depth[top : top + height, left : left + width]
+    if np.count_nonzero(part) < _DENSE * part.size:
+        return framing.depth_to_network(depth)
+    return cv2.resize(part, framing.network_size[::-1], interpolation=cv2.INTER_NEAREST_EXACT)
+
+
+def list_pictures(root: Path) -> list[Picture]:
+    """The pictures of a folder, in the order of its index or of their names.
+
+    Raises:
+        DataError: no picture, or an index that cannot be used.
+    """
+    if (root / INDEX).is_file():
+        entries = read_index(root, needs_depth=False)
+        return [Picture(entry.name, entry.rgb, entry.depth, entry.intrinsics) for entry in entries]
+    if not root.is_dir():
+        raise DataError(f"{root}: no such folder")
+    files = sorted(path for path in root.rglob("*") if path.suffix.lower() in PICTURES)
+    if not files:
+        raise DataError(f"{root}: neither {INDEX} nor a picture ({', '.join(sorted(PICTURES))}) in it")
+    return [Picture(path.relative_to(root).as_posix(), path) for path in files]

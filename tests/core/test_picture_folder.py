@@ -1,0 +1,139 @@
+"""Folders of single pictures, with and without depth and camera, and the depth that a teacher predicts for them."""
+
+from __future__ import annotations
+
+import json
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from fadepth_core.data import DataError
+from fadepth_core.data.images import read_depth, write_depth
+from fadepth_core.data.pictures import PictureDataset
+from fadepth_core.training.labels import label_pictures
+
+CAMERA = {"fx": 100.0, "fy": 110.0, "cx": 63.5, "cy": 47.5}
+
+
+def picture(seed, height=96, width=128):
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def write_folder(root, entries):
+    """A folder with an index; an entry is (further keys, depth or None)."""
+    root.mkdir(parents=True, exist_ok=True)
+    index = []
+    for number, (keys, depth) in enumerate(entries):
+        cv2.imwrite(str(root / f"{number}.png"), picture(number)[..., ::-1])
+        entry = {"id": f"p{number}", "rgb": f"{number}.png", **keys}
+        if depth is not None:
+            write_depth(root / f"{number}_depth.png", depth)
+            entry["depth"] = f"{number}_depth.png"
+        index.append(entry)
+    (root / "index.json").write_text(json.dumps(index))
+    return root
+
+
+def test_pictures_with_depth_a_camera_or_neither(tmp_path):
+    depth = np.full((96, 128), 3.0, np.float32)
+    root = write_folder(tmp_path, [(CAMERA, depth), (CAMERA, None), ({}, None)])
+    dataset = PictureDataset(root, (96, 128))
+    measured, seen, unknown = (dataset[i] for i in range(3))
+    assert measured.frames.shape == (1, 3, 96, 128)
+    np.testing.assert_array_equal((measured.middle.permute(1, 2, 0) * 255).round().byte().numpy(), picture(0))
+    assert torch.equal(measured.depth, torch.full((96, 128), 3.0))
+    assert seen.depth is None
+    torch.testing.assert_close(
+        seen.intrinsics, torch.tensor([[100.0, 0, 63.5], [0, 110.0, 47.5], [0, 0, 1]]), atol=1e-4, rtol=0
+    )
+    assert unknown.depth is None
+    assert unknown.intrinsics[0, 0] == unknown.intrinsics[1, 1]
+    assert [dataset[i].name for i in range(3)] == ["p0", "p1", "p2"]
+
+
+def test_a_folder_without_an_index(tmp_path):
+    for name in ("b.jpg", "deeper/a.png", "deeper/c.JPG"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        cv2.imwrite(str(tmp_path / name), picture(1))
+    (tmp_path / "notes.txt").write_text("no picture")
+    assert len(PictureDataset(tmp_path, (64, 64), every=2)) == 2
+    sample = PictureDataset(tmp_path, (64, 64))[0]
+    assert (sample.name, sample.frames.shape) == ("b.jpg", (1, 3, 64, 64))
+
+
+def test_pictures_are_cropped_to_the_wanted_shape(tmp_path):
+    """Depth is where the picture is; dense depth is looked up, sparse depth gathered."""
+    depth = np.zeros((96, 128), np.float32)
+    depth[:, :64], depth[:, 64:] = 2.0, 8.0
+    sparse = np.zeros_like(depth)
+    sparse[30::7, 3::5] = depth[30::7, 3::5]
+    root = write_folder(tmp_path, [(CAMERA, depth), (CAMERA, sparse)])
+    dense, few = (PictureDataset(root, (32, 64))[i] for i in range(2))
+    assert torch.equal(dense.depth[:, :32], torch.full((32, 32), 2.0))
+    assert torch.equal(dense.depth[:, 32:], torch.full((32, 32), 8.0))
+    known = few.depth > 0
+    assert 0.05 < known.float().mean() < 0.3
+    assert torch.equal(few.depth[known], dense.depth[known])
+    torch.testing.assert_close(dense.intrinsics[0, 0], torch.tensor(50.0))
+
+
+@pytest.mark.parametrize(
+    ("keys", "depth", "message"),
+    [
+        ({}, np.ones((96, 128), np.float32), "picture 0 has no 'fx'"),
+        ({"fx": 100.0}, None, "picture 0 has no 'fy'"),
+        ({**CAMERA, "cx": "left"}, None, "picture 0 cannot be used: could not convert"),
+    ],
+)
+def test_an_index_that_says_too_little_is_refused(tmp_path, keys, depth, message):
+    with pytest.raises(DataError, match=f"index.json: {message}"):
+        PictureDataset(write_folder(tmp_path, [(keys, depth)]))
+
+
+def test_what_is_not_there_is_named(tmp_path):
+    with pytest.raises(DataError, match=r"nowhere: no such folder"):
+        PictureDataset(tmp_path / "nowhere")
+    with pytest.raises(DataError, match=r"neither index\.json nor a picture"):
+        PictureDataset(tmp_path)
+    root = write_folder(tmp_path, [(CAMERA, np.ones((48, 64), np.float32))])
+    with pytest.raises(DataError, match=r"0_depth\.png: 64x48 pixels, its picture has 128x96"):
+        PictureDataset(root)[0]
+    with pytest.raises(DataError, match="every must be at least 1, got 0"):
+        PictureDataset(root, every=0)
+
+
+class Teacher:
+    """Inverse depth that falls from left to right; counts how often it is asked."""
+
+    def __init__(self):
+        self.asked = []
+
+    def __call__(self, image, intrinsics):
+        self.asked.append((image.shape, intrinsics))
+        return np.tile(np.linspace(0.5, 0.1, image.shape[1], dtype=np.float32), (image.shape[0], 1))
+
+
+def test_a_teachers_depth_is_kept_as_pictures_with_depth(tmp_path):
+    pictures, labels = tmp_path / "pictures", tmp_path / "labels"
+    pictures.mkdir()
+    for name, (height, width) in {"a": (96, 128), "b": (60, 200)}.items():
+        cv2.imwrite(str(pictures / f"{name}.png"), picture(3, height, width))
+    teacher = Teacher()
+    assert label_pictures(pictures, teacher, labels) == 2
+    assert [shape for shape, _ in teacher.asked] == [(192, 256, 3), (128, 416, 3)], "of its aspect ratio each"
+    for name, size in (("000000", (96, 128)), ("000001", (60, 200))):
+        depth = read_depth(labels / "depth" / f"{name}.png")
+        assert depth.shape == size
+        assert depth[0, 0] == pytest.approx(2, rel=0.02)
+        assert depth[0, -1] == pytest.approx(10, rel=0.02)
+    sample = PictureDataset(labels, (64, 64))[0]
+    assert sample.name == "a.png"
+    assert (sample.depth > 0).all()
+    # The teacher was told the camera that the entry names: metres stay metres at any focal length.
+    focal = json.loads((labels / "index.json").read_text())[0]["fx"]
+    assert teacher.asked[0][1][0, 0] == pytest.approx(focal * 2)
+    again = Teacher()
+    assert label_pictures(pictures, again, labels) == 2
+    assert again.asked == [], "an interrupted run goes on"
