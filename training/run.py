@@ -9,6 +9,8 @@ python training/run.py evaluate checkpoint.safetensors --protocol kitti_eigen --
     measure against true depth, beside the paper's figures; --protocol video needs none
 python training/run.py predict drive.mp4 --out depth
     depth of a picture, a folder of pictures or a video, as files
+python training/run.py pack synthetic --option preset=indoor --count 800 --size 216 288 --out rooms
+    pictures of a data set, with their depth, as files: for what is slow to render
 python training/run.py label pictures --teacher runs/teacher/depth.safetensors --out labels
     depth that a large network predicts for pictures, for a small one to learn from
 python training/run.py stereo drive.mp4 --out drive_depth
@@ -36,13 +38,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import yaml
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run from a clone, installed or not
 
 from fadepth_core.data import DataError
 from fadepth_core.data.frames import Frames
-from fadepth_core.data.registry import build_dataset, build_test_set
+from fadepth_core.data.pictures import write_pictures
+from fadepth_core.data.registry import TRAINING_SETS, build_dataset, build_test_set
 from fadepth_core.data.stereo import write_stereo
 from fadepth_core.data.video import Clip, open_clips
 from fadepth_core.evaluation import (
@@ -206,7 +210,8 @@ def _predictors(
         guesses["untrained"] = NetworkPredictor(network, network_size, **options)
     if args.backend or args.precision:
         return EnginePredictor(checkpoint, network_size, args.flip, *_engine(args)), guesses
-    return NetworkPredictor(load_network(checkpoint), network_size, **options), guesses
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return NetworkPredictor(load_network(checkpoint).to(device), network_size, **options), guesses
 
 
 def _engine(args: argparse.Namespace) -> tuple[str, str]:
@@ -230,6 +235,23 @@ def predict(args: argparse.Namespace) -> None:
     fps = (frames.fps or FPS) if frames.is_video else None
     write_predictions(tqdm(depths, unit="frame"), args.out, args.format, fps)
     print(f"wrote {args.out / 'depth'} and {args.out / ('color.mp4' if frames.is_video else 'color')}")
+
+
+def pack(args: argparse.Namespace) -> None:
+    """Write the pictures of a training set, with their depth, as a folder for the data set "pictures"."""
+    options = dict(_option(text) for text in args.option)
+    dataset = build_dataset(args.name, tuple(args.size), **options)
+    last = len(dataset) if args.count is None else min(len(dataset), args.first + args.count)
+    numbers = tqdm(range(args.first, last), unit="picture")
+    count = write_pictures(dataset, args.out, numbers, args.quality)
+    print(f"wrote {count} pictures to {args.out}: {{name: pictures, root: {args.out}}} in a configuration")
+
+
+def _option(text: str) -> tuple[str, object]:
+    key, separator, value = text.partition("=")
+    if not separator:
+        raise ConfigError(f"--option {text}: expected key=value")
+    return key, yaml.safe_load(value)
 
 
 def label(args: argparse.Namespace) -> None:
@@ -467,6 +489,23 @@ def main(arguments: list[str] | None = None) -> int:
     )
     _add_engine(command, "the fastest")
     command.set_defaults(run=predict)
+    command = commands.add_parser("pack", help=pack.__doc__)
+    command.add_argument("name", choices=sorted(TRAINING_SETS))
+    command.add_argument(
+        "--option",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="of the data set, e.g. root=clips; repeatable",
+    )
+    command.add_argument("--size", type=int, nargs=2, default=SIZE, metavar=("H", "W"), help="of the pictures")
+    command.add_argument("--first", type=int, default=0, help="number of the first sample")
+    command.add_argument("--count", type=int, help="how many; default: to the end")
+    command.add_argument(
+        "--quality", type=int, default=95, choices=range(1, 101), metavar="Q", help="of the JPEG files"
+    )
+    command.add_argument("--out", type=Path, required=True, help="folder")
+    command.set_defaults(run=pack)
     command = commands.add_parser("label", help=label.__doc__)
     command.add_argument("pictures", type=Path, help="folder of pictures, with or without an index.json")
     command.add_argument("--teacher", type=Path, required=True, help="checkpoint of the large network")

@@ -95,6 +95,7 @@ class FusedBaselineDepth(nn.Module):
         self.encoder = with_fixed_padding(without_batch_norm(trained.encoder))
         self.decoder = without_batch_norm(trained.decoder)
         self.head = without_batch_norm(trained.heads[0])
+        self.eval().requires_grad_(False)
 
     def forward(self, image: Tensor) -> Tensor:
         return torch.sigmoid(self.head(self.decoder(self.encoder(image), image)[0]))

@@ -78,6 +78,7 @@ def test_fused_equals_trained(name, etm):
         expected = network(x).disparities[0]
         assert expected.std() > 0.002, "a constant output would prove nothing"
         torch.testing.assert_close(fused(x), expected, rtol=1e-5, atol=1e-5)
+    assert not fused.training, "what measures and exports it wants evaluation mode"
     assert not any(isinstance(module, (nn.BatchNorm2d, ETMConv2d)) for module in fused.modules())
     assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
 

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from fadepth_core.data import DataError
+from fadepth_core.data import DataError, Sample
 from fadepth_core.data.images import read_depth, write_depth
-from fadepth_core.data.pictures import PictureDataset
+from fadepth_core.data.pictures import PictureDataset, write_pictures
 from fadepth_core.training.labels import label_pictures
 
 CAMERA = {"fx": 100.0, "fy": 110.0, "cx": 63.5, "cy": 47.5}
@@ -137,3 +137,35 @@ def test_a_teachers_depth_is_kept_as_pictures_with_depth(tmp_path):
     again = Teacher()
     assert label_pictures(pictures, again, labels) == 2
     assert again.asked == [], "an interrupted run goes on"
+
+
+class Scenes:
+    """A data set whose second sample has no depth; counts what is asked for."""
+
+    def __init__(self):
+        self.asked = []
+
+    def __len__(self):
+        return 3
+
+    def __getitem__(self, index):
+        self.asked.append(index)
+        frames = torch.full((3, 3, 32, 64), 0.25 * (index + 1))
+        matrix = torch.tensor([[40.0, 0, 31.0], [0, 41.0, 15.0], [0, 0, 1]])
+        depth = None if index == 1 else torch.full((32, 64), 2.5 * (index + 1))
+        return Sample(frames, matrix, torch.tensor(0.1), f"scene {index}", depth=depth)
+
+
+def test_a_data_set_is_written_and_read_again(tmp_path):
+    scenes = Scenes()
+    assert write_pictures(scenes, tmp_path, range(2)) == 2
+    assert write_pictures(scenes, tmp_path, range(3)) == 3
+    assert scenes.asked == [0, 1, 2], "an interrupted run goes on"
+    dataset = PictureDataset(tmp_path, (32, 64))
+    for index in range(3):
+        found, expected = dataset[index], scenes[index]
+        torch.testing.assert_close(found.frames[0], expected.middle, atol=0.01, rtol=0)
+        torch.testing.assert_close(found.intrinsics, expected.intrinsics, atol=1e-4, rtol=0)
+        assert (found.depth is None) == (expected.depth is None)
+        if found.depth is not None:
+            torch.testing.assert_close(found.depth, expected.depth, atol=1 / 256, rtol=0)
