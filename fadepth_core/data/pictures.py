@@ -4,9 +4,9 @@
                            "fx": 525.0, "fy": 525.0, "cx": 319.5, "cy": 239.5}, ...]
     rgb/, depth/         the pictures; depth as 16-bit PNG in metres * 256, 0 where unknown
 
-That is the form of `data.folder`; here "depth" may be left out, and so may all four intrinsics where there is no depth. A
-folder without an index is searched for pictures, those of the folders below it included; neither their depth nor their camera
-is known then.
+That is the form of `data.folder`; here "depth" may be left out, and so may all four intrinsics where there is no depth. In a
+folder without an index all pictures count, of which neither depth nor camera is known, and all folders below it, each with its
+index where it has one.
 """
 
 from __future__ import annotations
@@ -146,17 +146,30 @@ def write_pictures(dataset: Dataset[Sample], out: Path, numbers: Iterable[int], 
 
 
 def list_pictures(root: Path) -> list[Picture]:
-    """The pictures of a folder, in the order of its index or of their names.
+    """The pictures of a folder, in the order of its index; without one, those in it by their names, then those of the folders
+    below.
 
     Raises:
         DataError: no picture, or an index that cannot be used.
     """
-    if (root / INDEX).is_file():
-        entries = read_index(root, needs_depth=False)
-        return [Picture(entry.name, entry.rgb, entry.depth, entry.intrinsics) for entry in entries]
     if not root.is_dir():
         raise DataError(f"{root}: no such folder")
-    files = sorted(path for path in root.rglob("*") if path.suffix.lower() in PICTURES)
-    if not files:
+    pictures = _pictures_below(root, root)
+    if not pictures:
         raise DataError(f"{root}: neither {INDEX} nor a picture ({', '.join(sorted(PICTURES))}) in it")
-    return [Picture(path.relative_to(root).as_posix(), path) for path in files]
+    return pictures
+
+
+def _pictures_below(folder: Path, root: Path) -> list[Picture]:
+    """`list_pictures` of a folder at or below `root`, from which names are counted."""
+    place = folder.relative_to(root)
+    if (folder / INDEX).is_file():
+        entries = read_index(folder, needs_depth=False)
+        return [Picture((place / entry.name).as_posix(), entry.rgb, entry.depth, entry.intrinsics) for entry in entries]
+    found = sorted(folder.iterdir())
+    pictures = [
+        Picture((place / path.name).as_posix(), path)
+        for path in found
+        if path.suffix.lower() in PICTURES and path.is_file()
+    ]
+    return pictures + [picture for path in found if path.is_dir() for picture in _pictures_below(path, root)]

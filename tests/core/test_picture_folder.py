@@ -63,6 +63,17 @@ def test_a_folder_without_an_index(tmp_path):
     assert (sample.name, sample.frames.shape) == ("b.jpg", (1, 3, 64, 64))
 
 
+def test_a_folder_of_folders(tmp_path):
+    """Each with its own index, or without."""
+    write_folder(tmp_path / "measured", [(CAMERA, np.ones((96, 128), np.float32)), (CAMERA, None)])
+    (tmp_path / "found").mkdir()
+    cv2.imwrite(str(tmp_path / "found" / "a.png"), picture(5))
+    dataset = PictureDataset(tmp_path, (64, 64))
+    samples = [dataset[i] for i in range(len(dataset))]
+    assert [sample.name for sample in samples] == ["found/a.png", "measured/p0", "measured/p1"]
+    assert [sample.depth is not None for sample in samples] == [False, True, False]
+
+
 def test_pictures_are_cropped_to_the_wanted_shape(tmp_path):
     """Depth is where the picture is; dense depth is looked up, sparse depth gathered."""
     depth = np.zeros((96, 128), np.float32)
