@@ -138,6 +138,14 @@ class ModelConfig(_Strict):
         None, description="timm's name of the encoder, where there is a choice; null: the default"
     )
     weights: Path | None = Field(None, description="ImageNet weights of a timm encoder, a local file")
+    freeze_statistics: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="share of the iterations after which BatchNorm's statistics are recomputed over the statistics images and "
+        "then stay as they are: the network trains on as it will be deployed. With small batches of several data sets the "
+        "statistics of a batch are far from those of all. null: never",
+    )
     residual_drop: float = Field(0.9, ge=0, lt=1, description="P_A of Table V")
     downsample_drop: float = Field(0.0, ge=0, lt=1, description="P_B of Table V")
     constant_drop: bool = False

@@ -288,11 +288,33 @@ class Trainer:
         What is measured, saved and exported. The network in training keeps its running statistics.
         """
         if self._settled is None or self._settled[0] != self.iteration:
-            network = copy.deepcopy(self.network)
-            height, width = self.config.data.size
-            recompute_batch_norm(network, self._statistics_batches(max(8, _STATISTICS_PIXELS // (height * width))))
+            network = copy.deepcopy(self.network).eval()
+            if self.iteration <= self._frozen_from:  # at that iteration they are recomputed with its step
+                self._recompute_statistics(network)
             self._settled = (self.iteration, network)
         return self._settled[1]
+
+    def _recompute_statistics(self, network: nn.Module) -> None:
+        """Set the statistics of `network`'s BatchNorms to those over the statistics images; leaves it in evaluation mode."""
+        height, width = self.config.data.size
+        recompute_batch_norm(network, self._statistics_batches(max(8, _STATISTICS_PIXELS // (height * width))))
+
+    @property
+    def _frozen_from(self) -> float:
+        """The iteration from which on BatchNorm's statistics stay as they are."""
+        share = self.config.model.freeze_statistics
+        return math.inf if share is None else round(share * self.config.schedule.iterations)
+
+    def _freeze_statistics(self) -> None:
+        """From the configured iteration on, let BatchNorms normalise in training as they will in deployment."""
+        if self.iteration < self._frozen_from:
+            return
+        if self.iteration == self._frozen_from:
+            self._recompute_statistics(self.network)
+            self.network.train()
+        for module in self.network.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.eval()
 
     # --------------------------------------------------------------------------------------------------------- the loop
 
@@ -369,6 +391,7 @@ class Trainer:
         config, schedule = self.config, self.config.schedule
         torch.manual_seed(step_seed(config.seed, self.fabric.global_rank, self.iteration))
         set_drop_progress(self.network, self.iteration, schedule.iterations)
+        self._freeze_statistics()
         factor = learning_rate_factor(self.iteration, schedule.iterations, schedule.warmup, schedule.final)
         for group in self.optimizer.param_groups:
             group["lr"] = factor * group["full_lr"]

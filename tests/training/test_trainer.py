@@ -313,6 +313,35 @@ def test_a_start_from_a_mixture_answers_as_its_checkpoint(tmp_path, monkeypatch)
     assert float((found / expected).log().abs().mean()) < 0.05
 
 
+def test_frozen_statistics_are_those_of_all_images_and_stay(tmp_path):
+    """From half of the run on training normalises as deployment does; resumed, too."""
+
+    def run(name, *options):
+        return Trainer(config(tmp_path / name, "loss.levels=[cr]", "model.freeze_statistics=0.5", *options), Waves())
+
+    def statistics(trainer):
+        state = trainer.network.state_dict()
+        return {key: value.clone() for key, value in state.items() if "running" in key}
+
+    seen = []
+    trainer = run("whole")
+    trainer.fit(on_step=lambda progress: seen.append(statistics(trainer)))
+    moved = [any(not torch.equal(a[key], b[key]) for key in a) for a, b in pairwise(seen)]
+    assert moved == [True, True, True, False, False], "recomputed with the fourth step, then left alone"
+    last, settled = seen[-1], trainer.settled().state_dict()
+    assert all(torch.equal(settled[key], value) for key, value in last.items())
+
+    def interrupt(progress):
+        if progress.iteration == 4:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        run("parts").fit(on_step=interrupt)
+    run("parts").fit(resume=True)
+    whole, parts = weights(tmp_path / "whole"), weights(tmp_path / "parts")
+    assert all((whole[name] == parts[name]).all() for name in whole)
+
+
 def test_measuring_and_saving_leave_training_as_it_is(tmp_path):
     trainer = Trainer(config(tmp_path, "loss.levels=[cr]"), Waves())
     trainer.fit()
