@@ -31,6 +31,9 @@ from fadepth_core.runtime.framing import PIXELS, choose_network_size
 #: scales), at the size the network works at.
 Predictor = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
+#: Engines that `EnginePredictor` keeps, one for each size of pictures.
+_MOST_ENGINES = 8
+
 CROPS = ("garg",)
 SCALINGS = ("median", "none")
 
@@ -300,7 +303,8 @@ class EnginePredictor:
         self.size = size
         self.flip = flip
         self.backend, self.precision = backend, precision
-        self._engine: DepthEngine | None = None
+        # Test sets of several cameras come back to the same few sizes; the last used is at the end.
+        self._engines: dict[tuple[int, int], DepthEngine] = {}
 
     def __call__(self, image: np.ndarray, intrinsics: np.ndarray) -> np.ndarray:
         """Shapes: as `NetworkPredictor`.
@@ -309,11 +313,7 @@ class EnginePredictor:
             EngineError: the backend cannot run here, or not in this precision.
             FramingError: an image or network size that cannot be.
         """
-        engine = self._engine
-        if engine is None or engine.framing.camera_size != image.shape[:2]:
-            engine = self._engine = DepthEngine.load(
-                self.checkpoint, self.size, image.shape[:2], self.backend, self.precision
-            )
+        engine = self._engine_for(image.shape[:2])
         inverse_depth = 1 / engine.infer(image, intrinsics, points=False).depth
         if self.flip:
             mirrored = engine.infer(np.ascontiguousarray(image[:, ::-1]), intrinsics, points=False).depth
@@ -324,3 +324,13 @@ class EnginePredictor:
                 + "".join(f"\n  {failure}" for failure in engine.failures)
             )
         return inverse_depth
+
+    def _engine_for(self, size: tuple[int, int]) -> DepthEngine:
+        """The engine for pictures of `size` (height, width)."""
+        engine = self._engines.pop(size, None)
+        if engine is None:
+            if len(self._engines) == _MOST_ENGINES:
+                del self._engines[next(iter(self._engines))]
+            engine = DepthEngine.load(self.checkpoint, self.size, size, self.backend, self.precision)
+        self._engines[size] = engine
+        return engine

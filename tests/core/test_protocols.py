@@ -14,6 +14,7 @@ from fadepth_core.data import DataError, LabelledImage
 from fadepth_core.data.folder import FolderTest
 from fadepth_core.evaluation import (
     PROTOCOLS,
+    EnginePredictor,
     NetworkPredictor,
     Protocol,
     compare,
@@ -30,6 +31,7 @@ from fadepth_core.evaluation.baselines import ConstantDepth, GroundPlane
 from fadepth_core.evaluation.report import CAPTION_HEIGHT, MAP_SIZE, TILE_WIDTH, map_from_above
 from fadepth_core.models import SmallDepth
 from fadepth_core.models.smalldepth import DepthFeatures
+from fadepth_core.runtime.engine import DepthEngine
 from fadepth_core.runtime.framing import choose_network_size
 
 DATA = Path(os.environ.get("FADEPTH_DATA", Path(__file__).resolve().parents[3] / "shared" / "data"))
@@ -477,3 +479,21 @@ def test_table_of_groups_and_baselines(capsys):
     names, values = [row[:18].strip() for row in rows], [float(row[18:].split()[0]) for row in rows]
     assert names == ["two", "mean of groups", "net", "mean of groups", "a (2)", "b (1)"]
     assert values == pytest.approx([2 / 3, 0.5, 1 / 6, 0.25, 0.0, 0.5], abs=1e-3)
+
+
+def test_an_engine_is_made_once_for_each_size_of_pictures(checkpoint, monkeypatch):
+    """Test sets of several cameras come back to sizes; an engine takes seconds to compile."""
+    made = []
+    load = DepthEngine.load
+
+    def counted(checkpoint, size, camera_size, *options):
+        made.append(camera_size)
+        return load(checkpoint, size, camera_size, *options)
+
+    monkeypatch.setattr(DepthEngine, "load", counted)
+    predict = EnginePredictor(checkpoint, backend="openvino", precision="fp32")
+    pictures = [np.full((height, 96, 3), 90, np.uint8) for height in (64, 48, 64, 48)]
+    found = [predict(picture, np.eye(3) * 80) for picture in pictures]
+    assert made == [(64, 96), (48, 96)]
+    np.testing.assert_array_equal(found[0], found[2])
+    np.testing.assert_array_equal(found[1], found[3])
