@@ -78,6 +78,8 @@ def paste_strip(sample: Sample, other: Sample, generator: torch.Generator) -> Sa
     frames[..., start : start + strip] = other.frames[..., start : start + strip]
     if depth is not None and other.depth is not None:
         depth = depth.clone()
+        if sample.sharp is not None and other.sharp is not None:
+            sample = replace(sample, sharp=sample.sharp & other.sharp)
         # Depth has a size of its own.
         start, end = (round(x * depth.shape[1] / width) for x in (start, start + strip))
         depth[:, start:end] = F.interpolate(other.depth[None, None], depth.shape, mode="nearest")[0, 0, :, start:end]

@@ -63,15 +63,16 @@ class PictureDataset(Dataset[Sample]):
         root: the folder.
         size: height and width of the frames, pixels; pictures of another shape are cropped to it in the middle.
         every: take only every so-manieth picture.
+        sharp: whether the shape of depth, its edges above all, can be learnt from it; false for what a teacher predicted.
 
     Raises:
         DataError: no picture, or an index that cannot be used. A picture's own faults are raised when it is read.
     """
 
-    def __init__(self, root: Path, size: tuple[int, int] = (128, 416), every: int = 1):
+    def __init__(self, root: Path, size: tuple[int, int] = (128, 416), every: int = 1, sharp: bool = True):
         if every < 1:
             raise DataError(f"every must be at least 1, got {every}")
-        self._pictures, self._size = list_pictures(Path(root))[::every], tuple(size)
+        self._pictures, self._size, self._sharp = list_pictures(Path(root))[::every], tuple(size), sharp
 
     def __len__(self) -> int:
         return len(self._pictures)
@@ -90,7 +91,9 @@ class PictureDataset(Dataset[Sample]):
                 )
             framing = Framing.plan(image.shape[:2], self._size, crop_to_aspect=True)
             depth = torch.from_numpy(_at_network(framing, depth))
-        return Sample(frames, matrix, torch.tensor(0.0), picture.name, depth=depth)
+        return Sample(
+            frames, matrix, torch.tensor(0.0), picture.name, depth=depth, sharp=torch.tensor(self._sharp)
+        )
 
 
 def _at_network(framing: Framing, depth: np.ndarray) -> np.ndarray:

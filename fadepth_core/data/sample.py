@@ -23,6 +23,7 @@ class Sample:
             data set have one.
         poses: [N, 4, 4] float32 camera-to-world (optical frame, metres) of each frame, if known.
         depth: [h, w] float32 true depth of the middle frame in metres, 0 where unknown, at its own size, if known.
+        sharp: [] bool, whether the edges in `depth` are where they are in the picture; None: they are. A teacher's are not.
         teacher: a teacher's maps of the middle frame, by name, each float32 [1, h, w] at its own size; see
             `training.teacher`.
     """
@@ -34,6 +35,7 @@ class Sample:
     speed: Tensor | None = None
     poses: Tensor | None = None
     depth: Tensor | None = None
+    sharp: Tensor | None = None
     teacher: dict[str, Tensor] | None = None
 
     @property

@@ -204,7 +204,7 @@ class PyramidLoss:
         weights: λ1 .. λ4, the same at every level.
         depth_weight: of the supervised depth loss at every level; needs samples with depth.
         depth_error: what that loss counts, see `supervised.depth_loss`.
-        shape_weight: of `supervised.shape_loss` at every level; needs samples with depth.
+        shape_weight: of `supervised.shape_loss` at every level; needs samples with depth, and counts those with sharp depth.
         speed_weight: of the speed loss at every level; needs samples with speed and a pose network.
         distillation: (normalised middle frames [B, 3, H, W], the network's outputs for them, the sample) -> loss [], added
             at level cr.
@@ -355,7 +355,8 @@ class PyramidLoss:
             depth = depth_loss(middle.disparities, level.depth, *depth_range, self.depth_error)
             loss = loss + self.depth_weight * depth
         if self.shape_weight:
-            shape = shape_loss(middle.disparities[0], level.depth, *depth_range)
+            truth = level.depth if sample.sharp is None else level.depth * sample.sharp[:, None, None]
+            shape = shape_loss(middle.disparities[0], truth, *depth_range)
             loss = loss + self.shape_weight * shape
         if self.speed_weight:
             speed = speed_loss(motions.translations, sample.speed, sample.interval)

@@ -9,9 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from fadepth_core.data import DataError, Sample
+from fadepth_core.data import DataError, Sample, collate
+from fadepth_core.data.augment import paste_strip
 from fadepth_core.data.images import read_depth, write_depth
 from fadepth_core.data.pictures import PictureDataset, write_pictures
+from fadepth_core.data.registry import FilledIn
+from fadepth_core.losses import BaseWeights, LevelWeights, PyramidLoss
+from fadepth_core.models import DepthFeatures
 from fadepth_core.training.labels import label_pictures
 
 CAMERA = {"fx": 100.0, "fy": 110.0, "cx": 63.5, "cy": 47.5}
@@ -180,3 +184,28 @@ def test_a_data_set_is_written_and_read_again(tmp_path):
         assert (found.depth is None) == (expected.depth is None)
         if found.depth is not None:
             torch.testing.assert_close(found.depth, expected.depth, atol=1 / 256, rtol=0)
+
+
+def test_the_shape_of_a_teachers_depth_does_not_count(tmp_path):
+    """In a mixture with measured depth the loss of shape looks at the latter alone."""
+    root = write_folder(tmp_path, [(CAMERA, np.tile(np.linspace(2, 9, 128, dtype=np.float32), (96, 1)))])
+    sharp, soft = (FilledIn(PictureDataset(root, (64, 96), sharp=value))[0] for value in (True, False))
+
+    class Flat(torch.nn.Module):
+        min_depth, max_depth, feature_offset = 0.1, 100.0, 0
+
+        def forward(self, image):
+            x = torch.full((len(image), 1, *image.shape[-2:]), 0.02, requires_grad=True)
+            return DepthFeatures((x,), (), (x,))
+
+    def shape(*samples):
+        loss = PyramidLoss(
+            Flat(), None, (64, 96), {"cr": LevelWeights(1.0)}, BaseWeights(0, 0, 0, 0), depth_weight=1.0, shape_weight=1.0
+        )
+        return float(loss(collate(samples), torch.Tensor.backward).levels["cr"].shape)
+
+    assert shape(soft) == 0
+    assert shape(sharp) > 0.1
+    assert shape(sharp, soft) == pytest.approx(shape(sharp))
+    pasted = paste_strip(sharp, soft, torch.Generator().manual_seed(0))
+    assert not pasted.sharp
