@@ -4,7 +4,8 @@
                            "fx": 525.0, "fy": 525.0, "cx": 319.5, "cy": 239.5, "group": "indoor"}, ...]
     rgb/, depth/         the pictures; depth as 16-bit PNG in metres * 256, 0 where unknown
 
-Paths are relative to the folder, intrinsics are in pixels; "group" may be left out, further keys are ignored.
+Paths are relative to the folder, intrinsics are in pixels; "group" may be left out, further keys are ignored. A folder of such
+folders is a test set, too.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -54,7 +55,7 @@ class FolderTest(Dataset[LabelledImage]):
 
     def __init__(self, root: str | os.PathLike, groups: Collection[str] | None = None):
         root = Path(root)
-        self._entries = read_index(root)
+        self._entries = _read_indexes(root)
         if groups is not None:
             known = {entry.group for entry in self._entries}
             if missing := sorted(set(groups) - known):
@@ -76,6 +77,14 @@ class FolderTest(Dataset[LabelledImage]):
                 f"its picture has {image.shape[1]}x{image.shape[0]}"
             )
         return LabelledImage(image, depth, entry.intrinsics, entry.name)
+
+
+def _read_indexes(root: Path) -> list[Entry]:
+    """The pictures of a folder with an index, or of all such folders in it."""
+    below = sorted(path.parent for path in root.glob(f"*/{INDEX}"))
+    if (root / INDEX).is_file() or not below:
+        return read_index(root)
+    return [replace(entry, name=f"{folder.name}/{entry.name}") for folder in below for entry in read_index(folder)]
 
 
 def read_index(root: Path, needs_depth: bool = True) -> list[Entry]:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -342,6 +343,15 @@ def test_folder_yields_pictures_with_depth(folder):
     assert (image.depth == 2.5).all()
     np.testing.assert_array_equal(image.intrinsics, [[50, 0, 31.5], [0, 51, 23.5], [0, 0, 1]])
     assert [image.name for image in FolderTest(folder, groups=["street"])] == ["street"]
+
+
+def test_a_folder_of_folders_is_one_test_set(folder, tmp_path_factory):
+    root = tmp_path_factory.mktemp("all")
+    for name in ("b", "a"):
+        shutil.copytree(folder, root / name)
+    images = FolderTest(root)
+    assert [image.name for image in images] == ["a/hall", "a/street", "b/hall", "b/street"]
+    assert images.groups == ["indoor", "street"] * 2
 
 
 @pytest.mark.parametrize(

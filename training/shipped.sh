@@ -1,0 +1,53 @@
+#!/bin/sh
+# Make the shipped checkpoints: render, train the teacher, predict depth for photographs, train the student, export.
+#
+#   training/shipped.sh            smalldepth, from free data alone
+#   training/shipped.sh _nc        smalldepth_nc, with data that is not for commercial use
+#
+# Further arguments go to both training runs, e.g. on a GPU:
+#   training/shipped.sh "" --set data.workers=12 --set precision=16-mixed --set data.batch_size=32
+#
+# What has to be there, every folder as the data set "pictures" takes it (fadepth_core/data/pictures.py). None of it is shipped;
+# fadepth_core/assets/smalldepth.md lists sources and licences.
+#   data/shipped/tf_efficientnet_lite2.safetensors      ImageNet weights in timm's format
+#   data/shipped/models/                                gazebo_models and the worlds of aws-robotics, for the rendered scenes
+#   data/shipped/measured/  measured_nc/                pictures with depth, a folder for each source
+#   data/shipped/photos/{streets,rooms}/  photos_nc/    pictures without depth, a folder for each source
+# An interrupted run goes on where it stopped.
+set -eu
+cd "$(dirname "$0")/.."
+SUFFIX=${1-}
+[ $# -eq 0 ] || shift
+DATA=data/shipped
+RUNS=runs/shipped
+PYTHON=${PYTHON:-python}
+run() { "$PYTHON" training/run.py "$@"; }
+resume() { [ ! -f "$1/state.pt" ] || echo --resume; }
+
+pack() { # NAME COUNT HEIGHT WIDTH OPTION...
+  name=$1 count=$2 height=$3 width=$4 set=$5
+  shift 5
+  options=$(printf -- '--option %s ' "$@")
+  # shellcheck disable=SC2086 # one word for each option
+  run pack "$set" --count "$count" --size "$height" "$width" $options --option still=true --out "$DATA/$name"
+}
+pack streets 1600 144 468 synthetic preset=driving seed=7
+pack rooms 800 216 288 synthetic preset=indoor seed=3
+pack assets_streets 1200 144 468 assets "root=$DATA/models/gazebo_models" sky=false
+for world in small_house hospital bookstore small_warehouse; do
+  pack "assets_rooms/$world" 375 288 384 assets "root=$DATA/models" "world=$world" sky=false
+done
+# Scenes that no run trains on.
+pack validation/streets 30 144 468 synthetic preset=driving seed=2
+pack validation/rooms 20 216 288 synthetic preset=indoor seed=2
+
+# shellcheck disable=SC2046 # nothing, or one word
+run fit --config "config/training/shipped/teacher$SUFFIX.yaml" "$@" $(resume "$RUNS/teacher$SUFFIX")
+for kind in streets rooms; do
+  photos="$DATA/photos$SUFFIX/$kind"
+  run label "$photos" --teacher "$RUNS/teacher$SUFFIX/depth.safetensors" --out "$DATA/labels$SUFFIX/$kind"
+done
+# shellcheck disable=SC2046
+run fit --config "config/training/shipped/student$SUFFIX.yaml" "$@" $(resume "$RUNS/student$SUFFIX")
+run export "$RUNS/student$SUFFIX/best.safetensors" --out "$RUNS/smalldepth$SUFFIX.safetensors"
+echo "$RUNS/smalldepth$SUFFIX.safetensors"
