@@ -62,7 +62,7 @@ class PictureDataset(Dataset[Sample]):
     Args:
         root: the folder.
         size: height and width of the frames, pixels; pictures of another shape are cropped to it in the middle.
-        every: take only every so-manieth picture.
+        every: take every N-th picture only.
         sharp: whether the shape of depth, its edges above all, can be learnt from it; false for what a teacher predicted.
 
     Raises:
@@ -91,9 +91,7 @@ class PictureDataset(Dataset[Sample]):
                 )
             framing = Framing.plan(image.shape[:2], self._size, crop_to_aspect=True)
             depth = torch.from_numpy(_at_network(framing, depth))
-        return Sample(
-            frames, matrix, torch.tensor(0.0), picture.name, depth=depth, sharp=torch.tensor(self._sharp)
-        )
+        return Sample(frames, matrix, torch.tensor(0.0), picture.name, depth=depth, sharp=torch.tensor(self._sharp))
 
 
 def _at_network(framing: Framing, depth: np.ndarray) -> np.ndarray:

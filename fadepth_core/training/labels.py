@@ -30,7 +30,7 @@ def label_pictures(source: Path, predict: Predictor, out: Path, every: int = 1, 
         source: what `data.pictures` takes: a folder of pictures, with or without an index.
         predict: the teacher.
         out: folder to write to. Depth that is there already is not predicted again, so an interrupted run goes on.
-        every: take only every so-manieth picture.
+        every: take every N-th picture only.
         pixels: about how many the teacher's input has; each picture keeps its aspect ratio.
 
     Raises:

@@ -200,7 +200,13 @@ def test_the_shape_of_a_teachers_depth_does_not_count(tmp_path):
 
     def shape(*samples):
         loss = PyramidLoss(
-            Flat(), None, (64, 96), {"cr": LevelWeights(1.0)}, BaseWeights(0, 0, 0, 0), depth_weight=1.0, shape_weight=1.0
+            Flat(),
+            None,
+            (64, 96),
+            {"cr": LevelWeights(1.0)},
+            BaseWeights(0, 0, 0, 0),
+            depth_weight=1.0,
+            shape_weight=1.0,
         )
         return float(loss(collate(samples), torch.Tensor.backward).levels["cr"].shape)
 

@@ -59,6 +59,30 @@ def test_init_is_reproducible_and_runs(tmp_path):
     assert depth.std() > 0
 
 
+def test_pictures_are_packed_labelled_and_trained_on(tmp_path):
+    """From a data set to pictures, from pictures to a teacher's depth, and a student that learns from it."""
+    result = run(
+        "pack", "synthetic", "--option", "preset=indoor", "--option", "still=true", "--count", 3, "--size", 64, 96, "--out",
+        tmp_path / "pictures",
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert "wrote 3 pictures" in result.stdout
+    result = run("label", tmp_path / "pictures" / "rgb", "--teacher", "smalldepth", "--out", tmp_path / "labels")
+    assert result.returncode == 0, result.stderr
+    root = json.dumps(str(tmp_path / "labels"))
+    result = run(
+        "fit", "--config", ROOT / "config" / "training" / "shipped" / "student.yaml", "--set", f"output={tmp_path / 'run'}",
+        "--set", f"data.train=[{{name: pictures, root: {root}, sharp: false}}]", "--set", "data.size=[64, 96]",
+        "--set", "data.batch_size=2", "--set", "schedule.iterations=2", "--set", "validation.data=null",
+        "--set", "data.statistics_images=4",
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert Checkpoint(tmp_path / "run" / "depth.safetensors").onnx_problem() is None
+    assert run("pack", "synthetic", "--option", "preset", "--out", tmp_path / "x").stderr.startswith(
+        "error: --option preset: expected key=value"
+    )
+
+
 def test_export_remakes_both_files(tmp_path):
     shipped = Checkpoint()
     copy = tmp_path / "robot.safetensors"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from dataclasses import replace
@@ -15,8 +16,10 @@ import yaml
 
 from fadepth_core.data import DataError, collate
 from fadepth_core.data.augment import Augmentation
+from fadepth_core.data.pictures import write_pictures
 from fadepth_core.data.synthetic import SyntheticDataset
 from fadepth_core.losses import ApxLoss, ApxReading, normalise
+from fadepth_core.models.layers.head import disparity_to_depth
 from fadepth_core.runtime.checkpoint import Checkpoint, CheckpointError
 from fadepth_core.runtime.export import export_checkpoint
 from fadepth_core.runtime.network import load_network, load_training_network
@@ -110,6 +113,39 @@ def test_a_student_comes_closer_to_its_teacher(teacher, tmp_path):
     trainer = Trainer(run, training_set(run))
     trainer.fit(on_step=lambda progress: losses.append(progress.loss))
     assert np.mean(losses[-5:]) < 0.6 * np.mean(losses[:5])
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_a_student_learns_the_metres_of_its_teacher(teacher, tmp_path, cached):
+    """Of pictures whose depth nobody knows, augmented; distributions alone leave the scale open."""
+    pictures = tmp_path / "pictures"
+    write_pictures(SyntheticDataset("driving", SIZE, length=4, still=True), pictures, range(4))
+    index = json.loads((pictures / "index.json").read_text())
+    (pictures / "index.json").write_text(
+        json.dumps([{k: v for k, v in entry.items() if k != "depth"} for entry in index])
+    )
+
+    def ratio(weight):
+        output = tmp_path / str(weight)
+        run = config(
+            output, ALONE, f"data.train=[{{name: pictures, root: {json.dumps(str(pictures))}}}]", "data.focal_length=100",
+            f"teacher.source={teacher}", "teacher.encoder=0", "teacher.decoder=0", f"teacher.depth={weight}", "loss.depth=1",
+            "loss.shape=0.1", "schedule.iterations=40", "optimizer.lr=3e-3", "model.start_depth=40", "data.paste=0",
+            "data.augment={scale: 1.3, stretch: 1, roll: 2, jitter: 0}",
+            *([f"teacher.cache={json.dumps(str(tmp_path / 'cache'))}"] if cached else []),
+        )  # fmt: skip
+        trainer = Trainer(run, training_set(run))
+        trainer.fit()
+        images = next(trainer._statistics_batches(8))
+        asked = load_training_network(Checkpoint(teacher))
+        with torch.no_grad():
+            found, expected = (
+                disparity_to_depth(network(images).disparities[0]).median() for network in (trainer.settled(), asked)
+            )
+        return float(found / expected)
+
+    assert ratio(1.0) == pytest.approx(1, abs=0.25)
+    assert not 0.6 < ratio(0.0) < 1.6, "else this test could not fail"
 
 
 def test_the_teacher_stays_as_it_is(teacher, tmp_path):
