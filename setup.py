@@ -26,6 +26,7 @@ TRAIN = [
 ]
 QUANTIZE = ["nncf>=3.0", "onnxruntime>=1.20", "onnx>=1.16"]  # makes int8 graphs
 ODOMETRY = ["evo>=1.31"]  # compares trajectories; GPL-3.0, so nothing else may need it
+ASSETS = ["trimesh>=4.5", "pycollada>=0.8", "pillow>=10", "scipy>=1.11"]  # scenes made of 3D models
 DEV = ["pytest>=8,<9", "ruff"]  # Jazzy's launch_testing breaks under pytest 9
 
 setup(
@@ -41,6 +42,7 @@ setup(
         (f"share/{NAME}/launch", glob("launch/*.launch.py")),
         (f"share/{NAME}/config", glob("config/*.*")),
         (f"share/{NAME}/config/training", glob("config/training/*.yaml")),
+        (f"share/{NAME}/config/training/shipped", glob("config/training/shipped/*.yaml")),
         (f"share/{NAME}/config/training/tables", glob("config/training/tables/*.yaml")),
     ],
     python_requires=">=3.10",
@@ -54,6 +56,7 @@ setup(
         "quantize": QUANTIZE,
         "view": VIEW,
         "odometry": ODOMETRY,
+        "assets": ASSETS,
         "dev": DEV,
     },
     zip_safe=False,

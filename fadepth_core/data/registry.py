@@ -21,6 +21,7 @@ TRAINING_SETS = {
     "video": "fadepth_core.data.video:VideoDataset",
     "pictures": "fadepth_core.data.pictures:PictureDataset",
     "synthetic": "fadepth_core.data.synthetic:SyntheticDataset",
+    "assets": "fadepth_core.data.assets.dataset:AssetsDataset",
 }
 TEST_SETS = {
     "kitti": "fadepth_core.data.kitti:KittiTest",
@@ -107,7 +108,7 @@ class Mixture(Dataset):
 
 
 class FilledIn(Dataset):
-    """A data set whose samples have depth and speed: "unknown" (0, NaN) where it knows none.
+    """A data set whose samples have depth, its sharpness and speed: "unknown" (0, NaN) where it knows none.
 
     In a mixture, some batches would otherwise have them and others not.
     """
@@ -124,6 +125,7 @@ class FilledIn(Dataset):
             sample,
             depth=torch.zeros(sample.frames.shape[-2:]) if sample.depth is None else sample.depth,
             speed=torch.tensor(torch.nan) if sample.speed is None else sample.speed,
+            sharp=torch.tensor(True) if sample.sharp is None else sample.sharp,
         )
 
 

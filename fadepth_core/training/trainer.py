@@ -573,8 +573,8 @@ class Trainer:
             options=_saved_options(config),
             provenance={
                 **self._origins,
+                "data": ", ".join(dict.fromkeys(source.name for source in config.data.train)),
                 **config.provenance,
-                "data": ", ".join(source.name for source in config.data.train),
                 "iterations": str(self.iteration),
                 "batch": str(config.data.batch_size * config.accumulate * self.fabric.world_size),
                 "date": date.today().isoformat(),

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fadepth_core.data.scenes.raster import Geometry, Materials
+from fadepth_core.data.scenes.raster import TEXTURE_SIDE, Geometry, Materials
 
 Colour = tuple[float, float, float]
 
@@ -147,6 +147,7 @@ class Mesh:
         texture, tint, cutout, *rest = zip(*self._table, strict=True)
         return Materials(
             np.array(texture, np.int32),
+            np.full(len(texture), TEXTURE_SIDE, np.int32),
             np.array(tint, np.float32),
             np.array(cutout),
             *(np.array(column, np.float32) for column in rest),

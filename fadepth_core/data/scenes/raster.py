@@ -25,13 +25,13 @@ except ImportError as error:  # pragma: no cover - depends on the installation
 SKY_DEPTH = 1000.0
 #: Nothing nearer to the camera than this is drawn, metres.
 NEAR = 0.1
-#: Side of every texture, texels; a power of two.
+#: Side of a texture that takes one row of the atlas, texels; a power of two. One of 2**k times that side takes 4**k rows
+#: and as many levels, of which the last is 2**k texels wide.
 TEXTURE_SIDE = 256
 TEXTURE_LEVELS = 9
 
-_LEVEL_START = np.cumsum([0] + [(TEXTURE_SIDE >> level) ** 2 for level in range(TEXTURE_LEVELS)]).astype(np.int64)
-#: Texels of one texture with all its levels.
-TEXTURE_TEXELS = int(_LEVEL_START[-1])
+#: Texels of one row: a texture with all its levels.
+TEXTURE_TEXELS = sum((TEXTURE_SIDE >> level) ** 2 for level in range(TEXTURE_LEVELS))
 
 _jit = numba.njit(cache=True, fastmath=True, nogil=True, error_model="numpy")
 
@@ -51,13 +51,15 @@ class Geometry(NamedTuple):
 class Materials(NamedTuple):
     """One row a material.
 
-    `texture` [M] int32 row of the atlas. `tint` [M, 3] float32 factor on the albedo where the texture's alpha is 1.
-    `cutout` [M] bool: alpha is coverage instead, as for leaves and fences. `gloss` [M] mirror reflection at normal
-    incidence, `glass` [M] the same where the texture's alpha is 0 (windows). `stain` [M] strength of large-scale
-    variation of the albedo. `glow` [M] light given off. `translucent` [M] share of light that passes (leaves, cloth).
+    `texture` [M] int32 (first) row of the atlas, `side` [M] int32 texels along the texture's sides. `tint` [M, 3] float32
+    factor on the albedo where the texture's alpha is 1. `cutout` [M] bool: alpha is coverage instead, as for leaves and
+    fences. `gloss` [M] mirror reflection at normal incidence, `glass` [M] the same where the texture's alpha is 0 (windows).
+    `stain` [M] strength of large-scale variation of the albedo. `glow` [M] light given off. `translucent` [M] share of light
+    that passes (leaves, cloth).
     """
 
     texture: np.ndarray
+    side: np.ndarray
     tint: np.ndarray
     cutout: np.ndarray
     gloss: np.ndarray
@@ -105,7 +107,7 @@ def render(
 
     Args:
         geometry, materials, light: the scene.
-        atlas: [N, TEXTURE_TEXELS, 4] uint8 textures with their levels (`textures.build_atlas`).
+        atlas: [N, TEXTURE_TEXELS, 4] uint8 textures with their levels (`textures.build_atlas`), contiguous.
         intrinsics: [3, 3], pixels (pixel centres at whole numbers).
         camera_to_world: [4, 4] rigid.
         size: (height, width), pixels.
@@ -121,6 +123,7 @@ def render(
     ids = np.full((2 * height, 2 * width), -1, np.int32)
     edges = np.empty((len(geometry.faces), 9))
     points = geometry.vertices.astype(np.float64) @ view[:, :3].T + view[:, 3]
+    atlas = atlas.reshape(-1, 4)
     _rasterise(points, np.ones(len(points)), True, geometry, materials, atlas, False, keys, ids, edges)
     rays = camera_to_world[:3, :3] @ np.linalg.inv(intrinsics) @ np.array([[0.5, 0, -0.25], [0, 0.5, -0.25], [0, 0, 1]])
     picture = np.empty((height, width, 3), np.float32)
@@ -151,7 +154,7 @@ def depth_map(
         points[:, 2] = 1.0
     ids = np.empty((1, 1), np.int32)
     edges = np.empty((1, 9))
-    _rasterise(points, keys, perspective, geometry, materials, atlas, True, result, ids, edges)
+    _rasterise(points, keys, perspective, geometry, materials, atlas.reshape(-1, 4), True, result, ids, edges)
     return result
 
 
@@ -212,15 +215,17 @@ def _rasterise(points, point_keys, perspective, geometry, materials, atlas, shad
         key_x, key_y, key_c = a0 * k0 + a1 * k1 + a2 * k2, b0 * k0 + b1 * k1 + b2 * k2, c0 * k0 + c1 * k1 + c2 * k2
         material = geometry.materials[f]
         cutout = materials.cutout[material]
-        texture = materials.texture[material]
+        texture_side = materials.side[material]
         u0, v0 = geometry.uv[i0, 0], geometry.uv[i0, 1]
         u1, v1 = geometry.uv[i1, 0], geometry.uv[i1, 1]
         u2, v2 = geometry.uv[i2, 0], geometry.uv[i2, 1]
-        level = 0
+        level, side, start = 0, 0, 0
         if cutout:
-            texels = abs((u1 - u0) * (v2 - v0) - (u2 - u0) * (v1 - v0)) * TEXTURE_SIDE * TEXTURE_SIDE
+            texels = abs((u1 - u0) * (v2 - v0) - (u2 - u0) * (v1 - v0)) * texture_side * texture_side
             samples = 1.0 + 0.5 * (right - left) * (bottom - top)
             level = min(TEXTURE_LEVELS - 4, max(0, int(0.5 * math.log2(texels / samples + 1e-9))))
+            side = texture_side >> level
+            start = _level_start(materials.texture[material], texture_side, side)
         for y in range(first_row, last_row + 1):
             d0, d1, d2 = b0 * y + c0, b1 * y + c1, b2 * y + c2
             low, high = float(first), float(last)
@@ -244,9 +249,8 @@ def _rasterise(points, point_keys, perspective, geometry, materials, atlas, shad
                     e0, e1, e2 = a0 * x + d0, a1 * x + d1, a2 * x + d2
                     inverse = 1.0 / (e0 + e1 + e2)
                     u, v = (e0 * u0 + e1 * u1 + e2 * u2) * inverse, (e0 * v0 + e1 * v1 + e2 * v2) * inverse
-                    side = TEXTURE_SIDE >> level
                     column, row = int((u - math.floor(u)) * side), int((v - math.floor(v)) * side)
-                    if atlas[texture, _LEVEL_START[level] + row * side + column, 3] < 110:
+                    if atlas[start + row * side + column, 3] < 110:
                         continue
                 keys[y, x] = key
                 if not shadows:
@@ -293,44 +297,52 @@ def _shade_frame(ids, edges, geometry, materials, atlas, light, rays, position, 
 
 
 @_jit
-def _texel(atlas, texture, level, u, v):
+def _level_start(texture, texture_side, side):
+    """Index of the first texel of the level that is `side` texels wide, of a texture that starts at row `texture`.
+
+    The levels before it have S² + (S/2)² + ... + (2 side)² = 4/3 (S² - side²) texels.
+    """
+    return texture * TEXTURE_TEXELS + 4 * (texture_side * texture_side - side * side) // 3
+
+
+@_jit
+def _texel(atlas, texture, texture_side, level, u, v):
     """Bilinear look-up with wrap-around at one level: (r, g, b, a) in 0..255."""
-    side = TEXTURE_SIDE >> level
+    side = texture_side >> level
     x, y = (u - math.floor(u)) * side - 0.5, (v - math.floor(v)) * side - 0.5
     x_floor, y_floor = math.floor(x), math.floor(y)
     fx, fy = np.float32(x - x_floor), np.float32(y - y_floor)
     x0, y0 = int(x_floor) & (side - 1), int(y_floor) & (side - 1)
     x1, y1 = (x0 + 1) & (side - 1), (y0 + 1) & (side - 1)
-    start = _LEVEL_START[level]
+    start = _level_start(texture, texture_side, side)
     i00, i01, i10, i11 = start + y0 * side + x0, start + y0 * side + x1, start + y1 * side + x0, start + y1 * side + x1
     one = np.float32(1.0)
     p00, p01, p10, p11 = (one - fx) * (one - fy), fx * (one - fy), (one - fx) * fy, fx * fy
-    t = atlas[texture]
     return (
-        p00 * t[i00, 0] + p01 * t[i01, 0] + p10 * t[i10, 0] + p11 * t[i11, 0],
-        p00 * t[i00, 1] + p01 * t[i01, 1] + p10 * t[i10, 1] + p11 * t[i11, 1],
-        p00 * t[i00, 2] + p01 * t[i01, 2] + p10 * t[i10, 2] + p11 * t[i11, 2],
-        p00 * t[i00, 3] + p01 * t[i01, 3] + p10 * t[i10, 3] + p11 * t[i11, 3],
+        p00 * atlas[i00, 0] + p01 * atlas[i01, 0] + p10 * atlas[i10, 0] + p11 * atlas[i11, 0],
+        p00 * atlas[i00, 1] + p01 * atlas[i01, 1] + p10 * atlas[i10, 1] + p11 * atlas[i11, 1],
+        p00 * atlas[i00, 2] + p01 * atlas[i01, 2] + p10 * atlas[i10, 2] + p11 * atlas[i11, 2],
+        p00 * atlas[i00, 3] + p01 * atlas[i01, 3] + p10 * atlas[i10, 3] + p11 * atlas[i11, 3],
     )
 
 
 @_jit
-def _albedo(atlas, texture, u, v, ux, vx, uy, vy):
+def _albedo(atlas, texture, side, u, v, ux, vx, uy, vy):
     """Texture averaged over the pixel's footprint: up to four look-ups along its long side (ground seen at a slant)."""
     along_x, along_y = math.sqrt(ux * ux + vx * vx), math.sqrt(uy * uy + vy * vy)
     long, short = max(along_x, along_y), min(along_x, along_y)
     du, dv = (ux, vx) if along_x > along_y else (uy, vy)
     taps = min(4, max(1, int(long / max(short, 1e-9) + 0.5)))
-    footprint = max(short, long / taps) * TEXTURE_SIDE
+    footprint = max(short, long / taps) * side
     detail = min(TEXTURE_LEVELS - 1.001, max(0.0, math.log2(footprint + 1e-9)))
     level = int(detail)
     part = np.float32(detail - level)
     r, g, b, a = np.float32(0.0), np.float32(0.0), np.float32(0.0), np.float32(0.0)
     for tap in range(taps):
         t = (tap + 0.5) / taps - 0.5
-        r0, g0, b0, a0 = _texel(atlas, texture, level, u + t * du, v + t * dv)
+        r0, g0, b0, a0 = _texel(atlas, texture, side, level, u + t * du, v + t * dv)
         if part > 0.02:
-            r1, g1, b1, a1 = _texel(atlas, texture, level + 1, u + t * du, v + t * dv)
+            r1, g1, b1, a1 = _texel(atlas, texture, side, level + 1, u + t * du, v + t * dv)
             r0, g0, b0, a0 = r0 + part * (r1 - r0), g0 + part * (g1 - g0), b0 + part * (b1 - b0), a0 + part * (a1 - a0)
         r, g, b, a = r + r0, g + g0, b + b0, a + a0
     scale = np.float32(1.0 / (255.0 * taps))
@@ -350,7 +362,9 @@ def _environment(light, atlas, x, y, z, reflected):
     if cover > 0.0:
         stretch = light.clouds[2] / (rise + 0.12)
         level = 3 if reflected else 0
-        n, _, _, _ = _texel(atlas, int(light.clouds[0]), level, x * stretch + light.clouds[3], z * stretch)
+        n, _, _, _ = _texel(
+            atlas, int(light.clouds[0]), TEXTURE_SIDE, level, x * stretch + light.clouds[3], z * stretch
+        )
         amount = min(1.0, max(0.0, (n / 255.0 - 1.0 + cover) * 2.5)) * min(1.0, 6.0 * rise + 0.15)
         r, g, b = (
             r + amount * (light.cloud_rgb[0] - r),
@@ -421,7 +435,7 @@ def _shade(f, x, y, edges, geometry, materials, atlas, light, rays, position):
     u0, u1, u2 = geometry.uv[i0, 0], geometry.uv[i1, 0], geometry.uv[i2, 0]
     v0, v1, v2 = geometry.uv[i0, 1], geometry.uv[i1, 1], geometry.uv[i2, 1]
     red, green, blue, alpha = _albedo(
-        atlas, materials.texture[material],
+        atlas, materials.texture[material], materials.side[material],
         e0 * u0 + e1 * u1 + e2 * u2, e0 * v0 + e1 * v1 + e2 * v2,
         1.4 * (g0 * u0 + g1 * u1 + g2 * u2), 1.4 * (g0 * v0 + g1 * v1 + g2 * v2),
         1.4 * (h0 * u0 + h1 * u1 + h2 * u2), 1.4 * (h0 * v0 + h1 * v1 + h2 * v2),
@@ -443,8 +457,8 @@ def _shade(f, x, y, edges, geometry, materials, atlas, light, rays, position):
 
     stain = materials.stain[material]
     if stain > 0.0:
-        _, coarse, _, _ = _texel(atlas, 0, 0, 0.045 * px + 0.02 * py, 0.045 * pz + 0.04 * py)
-        _, _, fine, _ = _texel(atlas, 0, 0, 0.31 * px + 0.13 * py, 0.31 * pz + 0.29 * py)
+        _, coarse, _, _ = _texel(atlas, 0, TEXTURE_SIDE, 0, 0.045 * px + 0.02 * py, 0.045 * pz + 0.04 * py)
+        _, _, fine, _ = _texel(atlas, 0, TEXTURE_SIDE, 0, 0.31 * px + 0.13 * py, 0.31 * pz + 0.29 * py)
         change = 1.0 + stain * ((coarse + 0.7 * fine) / 216.0 - 1.0)
         red, green, blue = red * change, green * change, blue * change
 

@@ -1,0 +1,228 @@
+"""Rendered scenes of 3D models with exact depth, motion and intrinsics, drawn anew for every sample from a seed.
+
+Like `data.synthetic`, whose renderer and light it uses, but with real shapes and pictures: anybody's models, or a world of
+Gazebo. Nothing is stored; the models are the user's.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from fadepth_core.data.assets.meshes import require_trimesh
+from fadepth_core.data.assets.models import ROOM, STREET, load_models
+from fadepth_core.data.assets.room import ModelRoom
+from fadepth_core.data.assets.sdf import Library
+from fadepth_core.data.assets.stage import Atlas
+from fadepth_core.data.assets.street import ModelStreet
+from fadepth_core.data.assets.views import Range, draw_intrinsics, is_good_view, lamp_light
+from fadepth_core.data.assets.world import World
+from fadepth_core.data.errors import DataError
+from fadepth_core.data.sample import Sample
+from fadepth_core.data.scenes.occlusion import ambient_occlusion
+from fadepth_core.data.synthetic import (
+    Scene,
+    Track,
+    _daylight,
+    _develop,
+    _pose,
+    _rotation,
+    _without_sky,
+)
+
+Random = np.random.Generator
+Kind = Literal["world", "street", "room"]
+
+#: By kind: heights of the camera in metres, horizontal fields of view in degrees.
+_HEIGHTS: dict[str, Range] = {"world": (0.2, 1.7), "room": (0.2, 1.7), "street": (0.5, 2.0)}
+_VIEWS: dict[str, Range] = {"world": (50, 85), "room": (50, 85), "street": (50, 90)}
+#: By kind: metres around a point in which things take ambient light from it, and how much at most.
+_OCCLUSION = {"world": (0.5, 0.7), "room": (0.5, 0.7), "street": (1.0, 0.5)}
+#: How often a street or room is drawn until its view is good.
+_TRIES = 20
+
+
+class AssetsDataset(Dataset[Sample]):
+    """`Sample`s of scenes made of models; the same seed and index give the same sample.
+
+    Args:
+        root: folder with the models: folders with SDF files (as Gazebo's), or model files, at any depth.
+        world: a Gazebo world below `root`, to be seen as it is: its file, or the file's name without suffix.
+        kind: "world"; "street", composed of the models whose names tell of houses, vehicles, trees ...
+            (`models.STREET`); or "room", of those that tell of furniture (`models.ROOM`). By default "world" if one is
+            given, else "street".
+        size: height and width of the frames, pixels.
+        length: how many samples an epoch has; each is another scene.
+        seed: draws the scenes.
+        moving: whether vehicles and people move.
+        stride: makes the time between frames that much longer.
+        still: nothing moves, not even the camera: one view three times, rendered in a third of the time.
+        sky: whether the sky has a depth, far away, or none, as in all measured depth.
+        heights: of the camera above the floor, metres, from and to; by default 0.2 to 1.7, in streets 0.5 to 2.
+        view: horizontal field of view, degrees, from and to; by default 50 to 85, in streets 50 to 90.
+        texture_side: the longest side of a model's picture in memory, texels: 256, 512 or 1024.
+        retexture: probability that the walls of a world have other textures, and the same for its floors and ceilings.
+        scatter: up to that many of the folder's furniture models stand on free floor of a world.
+        roles: other regular expressions for the names of some roles of a street or room.
+
+    Raises:
+        ImportError: trimesh, or what it needs for a format, is missing; names the extra.
+        DataError: there is no such folder or world, or nothing usable in it.
+        ValueError: another option makes no sense.
+    """
+
+    def __init__(
+        self, root: str | Path, world: str | None = None, kind: Kind | None = None, size: tuple[int, int] = (288, 384),
+        length: int = 10_000, seed: int = 0, moving: bool = True, stride: float = 1.0, still: bool = False, sky: bool = True,
+        heights: Range | None = None, view: Range | None = None, texture_side: int = 512, retexture: float = 0.3,
+        scatter: int = 6, roles: Mapping[str, str] | None = None,
+    ):  # fmt: skip
+        kind = kind or ("world" if world else "street")
+        if kind not in _HEIGHTS or (kind == "world") != (world is not None):
+            raise ValueError(
+                f"kind must be 'street', 'room', or 'world' with a world, got '{kind}' and world {world!r}"
+            )
+        for name, value, least in (("length", length, 1), ("stride", stride, 1e-6), ("scatter", scatter, 0)):
+            if value < least:
+                raise ValueError(f"{name} must be at least {least}, got {value}")
+        self._heights = _ordered("heights", heights or _HEIGHTS[kind], 0.05, 100)
+        self._view = _ordered("view", view or _VIEWS[kind], 5, 150)
+        require_trimesh()
+        root = Path(root).expanduser()
+        if not root.is_dir():
+            raise DataError(f"no folder {root}")
+        self._kind, self._size, self._length, self._seed, self._moving = kind, tuple(size), length, seed, moving
+        self._stride, self._still, self._sky, self._retexture, self._scatter = stride, still, sky, retexture, scatter
+        atlas = Atlas(texture_side)
+        self._textures = atlas.textures
+        library = Library(root)
+        self._world = World(library, world, atlas) if world is not None else None
+        known = _with_names(STREET if kind == "street" else ROOM, roles or {})
+        try:
+            self._models = load_models(library, known, atlas) if kind != "world" or scatter else {"furniture": []}
+        except DataError:
+            if kind != "world":
+                raise
+            self._models = {"furniture": []}
+        self._texels = atlas.finish()
+        self._name = f"{root.name} {world or kind}"
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, index: int) -> Sample:
+        if not 0 <= index < len(self):
+            raise IndexError(index)  # ends iteration
+        rng = np.random.default_rng([self._seed, index])
+        scene, intrinsics, poses, interval, speed = self._draw(rng)
+        if self._still:
+            shots, poses, speed = 3 * [self._shoot(scene, 0.0, intrinsics, poses[1])], poses[[1, 1, 1]], 0.0
+        else:
+            shots = [self._shoot(scene, (i - 1) * interval, intrinsics, pose) for i, pose in enumerate(poses)]
+        frames = _develop(rng, np.stack([picture for picture, _ in shots]))
+        depth = shots[1][1] if self._sky else _without_sky(shots[1][1])
+        return Sample(
+            torch.from_numpy(frames).permute(0, 3, 1, 2),
+            torch.from_numpy(intrinsics).float(),
+            torch.tensor(interval, dtype=torch.float32),
+            f"{self._name} {self._seed}:{index}",
+            torch.tensor(speed, dtype=torch.float32),
+            torch.from_numpy(np.linalg.inv(poses[1]) @ poses).float(),
+            torch.from_numpy(depth),
+        )
+
+    def _shoot(self, scene: Scene, time: float, intrinsics: np.ndarray, pose: np.ndarray):
+        """Linear picture [H, W, 3] and depth [H, W]."""
+        picture, depth = scene.render_at(time, intrinsics, pose, self._size)
+        radius, strength = _OCCLUSION[self._kind]
+        shade = 1 - strength + strength * ambient_occlusion(depth, intrinsics, radius)
+        return picture * shade[..., None], depth
+
+    def _draw(self, rng: Random) -> tuple[Scene, np.ndarray, np.ndarray, float, float]:
+        """A scene, K [3, 3], camera-to-world poses [3, 4, 4], seconds between frames, and the camera's speed in m/s."""
+        if self._world is not None:
+            scene, intrinsics, pose = self._world.draw(
+                rng, self._texels, self._size, self._heights, self._view, self._retexture, self._models["furniture"],
+                self._scatter,
+            )  # fmt: skip
+            return scene, intrinsics, *_carried(rng, pose, self._stride)
+        street = self._kind == "street"
+        for _ in range(_TRIES):
+            scene, poses, interval, speed = self._draw_street(rng) if street else self._draw_room(rng)
+            intrinsics = draw_intrinsics(rng, self._size, self._view)
+            if is_good_view(scene, intrinsics, poses[1], self._size, 0.8 if street else 0.3, 0.6):
+                break
+        return scene, intrinsics, poses, interval, speed
+
+    def _draw_street(self, rng: Random) -> tuple[Scene, np.ndarray, float, float]:
+        street = ModelStreet(rng, self._textures, self._moving, self._models)
+        bend = rng.choice([-1, 1]) * rng.gamma(1.0, 3.0), rng.uniform(180, 500)
+        track = Track(bend, (rng.normal(0, 1.0), rng.uniform(150, 400)))
+        on_foot = rng.random() < 0.25
+        speed = rng.uniform(0.5, 2) if on_foot else rng.uniform(3, 16)
+        interval = self._stride * (rng.uniform(0.15, 0.4) if on_foot else min(rng.uniform(0.05, 0.12), 1.8 / speed))
+        across = rng.uniform(0.6, 1.3) if on_foot else rng.uniform(0.1, 0.65)
+        x, height = street.half * across * (1 if rng.random() < 0.7 else -1), rng.uniform(*self._heights)
+        look, pitch, roll = rng.normal(0, 0.3 if on_foot else 0.08), rng.normal(0, 0.04), rng.normal(0, 0.015)
+        poses = []
+        for z in (-speed * interval, 0.0, speed * interval):
+            (dx, dy), (slope_x, slope_y) = track.shift(z), track.slope(z)
+            yaw, down, tilt = np.array([np.arctan(slope_x) + look, pitch - np.arctan(slope_y), roll]) + rng.normal(
+                0, [0.0015, 0.0025, 0.0015]
+            )
+            poses.append(_pose(_rotation(yaw, down, tilt), np.array([x + dx, dy - height + rng.normal(0, 0.006), z])))
+        scene = _scene(street, track, _daylight(rng, self._textures), self._texels)
+        return scene, np.stack(poses), interval, speed
+
+    def _draw_room(self, rng: Random) -> tuple[Scene, np.ndarray, float, float]:
+        room = ModelRoom(rng, self._textures, self._moving, self._models["furniture"])
+        x, z = rng.uniform(room.left, room.right) * 0.6, rng.uniform(0, room.front - 0.5)
+        light = lamp_light(rng, self._textures, np.array([x, -room.height + 0.1, z]))
+        angles = rng.normal(0, 0.4), np.deg2rad(rng.uniform(-15, 20)), rng.normal(0, 0.03)
+        pose = _pose(_rotation(*angles), np.array([0, -min(rng.uniform(*self._heights), room.height - 0.3), 0]))
+        return _scene(room, Track(), light, self._texels), *_carried(rng, pose, self._stride)
+
+
+def _scene(drawn: ModelStreet | ModelRoom, track: Track, light, texels: np.ndarray) -> Scene:
+    geometry, mover, materials = drawn.placements.merged(*drawn.mesh.geometry(), drawn.mesh.materials())
+    return Scene(geometry, mover, np.array(drawn.mesh.velocities), track, materials, light, texels)
+
+
+def _carried(rng: Random, pose: np.ndarray, stride: float) -> tuple[np.ndarray, float, float]:
+    """Poses [3, 4, 4] around `pose` of a camera on an indoor robot or in a hand, seconds between them, speed in m/s."""
+    interval = rng.uniform(0.05, 0.2)
+    velocity = rng.normal(0, 1, 3) * (0.5, 0.12, 0.6)
+    velocity *= np.clip(np.linalg.norm(velocity) * interval, 0.03, 0.15) / (np.linalg.norm(velocity) * interval)
+    interval *= stride
+    spin = rng.normal(0, [0.3, 0.15, 0.06])
+    poses = []
+    for time in (-interval, 0.0, interval):
+        moved = _pose(_rotation(*(spin * time)), velocity * time)
+        poses.append(pose @ moved)
+    return np.stack(poses), interval, float(np.linalg.norm(velocity))
+
+
+def _ordered(name: str, value: Sequence[float], low: float, high: float) -> Range:
+    if len(value) != 2 or not low <= value[0] <= value[1] <= high:
+        raise ValueError(f"{name} must be two numbers from {low:g} to {high:g} in order, got {tuple(value)}")
+    return float(value[0]), float(value[1])
+
+
+def _with_names(known: Mapping, names: Mapping[str, str]) -> dict:
+    """The roles with other regular expressions for some."""
+    unknown = sorted(set(names) - set(known))
+    if unknown:
+        raise ValueError(f"no role {', '.join(unknown)}; there are {', '.join(known)}")
+    for role, pattern in names.items():
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise ValueError(f"names of role {role}: {error}") from error
+    return {role: replace(what, names=names.get(role, what.names)) for role, what in known.items()}

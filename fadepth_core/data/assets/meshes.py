@@ -1,0 +1,323 @@
+"""3D model files as triangles with pictures: COLLADA, Wavefront OBJ, glTF, STL and whatever else trimesh reads.
+
+The only module that imports trimesh. Vertices are metres in the axes of the file; what a format says of its unit is
+honoured. Every triangle has vertices of its own, because at hard edges a vertex has several normals.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import re
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from fadepth_core.data.errors import DataError
+
+_log = logging.getLogger(__name__)
+
+#: Files that are models.
+SUFFIXES = (".dae", ".obj", ".glb", ".gltf", ".stl", ".ply", ".off", ".3mf")
+#: The longest side of a picture that is kept, texels; the renderer's textures are no larger.
+PICTURE_SIDE = 1024
+
+#: A material of this opacity or less is a pane of glass and left out: depth is that of what is behind.
+_CLEAR = 0.5
+#: A corner takes the vertex's normal where its cosine with the triangle's is larger.
+_SMOOTH = 0.7
+#: How COLLADA and OBJ say that a picture's alpha is coverage.
+_CUTOUTS = re.compile(rb"<transparent[^>]*>\s*<texture|^\s*map_d\s", re.MULTILINE)
+_METRES = {"meters": 1.0, "millimeters": 1e-3, "centimeters": 1e-2, "inches": 0.0254, "feet": 0.3048}
+
+
+@dataclass(frozen=True)
+class Surface:
+    """How a part looks.
+
+    Attributes:
+        colour: linear RGB in 0..1 that the picture is multiplied with.
+        picture: sRGB and alpha, uint8 [H, W, 4], row 0 at v = 0; None for a plain colour.
+        cutout: whether alpha says where there is anything, as in leaves and fences.
+        incomplete: whether the file names a picture that could not be read.
+    """
+
+    colour: tuple[float, float, float] = (0.6, 0.6, 0.6)
+    picture: np.ndarray | None = None
+    cutout: bool = False
+    incomplete: bool = False
+
+
+@dataclass(frozen=True)
+class Part:
+    """Triangles of one material.
+
+    Attributes:
+        corners: [F, 3, 3] metres. normals: [F, 3, 3] unit vectors. uv: [F, 3, 2] tiles, v down. All float32.
+        surface: how it looks.
+        name: of the geometry; `sdf` puts the names of the models that it is in before it.
+    """
+
+    corners: np.ndarray
+    normals: np.ndarray
+    uv: np.ndarray
+    surface: Surface
+    name: str = ""
+
+    def moved(self, matrix: np.ndarray) -> Part:
+        """The part under an affine motion [4, 4], which may scale."""
+        linear = matrix[:3, :3].astype(np.float32)
+        normals = self.normals @ np.linalg.inv(linear)
+        normals /= np.linalg.norm(normals, axis=-1, keepdims=True) + 1e-9
+        return replace(self, corners=self.corners @ linear.T + matrix[:3, 3].astype(np.float32), normals=normals)
+
+
+def bounds(parts: Iterable[Part]) -> np.ndarray:
+    """Least and greatest coordinates [2, 3] of some parts."""
+    extents = [(part.corners.min((0, 1)), part.corners.max((0, 1))) for part in parts]
+    low, high = zip(*extents, strict=True)
+    return np.stack([np.min(low, axis=0), np.max(high, axis=0)])
+
+
+def metric_uv(corners: np.ndarray, normals: np.ndarray) -> np.ndarray:
+    """Texture coordinates [F, 3, 2] in metres, v down, on the coordinate plane that each triangle faces most; z is up."""
+    axis = np.abs(normals.sum(1)).argmax(-1)
+    across = np.array([[1, 2], [0, 2], [0, 1]])[axis]
+    uv = np.take_along_axis(corners, np.repeat(across[:, None], 3, axis=1), axis=2)
+    return (uv * (1, -1)).astype(np.float32)
+
+
+# ------------------------------------------------------------------------------------------------------------- pictures
+
+
+def find_file(name: str, folders: Sequence[Path]) -> Path | None:
+    """The file of that relative name in one of the folders; else one with the same last component, in any case.
+
+    Models name pictures by paths of the machine on which they were made. "model://" stands for the folder in which the
+    models lie, one of the folders above.
+    """
+    name = name.replace("\\", "/").removeprefix("file://")
+    model = name.startswith("model://")
+    name = name.removeprefix("model://")
+    for folder in folders:
+        for base in list(folder.parents)[:4] if model else [folder]:
+            if name and (base / name).is_file():
+                return base / name
+    last = name.rsplit("/", 1)[-1].lower()
+    for folder in folders:
+        if folder.is_dir():
+            found = next((path for path in sorted(folder.iterdir()) if path.name.lower() == last), None)
+            if found is not None and found.is_file():
+                return found
+    return None
+
+
+def read_picture(path: Path) -> np.ndarray | None:
+    """sRGB and alpha, uint8 [H, W, 4], no side longer than `PICTURE_SIDE`; None if OpenCV and Pillow cannot read it."""
+    picture = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+    if picture is not None:
+        if picture.dtype == np.uint16:
+            picture = (picture >> 8).astype(np.uint8)
+        if picture.ndim == 2:
+            picture = cv2.cvtColor(picture, cv2.COLOR_GRAY2RGBA)
+        else:
+            picture = cv2.cvtColor(picture, cv2.COLOR_BGR2RGBA if picture.shape[2] == 3 else cv2.COLOR_BGRA2RGBA)
+        return _limited(picture)
+    try:
+        from PIL import Image
+
+        with Image.open(path) as image:
+            return _limited(np.array(image.convert("RGBA")))
+    except (ImportError, OSError, ValueError):
+        return None
+
+
+def has_holes(picture: np.ndarray) -> bool:
+    """Whether alpha is nearly everywhere 0 or 1, and both occur: it is coverage, or marks what is painted."""
+    clear, solid = np.mean(picture[..., 3] < 40), np.mean(picture[..., 3] > 215)
+    return bool(clear > 0.02 and solid > 0.02 and clear + solid > 0.75)
+
+
+def _limited(picture: np.ndarray) -> np.ndarray:
+    height, width = picture.shape[:2]
+    if max(height, width) <= PICTURE_SIDE:
+        return picture
+    size = (min(width, PICTURE_SIDE), min(height, PICTURE_SIDE))
+    return cv2.resize(picture, size, interpolation=cv2.INTER_AREA)
+
+
+# --------------------------------------------------------------------------------------------------------------- models
+
+
+def require_trimesh():
+    """The module trimesh.
+
+    Raises:
+        ImportError: it is missing; names the extra to install.
+    """
+    try:
+        import trimesh
+    except ImportError as error:
+        raise ImportError("scenes made of 3D models need trimesh: pip install 'fadepth_ros[assets]'") from error
+    return trimesh
+
+
+def read_model(path: Path) -> list[Part]:
+    """The parts of a model file; panes of glass are left out.
+
+    Raises:
+        ImportError: trimesh, or what it needs for this format, is missing.
+        DataError: the file cannot be read or holds no triangles.
+    """
+    trimesh = require_trimesh()
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror}") from error
+    kind = path.suffix[1:].lower()
+    if kind == "dae":
+        try:
+            import collada  # noqa: F401 - trimesh needs it
+        except ImportError as error:
+            raise ImportError("COLLADA models need pycollada: pip install 'fadepth_ros[assets]'") from error
+        data = re.sub(rb"<!--.*?-->", b"", data, flags=re.DOTALL)  # pycollada takes a comment for an unknown element
+    files = _files_beside(path, trimesh)
+    options = {"split_groups": True} if kind == "obj" else {}
+    try:
+        scene = trimesh.load_scene(io.BytesIO(data), file_type=kind, resolver=files, process=False, **options)
+    except (ImportError, MemoryError):
+        raise
+    except Exception as error:  # what trimesh's many readers raise is not documented
+        raise DataError(f"{path}: {error}") from error
+    cutouts = files.cutouts or (kind == "dae" and _CUTOUTS.search(data) is not None)
+    parts = []
+    for node in scene.graph.nodes_geometry:
+        matrix, key = scene.graph[node]
+        mesh = scene.geometry[key]
+        if not isinstance(mesh, trimesh.Trimesh) or not len(mesh.faces):
+            continue
+        surface = _surface(mesh.visual, files.incomplete, cutouts)
+        if surface is not None:
+            material = getattr(getattr(mesh.visual, "material", None), "name", None)
+            name = str(key).removesuffix(f"_{material}")  # trimesh appends the material to the name of an OBJ's group
+            scale = np.diag([*3 * [_metres(mesh.units or scene.units)], 1.0])
+            parts.append(_part(mesh, surface, name).moved(scale @ matrix))
+    if not parts:
+        raise DataError(f"{path}: no triangles")
+    return parts
+
+
+def submesh_of(parts: Sequence[Part], path: Path, name: str) -> list[Part]:
+    """The parts of the file `path` that belong to its node or geometry of that name.
+
+    Raises:
+        DataError: there is none.
+    """
+    names = [name, *_geometries_of_node(path, name)] if path.suffix.lower() == ".dae" else [name]
+    # trimesh makes names unique by numbers, exporters append "-mesh" or "-lib".
+    pattern = re.compile("(" + "|".join(map(re.escape, names)) + r")(-mesh|-lib)?(_\d+)?")
+    chosen = [part for part in parts if pattern.fullmatch(part.name)]
+    if not chosen:
+        raise DataError(f"{path}: no part '{name}'; there are {', '.join(part.name for part in parts)}")
+    return chosen
+
+
+def _files_beside(path: Path, trimesh):
+    """trimesh's access to the pictures and material files of a model; notes what they lack and declare."""
+    near = path.parent
+    folders = [near, near / "textures", near.parent / "materials" / "textures", near.parent / "textures", near.parent]
+
+    class Files(trimesh.resolvers.Resolver):
+        def __init__(self):
+            self.incomplete = self.cutouts = False
+
+        def get(self, name):
+            found = find_file(str(name), folders)
+            if found is None:
+                self.incomplete = True
+                _log.warning("%s: no file '%s'", path, name)
+                raise FileNotFoundError(name)
+            content = found.read_bytes()
+            if found.suffix.lower() == ".mtl":
+                self.cutouts = _CUTOUTS.search(content) is not None
+            return content
+
+        def write(self, name, data):
+            raise NotImplementedError
+
+        def namespaced(self, namespace):
+            return self
+
+        def keys(self):
+            return []
+
+    return Files()
+
+
+def _metres(units: str | None) -> float:
+    """Length of a unit as trimesh names it: "0.01 * meters", "inches"; 1 where it names none."""
+    number, _, unit = (units or "").rpartition("*")
+    return float(number or 1) * _METRES.get(unit.strip(), 1.0)
+
+
+def _part(mesh, surface: Surface, name: str) -> Part:
+    corners = np.asarray(mesh.triangles, np.float32)
+    normal = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
+    length = np.linalg.norm(normal, axis=1)
+    solid = length > 1e-12
+    corners, faces = corners[solid], mesh.faces[solid]
+    flat = (normal[solid] / length[solid, None])[:, None]
+    normals = np.asarray(mesh.vertex_normals, np.float32)[faces]
+    cosine = (normals * flat).sum(-1, keepdims=True)
+    # Files disagree on the side to which normals point; the renderer turns a triangle's normals to the viewer together.
+    normals = np.where(np.abs(cosine) > _SMOOTH, normals * np.sign(cosine), flat).astype(np.float32)
+    uv = getattr(mesh.visual, "uv", None)
+    if uv is None or len(uv) != len(mesh.vertices):
+        uv = metric_uv(corners, normals)
+    else:
+        uv = np.nan_to_num(np.asarray(uv, np.float32)[faces]) * np.float32([1, -1]) + np.float32([0, 1])
+    return Part(corners, normals, uv - np.floor(uv.min(1, keepdims=True)), surface, name)
+
+
+def _surface(visual, incomplete: bool, cutouts: bool) -> Surface | None:
+    """How trimesh's material looks, None for glass.
+
+    `incomplete`: whether one of the file's pictures is missing; `cutouts`: whether its pictures' alpha is coverage. Many
+    pictures have an alpha channel that means something else, or nothing.
+    """
+    material = getattr(visual, "material", None)
+    if material is None:
+        return Surface(_linear(np.asarray(getattr(visual, "main_color", (204, 204, 204)), float) / 255))
+    picture = getattr(material, "baseColorTexture", None)
+    if picture is None:
+        picture = getattr(material, "image", None)
+    factor = getattr(material, "baseColorFactor", None)
+    if factor is None and picture is None:
+        factor = getattr(material, "diffuse", None)
+    colour = np.ones(4) if factor is None else np.asarray(factor, float)
+    colour = colour / 255 if colour.max() > 1 else colour
+    if len(colour) > 3 and colour[3] <= _CLEAR:
+        return None
+    if picture is None:
+        return Surface(_linear(colour), incomplete=incomplete and colour[:3].min() > 0.99)
+    picture = _limited(np.array(picture.convert("RGBA")))
+    cutouts = cutouts or getattr(material, "alphaMode", None) in ("MASK", "BLEND")
+    return Surface(_linear(colour), picture, cutouts and has_holes(picture))
+
+
+def _linear(colour: np.ndarray) -> tuple[float, float, float]:
+    return tuple(float(c) for c in np.clip(colour[:3], 0, 1) ** 2.2)
+
+
+def _geometries_of_node(path: Path, name: str) -> list[str]:
+    """Identifiers of the geometries below the COLLADA nodes of that name."""
+    found = []
+    for node in ElementTree.parse(path).iter():
+        if node.tag.rpartition("}")[2] == "node" and name in (node.get("name"), node.get("id")):
+            inner = (element for element in node.iter() if element.tag.rpartition("}")[2] == "instance_geometry")
+            found += [element.get("url", "").lstrip("#") for element in inner]
+    return found

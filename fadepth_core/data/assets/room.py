@@ -1,0 +1,86 @@
+"""Rooms of `scenes.room` in which the furniture is models of a folder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from fadepth_core.data.assets.models import Model
+from fadepth_core.data.assets.stage import Placements
+from fadepth_core.data.scenes.room import Room
+from fadepth_core.data.scenes.textures import TextureSet
+
+Random = np.random.Generator
+
+
+class ModelRoom(Room):
+    """A room with models.
+
+    Args:
+        models: that stand on the floor, see `models.ROOM`.
+        drawn: probability that a piece of furniture is drawn as in `Room`.
+
+    Attributes:
+        placements: the models, not in `mesh`.
+    """
+
+    def __init__(self, rng: Random, textures: TextureSet, moving: bool, models: Sequence[Model], drawn: float = 0.15):
+        self.placements, self._models, self._drawn = Placements(), models, drawn
+        self._taken = [(0.0, 0.0, 0.5)]  # x, z, radius; the camera
+        super().__init__(rng, textures, moving)
+
+    def _furniture(self, x: float, z: float) -> bool:
+        """Put a model there unless something stands there; whether the place is done with."""
+        if self.rng.random() < self._drawn:
+            return False
+        model = self._models[int(self.rng.integers(len(self._models)))]
+        self._stand(model, x, z, self.rng.uniform(-np.pi, np.pi))
+        return True
+
+    def _stand(self, model: Model, x: float, z: float, yaw: float) -> None:
+        radius = 0.5 * float(np.hypot(*model.extent[[0, 2]]))
+        if model.extent[1] > self.height or any(
+            np.hypot(x - a, z - b) < 0.85 * (radius + r) for a, b, r in self._taken
+        ):
+            return
+        self._taken.append((x, z, radius))
+        model.place(self.rng, self.placements, (x, 0, z), yaw, self.rng.uniform(0.9, 1.1), chroma=0.12)
+
+    def _along_wall(self, wall: int) -> None:
+        rng = self.rng
+        if rng.random() < 0.3:
+            super()._along_wall(wall)
+            return
+        for _ in range(int(rng.integers(0, 5))):
+            model = self._models[int(rng.integers(len(self._models)))]
+            quarter = int(rng.integers(4))
+            wide, deep = model.extent[[0, 2]] if quarter % 2 == 0 else model.extent[[2, 0]]
+            if wall == 0:
+                x, z = rng.uniform(self.left, self.right), self.front - deep / 2 - 0.05
+            else:
+                x = self.left + wide / 2 + 0.05 if wall == 1 else self.right - wide / 2 - 0.05
+                z = rng.uniform(0.8, self.front)
+            inside = self.left + wide / 2 <= x <= self.right - wide / 2 and z + deep / 2 <= self.front
+            if inside:
+                self._stand(model, x, z, quarter * np.pi / 2)
+        for _ in range(int(rng.integers(0, 4))):
+            width, height = rng.uniform(0.3, 1.3), rng.uniform(0.3, 1.0)
+            quad = self._on_wall(wall, rng.random(), width, rng.uniform(1.3, 2.1), height, rng.uniform(0.02, 0.06))
+            self.mesh.add(quad, self._material("poster screen poster dead_leaves"), casts=False)
+
+    def _table(self, x: float, z: float) -> None:
+        if not self._furniture(x, z):
+            super()._table(x, z)
+
+    def _chair(self, x: float, z: float) -> None:
+        if not self._furniture(x, z):
+            super()._chair(x, z)
+
+    def _box(self, x: float, z: float) -> None:
+        if not self._furniture(x, z):
+            super()._box(x, z)
+
+    def _plant(self, x: float, z: float) -> None:
+        if not self._furniture(x, z):
+            super()._plant(x, z)

@@ -1,0 +1,211 @@
+"""From parts to what the renderer draws: an atlas of all pictures, geometry, and a table of materials.
+
+Gazebo's axes (x forward, y left, z up) become those of the scenes (x right, y down, z forward).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+from fadepth_core.data.assets.meshes import Part, Surface, has_holes, metric_uv
+from fadepth_core.data.scenes.raster import TEXTURE_LEVELS, TEXTURE_SIDE, TEXTURE_TEXELS, Geometry, Materials
+from fadepth_core.data.scenes.textures import TextureSet, build_atlas
+
+Random = np.random.Generator
+
+#: Rotation from Gazebo's axes to the scenes'.
+TO_OPTICAL = np.array([[0.0, -1.0, 0.0], [0.0, 0.0, -1.0], [1.0, 0.0, 0.0]])
+#: Share of light that a white picture reflects.
+_WHITE = 0.9
+
+
+class Atlas:
+    """The textures of the scenes and, behind them, the pictures of models.
+
+    Args:
+        side: the longest side at which a picture is stored, texels: `TEXTURE_SIDE` times 1, 2 or 4.
+
+    Raises:
+        ValueError: another side.
+    """
+
+    def __init__(self, side: int):
+        if side not in (TEXTURE_SIDE, 2 * TEXTURE_SIDE, 4 * TEXTURE_SIDE):
+            raise ValueError(f"texture_side must be {TEXTURE_SIDE} times 1, 2 or 4, got {side}")
+        self.textures: TextureSet = build_atlas(0)
+        self._side = side
+        self._rows = [self.textures.texels]
+        self._count = len(self.textures.texels)
+        # With the picture itself: an id is a picture's only while the picture lives.
+        self._known: dict[tuple, tuple[np.ndarray, tuple[int, int]]] = {}
+        white = np.full((1, 1, 4), 255, np.uint8)
+        self.white = self.add(Surface((1.0, 1.0, 1.0), white))
+
+    def add(self, surface: Surface) -> tuple[int, int]:
+        """First row and side of a surface's picture times its colour.
+
+        Alpha stays as it is also where it is not coverage: the renderer takes it for how much a texel is tinted. Pictures
+        of vehicles have their paint marked so.
+        """
+        key = (id(surface.picture), surface.colour, surface.cutout)
+        if key not in self._known:
+            side = TEXTURE_SIDE
+            while side < self._side and side < max(surface.picture.shape[:2]):
+                side *= 2
+            self._rows.append(_levels(surface, side).reshape(-1, TEXTURE_TEXELS, 4))
+            self._known[key] = (surface.picture, (self._count, side))
+            self._count += len(self._rows[-1])
+        return self._known[key][1]
+
+    def finish(self) -> np.ndarray:
+        """All texels, [N, TEXTURE_TEXELS, 4] uint8; the pictures are let go and nothing can be added any more."""
+        self._known.clear()
+        self._rows = [np.concatenate(self._rows)]
+        return self._rows[0]
+
+
+def _levels(surface: Surface, side: int) -> np.ndarray:
+    """A picture as the atlas stores it, with its levels: [4^k · TEXTURE_TEXELS, 4] uint8 for side = 2^k · TEXTURE_SIDE."""
+    level = surface.picture.astype(np.float32) / 255
+    level[..., :3] = level[..., :3] ** 2.2 * np.float32(surface.colour)
+    if surface.cutout:  # what is clear may have any colour, which must not show at the edges
+        weight = cv2.blur(level[..., 3:], (15, 15))[..., None]
+        spread = cv2.blur(level[..., :3] * level[..., 3:], (15, 15)) / (weight + 1e-3)
+        mean = (level[..., :3] * level[..., 3:]).sum((0, 1)) / (level[..., 3].sum() + 1e-3)
+        spread = np.where(weight > 0.02, spread, mean)
+        level[..., :3] = np.where(level[..., 3:] > 0.5, level[..., :3], spread)
+    smaller = min(surface.picture.shape[:2]) >= side
+    level = cv2.resize(level, (side, side), interpolation=cv2.INTER_AREA if smaller else cv2.INTER_LINEAR)
+    levels = []
+    for number in range(TEXTURE_LEVELS):
+        stored = np.concatenate([np.sqrt(level[..., :3]), level[..., 3:]], axis=-1)
+        levels.append((np.clip(stored, 0, 1) * 255 + 0.5).astype(np.uint8).reshape(-1, 4))
+        if number < TEXTURE_LEVELS - 1:
+            half = level.shape[0] // 2
+            level = cv2.resize(level, (half, half), interpolation=cv2.INTER_AREA)
+    return np.concatenate(levels)
+
+
+@dataclass
+class Stage:
+    """Parts as one geometry in the scenes' axes.
+
+    Attributes:
+        geometry: its materials are rows of `materials`.
+        materials: one row for each surface.
+        incomplete: [M] whether a material lacks its picture.
+        painted: [M] whether alpha marks what is painted, so that any tint looks right.
+        metric_uv: [V, 2] texture coordinates in metres, for textures that take the place of a part's own.
+        part: [F] which part a triangle belongs to.
+        names: of the parts.
+    """
+
+    geometry: Geometry
+    materials: Materials
+    incomplete: np.ndarray
+    painted: np.ndarray
+    metric_uv: np.ndarray
+    part: np.ndarray
+    names: list[str]
+
+
+def build_stage(parts: Sequence[Part], atlas: Atlas) -> Stage:
+    """One stage of all parts, which are in Gazebo's axes; their pictures go into the atlas."""
+    numbers: dict[tuple, int] = {}
+    surfaces: list[Surface] = []
+    which = []
+    for part in parts:
+        look = part.surface
+        # Parts that lack their picture may each get another one.
+        key = (id(look.picture), look.colour, look.cutout, part.name if look.incomplete else None)
+        if key not in numbers:
+            numbers[key] = len(surfaces)
+            surfaces.append(look)
+        which.append(numbers[key])
+    counts = [len(part.corners) for part in parts]
+    turn = TO_OPTICAL.T.astype(np.float32)
+    geometry = Geometry(
+        np.concatenate([part.corners for part in parts]).reshape(-1, 3) @ turn,
+        np.concatenate([part.normals for part in parts]).reshape(-1, 3) @ turn,
+        np.concatenate([part.uv for part in parts]).reshape(-1, 2),
+        np.arange(3 * sum(counts), dtype=np.int32).reshape(-1, 3),
+        np.repeat(np.array(which, np.int32), counts),
+        np.ones(sum(counts), bool),
+    )
+    plain = np.array([look.picture is None for look in surfaces])
+    rows, sides = zip(*(atlas.white if look.picture is None else atlas.add(look) for look in surfaces), strict=True)
+    tints = [look.colour if look.picture is None else (1, 1, 1) for look in surfaces]
+    cutout = np.array([look.cutout for look in surfaces])
+    none = np.zeros(len(surfaces), np.float32)
+    materials = Materials(
+        texture=np.array(rows, np.int32),
+        side=np.array(sides, np.int32),
+        tint=_WHITE * np.array(tints, np.float32),
+        cutout=cutout,
+        gloss=none,
+        glass=none,
+        stain=np.where(plain, 0.12, 0.0).astype(np.float32),
+        glow=none,
+        translucent=np.where(cutout, 0.4, 0.0).astype(np.float32),
+    )
+    return Stage(
+        geometry,
+        materials,
+        np.array([look.incomplete for look in surfaces]),
+        np.array([look.picture is not None and not look.cutout and has_holes(look.picture) for look in surfaces]),
+        np.concatenate([metric_uv(part.corners, part.normals) for part in parts]).reshape(-1, 2),
+        np.repeat(np.arange(len(parts)), counts),
+        [part.name for part in parts],
+    )
+
+
+class Placements:
+    """Models put into a scene, which `merged` joins to the rest of it."""
+
+    def __init__(self):
+        self._pieces: list[tuple[Geometry, Materials, int]] = []
+
+    def add(
+        self, stage: Stage, position: Sequence[float], yaw: float, scale: float | Sequence[float] = 1.0,
+        tints: np.ndarray | None = None, gloss: float = 0.0, mover: int = 0,
+    ) -> None:  # fmt: skip
+        """Place a model, scaled, then turned about the vertical, then moved.
+
+        Args:
+            position: (x, y, z), metres. yaw: to the right, radians. scale: one factor, or one each for x, y, z.
+            tints: [M, 3] linear colours with which the materials are multiplied.
+            gloss: mirror reflection of all its materials.
+            mover: what it moves with, see `mesh.Mesh.mover`.
+        """
+        c, s = np.cos(yaw), np.sin(yaw)
+        turn = np.array([[c, 0, -s], [0, 1, 0], [s, 0, c]], np.float32)
+        vertices = (stage.geometry.vertices * np.float32(scale)) @ turn + np.asarray(position, np.float32)
+        normals = (stage.geometry.normals / np.float32(scale)) @ turn
+        table = stage.materials
+        if tints is not None:
+            table = table._replace(tint=np.clip(table.tint * tints, 0.01, 1).astype(np.float32))
+        table = table._replace(gloss=np.full(len(table.tint), gloss, np.float32))
+        self._pieces.append((stage.geometry._replace(vertices=vertices, normals=normals), table, mover))
+
+    def merged(
+        self, geometry: Geometry, mover: np.ndarray, materials: Materials
+    ) -> tuple[Geometry, np.ndarray, Materials]:
+        """Geometry, what each vertex moves with [V], and materials, of a scene and of what was placed."""
+        geometries, movers, tables = [geometry], [mover], [materials]
+        vertices, rows = len(geometry.vertices), len(materials.tint)
+        for piece, table, moves_with in self._pieces:
+            geometries.append(
+                piece._replace(faces=piece.faces + np.int32(vertices), materials=piece.materials + np.int32(rows))
+            )
+            movers.append(np.full(len(piece.vertices), moves_with))
+            tables.append(table)
+            vertices, rows = vertices + len(piece.vertices), rows + len(table.tint)
+        return (
+            Geometry(*(np.concatenate(column) for column in zip(*geometries, strict=True))),
+            np.concatenate(movers),
+            Materials(*(np.concatenate(column) for column in zip(*tables, strict=True))),
+        )
