@@ -261,7 +261,7 @@ def label(args: argparse.Namespace) -> None:
     args.baselines = args.camera_height = args.untrained = None
     predictor, _ = _predictors(args, checkpoint, None, None)
     height, width = checkpoint.description.network_size
-    count = label_pictures(args.pictures, predictor, args.out, args.every, height * width)
+    count = label_pictures(args.pictures, predictor, args.out, args.every, height * width, args.aspect)
     print(
         f"wrote {count} entries to {args.out / 'index.json'}: {{name: pictures, root: {args.out}}} in a configuration"
     )
@@ -511,6 +511,9 @@ def main(arguments: list[str] | None = None) -> int:
     command.add_argument("--teacher", type=Path, required=True, help="checkpoint of the large network")
     command.add_argument("--out", type=Path, required=True, help="folder for the index and the depth pictures")
     command.add_argument("--every", type=int, default=1, choices=range(1, 1001), metavar="N", help="every N-th picture")
+    command.add_argument(
+        "--aspect", type=float, help="least width over height that the network sees: of taller pictures the middle rows"
+    )
     command.add_argument(
         "--flip", action="store_true", help="average with the mirrored picture: better, twice the time"
     )

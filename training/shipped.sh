@@ -1,23 +1,20 @@
 #!/bin/sh
-# Make the shipped checkpoints: render, train the teacher, predict depth for photographs, train the student, export.
+# Make the shipped checkpoint `smalldepth`: render, train the teacher, predict depth for photographs, train the student, export.
 #
-#   training/shipped.sh            smalldepth, from free data alone
-#   training/shipped.sh _nc        smalldepth_nc, with data that is not for commercial use
+#   training/shipped.sh
 #
-# Further arguments go to both training runs, e.g. on a GPU:
-#   training/shipped.sh "" --set data.workers=12 --set precision=16-mixed --set data.batch_size=32
+# Arguments go to both training runs, e.g. on a GPU:
+#   training/shipped.sh --set data.workers=12 --set precision=16-mixed --set data.batch_size=32
 #
 # What has to be there, every folder as the data set "pictures" takes it (fadepth_core/data/pictures.py). None of it is shipped;
 # fadepth_core/assets/smalldepth.md lists sources and licences.
 #   data/shipped/tf_efficientnet_lite2.safetensors      ImageNet weights in timm's format
 #   data/shipped/models/                                gazebo_models and the worlds of aws-robotics, for the rendered scenes
-#   data/shipped/measured/  measured_nc/                pictures with depth, a folder for each source
-#   data/shipped/photos/{streets,rooms}/  photos_nc/    pictures without depth, a folder for each source
+#   data/shipped/measured/                              pictures with depth, a folder for each source
+#   data/shipped/photos/{streets,rooms}/                pictures without depth, a folder for each source
 # An interrupted run goes on where it stopped.
 set -eu
 cd "$(dirname "$0")/.."
-SUFFIX=${1-}
-[ $# -eq 0 ] || shift
 DATA=data/shipped
 RUNS=runs/shipped
 PYTHON=${PYTHON:-python}
@@ -42,12 +39,12 @@ pack validation/streets 30 144 468 synthetic preset=driving seed=2
 pack validation/rooms 20 216 288 synthetic preset=indoor seed=2
 
 # shellcheck disable=SC2046 # nothing, or one word
-run fit --config "config/training/shipped/teacher$SUFFIX.yaml" "$@" $(resume "$RUNS/teacher$SUFFIX")
-for kind in streets rooms; do
-  photos="$DATA/photos$SUFFIX/$kind"
-  run label "$photos" --teacher "$RUNS/teacher$SUFFIX/depth.safetensors" --out "$DATA/labels$SUFFIX/$kind"
-done
+run fit --config "config/training/shipped/teacher.yaml" "$@" $(resume "$RUNS/teacher")
+# The teacher has seen streets in wide pictures alone.
+TEACHER=$RUNS/teacher/depth.safetensors
+run label "$DATA/photos/streets" --teacher "$TEACHER" --out "$DATA/labels/streets" --aspect 2
+run label "$DATA/photos/rooms" --teacher "$TEACHER" --out "$DATA/labels/rooms"
 # shellcheck disable=SC2046
-run fit --config "config/training/shipped/student$SUFFIX.yaml" "$@" $(resume "$RUNS/student$SUFFIX")
-run export "$RUNS/student$SUFFIX/best.safetensors" --out "$RUNS/smalldepth$SUFFIX.safetensors"
-echo "$RUNS/smalldepth$SUFFIX.safetensors"
+run fit --config "config/training/shipped/student.yaml" "$@" $(resume "$RUNS/student")
+run export "$RUNS/student/best.safetensors" --out "$RUNS/smalldepth.safetensors"
+echo "$RUNS/smalldepth.safetensors"

@@ -32,7 +32,8 @@ class BaselineDepth(DepthNetwork):
     Args:
         encoder: a name in `layers.backbone.ENCODER_WIDTHS`.
         weights: local file of ImageNet weights of the encoder in timm's format; None starts from random weights.
-        etm: as `etm_config` takes it; replaces every filter larger than 1×1, in encoder and decoder.
+        etm: as `etm_config` takes it; replaces every filter larger than 1×1, in encoder and decoder. Encoders that pad as
+            TensorFlow does (tf_...) cannot have it.
         min_depth, max_depth: metres that the sigmoid's range is mapped to.
 
     Shapes: as `DepthNetwork`.

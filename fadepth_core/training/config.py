@@ -122,7 +122,7 @@ _OPTIONS = {
     "hqdecv2": ("weights", "encoder"),
     "resnet18": ("weights", "etm"),
     "mobilenetv3": ("weights", "etm"),
-    "unet": ("weights", "encoder", "etm"),
+    "unet": ("weights", "encoder"),
 }
 
 

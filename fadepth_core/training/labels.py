@@ -13,6 +13,7 @@ import os
 from pathlib import Path
 
 import cv2
+import numpy as np
 from tqdm import tqdm
 
 from fadepth_core.data.folder import INDEX
@@ -23,7 +24,9 @@ from fadepth_core.runtime.checkpoint import write_atomically
 from fadepth_core.runtime.framing import PIXELS, Framing, choose_network_size
 
 
-def label_pictures(source: Path, predict: Predictor, out: Path, every: int = 1, pixels: int = PIXELS) -> int:
+def label_pictures(
+    source: Path, predict: Predictor, out: Path, every: int = 1, pixels: int = PIXELS, aspect: float | None = None
+) -> int:
     """Predict the depth of all pictures of a folder; returns their number.
 
     Args:
@@ -32,6 +35,9 @@ def label_pictures(source: Path, predict: Predictor, out: Path, every: int = 1, 
         out: folder to write to. Depth that is there already is not predicted again, so an interrupted run goes on.
         every: take every N-th picture only.
         pixels: about how many the teacher's input has; each picture keeps its aspect ratio.
+        aspect: width over height that the teacher sees at least: of a taller picture the middle rows, the others have no known
+            depth. A teacher that has seen streets in wide pictures alone takes a street in a 4:3 picture for a room: depth of
+            1600 of them was half of what it is in their middle rows.
 
     Raises:
         DataError: no pictures, or one that cannot be read.
@@ -42,14 +48,9 @@ def label_pictures(source: Path, predict: Predictor, out: Path, every: int = 1, 
     for number, picture in enumerate(tqdm(pictures, unit="picture")):
         path = out / "depth" / f"{number:06d}.png"
         image = read_rgb(picture.rgb)
-        height, width = image.shape[:2]
         matrix = picture.camera(image)
         if not path.is_file():
-            # At the network's size already, so that an engine is built for each of few sizes and not for every picture's.
-            framing = Framing.plan((height, width), choose_network_size((height, width), pixels))
-            inverse_depth = predict(framing.to_network(image), framing.output_intrinsics(matrix))
-            # Inverse depth, not depth, is interpolated, as evaluation does.
-            write_depth(path, 1 / cv2.resize(inverse_depth, (width, height), interpolation=cv2.INTER_LINEAR))
+            write_depth(path, _predicted(predict, image, matrix, pixels, aspect))
         fx, fy, cx, cy = (float(matrix[row, column]) for row, column in ((0, 0), (1, 1), (0, 2), (1, 2)))
         entries.append(
             {
@@ -62,3 +63,21 @@ def label_pictures(source: Path, predict: Predictor, out: Path, every: int = 1, 
     text = json.dumps(entries, indent=0)
     write_atomically(out / INDEX, lambda part: Path(part).write_text(text, encoding="utf-8"))
     return len(entries)
+
+
+def _predicted(
+    predict: Predictor, image: np.ndarray, matrix: np.ndarray, pixels: int, aspect: float | None
+) -> np.ndarray:
+    """Depth [H, W] in metres of a picture with K `matrix`; 0 in rows that the teacher does not see."""
+    height, width = image.shape[:2]
+    rows = height if aspect is None else min(height, round(width / aspect))
+    top = (height - rows) // 2
+    seen = matrix.copy()
+    seen[1, 2] -= top
+    # At the network's size already, so that an engine is built for each of few sizes and not for every picture's.
+    framing = Framing.plan((rows, width), choose_network_size((rows, width), pixels))
+    inverse_depth = predict(framing.to_network(image[top : top + rows]), framing.output_intrinsics(seen))
+    depth = np.zeros((height, width), np.float32)
+    # Inverse depth, not depth, is interpolated, as evaluation does.
+    depth[top : top + rows] = 1 / cv2.resize(inverse_depth, (width, rows), interpolation=cv2.INTER_LINEAR)
+    return depth

@@ -191,8 +191,10 @@ def test_stale_and_damaged_graphs_are_noticed(exported, tmp_path):
 
 
 def embedded(path):
-    """A graph with its weights, wherever it reads them from."""
-    return onnx_package.load(path).SerializeToString()
+    """A graph and its weights, wherever it reads them from."""
+    graph = onnx_package.load(path).graph
+    weights = {tensor.name: onnx_package.numpy_helper.to_array(tensor).tobytes() for tensor in graph.initializer}
+    return [node.SerializeToString() for node in graph.node], weights
 
 
 def test_the_graph_reads_its_weights_from_the_checkpoint(exported):

@@ -215,3 +215,19 @@ def test_the_shape_of_a_teachers_depth_does_not_count(tmp_path):
     assert shape(sharp, soft) == pytest.approx(shape(sharp))
     pasted = paste_strip(sharp, soft, torch.Generator().manual_seed(0))
     assert not pasted.sharp
+
+
+def test_of_a_tall_picture_the_middle_rows_are_labelled(tmp_path):
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    cv2.imwrite(str(pictures / "tall.png"), picture(3, 200, 160))
+    teacher = Teacher()
+    label_pictures(pictures, teacher, tmp_path / "labels", aspect=2.0)
+    depth = read_depth(tmp_path / "labels" / "depth" / "000000.png")
+    assert depth.shape == (200, 160)
+    assert (depth[60:140] > 0).all()
+    assert not depth[:60].any()
+    assert not depth[140:].any()
+    ((shape, matrix),) = teacher.asked
+    assert shape[1] / shape[0] == pytest.approx(2, rel=0.15)
+    assert matrix[1, 2] == pytest.approx(shape[0] / 2 - 0.5, abs=0.6), "the principal point of the rows that are seen"
