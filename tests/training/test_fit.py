@@ -112,7 +112,10 @@ def test_a_finished_run_can_be_evaluated(finished, tmp_path):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["data.train.0.name=imagenet"], "no data set 'imagenet'; there are kitti, ddad, video, synthetic"),
+        (
+            ["data.train.0.name=imagenet"],
+            "no data set 'imagenet'; there are kitti, ddad, video, pictures, synthetic, assets",
+        ),
         (["data.train.0.rooot=x"], "data set 'synthetic'"),
         (["data.train.0.preset=moon"], "preset must be 'driving' or 'indoor', got 'moon'"),
         (["data.train.1.name=video"], "'1' is not the number of an item of a list of 1"),

@@ -289,14 +289,15 @@ def test_augmentation_takes_the_teachers_maps_along(dataset):
     sample = replace(dataset[0], frames=torch.stack([u, v, u]).expand(3, 3, h, w).clone())
     for k, size in enumerate(((64, 96), (16, 24))):
         maps = torch.nn.functional.interpolate(torch.stack([u, v])[None], size, mode="area")[0]
-        sample.teacher = {"disparity.0": maps[:1], "encoder.0": maps[1:]}
+        # Feature maps: a disparity follows the focal length as well.
+        sample.teacher = {"encoder.0": maps[:1], "encoder.1": maps[1:]}
         for seed in range(4):
             changed = Augmentation(jitter=0)(sample, torch.Generator().manual_seed(seed))
             frames = torch.nn.functional.interpolate(changed.frames[1][None], size, mode="area")[0]
             inside = (slice(2, -2), slice(2, -2))  # the smaller map's border pixels have no neighbours to blend with
             for found, expected in (
-                (changed.teacher["disparity.0"], frames[0]),
-                (changed.teacher["encoder.0"], frames[1]),
+                (changed.teacher["encoder.0"], frames[0]),
+                (changed.teacher["encoder.1"], frames[1]),
             ):
                 assert (found[0] - expected)[inside].abs().max() < (0.02, 0.03)[k]
 

@@ -206,7 +206,7 @@ def test_a_full_disk_leaves_the_checkpoint_before(tmp_path, monkeypatch):
     def full(*_arguments, **_options):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("fadepth_core.runtime.checkpoint.save_file", full)
+    monkeypatch.setattr("fadepth_core.runtime.checkpoint.Path.write_bytes", full)
     with pytest.raises(OSError, match="No space left"):
         trainer.save()
     assert before == ((tmp_path / CHECKPOINT).read_bytes(), (tmp_path / STATE).read_bytes())
