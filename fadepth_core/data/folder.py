@@ -12,19 +12,22 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+from torch import Tensor
 from torch.utils.data import Dataset
 
 from fadepth_core.data.errors import DataError
 from fadepth_core.data.images import read_depth, read_rgb
 from fadepth_core.data.sample import LabelledImage
+from fadepth_core.runtime.checkpoint import write_atomically
 
 INDEX = "index.json"
-_CAMERA = ("fx", "fy", "cx", "cy")
+#: Where they stand in K.
+_CAMERA = {"fx": (0, 0), "fy": (1, 1), "cx": (0, 2), "cy": (1, 2)}
 
 
 @dataclass(frozen=True)
@@ -98,6 +101,11 @@ def read_index(root: Path, needs_depth: bool = True) -> list[Entry]:
         DataError: no index, or one that cannot be used.
     """
     path = root / INDEX
+    return [_entry(path, number, value, needs_depth) for number, value in enumerate(read_values(path))]
+
+
+def read_values(path: Path) -> list:
+    """What an index says of its pictures, as it stands there; raises as `read_index`."""
     if not path.is_file():
         raise DataError(f"{path}: no such file; a test folder needs an index of its pictures")
     try:
@@ -106,7 +114,18 @@ def read_index(root: Path, needs_depth: bool = True) -> list[Entry]:
         raise DataError(f"{path}: not JSON: {error}") from error
     if not isinstance(values, list) or not values:
         raise DataError(f"{path}: expected a list with at least one picture")
-    return [_entry(path, number, value, needs_depth) for number, value in enumerate(values)]
+    return values
+
+
+def write_index(root: Path, values: Sequence[dict]) -> None:
+    """Write a folder's index; the previous one survives unless the new one is complete on disk."""
+    text = json.dumps(list(values), indent=0)
+    write_atomically(root / INDEX, lambda part: Path(part).write_text(text, encoding="utf-8"))
+
+
+def camera_values(matrix: np.ndarray | Tensor) -> dict[str, float]:
+    """K [3, 3] as an index has it."""
+    return {key: float(matrix[place]) for key, place in _CAMERA.items()}
 
 
 def _entry(path: Path, number: int, value: dict, needs_depth: bool) -> Entry:

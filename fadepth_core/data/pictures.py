@@ -11,7 +11,6 @@ index where it has one.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,18 +21,15 @@ import torch
 from torch.utils.data import Dataset
 
 from fadepth_core.data.errors import DataError
-from fadepth_core.data.folder import INDEX, read_index
+from fadepth_core.data.folder import INDEX, camera_values, read_index, read_values, write_index
 from fadepth_core.data.images import frames_and_intrinsics, read_depth, read_rgb, write_depth
 from fadepth_core.data.sample import Sample
-from fadepth_core.runtime.checkpoint import write_atomically
 from fadepth_core.runtime.framing import Framing
 
 PICTURES = {".png", ".jpg", ".jpeg"}
 #: Horizontal field of view that is assumed where no camera is known, degrees. Nothing is measured by it: a teacher's answer
 #: is for one focal length, and only the ratio of focal lengths before and after augmentation counts.
 _ASSUMED_VIEW = 60.0
-
-
 #: From this share of known pixels on, depth counts as dense.
 _DENSE = 0.4
 
@@ -108,7 +104,7 @@ def write_pictures(dataset: Dataset[Sample], out: Path, numbers: Iterable[int], 
     """Write the middle frames of a data set, with their depth where it is known, as such a folder; returns their number.
 
     For what is slow to render or to decode: reading them again takes 3 ms each. Pictures are JPEG, so what was rendered gets
-    what cameras do to pictures. Pictures that are there already are not made again, so an interrupted run goes on.
+    what cameras do to pictures. Pictures that are there already stay and are not made again, so an interrupted run goes on.
 
     Args:
         out: the folder.
@@ -118,32 +114,25 @@ def write_pictures(dataset: Dataset[Sample], out: Path, numbers: Iterable[int], 
     for folder in ("rgb", "depth"):
         (out / folder).mkdir(parents=True, exist_ok=True)
     index = out / INDEX
-    known = {entry["id"]: entry for entry in json.loads(index.read_text(encoding="utf-8"))} if index.is_file() else {}
-    entries = []
-
-    def save() -> None:
-        text = json.dumps(entries, indent=0)
-        write_atomically(index, lambda part: Path(part).write_text(text, encoding="utf-8"))
-
-    for number in numbers:
+    known = {entry["id"]: entry for entry in read_values(index)} if index.is_file() else {}
+    count = 0
+    for count, number in enumerate(numbers, 1):  # noqa: B007 - how many there were
         name = f"{number:06d}"
         if name not in known:
             sample = dataset[number]
             image = (sample.middle.permute(1, 2, 0) * 255).round().byte().numpy()
             encoded = cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])[1]
             (out / f"rgb/{name}.jpg").write_bytes(encoded.tobytes())
-            (fx, _, cx), (_, fy, cy), _ = sample.intrinsics.tolist()
-            known[name] = {"id": name, "rgb": f"rgb/{name}.jpg", "fx": fx, "fy": fy, "cx": cx, "cy": cy}
+            known[name] = {"id": name, "rgb": f"rgb/{name}.jpg", **camera_values(sample.intrinsics)}
             if sample.depth is not None:
                 if sample.depth.shape != sample.middle.shape[1:]:
                     raise DataError(f"{sample.name}: its depth has another size than its frames")
                 write_depth(out / f"depth/{name}.png", sample.depth.numpy())
                 known[name]["depth"] = f"depth/{name}.png"
-        entries.append(known[name])
-        if len(entries) % 100 == 0:
-            save()
-    save()
-    return len(entries)
+            if len(known) % 100 == 0:
+                write_index(out, list(known.values()))
+    write_index(out, list(known.values()))
+    return count
 
 
 def list_pictures(root: Path) -> list[Picture]:

@@ -8,7 +8,6 @@ Pictures cost nothing, and a small network takes over what it is shown. The resu
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 
@@ -16,11 +15,10 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from fadepth_core.data.folder import INDEX
+from fadepth_core.data.folder import camera_values, write_index
 from fadepth_core.data.images import read_rgb, write_depth
 from fadepth_core.data.pictures import list_pictures
 from fadepth_core.evaluation import Predictor
-from fadepth_core.runtime.checkpoint import write_atomically
 from fadepth_core.runtime.framing import PIXELS, Framing, choose_network_size
 
 
@@ -51,17 +49,15 @@ def label_pictures(
         matrix = picture.camera(image)
         if not path.is_file():
             write_depth(path, _predicted(predict, image, matrix, pixels, aspect))
-        fx, fy, cx, cy = (float(matrix[row, column]) for row, column in ((0, 0), (1, 1), (0, 2), (1, 2)))
         entries.append(
             {
                 "id": picture.name,
                 "rgb": Path(os.path.relpath(picture.rgb, out)).as_posix(),
                 "depth": f"depth/{path.name}",
-                **{"fx": fx, "fy": fy, "cx": cx, "cy": cy},
+                **camera_values(matrix),
             }
         )
-    text = json.dumps(entries, indent=0)
-    write_atomically(out / INDEX, lambda part: Path(part).write_text(text, encoding="utf-8"))
+    write_index(out, entries)
     return len(entries)
 
 

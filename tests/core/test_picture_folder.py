@@ -175,6 +175,7 @@ def test_a_data_set_is_written_and_read_again(tmp_path):
     scenes = Scenes()
     assert write_pictures(scenes, tmp_path, range(2)) == 2
     assert write_pictures(scenes, tmp_path, range(3)) == 3
+    assert write_pictures(scenes, tmp_path, range(1)) == 1
     assert scenes.asked == [0, 1, 2], "an interrupted run goes on"
     dataset = PictureDataset(tmp_path, (32, 64))
     for index in range(3):
