@@ -195,10 +195,8 @@ def _predictors(
     network_size: tuple[int, int] | None,
     constant: ConstantDepth | None,
 ) -> tuple[Predictor, dict[str, Predictor]]:
-    """The checkpoint's network, in the engine that was asked for, and by name what it is to be compared with."""
+    """The checkpoint's network, see `_predictor`, and by name what it is to be compared with."""
     description = checkpoint.description
-    height, width = description.network_size
-    options = {"pixels": height * width, "flip": args.flip, "focal": description.focal_length}
     guesses: dict[str, Predictor] = {}
     if constant:
         guesses["constant depth"] = constant
@@ -207,11 +205,25 @@ def _predictors(
     if args.untrained:
         near, far = description.depth_range
         network = _untrained(description.model, 0, min_depth=near, max_depth=far, **description.options)
-        guesses["untrained"] = NetworkPredictor(network, network_size, **options)
+        guesses["untrained"] = _network_predictor(args, network, description, network_size)
+    return _predictor(args, checkpoint, network_size), guesses
+
+
+def _predictor(
+    args: argparse.Namespace, checkpoint: Checkpoint, network_size: tuple[int, int] | None = None
+) -> Predictor:
+    """The checkpoint's network, in the engine that was asked for."""
     if args.backend or args.precision:
-        return EnginePredictor(checkpoint, network_size, args.flip, *_engine(args)), guesses
+        return EnginePredictor(checkpoint, network_size, args.flip, *_engine(args))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return NetworkPredictor(load_network(checkpoint).to(device), network_size, **options), guesses
+    return _network_predictor(args, load_network(checkpoint).to(device), checkpoint.description, network_size)
+
+
+def _network_predictor(
+    args: argparse.Namespace, network: torch.nn.Module, description: Description, network_size: tuple[int, int] | None
+) -> NetworkPredictor:
+    height, width = description.network_size
+    return NetworkPredictor(network, network_size, height * width, args.flip, description.focal_length)
 
 
 def _engine(args: argparse.Namespace) -> tuple[str, str]:
@@ -257,11 +269,10 @@ def _option(text: str) -> tuple[str, object]:
 def label(args: argparse.Namespace) -> None:
     """Predict the depth of pictures with a large network, for a small one to learn from."""
     checkpoint = Checkpoint(args.teacher)
-    args.checkpoint = args.teacher
-    args.baselines = args.camera_height = args.untrained = None
-    predictor, _ = _predictors(args, checkpoint, None, None)
     height, width = checkpoint.description.network_size
-    count = label_pictures(args.pictures, predictor, args.out, args.every, height * width, args.aspect)
+    count = label_pictures(
+        args.pictures, _predictor(args, checkpoint), args.out, args.every, height * width, args.aspect
+    )
     print(
         f"wrote {count} entries to {args.out / 'index.json'}: {{name: pictures, root: {args.out}}} in a configuration"
     )

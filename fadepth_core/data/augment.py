@@ -16,7 +16,13 @@ from torch import Tensor
 
 from fadepth_core.data.focal import focal_length
 from fadepth_core.data.sample import Sample
-from fadepth_core.geometry import flip_intrinsics, mirror_motion
+from fadepth_core.geometry import (
+    crop_intrinsics,
+    flip_intrinsics,
+    mirror_motion,
+    motion_from_vector,
+    scale_intrinsics,
+)
 from fadepth_core.losses import ColorJitter
 
 _RECOLOUR = ColorJitter()
@@ -103,11 +109,11 @@ def _seen_anew(
     kept = [side / factor for side, factor in zip((width, height), enlarge, strict=True)]
     start = [p * (side - k) for p, side, k in zip(place, (width, height), kept, strict=True)]
     old = sample.intrinsics.double()
-    new = old.clone()
-    for row in range(2):
-        new[row, :2] *= enlarge[row]
-        new[row, 2] = (old[row, 2] + 0.5 - start[row]) * enlarge[row] - 0.5
-    turned = _rotation(roll, pitch)
+    new = crop_intrinsics(
+        scale_intrinsics(old, *enlarge), *(s * factor for s, factor in zip(start, enlarge, strict=True))
+    )
+    motion = _turn(roll, pitch)
+    turned = motion[:3, :3]
     # From the new picture's pixels to the old one's, and the depth of a point that has depth 1 in the new one.
     to_old = (old @ turned.T @ torch.linalg.inv(new)).tolist()
 
@@ -127,12 +133,8 @@ def _seen_anew(
         depth, ratio = look_up(depth[None, None], "nearest", "zeros")
         depth = depth[0, 0] / ratio
     if poses is not None:
-        poses = poses.clone()
-        poses[:, :3, :3] = (poses[:, :3, :3].double() @ turned.T).to(poses)
         # In the middle camera's coordinates, as before.
-        middle = torch.eye(4, dtype=torch.float64)
-        middle[:3, :3] = turned
-        poses = (middle @ poses.double()).to(poses)
+        poses = (motion @ poses.double() @ motion.T).to(poses)
     if teacher is not None:
         longer = focal_length(new) / focal_length(old)
         changed = {}
@@ -146,11 +148,11 @@ def _seen_anew(
     )
 
 
-def _rotation(roll: float, pitch: float) -> Tensor:
-    """Of points from the old camera's coordinates to the new one's, float64 [3, 3]."""
-    cr, sr, cp, sp = math.cos(roll), math.sin(roll), math.cos(pitch), math.sin(pitch)
-    about_z = torch.tensor([[cr, -sr, 0], [sr, cr, 0], [0, 0, 1]], dtype=torch.float64)
-    about_x = torch.tensor([[1, 0, 0], [0, cp, -sp], [0, sp, cp]], dtype=torch.float64)
+def _turn(roll: float, pitch: float) -> Tensor:
+    """Of points from the old camera's coordinates to the new one's, a rotation, float64 [4, 4]."""
+    about_x, about_z = motion_from_vector(
+        torch.tensor([[pitch, 0, 0, 0, 0, 0], [0, 0, roll, 0, 0, 0]], dtype=torch.float64)
+    )
     return about_x @ about_z
 
 

@@ -107,17 +107,21 @@ class Mixture(Dataset):
         raise IndexError(index)
 
 
-class FilledIn(Dataset):
-    """A data set whose samples have depth, its sharpness and speed: "unknown" (0, NaN) where it knows none.
-
-    In a mixture, some batches would otherwise have them and others not.
-    """
+class _Wrapped(Dataset):
+    """A data set in place of another one of the same length."""
 
     def __init__(self, dataset: Dataset):
         self._dataset = dataset
 
     def __len__(self) -> int:
         return len(self._dataset)
+
+
+class FilledIn(_Wrapped):
+    """A data set whose samples have depth, its sharpness and speed: "unknown" (0, NaN) where it knows none.
+
+    In a mixture, some batches would otherwise have them and others not.
+    """
 
     def __getitem__(self, index: int) -> Sample:
         sample = self._dataset[index]
@@ -129,29 +133,21 @@ class FilledIn(Dataset):
         )
 
 
-class MiddleFrames(Dataset):
+class MiddleFrames(_Wrapped):
     """A data set without the frames before and after the middle one, for training that compares no frames: a third of the
     work."""
-
-    def __init__(self, dataset: Dataset):
-        self._dataset = dataset
-
-    def __len__(self) -> int:
-        return len(self._dataset)
 
     def __getitem__(self, index: int) -> Sample:
         sample = self._dataset[index]
         return replace(sample, frames=sample.middle[None], poses=None)
 
 
-class InMemory(Dataset):
+class InMemory(_Wrapped):
     """Keeps what it has loaded: for small sets that are slow to load or render, and gone through often."""
 
     def __init__(self, dataset: Dataset):
-        self._dataset, self._kept = dataset, {}
-
-    def __len__(self) -> int:
-        return len(self._dataset)
+        super().__init__(dataset)
+        self._kept: dict[int, Sample] = {}
 
     def __getitem__(self, index: int) -> Sample:
         if index not in self._kept:

@@ -6,6 +6,7 @@ under random light. Nothing is stored and nothing is downloaded: with it a train
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -124,23 +125,54 @@ class SyntheticDataset(Dataset):
         draw = _draw_street if self._preset == "driving" else _draw_room
         scene, poses, interval, speed = draw(rng, build_atlas(0), self._moving, self._stride)
         intrinsics = _draw_intrinsics(rng, self._size, self._preset)
-        if self._still:
-            shots, poses, speed = 3 * [scene.render_at(0, intrinsics, poses[1], self._size)], poses[[1, 1, 1]], 0.0
-        else:
-            shots = [scene.render_at((i - 1) * interval, intrinsics, pose, self._size) for i, pose in enumerate(poses)]
-        frames = _develop(rng, np.stack([picture for picture, _ in shots]))
-        # In the middle camera's coordinates numbers are small, which single precision likes.
-        poses = np.linalg.inv(poses[1]) @ poses
-        depth = shots[1][1] if self._sky else _without_sky(shots[1][1])
-        return Sample(
-            torch.from_numpy(frames).permute(0, 3, 1, 2),
-            torch.from_numpy(intrinsics).float(),
-            torch.tensor(interval, dtype=torch.float32),
-            f"synthetic {self._preset} {self._seed}:{index}",
-            torch.tensor(speed, dtype=torch.float32),
-            torch.from_numpy(poses).float(),
-            torch.from_numpy(depth),
+        name = f"synthetic {self._preset} {self._seed}:{index}"
+        return rendered_sample(
+            rng,
+            name,
+            lambda time, pose: scene.render_at(time, intrinsics, pose, self._size),
+            intrinsics,
+            (poses, interval, speed),
+            self._still,
+            self._sky,
         )
+
+
+def rendered_sample(
+    rng: Random,
+    name: str,
+    shoot: Callable[[float, np.ndarray], tuple[np.ndarray, np.ndarray]],
+    intrinsics: np.ndarray,
+    motion: tuple[np.ndarray, float, float],
+    still: bool,
+    sky: bool,
+) -> Sample:
+    """Three shots of a scene as a sample.
+
+    Args:
+        shoot: (time in seconds, camera-to-world pose [4, 4]) -> linear picture [H, W, 3] and depth [H, W] in metres.
+        intrinsics: K [3, 3].
+        motion: camera-to-world poses [3, 4, 4], seconds between two of them, and the camera's speed in m/s.
+        still: one shot, from the middle pose, three times.
+        sky: whether the sky has a depth.
+    """
+    poses, interval, speed = motion
+    if still:
+        shots, poses, speed = 3 * [shoot(0.0, poses[1])], poses[[1, 1, 1]], 0.0
+    else:
+        shots = [shoot((i - 1) * interval, pose) for i, pose in enumerate(poses)]
+    frames = _develop(rng, np.stack([picture for picture, _ in shots]))
+    # In the middle camera's coordinates numbers are small, which single precision likes.
+    poses = np.linalg.inv(poses[1]) @ poses
+    depth = shots[1][1] if sky else _without_sky(shots[1][1])
+    return Sample(
+        torch.from_numpy(frames).permute(0, 3, 1, 2),
+        torch.from_numpy(intrinsics).float(),
+        torch.tensor(interval, dtype=torch.float32),
+        name,
+        torch.tensor(speed, dtype=torch.float32),
+        torch.from_numpy(poses).float(),
+        torch.from_numpy(depth),
+    )
 
 
 class SyntheticTest:
@@ -178,7 +210,7 @@ def _draw_intrinsics(rng: Random, size: tuple[int, int], preset: Preset) -> np.n
     return np.array([[focal, 0, centre[0]], [0, focal * rng.uniform(0.97, 1.03), centre[1]], [0, 0, 1]])
 
 
-def _rotation(yaw: float, pitch: float, roll: float) -> np.ndarray:
+def camera_rotation(yaw: float, pitch: float, roll: float) -> np.ndarray:
     """Camera to world: roll about z, then pitch up about x, then yaw to the right about y (radians), [3, 3]."""
     cy, sy, cp, sp, cr, sr = np.cos(yaw), np.sin(yaw), np.cos(pitch), np.sin(pitch), np.cos(roll), np.sin(roll)
     about_y = np.array([[cy, 0, sy], [0, 1, 0], [-sy, 0, cy]])
@@ -187,7 +219,7 @@ def _rotation(yaw: float, pitch: float, roll: float) -> np.ndarray:
     return about_y @ about_x @ about_z
 
 
-def _pose(rotation: np.ndarray, position: np.ndarray) -> np.ndarray:
+def camera_pose(rotation: np.ndarray, position: np.ndarray) -> np.ndarray:
     pose = np.eye(4)
     pose[:3, :3], pose[:3, 3] = rotation, position
     return pose
@@ -219,7 +251,7 @@ def _draw_street(
         position = np.array([x + 0.5 * heading * z + dx, dy - height + rng.normal(0, 0.006), z])
         shake = rng.normal(0, [0.0015, 0.0025, 0.0015])
         angles = (np.arctan(slope_x) + heading + look, pitch - np.arctan(slope_y), roll)
-        poses.append(_pose(_rotation(*(np.array(angles) + shake)), position))
+        poses.append(camera_pose(camera_rotation(*(np.array(angles) + shake)), position))
     geometry, mover = street.mesh.geometry()
     scene = Scene(
         geometry,
@@ -227,7 +259,7 @@ def _draw_street(
         np.array(street.mesh.velocities),
         track,
         street.mesh.materials(),
-        _daylight(rng, textures),
+        daylight(rng, textures),
         textures.texels,
     )
     return scene, np.stack(poses), interval, speed
@@ -238,14 +270,11 @@ def _draw_room(
 ) -> tuple[Scene, np.ndarray, float, float]:
     room = Room(rng, textures, moving)
     height = rng.uniform(0.2, 1.7)
-    interval = rng.uniform(0.05, 0.2)
-    velocity = rng.normal(0, 1, 3) * (0.5, 0.12, 0.6)
-    velocity *= np.clip(np.linalg.norm(velocity) * interval, 0.03, 0.15) / (np.linalg.norm(velocity) * interval)
-    interval *= stride
+    interval, velocity = indoor_motion(rng, stride)
     angles = rng.normal(0, [0.4, 0.15, 0.04])
     spin = rng.normal(0, [0.3, 0.15, 0.06])
     poses = [
-        _pose(_rotation(*(angles + spin * t)), np.array([0, -height, 0]) + velocity * t)
+        camera_pose(camera_rotation(*(angles + spin * t)), np.array([0, -height, 0]) + velocity * t)
         for t in (-interval, 0.0, interval)
     ]
     geometry, mover = room.mesh.geometry()
@@ -256,13 +285,21 @@ def _draw_room(
         np.array(room.mesh.velocities),
         Track(),
         room.mesh.materials(),
-        _lamplight(rng, textures, lamp),
+        lamplight(rng, textures, lamp),
         textures.texels,
     )
     return scene, np.stack(poses), interval, float(np.linalg.norm(velocity))
 
 
-def _daylight(rng: Random, textures: TextureSet) -> Light:
+def indoor_motion(rng: Random, stride: float) -> tuple[float, np.ndarray]:
+    """Seconds between frames, and velocity [3] in m/s, of a camera in a hand or on an indoor robot."""
+    interval = rng.uniform(0.05, 0.2)
+    velocity = rng.normal(0, 1, 3) * (0.5, 0.12, 0.6)
+    velocity *= np.clip(np.linalg.norm(velocity) * interval, 0.03, 0.15) / (np.linalg.norm(velocity) * interval)
+    return interval * stride, velocity
+
+
+def daylight(rng: Random, textures: TextureSet) -> Light:
     """Sun, blue sky and clouds, or an overcast day."""
     sunny = rng.random() < 0.65
     elevation, azimuth = np.deg2rad(rng.uniform(12, 70)), rng.uniform(0, 2 * np.pi)
@@ -294,10 +331,17 @@ def _daylight(rng: Random, textures: TextureSet) -> Light:
     )  # fmt: skip
 
 
-def _lamplight(rng: Random, textures: TextureSet, lamp: np.ndarray) -> Light:
-    """A lamp under the ceiling, looking down for its shadows, and light from everywhere."""
-    half = _SHADOW_TEXELS / 2
-    focal = half / np.tan(np.deg2rad(72))
+def lamplight(
+    rng: Random, textures: TextureSet, lamp: np.ndarray, texels: int = _SHADOW_TEXELS, half_view: float = 72.0
+) -> Light:
+    """A lamp under the ceiling, looking down for its shadows, and light from everywhere.
+
+    Args:
+        lamp: its place [3].
+        texels: along a side of its shadow map. half_view: half the map's field of view, degrees.
+    """
+    half = texels / 2
+    focal = half / np.tan(np.deg2rad(half_view))
     # Rows map world points to (x·w, y·w, w) with w the distance below the lamp (y points down).
     view = np.array([[focal, half, 0, 0], [0, half, focal, 0], [0, 1, 0, 0]], float)
     view[:, 3] = -view[:, :3] @ lamp
@@ -314,7 +358,7 @@ def _lamplight(rng: Random, textures: TextureSet, lamp: np.ndarray) -> Light:
         cloud_rgb=np.ones(3),
         clouds=np.array([textures.rows["clouds"][0], 0.0, 0.1, 0.0]),
         shadow_view=view,
-        shadow_map=np.zeros((_SHADOW_TEXELS, _SHADOW_TEXELS), np.float32),
+        shadow_map=np.zeros((texels, texels), np.float32),
         soft=float(rng.uniform(1, 4)),
     )
 

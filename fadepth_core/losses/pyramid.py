@@ -350,7 +350,8 @@ class PyramidLoss:
         loss = base.total
 
         depth = shape = speed = apx = None
-        middle = _middle(compared, level.frames.shape[1])
+        if self.depth_weight or self.shape_weight:
+            middle = _middle(compared, level.frames.shape[1])
         if self.depth_weight:
             depth = depth_loss(middle.disparities, level.depth, *depth_range, self.depth_error)
             loss = loss + self.depth_weight * depth

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fadepth_core.models.depth_network import DepthFeatures, DepthNetwork
-from fadepth_core.models.layers.backbone import encoder_widths, timm_backbone, with_fixed_padding
+from fadepth_core.models.layers.backbone import encoder_widths, timm_backbone, with_fixed_padding, without_normalisation
 from fadepth_core.models.layers.etm import ETMConfig, convert_to_etm, etm_config
 from fadepth_core.models.layers.folding import without_batch_norm
 from fadepth_core.models.layers.head import MAX_DEPTH, MIN_DEPTH
@@ -83,8 +83,7 @@ class BaselineDepth(DepthNetwork):
         return [self.decoder, self.heads]
 
     def encoder_blocks(self) -> int:
-        # An encoder with another normalisation than ImageNet's stands behind a `RenormalisedBackbone`.
-        return sum(len(stage) for stage in _stages(getattr(self.encoder, "model", self.encoder)))
+        return sum(len(stage) for stage in _stages(without_normalisation(self.encoder)))
 
 
 class FusedBaselineDepth(nn.Module):

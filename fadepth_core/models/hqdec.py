@@ -17,7 +17,7 @@ from fadepth_core.models.depth_network import DepthFeatures, DepthNetwork, halve
 from fadepth_core.models.layers.adacoeff import AdaCoeff
 from fadepth_core.models.layers.attention_head import AttentionDisparityHead
 from fadepth_core.models.layers.axial import AxialDownsample
-from fadepth_core.models.layers.backbone import encoder_widths, timm_backbone, with_fixed_padding
+from fadepth_core.models.layers.backbone import encoder_widths, timm_backbone, with_fixed_padding, without_normalisation
 from fadepth_core.models.layers.context import TokenConfig
 from fadepth_core.models.layers.conv import conv2d
 from fadepth_core.models.layers.folding import without_batch_norm
@@ -105,8 +105,7 @@ class HQDecv2(DepthNetwork):
         return [self.decoder, self.heads]
 
     def encoder_blocks(self) -> int:
-        # An encoder with another normalisation than ImageNet's stands behind a `RenormalisedBackbone`.
-        return sum(len(stage) for stage in getattr(self.encoder, "model", self.encoder).blocks)
+        return sum(len(stage) for stage in without_normalisation(self.encoder).blocks)
 
 
 def _cropped(maps: list[Tensor], halvings: int, size: tuple[int, int]) -> tuple[Tensor, ...]:

@@ -16,7 +16,7 @@ import json
 import os
 import tempfile
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TypeVar
@@ -241,13 +241,11 @@ def checkpoint_bytes(
     last: the header is padded to a size that leaves room for them."""
     tensors = {name: np.ascontiguousarray(value) for name, value in weights.items()}
     tensors |= {_GOLDEN + name: np.ascontiguousarray(value) for name, value in (golden or {}).items()}
-    longest = replace(description, onnx_sha256="0" * 64, int8_sha256="0" * 64)
-
-    def serialised(description: Description, padding: int) -> bytes:
-        return save(tensors, {_HEADER_KEY: description.to_json(), _PADDING_KEY: " " * padding})
-
-    room = -(-_data_start(serialised(longest, 0)) // _HEADER_STEP) * _HEADER_STEP
-    return serialised(description, room - _data_start(serialised(description, 0)))
+    metadata = {_HEADER_KEY: description.to_json()}
+    # As long as the digests that are not known yet.
+    missing = 2 * 64 - len(description.onnx_sha256) - len(description.int8_sha256)
+    start = _data_start(save(tensors, {**metadata, _PADDING_KEY: " " * missing}))
+    return save(tensors, {**metadata, _PADDING_KEY: " " * (missing + -start % _HEADER_STEP)})
 
 
 def tensor_places(data: bytes) -> dict[str, tuple[int, int]]:

@@ -112,7 +112,7 @@ def training_set(config: TrainConfig) -> Dataset:
         datasets = [FilledIn(dataset) for dataset in datasets]
     if not config.compares_frames:
         datasets = [MiddleFrames(dataset) for dataset in datasets]
-    datasets = [with_teacher(config, dataset) for dataset in datasets]
+    datasets = with_teacher(config, datasets)
     if data.cache:
         datasets = [InMemory(dataset) for dataset in datasets]
     return Mixture(datasets, [source.share for source in data.train])

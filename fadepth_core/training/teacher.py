@@ -108,8 +108,8 @@ def load_teacher(config: TrainConfig) -> nn.Module:
     return load_training_network(checkpoint).eval().requires_grad_(False).to(memory_format=torch.channels_last)
 
 
-def with_teacher(config: TrainConfig, dataset: Dataset) -> Dataset:
-    """The data set with the teacher's maps in its samples, where they come from disk.
+def with_teacher(config: TrainConfig, datasets: Sequence[Dataset]) -> list[Dataset]:
+    """The data sets with the teacher's maps in their samples, where they come from disk.
 
     A cache is filled first, by runs on one device; runs on several find it filled.
 
@@ -118,18 +118,19 @@ def with_teacher(config: TrainConfig, dataset: Dataset) -> Dataset:
         DataError: an entry of the cache is damaged.
     """
     if config.teacher is None:
-        return dataset
+        return list(datasets)
     if config.teacher.source.is_dir():
-        return WithTeacher(dataset, Predictions(config.teacher.source))
-    if config.teacher.cache is None:
-        return dataset
-    cache = TeacherCache(config.teacher.cache, Checkpoint(config.teacher.source))
-    if config.devices > 1:  # several processes would all do it
-        return WithTeacher(dataset, cache)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    data = config.data
-    cache.fill(load_teacher(config).to(device), dataset, config.frame_factor, data.batch_size, data.workers)
-    return WithTeacher(dataset, cache)
+        source = Predictions(config.teacher.source)
+    elif config.teacher.cache is None:
+        return list(datasets)
+    else:
+        source = TeacherCache(config.teacher.cache, Checkpoint(config.teacher.source))
+        if config.devices == 1:  # several processes would all do it
+            device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+            teacher, data = load_teacher(config).to(device), config.data
+            for dataset in datasets:
+                source.fill(teacher, dataset, config.frame_factor, data.batch_size, data.workers)
+    return [WithTeacher(dataset, source) for dataset in datasets]
 
 
 class WithTeacher(Dataset):

@@ -20,7 +20,7 @@ from fadepth_core.data.assets.stage import Atlas, build_stage
 from fadepth_core.data.registry import build_dataset
 from fadepth_core.data.scenes.occlusion import ambient_occlusion
 from fadepth_core.data.scenes.raster import SKY_DEPTH
-from fadepth_core.data.synthetic import Scene, Track, _daylight
+from fadepth_core.data.synthetic import Scene, Track, daylight
 from fadepth_core.geometry import relative_motion, reproject, sample
 
 trimesh = pytest.importorskip("trimesh", reason="needs the extra 'assets'")
@@ -89,7 +89,7 @@ def look(parts, texture_side=256):
     """Linear picture and depth of parts for a camera at the origin that looks along Gazebo's x."""
     atlas = Atlas(texture_side)
     stage = build_stage(parts, atlas)
-    light = _daylight(np.random.default_rng(0), atlas.textures)
+    light = daylight(np.random.default_rng(0), atlas.textures)
     light = light._replace(
         lamp_rgb=np.zeros(3), up_rgb=np.ones(3), down_rgb=np.ones(3), shadow_map=np.zeros((1, 1), np.float32), haze=0.0
     )

@@ -15,7 +15,7 @@ from fadepth_core.data.scenes import mesh as m
 from fadepth_core.data.scenes import raster
 from fadepth_core.data.scenes.raster import SKY_DEPTH
 from fadepth_core.data.scenes.textures import build_atlas
-from fadepth_core.data.synthetic import Scene, SyntheticDataset, SyntheticTest, Track, _daylight, _draw_street
+from fadepth_core.data.synthetic import Scene, SyntheticDataset, SyntheticTest, Track, _draw_street, daylight
 from fadepth_core.geometry import relative_motion, reproject, sample
 
 SIZE = (96, 192)
@@ -89,7 +89,7 @@ def test_true_depth_and_motion_explain_the_other_frames(preset):
 def scene_of(mesh, track=Track()):  # noqa: B008 - immutable
     geometry, mover = mesh.geometry()
     textures = build_atlas(0)
-    light = _daylight(np.random.default_rng(0), textures)
+    light = daylight(np.random.default_rng(0), textures)
     return Scene(geometry, mover, np.array(mesh.velocities), track, mesh.materials(), light, textures.texels)
 
 

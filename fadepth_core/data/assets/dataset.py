@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import torch
 from torch.utils.data import Dataset
 
 from fadepth_core.data.assets.meshes import require_trimesh
@@ -30,11 +29,11 @@ from fadepth_core.data.scenes.occlusion import ambient_occlusion
 from fadepth_core.data.synthetic import (
     Scene,
     Track,
-    _daylight,
-    _develop,
-    _pose,
-    _rotation,
-    _without_sky,
+    camera_pose,
+    camera_rotation,
+    daylight,
+    indoor_motion,
+    rendered_sample,
 )
 
 Random = np.random.Generator
@@ -121,21 +120,15 @@ class AssetsDataset(Dataset[Sample]):
         if not 0 <= index < len(self):
             raise IndexError(index)  # ends iteration
         rng = np.random.default_rng([self._seed, index])
-        scene, intrinsics, poses, interval, speed = self._draw(rng)
-        if self._still:
-            shots, poses, speed = 3 * [self._shoot(scene, 0.0, intrinsics, poses[1])], poses[[1, 1, 1]], 0.0
-        else:
-            shots = [self._shoot(scene, (i - 1) * interval, intrinsics, pose) for i, pose in enumerate(poses)]
-        frames = _develop(rng, np.stack([picture for picture, _ in shots]))
-        depth = shots[1][1] if self._sky else _without_sky(shots[1][1])
-        return Sample(
-            torch.from_numpy(frames).permute(0, 3, 1, 2),
-            torch.from_numpy(intrinsics).float(),
-            torch.tensor(interval, dtype=torch.float32),
+        scene, intrinsics, *motion = self._draw(rng)
+        return rendered_sample(
+            rng,
             f"{self._name} {self._seed}:{index}",
-            torch.tensor(speed, dtype=torch.float32),
-            torch.from_numpy(np.linalg.inv(poses[1]) @ poses).float(),
-            torch.from_numpy(depth),
+            lambda time, pose: self._shoot(scene, time, intrinsics, pose),
+            intrinsics,
+            motion,
+            self._still,
+            self._sky,
         )
 
     def _shoot(self, scene: Scene, time: float, intrinsics: np.ndarray, pose: np.ndarray):
@@ -177,8 +170,10 @@ class AssetsDataset(Dataset[Sample]):
             yaw, down, tilt = np.array([np.arctan(slope_x) + look, pitch - np.arctan(slope_y), roll]) + rng.normal(
                 0, [0.0015, 0.0025, 0.0015]
             )
-            poses.append(_pose(_rotation(yaw, down, tilt), np.array([x + dx, dy - height + rng.normal(0, 0.006), z])))
-        scene = _scene(street, track, _daylight(rng, self._textures), self._texels)
+            poses.append(
+                camera_pose(camera_rotation(yaw, down, tilt), np.array([x + dx, dy - height + rng.normal(0, 0.006), z]))
+            )
+        scene = _scene(street, track, daylight(rng, self._textures), self._texels)
         return scene, np.stack(poses), interval, speed
 
     def _draw_room(self, rng: Random) -> tuple[Scene, np.ndarray, float, float]:
@@ -186,7 +181,9 @@ class AssetsDataset(Dataset[Sample]):
         x, z = rng.uniform(room.left, room.right) * 0.6, rng.uniform(0, room.front - 0.5)
         light = lamp_light(rng, self._textures, np.array([x, -room.height + 0.1, z]))
         angles = rng.normal(0, 0.4), np.deg2rad(rng.uniform(-15, 20)), rng.normal(0, 0.03)
-        pose = _pose(_rotation(*angles), np.array([0, -min(rng.uniform(*self._heights), room.height - 0.3), 0]))
+        pose = camera_pose(
+            camera_rotation(*angles), np.array([0, -min(rng.uniform(*self._heights), room.height - 0.3), 0])
+        )
         return _scene(room, Track(), light, self._texels), *_carried(rng, pose, self._stride)
 
 
@@ -197,14 +194,11 @@ def _scene(drawn: ModelStreet | ModelRoom, track: Track, light, texels: np.ndarr
 
 def _carried(rng: Random, pose: np.ndarray, stride: float) -> tuple[np.ndarray, float, float]:
     """Poses [3, 4, 4] around `pose` of a camera on an indoor robot or in a hand, seconds between them, speed in m/s."""
-    interval = rng.uniform(0.05, 0.2)
-    velocity = rng.normal(0, 1, 3) * (0.5, 0.12, 0.6)
-    velocity *= np.clip(np.linalg.norm(velocity) * interval, 0.03, 0.15) / (np.linalg.norm(velocity) * interval)
-    interval *= stride
+    interval, velocity = indoor_motion(rng, stride)
     spin = rng.normal(0, [0.3, 0.15, 0.06])
     poses = []
     for time in (-interval, 0.0, interval):
-        moved = _pose(_rotation(*(spin * time)), velocity * time)
+        moved = camera_pose(camera_rotation(*(spin * time)), velocity * time)
         poses.append(pose @ moved)
     return np.stack(poses), interval, float(np.linalg.norm(velocity))
 

@@ -64,10 +64,7 @@ class ModelRoom(Room):
             inside = self.left + wide / 2 <= x <= self.right - wide / 2 and z + deep / 2 <= self.front
             if inside:
                 self._stand(model, x, z, quarter * np.pi / 2)
-        for _ in range(int(rng.integers(0, 4))):
-            width, height = rng.uniform(0.3, 1.3), rng.uniform(0.3, 1.0)
-            quad = self._on_wall(wall, rng.random(), width, rng.uniform(1.3, 2.1), height, rng.uniform(0.02, 0.06))
-            self.mesh.add(quad, self._material("poster screen poster dead_leaves"), casts=False)
+        self._hang_pictures(wall)
 
     def _table(self, x: float, z: float) -> None:
         if not self._furniture(x, z):

@@ -8,14 +8,14 @@ import numpy as np
 
 from fadepth_core.data.scenes.raster import SKY_DEPTH, Light
 from fadepth_core.data.scenes.textures import TextureSet
-from fadepth_core.data.synthetic import Scene, _lamplight
+from fadepth_core.data.synthetic import Scene, lamplight
 
 Random = np.random.Generator
 Range = tuple[float, float]
 
-#: Texels along a side of a lamp's shadow map, and half its field of view. Beyond it everything is lit, also what is behind
+#: Texels along a side of a lamp's shadow map, and half its field of view in degrees. Beyond it everything is lit, also what is behind
 #: walls; a wider view would need more texels, because thin shadows fall on walls that it sees at a slant.
-_SHADOW_TEXELS, _SHADOW_VIEW = 1024, np.deg2rad(78)
+_SHADOW_TEXELS, _SHADOW_VIEW = 1024, 78.0
 
 
 def draw_intrinsics(rng: Random, size: tuple[int, int], view: Range) -> np.ndarray:
@@ -33,13 +33,7 @@ def draw_intrinsics(rng: Random, size: tuple[int, int], view: Range) -> np.ndarr
 
 def lamp_light(rng: Random, textures: TextureSet, lamp: np.ndarray) -> Light:
     """A lamp at `lamp` [3] under a ceiling, and light from everywhere; mirrors show neither sky nor horizon."""
-    half = _SHADOW_TEXELS / 2
-    focal = half / np.tan(_SHADOW_VIEW)
-    # Rows map world points to (x·w, y·w, w) with w the distance below the lamp (y points down).
-    view = np.array([[focal, half, 0, 0], [0, half, focal, 0], [0, 1, 0, 0]], float)
-    view[:, 3] = -view[:, :3] @ lamp
-    shadow_map = np.zeros((_SHADOW_TEXELS, _SHADOW_TEXELS), np.float32)
-    light = _lamplight(rng, textures, lamp)._replace(shadow_view=view, shadow_map=shadow_map)
+    light = lamplight(rng, textures, lamp, _SHADOW_TEXELS, _SHADOW_VIEW)
     # Edges wider than a texel and a half would let walls that are seen at a slant throw shadows on themselves.
     return light._replace(haze_rgb=0.5 * light.down_rgb, zenith_rgb=0.5 * light.down_rgb, soft=rng.uniform(0.5, 1.5))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from fadepth_core.data.assets.views import Range, draw_intrinsics, is_good_view,
 from fadepth_core.data.errors import DataError
 from fadepth_core.data.scenes.raster import TEXTURE_SIDE, Geometry, Light, Materials
 from fadepth_core.data.scenes.textures import TextureSet
-from fadepth_core.data.synthetic import Scene, Track, _pose, _rotation
+from fadepth_core.data.synthetic import Scene, Track, camera_pose, camera_rotation
 
 Random = np.random.Generator
 _log = logging.getLogger(__name__)
@@ -108,7 +109,7 @@ class World:
                 continue
             intrinsics = draw_intrinsics(rng, size, view)
             yaw, pitch, roll = rng.uniform(-np.pi, np.pi), rng.uniform(-15, 20), np.clip(rng.normal(0, 2), -5, 5)
-            pose = _pose(_rotation(yaw, np.deg2rad(pitch), np.deg2rad(roll)), position)
+            pose = camera_pose(camera_rotation(yaw, np.deg2rad(pitch), np.deg2rad(roll)), position)
             if not is_good_view(bare, intrinsics, pose, size, 0.3, 0.25):
                 continue
             scene = self._furnished(
@@ -143,7 +144,7 @@ class World:
                 rng, placements, (place[0], 0, place[1]), yaw, rng.uniform(0.9, 1.1), chroma=0.12, glossy=glossy
             )
         geometry, mover, materials = placements.merged(scene.geometry, scene.mover, scene.materials)
-        return Scene(geometry, mover, scene.velocities, scene.track, materials, scene.light, scene.atlas)
+        return replace(scene, geometry=geometry, mover=mover, materials=materials)
 
     def _light(self, rng: Random, position: np.ndarray) -> Light:
         """A lamp under the ceiling not far from the camera, or light from one side as from large windows."""

@@ -68,12 +68,17 @@ class Room:
         x = self.left + out if wall == 1 else self.right - out
         return m.rectangle((x, -top, z), (0, 0, width), (0, height, 0))
 
-    def _along_wall(self, wall: int) -> None:
-        rng, mesh = self.rng, self.mesh
-        for _ in range(int(rng.integers(0, 4))):  # pictures and screens
+    def _hang_pictures(self, wall: int) -> None:
+        """Up to three pictures and screens on a wall."""
+        rng = self.rng
+        for _ in range(int(rng.integers(0, 4))):
             width, height = rng.uniform(0.3, 1.3), rng.uniform(0.3, 1.0)
             quad = self._on_wall(wall, rng.random(), width, rng.uniform(1.3, 2.1), height, rng.uniform(0.02, 0.06))
-            mesh.add(quad, self._material("poster screen poster dead_leaves"), casts=False)
+            self.mesh.add(quad, self._material("poster screen poster dead_leaves"), casts=False)
+
+    def _along_wall(self, wall: int) -> None:
+        rng, mesh = self.rng, self.mesh
+        self._hang_pictures(wall)
         if rng.random() < 0.6:  # a door or a window
             window = rng.random() < 0.5
             width, height, top = (rng.uniform(0.8, 2), 1.2, 2.1) if window else (0.9, 2.0, 2.0)

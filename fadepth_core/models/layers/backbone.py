@@ -93,6 +93,11 @@ class RenormalisedBackbone(nn.Module):
         return self.model(x * self.scale + self.shift)
 
 
+def without_normalisation(backbone: nn.Module) -> nn.Module:
+    """The timm model of what `timm_backbone` built."""
+    return backbone.model if isinstance(backbone, RenormalisedBackbone) else backbone
+
+
 def with_fixed_padding(encoder: nn.Module) -> nn.Module:
     """Replace TensorFlow's "same" padding, worked out from each input's size, by what it is at every even size: a filter of
     stride 2 with k×k elements gets (k - 2) // 2 rows above and columns to the left, the rest below and to the right. The
