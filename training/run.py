@@ -11,6 +11,8 @@ python training/run.py predict drive.mp4 --out depth
     depth of a picture, a folder of pictures or a video, as files
 python training/run.py pack synthetic --option preset=indoor --count 800 --size 216 288 --out rooms
     pictures of a data set, with their depth, as files: for what is slow to render
+python training/run.py shrink data/shipped --mebibytes 20 --out small
+    a smaller copy of folders of pictures, to train on another machine
 python training/run.py label pictures --teacher runs/teacher/depth.safetensors --out labels
     depth that a large network predicts for pictures, for a small one to learn from
 python training/run.py stereo drive.mp4 --out drive_depth
@@ -47,6 +49,7 @@ from fadepth_core.data import DataError
 from fadepth_core.data.frames import Frames
 from fadepth_core.data.pictures import write_pictures
 from fadepth_core.data.registry import TRAINING_SETS, build_dataset, build_test_set
+from fadepth_core.data.shrink import shrink_folders
 from fadepth_core.data.stereo import write_stereo
 from fadepth_core.data.video import Clip, open_clips
 from fadepth_core.evaluation import (
@@ -264,6 +267,13 @@ def _option(text: str) -> tuple[str, object]:
     if not separator:
         raise ConfigError(f"--option {text}: expected key=value")
     return key, yaml.safe_load(value)
+
+
+def shrink(args: argparse.Namespace) -> None:
+    """Copy folders of pictures with their depth in few bytes, to train on another machine."""
+    limit = round(args.mebibytes * 2**20)
+    for folder, count in shrink_folders(args.folder, args.out, limit, quality=args.quality, skip=args.skip).items():
+        print(f"{count:7d}  {folder}")
 
 
 def label(args: argparse.Namespace) -> None:
@@ -517,6 +527,15 @@ def main(arguments: list[str] | None = None) -> int:
     )
     command.add_argument("--out", type=Path, required=True, help="folder")
     command.set_defaults(run=pack)
+    command = commands.add_parser("shrink", help=shrink.__doc__)
+    command.add_argument("folder", type=Path, help="folder of folders of pictures, each with or without an index.json")
+    command.add_argument("--mebibytes", type=float, required=True, metavar="M", help="what the copy may have in all")
+    command.add_argument("--skip", nargs="*", default=[], metavar="PATH", help="folders below it to leave out")
+    command.add_argument(
+        "--quality", type=int, default=80, choices=range(1, 101), metavar="Q", help="of the JPEG files"
+    )
+    command.add_argument("--out", type=Path, required=True, help="folder")
+    command.set_defaults(run=shrink)
     command = commands.add_parser("label", help=label.__doc__)
     command.add_argument("pictures", type=Path, help="folder of pictures, with or without an index.json")
     command.add_argument("--teacher", type=Path, required=True, help="checkpoint of the large network")

@@ -35,10 +35,15 @@ def read_depth(path: Path) -> np.ndarray:
     return raw.astype(np.float32) / 256
 
 
-def write_depth(path: Path, depth: np.ndarray) -> None:
-    """Write depth in metres [H, W] as `read_depth` reads it; what the format cannot hold, 256 m and more, as its largest."""
+def encode_depth(depth: np.ndarray) -> bytes:
+    """Depth in metres [H, W] as the file that `read_depth` reads. Depth of 256 m and more becomes the largest value of 16 bits."""
     code = np.round(depth * 256).clip(0, 65535).astype(np.uint16)
-    path.write_bytes(cv2.imencode(".png", code)[1].tobytes())
+    return cv2.imencode(".png", code)[1].tobytes()
+
+
+def write_depth(path: Path, depth: np.ndarray) -> None:
+    """Write depth in metres [H, W] as `encode_depth` encodes it."""
+    path.write_bytes(encode_depth(depth))
 
 
 def frames_and_intrinsics(

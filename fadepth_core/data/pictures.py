@@ -12,7 +12,7 @@ index where it has one.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import cv2
@@ -79,20 +79,22 @@ class PictureDataset(Dataset[Sample]):
         frames, matrix = frames_and_intrinsics([image], picture.camera(image), self._size, crop_to_aspect=True)
         depth = None
         if picture.depth is not None:
-            depth = read_depth(picture.depth)
-            if depth.shape != image.shape[:2]:
-                raise DataError(
-                    f"{picture.depth}: {depth.shape[1]}x{depth.shape[0]} pixels, "
-                    f"its picture has {image.shape[1]}x{image.shape[0]}"
-                )
             framing = Framing.plan(image.shape[:2], self._size, crop_to_aspect=True)
-            depth = torch.from_numpy(_at_network(framing, depth))
+            depth = torch.from_numpy(read_depth_at(framing, picture.depth))
         return Sample(frames, matrix, torch.tensor(0.0), picture.name, depth=depth, sharp=torch.tensor(self._sharp))
 
 
-def _at_network(framing: Framing, depth: np.ndarray) -> np.ndarray:
-    """Depth [H, W] at the network's size. Dense depth is looked up: the nearest of all values that fall into a pixel, which
-    is right for the few of a LiDAR, would widen everything in front."""
+def read_depth_at(framing: Framing, path: Path) -> np.ndarray:
+    """A depth picture at the network's size, float32 metres [h, w]. Dense depth is looked up: the nearest of all values that
+    fall into a pixel, which is right for the few of a LiDAR, would widen everything in front.
+
+    Raises:
+        DataError: no depth picture, or one of another size than its picture.
+    """
+    depth = read_depth(path)
+    if depth.shape != framing.camera_size:
+        height, width = framing.camera_size
+        raise DataError(f"{path}: {depth.shape[1]}x{depth.shape[0]} pixels, its picture has {width}x{height}")
     top, left, height, width = framing.crop
     part = depth[top : top + height, left : left + width]
     if np.count_nonzero(part) < _DENSE * part.size:
@@ -142,24 +144,46 @@ def list_pictures(root: Path) -> list[Picture]:
     Raises:
         DataError: no picture, or an index that cannot be used.
     """
+    # Names are counted from `root`, so that pictures of two folders are not confused.
+    return [
+        replace(picture, name=(folder.relative_to(root) / picture.name).as_posix())
+        for folder in picture_folders(root)
+        for picture in pictures_of(folder)
+    ]
+
+
+def picture_folders(root: Path) -> list[Path]:
+    """The folders at and below `root` that have an index, or pictures and no index. What is below an index belongs to it.
+
+    Raises:
+        DataError: there is none.
+    """
     if not root.is_dir():
         raise DataError(f"{root}: no such folder")
-    pictures = _pictures_below(root, root)
-    if not pictures:
+    found = _picture_folders(root)
+    if not found:
         raise DataError(f"{root}: neither {INDEX} nor a picture ({', '.join(sorted(PICTURES))}) in it")
-    return pictures
+    return found
 
 
-def _pictures_below(folder: Path, root: Path) -> list[Picture]:
-    """`list_pictures` of a folder at or below `root`, from which names are counted."""
-    place = folder.relative_to(root)
+def _picture_folders(folder: Path) -> list[Path]:
+    if (folder / INDEX).is_file():
+        return [folder]
+    here = [folder] if any(_is_picture(path) for path in folder.iterdir()) else []
+    return here + [found for path in sorted(folder.iterdir()) if path.is_dir() for found in _picture_folders(path)]
+
+
+def pictures_of(folder: Path) -> list[Picture]:
+    """The pictures of one of `picture_folders`, without those of the folders below.
+
+    Raises:
+        DataError: an index that cannot be used.
+    """
     if (folder / INDEX).is_file():
         entries = read_index(folder, needs_depth=False)
-        return [Picture((place / entry.name).as_posix(), entry.rgb, entry.depth, entry.intrinsics) for entry in entries]
-    found = sorted(folder.iterdir())
-    pictures = [
-        Picture((place / path.name).as_posix(), path)
-        for path in found
-        if path.suffix.lower() in PICTURES and path.is_file()
-    ]
-    return pictures + [picture for path in found if path.is_dir() for picture in _pictures_below(path, root)]
+        return [Picture(entry.name, entry.rgb, entry.depth, entry.intrinsics) for entry in entries]
+    return [Picture(path.name, path) for path in sorted(folder.iterdir()) if _is_picture(path)]
+
+
+def _is_picture(path: Path) -> bool:
+    return path.suffix.lower() in PICTURES and path.is_file()

@@ -14,6 +14,7 @@ from fadepth_core.data.augment import paste_strip
 from fadepth_core.data.images import read_depth, write_depth
 from fadepth_core.data.pictures import PictureDataset, write_pictures
 from fadepth_core.data.registry import FilledIn
+from fadepth_core.data.shrink import shrink_folders
 from fadepth_core.losses import BaseWeights, LevelWeights, PyramidLoss
 from fadepth_core.models import DepthFeatures
 from fadepth_core.training.labels import label_pictures
@@ -232,3 +233,44 @@ def test_of_a_tall_picture_the_middle_rows_are_labelled(tmp_path):
     ((shape, matrix),) = teacher.asked
     assert shape[1] / shape[0] == pytest.approx(2, rel=0.15)
     assert matrix[1, 2] == pytest.approx(shape[0] / 2 - 0.5, abs=0.6), "the principal point of the rows that are seen"
+
+
+def test_a_smaller_copy_for_another_machine(tmp_path):
+    ramp = np.tile(np.linspace(2, 90, 256, dtype=np.float32), (192, 1))
+    smooth = np.full((192, 256, 3), 120, np.uint8)
+    source = tmp_path / "all"
+    for name, count in (("streets", 40), ("measured/hall", 20)):
+        write_folder(source / name, [(CAMERA, ramp)] * count)
+        for number in range(count):
+            smooth[..., 1] = 4 * number  # tells the pictures apart after JPEG
+            cv2.imwrite(str(source / name / f"{number}.png"), smooth[..., ::-1])
+    (source / "photos").mkdir()
+    for number in range(10):
+        cv2.imwrite(str(source / f"photos/{number}.jpg"), picture(number, 64, 96))
+    (source / "models/skins").mkdir(parents=True)
+    cv2.imwrite(str(source / "models/skins/brick.png"), picture(0))
+
+    limit = 200_000
+    counts = shrink_folders(source, tmp_path / "small", limit, pixels=64 * 96, skip=["models"])
+    files = [path for path in (tmp_path / "small").rglob("*.*") if path.suffix in (".jpg", ".png")]
+    assert 0.9 * limit < sum(path.stat().st_size for path in files) <= limit
+    assert sorted(counts) == ["measured/hall", "photos", "streets"]
+    assert counts["streets"] == pytest.approx(2 * counts["measured/hall"], abs=1)
+    assert counts["photos"] == pytest.approx(counts["measured/hall"] / 2, abs=1)
+
+    streets = PictureDataset(tmp_path / "small/streets", (64, 96))
+    assert len(streets) == counts["streets"] < 40
+    numbers = [float(255 * streets[i].middle[1].mean()) / 4 for i in range(len(streets))]
+    steps = np.diff([0, *numbers, 39])
+    assert steps.min() > -0.5, "in order"
+    assert steps.max() < 3 * 40 / len(streets), "spread evenly"
+    sample = streets[0]
+    expected = PictureDataset(source / "streets", (64, 96))[0]
+    torch.testing.assert_close(sample.depth, expected.depth, rtol=0.007, atol=1 / 256)
+    torch.testing.assert_close(sample.intrinsics, expected.intrinsics)
+    assert PictureDataset(tmp_path / "small/photos", (64, 96))[0].depth is None
+
+    with pytest.raises(DataError, match="not empty"):
+        shrink_folders(source, tmp_path / "small", limit)
+    with pytest.raises(DataError, match="3 folders"):
+        shrink_folders(source, tmp_path / "smaller", 1000, skip=["models"])
