@@ -5,6 +5,8 @@
 #
 # Arguments go to both training runs, e.g. on a GPU:
 #   training/shipped.sh --set data.workers=12 --set precision=16-mixed --set data.batch_size=32
+# To move the data there: `run.py shrink data/shipped --mebibytes 20 --skip models labels --out small` here, and `small` as
+# data/shipped there, with the ImageNet weights. It holds rendered scenes, so the 3D models are not needed.
 #
 # What has to be there, every folder as the data set "pictures" takes it (fadepth_core/data/pictures.py). None of it is shipped;
 # fadepth_core/assets/smalldepth.md lists sources and licences.
@@ -25,6 +27,8 @@ pack() { # NAME COUNT HEIGHT WIDTH OPTION...
   name=$1 count=$2 height=$3 width=$4 set=$5
   shift 5
   options=$(printf -- '--option %s ' "$@")
+  # A smaller copy for another machine has scenes, but no models to render more.
+  [ "$set" = synthetic ] || [ -d "$DATA/models" ] || return 0
   # shellcheck disable=SC2086 # one word for each option
   run pack "$set" --count "$count" --size "$height" "$width" $options --option still=true --out "$DATA/$name"
 }
