@@ -27,6 +27,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from fadepth_core.common.framing import Framing
 from fadepth_core.models import build_model
 from fadepth_core.models.complexity import complexity
 from fadepth_core.runtime import backends
@@ -34,7 +35,6 @@ from fadepth_core.runtime.backends import Job, default_threads
 from fadepth_core.runtime.backends.openvino import OpenVINOBackend
 from fadepth_core.runtime.checkpoint import Checkpoint
 from fadepth_core.runtime.export import write_onnx
-from fadepth_core.runtime.framing import Framing
 from fadepth_core.runtime.graph import DepthGraph
 
 K = np.array([[200.0, 0, 200], [0, 200, 60], [0, 0, 1]], np.float32)

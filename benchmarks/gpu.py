@@ -35,12 +35,12 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
 import engine as engine_benchmark
 import node as node_benchmark
+from fadepth_core.common.framing import Framing
 from fadepth_core.models import build_model
 from fadepth_core.models.complexity import complexity
 from fadepth_core.runtime import backends
 from fadepth_core.runtime.backends import Job, default_threads, tensorrt
 from fadepth_core.runtime.backends.static import static_backend
-from fadepth_core.runtime.framing import Framing
 from fadepth_core.runtime.graph import DepthGraph
 
 CUDA = torch.cuda.is_available()

@@ -49,8 +49,8 @@ class PassThroughEngine:
     def __init__(self, _settings, camera_size, _logger):
         import numpy as np
 
+        from fadepth_core.common.framing import Framing
         from fadepth_core.runtime.checkpoint import Checkpoint
-        from fadepth_core.runtime.framing import Framing
 
         self.checkpoint = Checkpoint()
         self.framing = Framing.plan(camera_size)

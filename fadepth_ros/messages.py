@@ -20,7 +20,7 @@ import numpy as np
 from rclpy.serialization import deserialize_message, serialize_message
 from sensor_msgs.msg import CameraInfo, Image, PointCloud2, PointField
 
-from fadepth_core.runtime.framing import MAX_SIDE, MIN_SIDE
+from fadepth_core.common.framing import MAX_SIDE, MIN_SIDE
 
 
 class MessageError(ValueError):

@@ -12,10 +12,10 @@ from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescri
 from rclpy.exceptions import ParameterUninitializedException
 from rclpy.parameter import Parameter
 
+from fadepth_core.common.framing import STRIDE
 from fadepth_core.runtime import backends
 from fadepth_core.runtime.checkpoint import Checkpoint, CheckpointError
 from fadepth_core.runtime.engine import CHECK_BOUNDS
-from fadepth_core.runtime.framing import STRIDE
 
 
 @dataclass(frozen=True)

@@ -19,9 +19,9 @@ from weakref import WeakValueDictionary
 
 import numpy as np
 
+from fadepth_core.common.framing import FramingError
 from fadepth_core.runtime.checkpoint import CheckpointError
 from fadepth_core.runtime.engine import DepthEngine, DepthResult, EngineError, FrameRequest
-from fadepth_core.runtime.framing import FramingError
 from fadepth_core.runtime.ground import GroundScale
 from fadepth_core.runtime.pictures import depth_to_color, depth_to_millimetres
 from fadepth_ros import messages

@@ -8,9 +8,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from fadepth_core.data.scenes.raster import SKY_DEPTH
-from fadepth_core.data.scenes.textures import build_atlas
-from fadepth_core.data.synthetic import _draw_intrinsics, _draw_street
+from fadepth_core.synthetic.dataset import _draw_intrinsics, _draw_street
+from fadepth_core.synthetic.raster import SKY_DEPTH
+from fadepth_core.synthetic.textures import build_atlas
 
 SIZE = (96, 320)  # height and width of the pictures
 TRAIN = "2011_09_26/2011_09_26_drive_0001_sync"

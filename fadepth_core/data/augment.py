@@ -14,8 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fadepth_core.common.color import ColorJitter
+from fadepth_core.common.sample import Sample
 from fadepth_core.data.focal import focal_length
-from fadepth_core.data.sample import Sample
 from fadepth_core.geometry import (
     crop_intrinsics,
     flip_intrinsics,
@@ -23,7 +24,6 @@ from fadepth_core.geometry import (
     motion_from_vector,
     scale_intrinsics,
 )
-from fadepth_core.losses import ColorJitter
 
 _RECOLOUR = ColorJitter()
 

@@ -18,9 +18,9 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from fadepth_core.data.errors import DataError
+from fadepth_core.common.errors import DataError
+from fadepth_core.common.sample import LabelledImage, Sample
 from fadepth_core.data.images import frames_and_intrinsics, read_rgb
-from fadepth_core.data.sample import LabelledImage, Sample
 
 CAMERA, LIDAR = "CAMERA_01", "LIDAR"
 _DOWNLOAD = "https://github.com/TRI-ML/DDAD"

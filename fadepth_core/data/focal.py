@@ -14,7 +14,7 @@ import numpy as np
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from fadepth_core.data.sample import Sample
+from fadepth_core.common.sample import Sample
 
 
 def focal_length(intrinsics: Tensor | np.ndarray) -> float:

@@ -20,10 +20,10 @@ import numpy as np
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from fadepth_core.data.errors import DataError
+from fadepth_core.common.errors import DataError
+from fadepth_core.common.files import write_atomically
+from fadepth_core.common.sample import LabelledImage
 from fadepth_core.data.images import read_depth, read_rgb
-from fadepth_core.data.sample import LabelledImage
-from fadepth_core.runtime.checkpoint import write_atomically
 
 INDEX = "index.json"
 #: Where they stand in K.

@@ -9,9 +9,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from fadepth_core.data.errors import DataError
+from fadepth_core.common.errors import DataError
+from fadepth_core.common.sample import evenly_spread
 from fadepth_core.data.images import read_rgb
-from fadepth_core.data.sample import evenly_spread
 from fadepth_core.data.video import CAMERA, PICTURES, VIDEOS, own_cameras, pictures_in
 
 

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fadepth_core.data.errors import DataError
-from fadepth_core.runtime.framing import Framing
+from fadepth_core.common.errors import DataError
+from fadepth_core.common.framing import Framing
 
 
 def read_rgb(path: Path) -> np.ndarray:

@@ -19,9 +19,9 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from fadepth_core.data.errors import DataError
+from fadepth_core.common.errors import DataError
+from fadepth_core.common.sample import LabelledImage, Sample
 from fadepth_core.data.images import frames_and_intrinsics, read_depth, read_rgb
-from fadepth_core.data.sample import LabelledImage, Sample
 
 #: Camera of the sides that the lists name.
 _CAMERAS = {"l": "02", "r": "03"}

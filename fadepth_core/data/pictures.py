@@ -20,11 +20,11 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from fadepth_core.data.errors import DataError
+from fadepth_core.common.errors import DataError
+from fadepth_core.common.framing import Framing
+from fadepth_core.common.sample import Sample
 from fadepth_core.data.folder import INDEX, camera_values, read_index, read_values, write_index
 from fadepth_core.data.images import frames_and_intrinsics, read_depth, read_rgb, write_depth
-from fadepth_core.data.sample import Sample
-from fadepth_core.runtime.framing import Framing
 
 PICTURES = {".png", ".jpg", ".jpeg"}
 #: Horizontal field of view that is assumed where no camera is known, degrees. Nothing is measured by it: a teacher's answer

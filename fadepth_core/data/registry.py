@@ -11,8 +11,8 @@ from itertools import accumulate
 import torch
 from torch.utils.data import Dataset
 
-from fadepth_core.data.errors import DataError
-from fadepth_core.data.sample import LabelledImage, Sample
+from fadepth_core.common.errors import DataError
+from fadepth_core.common.sample import LabelledImage, Sample
 
 #: name -> module:class. A module is imported when its data set is asked for: each has requirements of its own.
 TRAINING_SETS = {
@@ -20,14 +20,14 @@ TRAINING_SETS = {
     "ddad": "fadepth_core.data.ddad:DdadDataset",
     "video": "fadepth_core.data.video:VideoDataset",
     "pictures": "fadepth_core.data.pictures:PictureDataset",
-    "synthetic": "fadepth_core.data.synthetic:SyntheticDataset",
-    "assets": "fadepth_core.data.assets.dataset:AssetsDataset",
+    "synthetic": "fadepth_core.synthetic.dataset:SyntheticDataset",
+    "assets": "fadepth_core.synthetic.assets.dataset:AssetsDataset",
 }
 TEST_SETS = {
     "kitti": "fadepth_core.data.kitti:KittiTest",
     "ddad": "fadepth_core.data.ddad:DdadTest",
     "folder": "fadepth_core.data.folder:FolderTest",
-    "synthetic": "fadepth_core.data.synthetic:SyntheticTest",
+    "synthetic": "fadepth_core.synthetic.dataset:SyntheticTest",
 }
 
 

@@ -8,11 +8,11 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from fadepth_core.data.errors import DataError
+from fadepth_core.common.errors import DataError
+from fadepth_core.common.framing import PIXELS, Framing, choose_network_size
 from fadepth_core.data.folder import camera_values, write_index
 from fadepth_core.data.images import encode_depth, read_rgb
 from fadepth_core.data.pictures import Picture, picture_folders, pictures_of, read_depth_at
-from fadepth_core.runtime.framing import PIXELS, Framing, choose_network_size
 
 #: Depth is rounded to powers of this number: steps of 1.2 %, which halves the size of its PNG files.
 _DEPTH_STEP = 1.012

@@ -13,7 +13,7 @@ A clip without a JSON of its own takes the `camera.json` of the nearest folder a
     speed            metres per second: a number, a list with one for each frame, or a file with one line for each
     poses            file with one line for each frame: camera to world, 3x4, rows first, metres (KITTI odometry)
     depth            folder with 16-bit pictures, metres * 256 and 0 where unknown, of the stored frames' size or of the
-                     training's (`data.stereo` makes such); each has the number of its frame for a name, 000000.png the
+                     training's (`labels.stereo` makes such); each has the number of its frame for a name, 000000.png the
                      first; frames without one have no known depth
 
 Files are looked for beside the JSON, then beside the clip. Other keys are ignored.
@@ -36,12 +36,11 @@ import torch
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from fadepth_core.data.errors import DataError
+from fadepth_core.common.errors import DataError
+from fadepth_core.common.files import user_cache, write_atomically
+from fadepth_core.common.framing import Framing
+from fadepth_core.common.sample import Sample
 from fadepth_core.data.images import read_depth, read_rgb
-from fadepth_core.data.sample import Sample
-from fadepth_core.runtime.checkpoint import write_atomically
-from fadepth_core.runtime.engine_cache import user_cache
-from fadepth_core.runtime.framing import Framing
 
 log = logging.getLogger(__name__)
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fadepth_core.data.errors import DataError
-from fadepth_core.data.sample import LabelledImage
+from fadepth_core.common.errors import DataError
+from fadepth_core.common.sample import LabelledImage
 from fadepth_core.evaluation.protocols import Protocol, valid_pixels
 
 #: Metres above the horizon.

@@ -9,10 +9,11 @@ import torch
 from torch import nn
 from torch.utils.data import Dataset
 
-from fadepth_core.data.errors import DataError
-from fadepth_core.data.sample import Sample, collate, evenly_spread
+from fadepth_core.common.color import normalise
+from fadepth_core.common.errors import DataError
+from fadepth_core.common.sample import Sample, collate, evenly_spread
 from fadepth_core.geometry import area_average, rotation_error, translation_direction_error
-from fadepth_core.losses import Motions, normalise, predict_motions
+from fadepth_core.losses import Motions, predict_motions
 
 #: Translations shorter than this, in metres, have no direction worth measuring.
 _SHORTEST = 0.02

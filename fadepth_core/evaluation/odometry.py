@@ -17,11 +17,11 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from fadepth_core.data.errors import DataError
+from fadepth_core.common.color import normalise
+from fadepth_core.common.errors import DataError
 from fadepth_core.data.focal import focal_length as focal_length_of
 from fadepth_core.data.video import Clip
 from fadepth_core.geometry import motion_from_vector
-from fadepth_core.losses.pyramid import normalise
 
 FORMATS = ("kitti", "tum")
 

@@ -15,17 +15,17 @@ import numpy as np
 import torch
 from torch import nn
 
-from fadepth_core.data.errors import DataError
+from fadepth_core.common.color import normalise
+from fadepth_core.common.errors import DataError
+from fadepth_core.common.framing import PIXELS, choose_network_size
+from fadepth_core.common.sample import LabelledImage
 from fadepth_core.data.focal import focal_length
 from fadepth_core.data.images import frames_and_intrinsics
-from fadepth_core.data.sample import LabelledImage
 from fadepth_core.evaluation.metrics import DepthMetrics, depth_metrics, mean_metrics
-from fadepth_core.losses.pyramid import normalise
 from fadepth_core.models.layers.head import disparity_to_depth
 from fadepth_core.models.smalldepth import DepthFeatures
 from fadepth_core.runtime.checkpoint import Checkpoint
 from fadepth_core.runtime.engine import DepthEngine, EngineError
-from fadepth_core.runtime.framing import PIXELS, choose_network_size
 
 #: RGB uint8 [H, W, 3] and its K [3, 3] -> inverse depth float32 [h, w] in 1/metres (up to one factor where the protocol
 #: scales), at the size the network works at.

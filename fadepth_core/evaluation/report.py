@@ -12,7 +12,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from fadepth_core.data.sample import LabelledImage, evenly_spread
+from fadepth_core.common.sample import LabelledImage, evenly_spread
 from fadepth_core.evaluation.metrics import DepthMetrics, mean_metrics
 from fadepth_core.evaluation.protocols import Comparison, Evaluation, Predictor, Protocol, compare
 from fadepth_core.evaluation.published import PublishedRow

@@ -23,8 +23,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fadepth_core.data.errors import DataError
-from fadepth_core.data.sample import Sample, evenly_spread
+from fadepth_core.common.errors import DataError
+from fadepth_core.common.sample import Sample, evenly_spread
 from fadepth_core.evaluation.alignment import DepthPairs, fit_length, fit_motion
 from fadepth_core.evaluation.protocols import SCALINGS, Predictor
 from fadepth_core.geometry import reproject, sample

@@ -4,12 +4,10 @@ from fadepth_core.losses.apx import ApxLoss, ApxReading, ApxWeights, Signals
 from fadepth_core.losses.base import BaseLoss, BaseWeights, Motions, Views, base_loss
 from fadepth_core.losses.pyramid import (
     PAPER_LEVELS,
-    ColorJitter,
     LevelReport,
     LevelWeights,
     PyramidLoss,
     PyramidReport,
-    normalise,
     predict_motions,
 )
 from fadepth_core.losses.supervised import depth_loss, speed_loss
@@ -21,7 +19,6 @@ __all__ = [
     "ApxWeights",
     "BaseLoss",
     "BaseWeights",
-    "ColorJitter",
     "LevelReport",
     "LevelWeights",
     "Motions",
@@ -31,7 +28,6 @@ __all__ = [
     "Views",
     "base_loss",
     "depth_loss",
-    "normalise",
     "predict_motions",
     "speed_loss",
 ]

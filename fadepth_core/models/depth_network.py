@@ -11,10 +11,6 @@ from torch import Tensor, nn
 
 from fadepth_core.models.layers.head import MAX_DEPTH, MIN_DEPTH
 
-#: ImageNet statistics, for inputs in [0, 1]. All frames reach the networks normalised with them.
-PIXEL_MEAN = (0.485, 0.456, 0.406)
-PIXEL_STD = (0.229, 0.224, 0.225)
-
 
 @dataclass
 class DepthFeatures:

@@ -12,14 +12,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from fadepth_core.models.depth_network import PIXEL_MEAN, PIXEL_STD, DepthFeatures, DepthNetwork
+from fadepth_core.models.depth_network import DepthFeatures, DepthNetwork
 from fadepth_core.models.layers.conv import ConvBN, load_kernel, settle_batch_norm
 from fadepth_core.models.layers.drop import DropBranch
 from fadepth_core.models.layers.etm import ETMConfig, etm_config
 from fadepth_core.models.layers.head import MAX_DEPTH, MIN_DEPTH, DisparityHead
 from fadepth_core.models.layers.sparse import DoubleScaleResidual, SparseDownsample, SparseUpsample
 
-__all__ = ["LAYOUTS", "PIXEL_MEAN", "PIXEL_STD", "DepthFeatures", "FusedSmallDepth", "Layout", "SmallDepth", "Stage"]
+__all__ = ["LAYOUTS", "DepthFeatures", "FusedSmallDepth", "Layout", "SmallDepth", "Stage"]
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -25,7 +24,8 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from fadepth_core.runtime.framing import STRIDE
+from fadepth_core.common.files import write_atomically
+from fadepth_core.common.framing import STRIDE
 
 FORMAT = 1
 #: The shipped checkpoints, which go by their names without suffix, too.
@@ -260,17 +260,3 @@ def tensor_places(data: bytes) -> dict[str, tuple[int, int]]:
 def _data_start(data: bytes) -> int:
     """Where the tensors begin: behind eight bytes with the header's length, and the header."""
     return 8 + int.from_bytes(data[:8], "little")
-
-
-def write_atomically(path: str | os.PathLike, write: Callable[[str], None]) -> None:
-    """Call `write(temporary path)` and move the result to `path`, so that a full disk or a crash leaves the old file."""
-    path = Path(path)
-    handle, part = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
-    try:
-        write(part)
-        os.chmod(part, 0o644)
-        os.replace(part, path)
-    except BaseException:
-        os.unlink(part)
-        raise

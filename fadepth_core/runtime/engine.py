@@ -21,10 +21,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from fadepth_core.common.framing import Framing
 from fadepth_core.runtime import backends
 from fadepth_core.runtime.backends import Backend, Job, copied
 from fadepth_core.runtime.checkpoint import Checkpoint, CheckpointError
-from fadepth_core.runtime.framing import Framing
 
 _LOG = logging.getLogger("fadepth")
 

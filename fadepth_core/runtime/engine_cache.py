@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -18,15 +17,10 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from fadepth_core.runtime.checkpoint import write_atomically
+from fadepth_core.common.files import write_atomically
 
 _HEADER_KEY = "fadepth_engine"
 _TENSOR = "engine"
-
-
-def user_cache() -> Path:
-    """Where this user's programs keep what they can make again."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fadepth"
 
 
 class EngineCache:

@@ -11,10 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fadepth_core.common.color import PIXEL_MEAN, PIXEL_STD
+from fadepth_core.common.framing import Framing, box_factors
 from fadepth_core.geometry import pixel_directions
-from fadepth_core.models.depth_network import PIXEL_MEAN, PIXEL_STD
 from fadepth_core.models.layers.head import disparity_to_depth
-from fadepth_core.runtime.framing import Framing, box_factors
 
 
 class DepthGraph(nn.Module):

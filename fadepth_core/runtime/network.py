@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from fadepth_core.common.color import PIXEL_MEAN, PIXEL_STD
 from fadepth_core.models import build_model
-from fadepth_core.models.depth_network import PIXEL_MEAN, PIXEL_STD
 from fadepth_core.runtime.checkpoint import Checkpoint, CheckpointError
 
 

@@ -19,9 +19,10 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from fadepth_core.runtime.checkpoint import Checkpoint, CheckpointError, save_checkpoint, write_atomically
+from fadepth_core.common.files import write_atomically
+from fadepth_core.common.framing import Framing
+from fadepth_core.runtime.checkpoint import Checkpoint, CheckpointError, save_checkpoint
 from fadepth_core.runtime.engine import CHECK_BOUNDS
-from fadepth_core.runtime.framing import Framing
 
 # NNCF reports each use to its makers over the network, unless this is set before it is imported.
 os.environ.setdefault("NNCF_CI", "1")

@@ -1,5 +1,5 @@
 """Train one configuration in several variants with several seeds, and compare the results with each other and with the
-paper's (`run.py ablate`; config/training/tables holds Tables IV to XI).
+paper's (`fadepth ablate`; config/training/tables holds Tables IV to XI).
 
 Every run is a process of its own, several at a time. Finished runs are not repeated, interrupted ones are resumed.
 """

@@ -17,10 +17,10 @@ import numpy as np
 from torch import nn
 from torch.utils.data import Dataset, Subset
 
+from fadepth_core.common.sample import LabelledImage, evenly_spread
 from fadepth_core.data.augment import Augmentation
 from fadepth_core.data.focal import AtFocalLength
 from fadepth_core.data.registry import FilledIn, InMemory, MiddleFrames, Mixture, build_dataset, build_test_set
-from fadepth_core.data.sample import LabelledImage, evenly_spread
 from fadepth_core.evaluation import (
     PROTOCOLS,
     Evaluation,

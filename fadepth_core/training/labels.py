@@ -15,11 +15,11 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
+from fadepth_core.common.framing import PIXELS, Framing, choose_network_size
 from fadepth_core.data.folder import camera_values, write_index
 from fadepth_core.data.images import read_rgb, write_depth
 from fadepth_core.data.pictures import list_pictures
 from fadepth_core.evaluation import Predictor
-from fadepth_core.runtime.framing import PIXELS, Framing, choose_network_size
 
 
 def label_pictures(

@@ -1,4 +1,4 @@
-"""The pose network of a run as a file, for `run.py odometry`: safetensors with a JSON description in its header.
+"""The pose network of a run as a file, for `fadepth odometry`: safetensors with a JSON description in its header.
 
 The depth node does not need it, so it is kept apart from the depth network's checkpoint. Nothing is unpickled.
 """
@@ -14,9 +14,10 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from fadepth_core.common.files import write_atomically
+from fadepth_core.common.framing import STRIDE
 from fadepth_core.models.posenet import POSE_NETS, build_pose_net
-from fadepth_core.runtime.checkpoint import CheckpointError, read_described, write_atomically
-from fadepth_core.runtime.framing import STRIDE
+from fadepth_core.runtime.checkpoint import CheckpointError, read_described
 
 FORMAT = 1
 _HEADER_KEY = "fadepth_pose"

@@ -23,12 +23,14 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from fadepth_core.common.color import normalise
+from fadepth_core.common.files import write_atomically
 from fadepth_core.data import DataError, Sample
 from fadepth_core.data.images import read_depth
 from fadepth_core.geometry import area_average
-from fadepth_core.losses import ApxLoss, ApxReading, ApxWeights, Signals, normalise
+from fadepth_core.losses import ApxLoss, ApxReading, ApxWeights, Signals
 from fadepth_core.models.smalldepth import DepthFeatures
-from fadepth_core.runtime.checkpoint import Checkpoint, CheckpointError, write_atomically
+from fadepth_core.runtime.checkpoint import Checkpoint, CheckpointError
 from fadepth_core.runtime.network import load_training_network
 from fadepth_core.training.config import TeacherConfig, TrainConfig
 from fadepth_core.training.workers import start_worker

@@ -29,19 +29,21 @@ from torch.utils.data import DataLoader, Dataset
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
+from fadepth_core.common.color import normalise
+from fadepth_core.common.files import write_atomically
+from fadepth_core.common.sample import evenly_spread
 from fadepth_core.data import Sample, collate
 from fadepth_core.data.augment import paste_strip
 from fadepth_core.data.focal import at_focal_length
-from fadepth_core.data.sample import evenly_spread
 from fadepth_core.geometry import area_average
-from fadepth_core.losses import BaseWeights, LevelWeights, PyramidLoss, PyramidReport, normalise
+from fadepth_core.losses import BaseWeights, LevelWeights, PyramidLoss, PyramidReport
 from fadepth_core.losses.supervised import depth_loss, shape_loss
 from fadepth_core.models import SmallDepth, build_model
 from fadepth_core.models.layers.batch_norm import recompute_batch_norm
 from fadepth_core.models.layers.drop import set_drop_progress
 from fadepth_core.models.layers.etm import ETMConv2d
 from fadepth_core.models.posenet import build_pose_net
-from fadepth_core.runtime.checkpoint import Checkpoint, CheckpointError, Description, save_checkpoint, write_atomically
+from fadepth_core.runtime.checkpoint import Checkpoint, CheckpointError, Description, save_checkpoint
 from fadepth_core.runtime.network import load_network
 from fadepth_core.training.config import DataConfig, TrainConfig, save_config
 from fadepth_core.training.pose_checkpoint import save_pose_net
@@ -169,7 +171,7 @@ def keep_freed_memory() -> None:
     """Tell glibc to keep what is freed instead of giving it back to the kernel, which clears every page anew.
 
     Training on a CPU allocates and frees the same large tensors at every step: level hr at batch 4 and 128×416 takes a
-    third of the time (19.8 -> 6.4 s on one thread); so do the sweeps of `data.stereo`. Other C libraries have no such call,
+    third of the time (19.8 -> 6.4 s on one thread); so do the sweeps of `labels.stereo`. Other C libraries have no such call,
     and are left alone.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
@@ -559,7 +561,7 @@ class Trainer:
     def description(self) -> Description:
         """What the checkpoint says of itself."""
         config, network = self.config, self.network
-        from fadepth_core.models.smalldepth import PIXEL_MEAN, PIXEL_STD
+        from fadepth_core.common.color import PIXEL_MEAN, PIXEL_STD
 
         return Description(
             model=config.model.name,

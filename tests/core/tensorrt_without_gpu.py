@@ -37,9 +37,9 @@ def main() -> None:
     import torch_tensorrt
     from torch_tensorrt.dynamo.conversion import _TRTInterpreter
 
+    from fadepth_core.common.framing import Framing
     from fadepth_core.models import build_model
     from fadepth_core.runtime.backends.tensorrt import _tensorrt, compile_graph
-    from fadepth_core.runtime.framing import Framing
     from fadepth_core.runtime.graph import DepthGraph
 
     trt = _tensorrt()

@@ -9,9 +9,9 @@ import torch
 
 from fadepth_core.data import Sample, collate
 from fadepth_core.data.augment import Augmentation, paste_strip
-from fadepth_core.data.synthetic import SyntheticDataset
 from fadepth_core.geometry import relative_motion, reproject
 from fadepth_core.geometry import sample as look_up
+from fadepth_core.synthetic.dataset import SyntheticDataset
 
 H, W = 60, 96
 K = torch.tensor([[80.0, 0, 45.0], [0, 82.0, 31.0], [0, 0, 1]])

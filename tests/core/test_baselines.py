@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 from depth_networks import as_trained, assert_answers_about_8_metres, exported_depths
+from fadepth_core.common.color import PIXEL_MEAN, PIXEL_STD
 from fadepth_core.models import build_model
 from fadepth_core.models.complexity import PRINTED, complexity, parameter_count
-from fadepth_core.models.depth_network import PIXEL_MEAN, PIXEL_STD
 from fadepth_core.models.layers.backbone import with_fixed_padding
 from fadepth_core.models.layers.etm import ETMConv2d
 from fadepth_core.runtime.checkpoint import Checkpoint, Description

@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 import torch
 
+from fadepth_core.common.framing import FramingError
 from fadepth_core.runtime import backends
 from fadepth_core.runtime.backends import openvino as openvino_backend
 from fadepth_core.runtime.backends import torch as torch_backend
 from fadepth_core.runtime.engine import DepthEngine, EngineError, FrameRequest
 from fadepth_core.runtime.export import export_checkpoint
-from fadepth_core.runtime.framing import FramingError
 from fadepth_core.runtime.network import load_network
 
 K = np.array([[500.0, 0, 320], [0, 500, 240], [0, 0, 1]])
@@ -507,9 +507,7 @@ def test_without_an_int8_graph_depth_comes_in_the_default_precision(tmp_path, ch
     engine = DepthEngine.load(path, backend="openvino", precision="int8")
     assert (engine.backend_name, engine.precision) == ("openvino", "fp32")
     assert engine.degraded
-    assert (
-        "net.safetensors was saved without an int8 graph; make one with 'python training/run.py export" in caplog.text
-    )
+    assert "net.safetensors was saved without an int8 graph; make one with 'fadepth export" in caplog.text
     assert engine.failures[1] == "torch: does not compute in int8"
 
 
@@ -588,7 +586,5 @@ def test_a_graph_that_cannot_be_remade_without_torch_is_explained(monkeypatch, t
     alone = tmp_path / "alone.safetensors"
     alone.write_bytes(checkpoint.path.read_bytes())
     monkeypatch.setattr(openvino_backend.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(
-        CheckpointError, match=r"alone\.onnx: no such file; make it with 'python training/run.py export"
-    ):
+    with pytest.raises(CheckpointError, match=r"alone\.onnx: no such file; make it with 'fadepth export"):
         openvino_backend.onnx_file(Checkpoint(alone))

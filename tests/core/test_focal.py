@@ -10,13 +10,13 @@ import torch
 
 from fadepth_core.data import collate
 from fadepth_core.data.focal import at_focal_length, focal_length
-from fadepth_core.data.synthetic import SyntheticDataset
 from fadepth_core.evaluation import NetworkPredictor
 from fadepth_core.geometry import relative_motion, reproject
 from fadepth_core.models.smalldepth import DepthFeatures
 from fadepth_core.runtime.checkpoint import Checkpoint, Description
 from fadepth_core.runtime.engine import DepthEngine
 from fadepth_core.runtime.export import export_checkpoint
+from fadepth_core.synthetic.dataset import SyntheticDataset
 
 SIZE = (64, 96)
 

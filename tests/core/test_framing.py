@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from fadepth_core.runtime.framing import PIXELS, Framing, FramingError, choose_network_size
+from fadepth_core.common.framing import PIXELS, Framing, FramingError, choose_network_size
 
 CAMERAS = [
     (480, 640),

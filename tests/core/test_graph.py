@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from fadepth_core.runtime.framing import Framing
+from fadepth_core.common.framing import Framing
 from fadepth_core.runtime.graph import DepthGraph, ShapeCarriedGraph, resize_to_network
 
 

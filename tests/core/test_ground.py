@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from fadepth_core.data.scenes.raster import SKY_DEPTH
-from fadepth_core.data.scenes.textures import build_atlas
-from fadepth_core.data.synthetic import SyntheticDataset, _draw_street
 from fadepth_core.runtime.ground import GroundScale, camera_height
+from fadepth_core.synthetic.dataset import SyntheticDataset, _draw_street
+from fadepth_core.synthetic.raster import SKY_DEPTH
+from fadepth_core.synthetic.textures import build_atlas
 
 K = np.array([[200.0, 0, 207.5], [0, 200.0, 63.5], [0, 0, 1]])
 SIZE = (128, 416)

@@ -12,13 +12,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from depth_networks import as_trained, assert_answers_about_8_metres, exported_depths
+from fadepth_core.common.color import PIXEL_MEAN, PIXEL_STD
 from fadepth_core.data import Sample
 from fadepth_core.geometry import motion_from_vector
 from fadepth_core.losses import LevelWeights, PyramidLoss
 from fadepth_core.losses.feature import feature_loss
 from fadepth_core.models import HQDecv2, build_model
 from fadepth_core.models.complexity import complexity, parameter_count
-from fadepth_core.models.depth_network import PIXEL_MEAN, PIXEL_STD
 from fadepth_core.models.hqdec import DECODER_WIDTHS, HEAD_TOKENS
 from fadepth_core.models.layers.attention_head import AttentionDisparityHead
 from fadepth_core.models.layers.channels import conv_bn_elu

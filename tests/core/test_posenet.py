@@ -7,8 +7,8 @@ import sys
 import pytest
 import torch
 
+from fadepth_core.common.color import PIXEL_MEAN, PIXEL_STD
 from fadepth_core.models.complexity import parameter_count
-from fadepth_core.models.depth_network import PIXEL_MEAN, PIXEL_STD
 from fadepth_core.models.layers.backbone import timm_backbone
 from fadepth_core.models.posenet import PoseNet, SmallPoseNet, build_pose_net
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from fadepth_core.common.framing import choose_network_size
 from fadepth_core.data import DataError, LabelledImage
 from fadepth_core.data.folder import FolderTest
 from fadepth_core.evaluation import (
@@ -33,7 +34,6 @@ from fadepth_core.evaluation.report import CAPTION_HEIGHT, MAP_SIZE, TILE_WIDTH,
 from fadepth_core.models import SmallDepth
 from fadepth_core.models.smalldepth import DepthFeatures
 from fadepth_core.runtime.engine import DepthEngine
-from fadepth_core.runtime.framing import choose_network_size
 
 DATA = Path(os.environ.get("FADEPTH_DATA", Path(__file__).resolve().parents[3] / "shared" / "data"))
 

@@ -14,8 +14,8 @@ import torch
 from test_geometry import POSES, Scene, bilinear_bound, camera
 from torch import nn
 
-from fadepth_core.data.sample import Sample, collate
-from fadepth_core.data.synthetic import SyntheticDataset
+from fadepth_core.common.color import PIXEL_MEAN, PIXEL_STD, ColorJitter
+from fadepth_core.common.sample import Sample, collate
 from fadepth_core.geometry import (
     flip_intrinsics,
     invert_motion,
@@ -25,20 +25,13 @@ from fadepth_core.geometry import (
     sample,
     scale_intrinsics,
 )
-from fadepth_core.losses import (
-    PAPER_LEVELS,
-    BaseWeights,
-    ColorJitter,
-    LevelWeights,
-    Motions,
-    PyramidLoss,
-    predict_motions,
-)
+from fadepth_core.losses import PAPER_LEVELS, BaseWeights, LevelWeights, Motions, PyramidLoss, predict_motions
 from fadepth_core.losses.pyramid import _consistency, _Map
 from fadepth_core.models import SmallDepth
 from fadepth_core.models.layers.drop import DropBranch, set_drop_progress
 from fadepth_core.models.posenet import build_pose_net
-from fadepth_core.models.smalldepth import PIXEL_MEAN, PIXEL_STD, DepthFeatures
+from fadepth_core.models.smalldepth import DepthFeatures
+from fadepth_core.synthetic.dataset import SyntheticDataset
 
 SIZE = (64, 96)
 DOUBLE = (128, 192)

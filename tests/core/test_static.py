@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 
+from fadepth_core.common.framing import Framing
 from fadepth_core.runtime.backends import Job
 from fadepth_core.runtime.backends.static import static_backend
 from fadepth_core.runtime.checkpoint import Checkpoint
-from fadepth_core.runtime.framing import Framing
 from fadepth_core.runtime.graph import DepthGraph
 from fadepth_core.runtime.network import load_network
 

@@ -10,8 +10,8 @@ import pytest
 
 from fadepth_core.data import DataError
 from fadepth_core.data.images import read_depth
-from fadepth_core.data.stereo import write_stereo
 from fadepth_core.data.video import VideoDataset, open_clips
+from fadepth_core.labels.stereo import write_stereo
 from street_canyon import GAP, SIZE, STEP, look, write_frames
 
 

@@ -11,12 +11,12 @@ import torch
 from torch.utils.data import DataLoader
 
 from fadepth_core.data import collate
-from fadepth_core.data.scenes import mesh as m
-from fadepth_core.data.scenes import raster
-from fadepth_core.data.scenes.raster import SKY_DEPTH
-from fadepth_core.data.scenes.textures import build_atlas
-from fadepth_core.data.synthetic import Scene, SyntheticDataset, SyntheticTest, Track, _draw_street, daylight
 from fadepth_core.geometry import relative_motion, reproject, sample
+from fadepth_core.synthetic import mesh as m
+from fadepth_core.synthetic import raster
+from fadepth_core.synthetic.dataset import Scene, SyntheticDataset, SyntheticTest, Track, _draw_street, daylight
+from fadepth_core.synthetic.raster import SKY_DEPTH
+from fadepth_core.synthetic.textures import build_atlas
 
 SIZE = (96, 192)
 K = np.array([[100.0, 0, 95.5], [0, 100, 47.5], [0, 0, 1]])

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from fadepth_core.common.framing import Framing
 from fadepth_core.runtime.backends import Job, tensorrt
 from fadepth_core.runtime.checkpoint import Checkpoint
-from fadepth_core.runtime.framing import Framing
 
 TESTS = Path(__file__).resolve().parents[1]
 GPUS = ("SM75", "SM80", "SM86", "SM89", "SM120")

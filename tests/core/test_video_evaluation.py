@@ -11,13 +11,13 @@ import torch
 from test_geometry import POSES, Scene, camera
 
 from fadepth_core.data import DataError, Sample
-from fadepth_core.data.synthetic import SyntheticDataset
 from fadepth_core.evaluation import choose_evenly, evaluate_video, print_video_table
 from fadepth_core.evaluation.alignment import DepthPairs, fit_length, fit_motion
 from fadepth_core.evaluation.baselines import ConstantDepth
 from fadepth_core.evaluation.video import measure, rgb
 from fadepth_core.geometry import rotation_error, translation_direction_error
 from fadepth_core.losses import Motions
+from fadepth_core.synthetic.dataset import SyntheticDataset
 
 
 @pytest.fixture(scope="module")

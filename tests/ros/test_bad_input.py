@@ -10,7 +10,7 @@ import pytest
 from rclpy.serialization import serialize_message
 
 from cards import SIZE, image_message, info_message, noise, run_node
-from fadepth_core.runtime.framing import choose_network_size
+from fadepth_core.common.framing import choose_network_size
 from fadepth_ros.pipeline import WARN_PERIOD
 
 SECOND = 10**9

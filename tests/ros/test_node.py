@@ -17,10 +17,10 @@ from rclpy.qos import ReliabilityPolicy
 from sensor_msgs.msg import CompressedImage
 
 from cards import FRAME_ID, SIZE, image_message, info_message, noise, run_node
+from fadepth_core.common.framing import Framing
 from fadepth_core.runtime.checkpoint import Checkpoint
 from fadepth_core.runtime.engine import DepthEngine
 from fadepth_core.runtime.export import export_checkpoint
-from fadepth_core.runtime.framing import Framing
 from fadepth_core.runtime.network import load_network
 from fadepth_ros.clip_publisher import DEMO_CLIP, read_camera_info, read_frames
 

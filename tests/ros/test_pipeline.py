@@ -14,10 +14,10 @@ from rclpy.serialization import deserialize_message, serialize_message
 from sensor_msgs.msg import CameraInfo, Image, PointCloud2, RegionOfInterest
 
 from cards import SIZE, image_message, info_message, noise
+from fadepth_core.common.framing import Framing
 from fadepth_core.runtime.checkpoint import Checkpoint
 from fadepth_core.runtime.engine import DepthEngine, EngineError
 from fadepth_core.runtime.export import export_checkpoint
-from fadepth_core.runtime.framing import Framing
 from fadepth_core.runtime.network import load_network
 from fadepth_ros import pipeline as pipeline_module
 from fadepth_ros.node import DepthNode, _judge, _values

@@ -1,4 +1,4 @@
-"""`run.py ablate`: variants of a run, their table beside the paper's figures, and the paper's Tables IV to XI."""
+"""`fadepth ablate`: variants of a run, their table beside the paper's figures, and the paper's Tables IV to XI."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ TINY = {
 PAPER = [0.1489, 1.0972, 5.7242, 0.2206, 0.7921]
 VARIANTS = {"plain": ["model.etm=null"], "etm": {"set": ["model.etm=etm#"], "paper": PAPER}}
 
-#: Stands in for `run.py fit`: writes the figures of a run without training it.
+#: Stands in for `fadepth fit`: writes the figures of a run without training it.
 FAKE_FIT = """
 import json, pathlib, sys
 folder = next(pathlib.Path(value.removeprefix("output=")) for value in sys.argv if value.startswith("output="))

@@ -15,10 +15,10 @@ import torch
 import yaml
 
 from fadepth_core.data import DataError, Sample
-from fadepth_core.data.synthetic import SyntheticDataset
 from fadepth_core.evaluation.motion import motion_errors
 from fadepth_core.runtime.checkpoint import Checkpoint, CheckpointError
 from fadepth_core.runtime.engine import DepthEngine
+from fadepth_core.synthetic.dataset import SyntheticDataset
 from fadepth_core.training.config import ConfigError, load_config
 from fadepth_core.training.fit import SPEED_WEIGHT, Measure, fit, training_set, with_speed_weight
 from fadepth_core.training.trainer import batches

@@ -1,4 +1,4 @@
-"""`training/run.py` as a user calls it."""
+"""`fadepth` as a user calls it."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from fadepth_core.data.synthetic import SyntheticDataset
 from fadepth_core.evaluation.report import MAP_SIZE, TILE_WIDTH
 from fadepth_core.evaluation.video import rgb
 from fadepth_core.models import MODELS, SmallDepth
 from fadepth_core.models.posenet import build_pose_net
 from fadepth_core.runtime.checkpoint import Checkpoint, save_checkpoint
 from fadepth_core.runtime.engine import DepthEngine
+from fadepth_core.synthetic.dataset import SyntheticDataset
 from fadepth_core.training.pose_checkpoint import save_pose_net
 from street_canyon import GAP, write_frames
 from street_canyon import SIZE as CLIP_SIZE

@@ -14,15 +14,16 @@ import pytest
 import torch
 import yaml
 
+from fadepth_core.common.color import normalise
 from fadepth_core.data import DataError, collate
 from fadepth_core.data.augment import Augmentation
 from fadepth_core.data.pictures import write_pictures
-from fadepth_core.data.synthetic import SyntheticDataset
-from fadepth_core.losses import ApxLoss, ApxReading, normalise
+from fadepth_core.losses import ApxLoss, ApxReading
 from fadepth_core.models.layers.head import disparity_to_depth
 from fadepth_core.runtime.checkpoint import Checkpoint, CheckpointError
 from fadepth_core.runtime.export import export_checkpoint
 from fadepth_core.runtime.network import load_network, load_training_network
+from fadepth_core.synthetic.dataset import SyntheticDataset
 from fadepth_core.training.config import ConfigError, load_config
 from fadepth_core.training.fit import training_set
 from fadepth_core.training.teacher import Distillation, Predictions, TeacherCache, WithTeacher, load_teacher

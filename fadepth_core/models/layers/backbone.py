@@ -9,7 +9,7 @@ from types import ModuleType
 import torch
 from torch import Tensor, nn
 
-from fadepth_core.models.depth_network import PIXEL_MEAN, PIXEL_STD
+from fadepth_core.common.color import PIXEL_MEAN, PIXEL_STD
 
 #: Encoders that a decoder can be put on, by timm's name: channels of their maps at 1/2, 1/4, 1/8, 1/16 and 1/32.
 ENCODER_WIDTHS = {

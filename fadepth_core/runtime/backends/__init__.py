@@ -20,8 +20,8 @@ from typing import Protocol
 
 import numpy as np
 
+from fadepth_core.common.framing import Framing
 from fadepth_core.runtime.checkpoint import Checkpoint
-from fadepth_core.runtime.framing import Framing
 
 _MODULES = {
     "tensorrt": "fadepth_core.runtime.backends.tensorrt",

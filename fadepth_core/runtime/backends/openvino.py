@@ -13,10 +13,10 @@ from pathlib import Path
 
 import numpy as np
 
+from fadepth_core.common.files import user_cache
+from fadepth_core.common.framing import Framing
 from fadepth_core.runtime.backends import Job, default_threads
 from fadepth_core.runtime.checkpoint import Checkpoint, CheckpointError
-from fadepth_core.runtime.engine_cache import user_cache
-from fadepth_core.runtime.framing import Framing
 
 ANY_SIZE = True
 #: What is computed in float: everything, or what the int8 graph leaves of it.
@@ -150,7 +150,7 @@ def int8_file(checkpoint: Checkpoint) -> Path:
     """
     if problem := checkpoint.int8_problem():
         raise CheckpointError(
-            f"{problem}; make one with 'python training/run.py export {checkpoint.path} --int8 FRAMES', FRAMES being a "
+            f"{problem}; make one with 'fadepth export {checkpoint.path} --int8 FRAMES', FRAMES being a "
             "clip or a folder of pictures like the camera's"
         )
     return checkpoint.int8_path
@@ -167,7 +167,7 @@ def onnx_file(checkpoint: Checkpoint) -> Path:
         return checkpoint.onnx_path
     if any(importlib.util.find_spec(name) is None for name in ("torch", "onnx")):
         raise CheckpointError(
-            f"{problem}; make it with 'python training/run.py export {checkpoint.path}' where torch and onnx are installed"
+            f"{problem}; make it with 'fadepth export {checkpoint.path}' where torch and onnx are installed"
         )
     from fadepth_core.runtime.export import ensure_onnx
 

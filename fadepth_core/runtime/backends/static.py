@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fadepth_core.common.framing import Framing
 from fadepth_core.runtime.backends import Job, copied
-from fadepth_core.runtime.framing import Framing
 
 #: (image [B, H, W, 3] uint8, intrinsics [B, 3, 3], scale [B, 1], limits [B, 2]) -> depth [B, h, w], points [B, h, w, 3], on
 #: one device. Called on the current stream; what it returns may be the same tensors every time.

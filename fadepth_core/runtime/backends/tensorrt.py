@@ -25,11 +25,12 @@ import warnings
 from dataclasses import asdict
 from pathlib import Path
 
+from fadepth_core.common.files import user_cache
+from fadepth_core.common.framing import Framing
 from fadepth_core.runtime.backends import Backend, Job
 from fadepth_core.runtime.backends import torch as eager
 from fadepth_core.runtime.checkpoint import Checkpoint
-from fadepth_core.runtime.engine_cache import EngineCache, user_cache
-from fadepth_core.runtime.framing import Framing
+from fadepth_core.runtime.engine_cache import EngineCache
 
 ANY_SIZE = False
 #: Goes up with every change of what `compile_graph` makes, so that plans kept from an older one are not used.

@@ -10,8 +10,8 @@ import importlib.util
 
 import numpy as np
 
+from fadepth_core.common.framing import Framing
 from fadepth_core.runtime.backends import Backend, Job, default_threads
-from fadepth_core.runtime.framing import Framing
 
 ANY_SIZE = True
 

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from fadepth_core.data.errors import DataError
+from fadepth_core.common.errors import DataError
 from fadepth_core.data.video import Clip
 from fadepth_core.geometry import project, relative_motion, reproject, sample, viewing_rays
 

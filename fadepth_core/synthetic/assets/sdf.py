@@ -17,7 +17,8 @@ from xml.etree.ElementTree import Element
 
 import numpy as np
 
-from fadepth_core.data.assets.meshes import (
+from fadepth_core.common.errors import DataError
+from fadepth_core.synthetic.assets.meshes import (
     SUFFIXES,
     Part,
     Surface,
@@ -28,7 +29,6 @@ from fadepth_core.data.assets.meshes import (
     read_picture,
     submesh_of,
 )
-from fadepth_core.data.errors import DataError
 
 _log = logging.getLogger(__name__)
 

@@ -1,6 +1,6 @@
 """Rendered scenes of 3D models with exact depth, motion and intrinsics, drawn anew for every sample from a seed.
 
-Like `data.synthetic`, whose renderer and light it uses, but with real shapes and pictures: anybody's models, or a world of
+Like `synthetic.dataset`, whose renderer and light it uses, but with real shapes and pictures: anybody's models, or a world of
 Gazebo. Nothing is stored; the models are the user's.
 """
 
@@ -15,18 +15,17 @@ from typing import Literal
 import numpy as np
 from torch.utils.data import Dataset
 
-from fadepth_core.data.assets.meshes import require_trimesh
-from fadepth_core.data.assets.models import ROOM, STREET, load_models
-from fadepth_core.data.assets.room import ModelRoom
-from fadepth_core.data.assets.sdf import Library
-from fadepth_core.data.assets.stage import Atlas
-from fadepth_core.data.assets.street import ModelStreet
-from fadepth_core.data.assets.views import Range, draw_intrinsics, is_good_view, lamp_light
-from fadepth_core.data.assets.world import World
-from fadepth_core.data.errors import DataError
-from fadepth_core.data.sample import Sample
-from fadepth_core.data.scenes.occlusion import ambient_occlusion
-from fadepth_core.data.synthetic import (
+from fadepth_core.common.errors import DataError
+from fadepth_core.common.sample import Sample
+from fadepth_core.synthetic.assets.meshes import require_trimesh
+from fadepth_core.synthetic.assets.models import ROOM, STREET, load_models
+from fadepth_core.synthetic.assets.room import ModelRoom
+from fadepth_core.synthetic.assets.sdf import Library
+from fadepth_core.synthetic.assets.stage import Atlas
+from fadepth_core.synthetic.assets.street import ModelStreet
+from fadepth_core.synthetic.assets.views import Range, draw_intrinsics, is_good_view, lamp_light
+from fadepth_core.synthetic.assets.world import World
+from fadepth_core.synthetic.dataset import (
     Scene,
     Track,
     camera_pose,
@@ -35,6 +34,7 @@ from fadepth_core.data.synthetic import (
     indoor_motion,
     rendered_sample,
 )
+from fadepth_core.synthetic.occlusion import ambient_occlusion
 
 Random = np.random.Generator
 Kind = Literal["world", "street", "room"]

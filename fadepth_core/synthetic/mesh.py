@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fadepth_core.data.scenes.raster import TEXTURE_SIDE, Geometry, Materials
+from fadepth_core.synthetic.raster import TEXTURE_SIDE, Geometry, Materials
 
 Colour = tuple[float, float, float]
 

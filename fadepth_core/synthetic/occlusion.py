@@ -11,7 +11,7 @@ import math
 import cv2
 import numpy as np
 
-from fadepth_core.data.scenes.raster import SKY_DEPTH, _jit
+from fadepth_core.synthetic.raster import SKY_DEPTH, _jit
 
 _SAMPLES = 12
 

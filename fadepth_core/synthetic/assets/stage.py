@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from fadepth_core.data.assets.meshes import Part, Surface, has_holes, metric_uv
-from fadepth_core.data.scenes.raster import TEXTURE_LEVELS, TEXTURE_SIDE, TEXTURE_TEXELS, Geometry, Materials
-from fadepth_core.data.scenes.textures import TextureSet, build_atlas
+from fadepth_core.synthetic.assets.meshes import Part, Surface, has_holes, metric_uv
+from fadepth_core.synthetic.raster import TEXTURE_LEVELS, TEXTURE_SIDE, TEXTURE_TEXELS, Geometry, Materials
+from fadepth_core.synthetic.textures import TextureSet, build_atlas
 
 Random = np.random.Generator
 

@@ -14,11 +14,11 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from fadepth_core.data.sample import LabelledImage, Sample
-from fadepth_core.data.scenes.raster import SKY_DEPTH, Geometry, Light, Materials, depth_map, render
-from fadepth_core.data.scenes.room import Room
-from fadepth_core.data.scenes.street import Street
-from fadepth_core.data.scenes.textures import TextureSet, build_atlas
+from fadepth_core.common.sample import LabelledImage, Sample
+from fadepth_core.synthetic.raster import SKY_DEPTH, Geometry, Light, Materials, depth_map, render
+from fadepth_core.synthetic.room import Room
+from fadepth_core.synthetic.street import Street
+from fadepth_core.synthetic.textures import TextureSet, build_atlas
 
 Random = np.random.Generator
 Preset = Literal["driving", "indoor"]

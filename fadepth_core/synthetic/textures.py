@@ -15,7 +15,7 @@ from itertools import pairwise
 import cv2
 import numpy as np
 
-from fadepth_core.data.scenes.raster import TEXTURE_LEVELS, TEXTURE_SIDE, TEXTURE_TEXELS
+from fadepth_core.synthetic.raster import TEXTURE_LEVELS, TEXTURE_SIDE, TEXTURE_TEXELS
 
 S = TEXTURE_SIDE
 Random = np.random.Generator

@@ -17,7 +17,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from fadepth_core.data.errors import DataError
+from fadepth_core.common.errors import DataError
 
 _log = logging.getLogger(__name__)
 

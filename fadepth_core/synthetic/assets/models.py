@@ -10,10 +10,10 @@ from pathlib import Path
 
 import numpy as np
 
-from fadepth_core.data.assets.meshes import Part, bounds
-from fadepth_core.data.assets.sdf import Library, read_sdf
-from fadepth_core.data.assets.stage import Atlas, Placements, Stage, build_stage
-from fadepth_core.data.errors import DataError
+from fadepth_core.common.errors import DataError
+from fadepth_core.synthetic.assets.meshes import Part, bounds
+from fadepth_core.synthetic.assets.sdf import Library, read_sdf
+from fadepth_core.synthetic.assets.stage import Atlas, Placements, Stage, build_stage
 
 Random = np.random.Generator
 _log = logging.getLogger(__name__)

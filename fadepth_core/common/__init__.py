@@ -1,0 +1,1 @@
+"""What all other packages use; nothing here imports them."""

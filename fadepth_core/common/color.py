@@ -1,0 +1,65 @@
+"""Colours of pictures: normalisation for the networks, and random changes for training."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+#: ImageNet statistics, for inputs in [0, 1]. All frames reach the networks normalised with them.
+PIXEL_MEAN = (0.485, 0.456, 0.406)
+PIXEL_STD = (0.229, 0.224, 0.225)
+
+
+def normalise(frames: Tensor) -> Tensor:
+    """What both networks take: RGB in [0, 1] [B, 3, 3, H, W] -> the same with ImageNet's mean and spread taken out."""
+    mean, std = (frames.new_tensor(values).view(3, 1, 1) for values in (PIXEL_MEAN, PIXEL_STD))
+    return (frames - mean) / std
+
+
+@dataclass(frozen=True)
+class ColorJitter:
+    """Random brightness, contrast, saturation and hue, one draw per sample, shared by its three frames.
+
+    Each change is linear in RGB (hue as a rotation of the YIQ chroma plane), so together they are one 3×3 matrix and an
+    offset per sample: a single product instead of four passes and a conversion to HSV and back.
+
+    Args:
+        brightness, contrast, saturation: b draws the factor from [1 - b, 1 + b].
+        hue: largest shift as a share of the full circle.
+    """
+
+    brightness: float = 0.2
+    contrast: float = 0.2
+    saturation: float = 0.2
+    hue: float = 0.1
+
+    def __call__(self, frames: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Shapes: RGB in [0, 1] [B, 3, 3, H, W] -> the same."""
+        draw = frames.new_empty(4, len(frames)).uniform_(-1, 1, generator=generator)
+        brightness, contrast, saturation = (
+            1 + limit * x for limit, x in zip((self.brightness, self.contrast, self.saturation), draw[:3], strict=True)
+        )
+        chroma = self._chroma_matrix(saturation, 2 * torch.pi * self.hue * draw[3])
+        # Contrast pulls towards the mean grey level of the brightened sample; grey passes the chroma matrix unchanged.
+        grey = frames.mean((1, 3, 4)) @ _RGB_TO_YIQ.to(frames)[0]
+        offset = (1 - contrast) * brightness * grey
+        matrix = (contrast * brightness)[:, None, None] * chroma
+        pixels = frames.permute(0, 1, 3, 4, 2)
+        mixed = torch.baddbmm(offset[:, None, None], pixels.flatten(1, 3), matrix.transpose(1, 2))
+        return mixed.clamp(0, 1).view(pixels.shape).permute(0, 1, 4, 2, 3)
+
+    @staticmethod
+    def _chroma_matrix(saturation: Tensor, angle: Tensor) -> Tensor:
+        """RGB -> RGB [B, 3, 3] that scales and rotates the chroma plane."""
+        cosine, sine, zero = saturation * angle.cos(), saturation * angle.sin(), torch.zeros_like(angle)
+        rows = [torch.ones_like(angle), zero, zero, zero, cosine, -sine, zero, sine, cosine]
+        to_yiq = _RGB_TO_YIQ.to(saturation)
+        return torch.linalg.inv(to_yiq) @ torch.stack(rows, dim=-1).unflatten(-1, (3, 3)) @ to_yiq
+
+
+# NTSC; the chroma rows sum to zero, so that grey has no chroma.
+_RGB_TO_YIQ = torch.tensor(
+    [[0.299, 0.587, 0.114], [0.596, -0.274, -0.322], [0.211, -0.523, 0.312]], dtype=torch.float64
+)

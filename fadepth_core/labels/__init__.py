@@ -1,0 +1,1 @@
+"""Algorithms that measure depth or motion in recordings, for training to learn from."""
