@@ -62,6 +62,7 @@ setup(
     zip_safe=False,
     entry_points={
         "console_scripts": [
+            "fadepth = fadepth_core.__main__:main",
             "depth_node = fadepth_ros.node:main",
             "clip_publisher = fadepth_ros.clip_publisher:main",
             "viewer = fadepth_ros.viewer:main",
