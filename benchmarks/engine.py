@@ -31,7 +31,7 @@ from fadepth_core.common.framing import Framing
 from fadepth_core.models import build_model
 from fadepth_core.models.complexity import complexity
 from fadepth_core.runtime import backends
-from fadepth_core.runtime.backends import Job, default_threads
+from fadepth_core.runtime.backends import BackendSpec, default_threads
 from fadepth_core.runtime.backends.openvino import OpenVINOBackend
 from fadepth_core.runtime.checkpoint import Checkpoint
 from fadepth_core.runtime.export import write_onnx
@@ -88,7 +88,7 @@ def openvino(
         # Noise does: how fast a graph is does not depend on its scales.
         noise = np.random.default_rng(1).integers(0, 256, (4, *framing.network_size, 3), dtype=np.uint8)
         path.write_bytes(quantize_graph(path.read_bytes(), noise))
-    return OpenVINOBackend(Job(_GraphFile(path), framing, precision, threads))
+    return OpenVINOBackend(BackendSpec(_GraphFile(path), framing, precision, threads))
 
 
 def openvino_precisions() -> tuple[str, ...]:
@@ -171,8 +171,8 @@ def main() -> int:
                     streaming[precision] = backend
         for name in backends.NAMES:
             module = backends.backend_module(name)
-            if module.missing() is None:
-                job = Job(Checkpoint(), framing, module.precisions()[0], threads)
+            if module.unavailable_reason() is None:
+                job = BackendSpec(Checkpoint(), framing, module.precisions()[0], threads)
                 contestants[f"node's backend '{name}'"] = backend_run(module.create(job))
         times = measure(contestants, image, args.frames)
         rates = {precision: stream_rates(backend, image, args.frames) for precision, backend in streaming.items()}

@@ -39,7 +39,7 @@ from fadepth_core.common.framing import Framing
 from fadepth_core.models import build_model
 from fadepth_core.models.complexity import complexity
 from fadepth_core.runtime import backends
-from fadepth_core.runtime.backends import Job, default_threads, tensorrt
+from fadepth_core.runtime.backends import BackendSpec, default_threads, tensorrt
 from fadepth_core.runtime.backends.static import static_backend
 from fadepth_core.runtime.graph import DepthGraph
 
@@ -88,13 +88,13 @@ def _variants() -> list[tuple[str, str]]:
     found = []
     for name in ("tensorrt", "inductor", "torch", "openvino"):
         module = backends.backend_module(name)
-        if module.missing() is None:
+        if module.unavailable_reason() is None:
             found += [(name, precision) for precision in module.precisions() if precision != "int8"]
     return found
 
 
 def _backend(name: str, precision: str, network: nn.Module, framing: Framing, batch: int, folder: Path):
-    job = Job(None, framing, precision, default_threads(), batch)
+    job = BackendSpec(None, framing, precision, default_threads(), batch)
     if name == "openvino":
         if batch > 1:
             raise RuntimeError("has no batches")

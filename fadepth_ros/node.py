@@ -241,8 +241,8 @@ class DepthNode(LifecycleNode):
     def _on_image(self, camera: CameraTopics, raw: bytes) -> None:
         """Only the newest frame is worth depth. Those of other cameras are taken too where they go into one batch with it;
         else they had better wait, and be replaced by newer ones."""
-        raw, overtaken = camera.newest([raw])
-        images = [(camera.pipeline, raw, overtaken)]
+        raw, superseded = camera.newest([raw])
+        images = [(camera.pipeline, raw, superseded)]
         for other in self._cameras:
             if other is not camera and camera.pipeline.batches_with(other.pipeline):
                 waiting = other.newest([])
@@ -251,7 +251,7 @@ class DepthNode(LifecycleNode):
         if len(images) > 1:
             offer_images(images)
         else:
-            camera.pipeline.offer_image(raw, overtaken)
+            camera.pipeline.offer_image(raw, superseded)
 
     # ---------------------------------------------------------------------------------------- parameters, diagnostics
 

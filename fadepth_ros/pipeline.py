@@ -37,7 +37,7 @@ WARN_PERIOD, RETRY_PERIOD = 5.0, 5.0
 #: Seconds between two looks at the ground.
 GROUND_PERIOD = 0.1
 #: A stamp this much older than the last one (ns) is a clock that was set back or a bag that began anew; less is a frame
-#: that was overtaken on its way.
+#: that was superseded on its way.
 CLOCK_RESET = 1_000_000_000
 
 
@@ -219,19 +219,19 @@ class Pipeline:
         shared = self._shared
         return shared is not None and shared is other._shared and shared.engine is not None and shared.engine.batches
 
-    def offer_image(self, raw: bytes, overtaken: int = 0) -> None:
-        """A serialized image has arrived, and `overtaken` older ones with it that it replaces.
+    def offer_image(self, raw: bytes, superseded: int = 0) -> None:
+        """A serialized image has arrived, and `superseded` older ones with it that it replaces.
 
         Never raises for what a camera or an engine does: the frame is lost, counted and warned of.
         """
-        self.count(overtaken)
+        self.count(superseded)
         self.attempt(self.process, raw, time.monotonic())
 
-    def count(self, overtaken: int) -> None:
-        """A frame has arrived, and `overtaken` older ones."""
-        self.statistics.received(1 + overtaken)
-        if overtaken:
-            self.statistics.dropped("overtaken", overtaken)
+    def count(self, superseded: int) -> None:
+        """A frame has arrived, and `superseded` older ones."""
+        self.statistics.received(1 + superseded)
+        if superseded:
+            self.statistics.dropped("superseded", superseded)
 
     def attempt(self, step: Callable, *arguments):
         """What `step` of this pipeline returns; when it raises, None, and the frame is lost, counted and warned of."""
@@ -368,7 +368,7 @@ class Pipeline:
         if last is not None and now < last:
             if last - now < CLOCK_RESET:
                 raise MessageError(
-                    "stamp", f"stamp {1e-9 * (last - now):.3f} s before the last frame's; it was overtaken"
+                    "stamp", f"stamp {1e-9 * (last - now):.3f} s before the last frame's; it was superseded"
                 )
             self.note_problem(
                 f"{self._image_topic}: stamps jumped back by {1e-9 * (last - now):.1f} s; going on from there",
@@ -488,8 +488,8 @@ def offer_images(images: Sequence[tuple[Pipeline, bytes, int]]) -> None:
     """
     arrival = time.monotonic()
     batches: dict[DepthEngine, list[tuple[Pipeline, Prepared]]] = {}
-    for pipeline, raw, overtaken in images:
-        pipeline.count(overtaken)
+    for pipeline, raw, superseded in images:
+        pipeline.count(superseded)
         job = pipeline.attempt(pipeline.prepare, raw, arrival)
         if job is None:
             continue

@@ -30,7 +30,7 @@ pack() { # NAME COUNT HEIGHT WIDTH OPTION...
   # A smaller copy for another machine has scenes, but no models to render more.
   [ "$set" = synthetic ] || [ -d "$DATA/models" ] || return 0
   # shellcheck disable=SC2086 # one word for each option
-  run pack "$set" --count "$count" --size "$height" "$width" $options --option still=true --out "$DATA/$name"
+  run pack "$set" --count "$count" --size "$height" "$width" $options --option static=true --out "$DATA/$name"
 }
 pack streets 1600 144 468 synthetic preset=driving seed=7
 pack rooms 800 216 288 synthetic preset=indoor seed=3

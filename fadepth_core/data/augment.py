@@ -70,7 +70,7 @@ class Augmentation:
         return sample
 
 
-def paste_strip(sample: Sample, other: Sample, generator: torch.Generator) -> Sample:
+def cutmix_strip(sample: Sample, other: Sample, generator: torch.Generator) -> Sample:
     """`sample` with a strip, a fifth to two thirds of its width, of what `other` shows there: frames and depth.
 
     A strip from top to bottom, so that what is up stays up. Everything else is the sample's own and does not hold in the

@@ -117,7 +117,7 @@ class _Wrapped(Dataset):
         return len(self._dataset)
 
 
-class FilledIn(_Wrapped):
+class WithPlaceholders(_Wrapped):
     """A data set whose samples have depth, its sharpness and speed: "unknown" (0, NaN) where it knows none.
 
     In a mixture, some batches would otherwise have them and others not.

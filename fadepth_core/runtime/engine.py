@@ -23,7 +23,7 @@ import numpy as np
 
 from fadepth_core.common.framing import Framing
 from fadepth_core.runtime import backends
-from fadepth_core.runtime.backends import Backend, Job, copied
+from fadepth_core.runtime.backends import Backend, BackendSpec, copied
 from fadepth_core.runtime.checkpoint import Checkpoint, CheckpointError
 
 _LOG = logging.getLogger("fadepth")
@@ -410,7 +410,7 @@ class DepthEngine:
             name, precision = self._remaining.pop(0)
             try:
                 module = backends.backend_module(name)
-                if (reason := module.missing()) is not None:
+                if (reason := module.unavailable_reason()) is not None:
                     self._remaining = [entry for entry in self._remaining if entry[0] != name]
                     self._give_up(name, reason)
                     continue
@@ -499,11 +499,11 @@ class DepthEngine:
             self._deferred = []
         self._use(started)
 
-    def _job(self, precision: str) -> Job:
+    def _job(self, precision: str) -> BackendSpec:
         framing = self.framing
         if self._frame_size == framing.network_size:
             framing = framing.at_network()  # frames come at that size already
-        return Job(self.checkpoint, framing, precision, self._threads, self._batch, self._log, self._abandoned)
+        return BackendSpec(self.checkpoint, framing, precision, self._threads, self._batch, self._log, self._abandoned)
 
     def _give_up(self, name: str, reason: str, error: BaseException | None = None) -> None:
         """Note why a backend is not used; `error`: what it failed with, where it is there but failed."""
@@ -514,7 +514,7 @@ class DepthEngine:
         self._log.log(level, "backend %s passed over: %s", name, reason, exc_info=trace)
 
 
-def _started(name: str, module: ModuleType, job: Job) -> _Started:
+def _started(name: str, module: ModuleType, job: BackendSpec) -> _Started:
     """A backend that has passed its check and run once."""
     if module.ANY_SIZE:
         _check_on_golden_frame(module, job)
@@ -533,7 +533,7 @@ def _started(name: str, module: ModuleType, job: Job) -> _Started:
     return _Started(name, job.precision, backend, size)
 
 
-def _check_on_golden_frame(module: ModuleType, job: Job) -> None:
+def _check_on_golden_frame(module: ModuleType, job: BackendSpec) -> None:
     """Compare a backend for golden frames with the checkpoint's golden output."""
     checkpoint, golden = job.checkpoint, job.checkpoint.golden
     digests = checkpoint.weights_sha256, checkpoint.description.int8_sha256
@@ -547,7 +547,7 @@ def _check_on_golden_frame(module: ModuleType, job: Job) -> None:
     _CHECKED.add(key)
 
 
-def _check_as_it_is(backend: Backend, job: Job) -> None:
+def _check_as_it_is(backend: Backend, job: BackendSpec) -> None:
     """Compare a backend with plain PyTorch in float32 on the CPU, on a frame of the camera's size: to compile it for golden
     frames, too, would take as long again."""
     from fadepth_core.runtime.backends.torch import reference_depth
@@ -556,7 +556,7 @@ def _check_as_it_is(backend: Backend, job: Job) -> None:
     _compare(backend, job.precision, image, reference_depth(job, image))
 
 
-def _check_batch(backend: Backend, job: Job) -> None:
+def _check_batch(backend: Backend, job: BackendSpec) -> None:
     """Compare a backend's batch, which may be another compilation, with what it says of the same frames one by one."""
     if job.batch < 2 or not hasattr(backend, "infer_batch"):
         return

@@ -97,14 +97,14 @@ class SyntheticDataset(Dataset):
         moving: whether anything but the camera moves.
         stride: makes the time between frames that much longer, as leaving out frames of a video does; small pictures
             need it, because the same motion is fewer of their pixels.
-        still: nothing moves, not even the camera: one view three times, rendered in half the time. For training against
+        static: nothing moves, not even the camera: one view three times, rendered in half the time. For training against
             true depth alone.
         sky: whether the sky has a depth, far away, or none, as in all measured depth.
     """
 
     def __init__(
         self, preset: Preset = "driving", size: tuple[int, int] = (128, 416), length: int = 100_000, seed: int = 0,
-        moving: bool = True, stride: float = 1.0, still: bool = False, sky: bool = True,
+        moving: bool = True, stride: float = 1.0, static: bool = False, sky: bool = True,
     ):  # fmt: skip
         if preset not in ("driving", "indoor"):
             raise ValueError(f"preset must be 'driving' or 'indoor', got '{preset}'")
@@ -113,7 +113,7 @@ class SyntheticDataset(Dataset):
         if stride <= 0:
             raise ValueError(f"stride must be positive, got {stride}")
         self._preset, self._size, self._length, self._seed = preset, tuple(size), length, seed
-        self._moving, self._stride, self._still, self._sky = moving, stride, still, sky
+        self._moving, self._stride, self._static, self._sky = moving, stride, static, sky
 
     def __len__(self) -> int:
         return self._length
@@ -132,7 +132,7 @@ class SyntheticDataset(Dataset):
             lambda time, pose: scene.render_at(time, intrinsics, pose, self._size),
             intrinsics,
             (poses, interval, speed),
-            self._still,
+            self._static,
             self._sky,
         )
 
@@ -143,7 +143,7 @@ def rendered_sample(
     shoot: Callable[[float, np.ndarray], tuple[np.ndarray, np.ndarray]],
     intrinsics: np.ndarray,
     motion: tuple[np.ndarray, float, float],
-    still: bool,
+    static: bool,
     sky: bool,
 ) -> Sample:
     """Three shots of a scene as a sample.
@@ -152,11 +152,11 @@ def rendered_sample(
         shoot: (time in seconds, camera-to-world pose [4, 4]) -> linear picture [H, W, 3] and depth [H, W] in metres.
         intrinsics: K [3, 3].
         motion: camera-to-world poses [3, 4, 4], seconds between two of them, and the camera's speed in m/s.
-        still: one shot, from the middle pose, three times.
+        static: one shot, from the middle pose, three times.
         sky: whether the sky has a depth.
     """
     poses, interval, speed = motion
-    if still:
+    if static:
         shots, poses, speed = 3 * [shoot(0.0, poses[1])], poses[[1, 1, 1]], 0.0
     else:
         shots = [shoot((i - 1) * interval, pose) for i, pose in enumerate(poses)]

@@ -81,7 +81,7 @@ class DataConfig(_Strict):
     workers: int = Field(2, ge=0, description="loader processes per training process; 0 loads in the process itself")
     cache: bool = Field(False, description="each loader process keeps what it has loaded, before augmentation")
     augment: AugmentationConfig = AugmentationConfig()
-    paste: float = Field(
+    cutmix: float = Field(
         0.0,
         ge=0,
         le=1,
@@ -384,8 +384,10 @@ class TrainConfig(_Strict):
     @model_validator(mode="after")
     def _check_data_against_loss(self) -> TrainConfig:
         alone = not self.compares_frames and self.loss.levels.keys() == {"cr"} and not self.teacher
-        if self.data.paste and not alone:
-            raise ValueError("data.paste: a pasted strip has no neighbouring frames; it goes with loss.depth alone")
+        if self.data.cutmix and not alone:
+            raise ValueError(
+                "data.cutmix: the strip of another picture has no neighbouring frames; it goes with loss.depth alone"
+            )
         if self.loss.speed and self.pose.network == "known":
             raise ValueError("loss.speed: with known poses there is no motion to correct")
         resized = sorted({"lr", "hr"} & self.loss.levels.keys())

@@ -20,7 +20,7 @@ from torch.utils.data import Dataset, Subset
 from fadepth_core.common.sample import LabelledImage, evenly_spread
 from fadepth_core.data.augment import Augmentation
 from fadepth_core.data.focal import AtFocalLength
-from fadepth_core.data.registry import FilledIn, InMemory, MiddleFrames, Mixture, build_dataset, build_test_set
+from fadepth_core.data.registry import InMemory, MiddleFrames, Mixture, WithPlaceholders, build_dataset, build_test_set
 from fadepth_core.evaluation import (
     PROTOCOLS,
     Evaluation,
@@ -78,7 +78,7 @@ def fit(
     dataset = training_set(config)
     config = with_speed_weight(config, dataset)
     # Both before training, so that a mistake in what is named shows at once.
-    validation, test = Measure(config, config.validation), Measure(config, config.evaluation)
+    validation, test = Evaluator(config, config.validation), Evaluator(config, config.evaluation)
     augment = Augmentation(**config.data.augment.model_dump())
     trainer = Trainer(config, dataset, augment, validation if validation.measures_anything else None)
     path = trainer.fit(resume, on_step)
@@ -109,7 +109,7 @@ def training_set(config: TrainConfig) -> Dataset:
             if weight and not config.teacher and all(getattr(dataset[0], what) is None for dataset in datasets):
                 raise ConfigError(f"loss.{what}: none of the data sets has {what}")
     if len(datasets) > 1 or config.teacher:
-        datasets = [FilledIn(dataset) for dataset in datasets]
+        datasets = [WithPlaceholders(dataset) for dataset in datasets]
     if not config.compares_frames:
         datasets = [MiddleFrames(dataset) for dataset in datasets]
     datasets = with_teacher(config, datasets)
@@ -144,7 +144,7 @@ def choose_protocol(config: EvaluationConfig) -> Protocol:
     return protocol if config.scaling is None else replace(protocol, scaling=config.scaling)
 
 
-class Measure:
+class Evaluator:
     """Measures the networks of a run on what `chosen` names, its validation or its evaluation; the trainer's `measure`.
 
     Raises:

@@ -33,7 +33,7 @@ from fadepth_core.common.color import normalise
 from fadepth_core.common.files import write_atomically
 from fadepth_core.common.sample import evenly_spread
 from fadepth_core.data import Sample, collate
-from fadepth_core.data.augment import paste_strip
+from fadepth_core.data.augment import cutmix_strip
 from fadepth_core.data.focal import at_focal_length
 from fadepth_core.geometry import area_average
 from fadepth_core.losses import BaseWeights, LevelWeights, PyramidLoss, PyramidReport
@@ -68,7 +68,7 @@ class TrainingError(RuntimeError):
     """A run that cannot start or go on; the message says why and what is left of it."""
 
 
-class _Keyed(Dataset):
+class AugmentedDataset(Dataset):
     """Looks samples up by the sampler's (index, draw) keys and augments each with the generator its draw seeds; then
     brings it to the configured focal length, which augmentation changes. Frames are `factor` times the size of level cr."""
 
@@ -80,16 +80,16 @@ class _Keyed(Dataset):
         factor: int,
     ):
         self._dataset, self._augment = dataset, augment
-        self._focal, self._paste, self._factor = config.focal_length, config.paste, factor
+        self._focal, self._cutmix, self._factor = config.focal_length, config.cutmix, factor
 
     def __getitem__(self, key: tuple[int, int]) -> Sample:
         index, draw = key
         generator = torch.Generator().manual_seed(draw)
         sample = self._sample(index, generator)
-        if self._paste and torch.rand((), generator=generator) < self._paste:
+        if self._cutmix and torch.rand((), generator=generator) < self._cutmix:
             other = self._sample(int(torch.randint(len(self._dataset), (), generator=generator)), generator)
             if other.frames.shape == sample.frames.shape:
-                sample = paste_strip(sample, other, generator)
+                sample = cutmix_strip(sample, other, generator)
         return sample
 
     def _sample(self, index: int, generator: torch.Generator) -> Sample:
@@ -111,7 +111,7 @@ def statistics_images(dataset: Dataset, augment, config: TrainConfig) -> list[Te
     indices = evenly_spread(len(dataset), config.data.statistics_images)
     indices = np.random.default_rng(0).permutation(indices).tolist()
     loader = DataLoader(
-        _Keyed(dataset, augment, config.data, config.frame_factor),
+        AugmentedDataset(dataset, augment, config.data, config.frame_factor),
         batch_size=None,
         sampler=[(index, draw) for draw, index in enumerate(indices)],
         num_workers=config.data.workers,
@@ -154,7 +154,7 @@ def batches(dataset: Dataset, augment, config: TrainConfig, start: int, rank: in
         order = {"batch_sampler": BatchesOfOneKind(keys, size, lambda index: sizes[dataset.part(index)], start)}
     return iter(
         DataLoader(
-            _Keyed(dataset, augment, config.data, config.frame_factor),
+            AugmentedDataset(dataset, augment, config.data, config.frame_factor),
             **order,
             num_workers=config.data.workers,
             collate_fn=collate,

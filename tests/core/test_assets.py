@@ -217,7 +217,7 @@ def test_a_world_yields_samples_that_follow_from_the_seed(world_folder):
     torch.testing.assert_close(item.poses[1], torch.eye(4))
     travelled = float(item.poses[2, :3, 3].norm())
     assert travelled == pytest.approx(float(item.speed * item.interval), rel=1e-3)
-    still = drawn(still=True)
+    still = drawn(static=True)
     assert torch.equal(still.depth, item.depth)
     assert float(still.speed) == 0
     torch.testing.assert_close(still.poses, torch.eye(4).expand(3, 4, 4))
@@ -236,7 +236,7 @@ def test_true_depth_and_motion_explain_the_other_frames(world_folder):
 
 def test_loose_things_stand_in_a_world_only_if_wanted(world_folder):
     bare, full = (
-        AssetsDataset(world_folder, "tiny", size=SIZE, still=True, seed=5, retexture=0.0, scatter=n) for n in (0, 8)
+        AssetsDataset(world_folder, "tiny", size=SIZE, static=True, seed=5, retexture=0.0, scatter=n) for n in (0, 8)
     )
     rng = np.random.default_rng(0)
     faces = [len(bare._draw(rng)[0].geometry.faces), max(len(full._draw(rng)[0].geometry.faces) for _ in range(4))]

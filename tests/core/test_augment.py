@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from fadepth_core.data import Sample, collate
-from fadepth_core.data.augment import Augmentation, paste_strip
+from fadepth_core.data.augment import Augmentation, cutmix_strip
 from fadepth_core.geometry import relative_motion, reproject
 from fadepth_core.geometry import sample as look_up
 from fadepth_core.synthetic.dataset import SyntheticDataset
@@ -132,16 +132,16 @@ def test_a_pasted_strip_has_the_other_ones_picture_and_depth(size):
     other = replace(other, frames=torch.ones(3, 3, H, W), depth=torch.full(size, 2.0), name="other")
     widths = []
     for seed in range(50):
-        pasted = paste_strip(one, other, generator(seed))
-        strip = pasted.frames[0, 0, 0] == 1
+        mixed = cutmix_strip(one, other, generator(seed))
+        strip = mixed.frames[0, 0, 0] == 1
         widths.append(int(strip.sum()) / W)
         assert int(strip.diff().sum()) <= 2, "one strip"
-        torch.testing.assert_close(pasted.frames, strip.float().expand(3, 3, H, W))
-        torch.testing.assert_close(pasted.depth, (1.0 + strip).expand(H, W))
+        torch.testing.assert_close(mixed.frames, strip.float().expand(3, 3, H, W))
+        torch.testing.assert_close(mixed.depth, (1.0 + strip).expand(H, W))
     assert 0.19 < min(widths) < 0.3
     assert 0.55 < max(widths) < 0.68
     assert not one.frames.any(), "the samples may be kept in memory"
-    assert pasted.name == f"{one.name} and other"
+    assert mixed.name == f"{one.name} and other"
 
 
 # ----------------------------------------------------------------------------------------------------- a turned camera, a teacher

@@ -77,7 +77,9 @@ def test_unknown_names_are_refused():
 
 
 def broken_backend(create, missing=None, precisions=("fp32",)):
-    return types.SimpleNamespace(create=create, missing=lambda: missing, precisions=lambda: precisions, ANY_SIZE=True)
+    return types.SimpleNamespace(
+        create=create, unavailable_reason=lambda: missing, precisions=lambda: precisions, ANY_SIZE=True
+    )
 
 
 def substitute(monkeypatch, **modules):
@@ -202,7 +204,9 @@ def slow_backend(gate, create=Compiled):
         assert gate.wait(30)
         return create(job)
 
-    return types.SimpleNamespace(create=made, missing=lambda: None, precisions=lambda: ("fp32",), ANY_SIZE=False)
+    return types.SimpleNamespace(
+        create=made, unavailable_reason=lambda: None, precisions=lambda: ("fp32",), ANY_SIZE=False
+    )
 
 
 def failing(error):

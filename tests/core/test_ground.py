@@ -50,7 +50,7 @@ def test_rendered_streets():
     """Bends, hills, kerbs and traffic: the ground is found in most, and the camera as high above it as it was put."""
     ratios = []
     for index in range(20):
-        sample = SyntheticDataset("driving", SIZE, still=True, seed=2)[index]
+        sample = SyntheticDataset("driving", SIZE, static=True, seed=2)[index]
         _, poses, _, _ = _draw_street(np.random.default_rng([2, index]), build_atlas(0), True, 1.0)
         depth = np.where(sample.depth < SKY_DEPTH, sample.depth, np.inf)
         found = camera_height(depth, sample.intrinsics.double().numpy())

@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from fadepth_core.data import DataError, Sample, collate
-from fadepth_core.data.augment import paste_strip
+from fadepth_core.data.augment import cutmix_strip
 from fadepth_core.data.images import read_depth, write_depth
 from fadepth_core.data.pictures import PictureDataset, write_pictures
-from fadepth_core.data.registry import FilledIn
+from fadepth_core.data.registry import WithPlaceholders
 from fadepth_core.data.shrink import shrink_folders
 from fadepth_core.losses import BaseWeights, LevelWeights, PyramidLoss
 from fadepth_core.models import DepthFeatures
@@ -191,7 +191,7 @@ def test_a_data_set_is_written_and_read_again(tmp_path):
 def test_the_shape_of_a_teachers_depth_does_not_count(tmp_path):
     """In a mixture with measured depth the loss of shape looks at the latter alone."""
     root = write_folder(tmp_path, [(CAMERA, np.tile(np.linspace(2, 9, 128, dtype=np.float32), (96, 1)))])
-    sharp, soft = (FilledIn(PictureDataset(root, (64, 96), sharp=value))[0] for value in (True, False))
+    sharp, soft = (WithPlaceholders(PictureDataset(root, (64, 96), sharp=value))[0] for value in (True, False))
 
     class Flat(torch.nn.Module):
         min_depth, max_depth, feature_offset = 0.1, 100.0, 0
@@ -215,8 +215,8 @@ def test_the_shape_of_a_teachers_depth_does_not_count(tmp_path):
     assert shape(soft) == 0
     assert shape(sharp) > 0.1
     assert shape(sharp, soft) == pytest.approx(shape(sharp))
-    pasted = paste_strip(sharp, soft, torch.Generator().manual_seed(0))
-    assert not pasted.sharp
+    mixed = cutmix_strip(sharp, soft, torch.Generator().manual_seed(0))
+    assert not mixed.sharp
 
 
 def test_of_a_tall_picture_the_middle_rows_are_labelled(tmp_path):

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from fadepth_core.data import DataError
-from fadepth_core.data.registry import TRAINING_SETS, FilledIn, InMemory, Mixture, build_dataset, build_test_set
+from fadepth_core.data.registry import TRAINING_SETS, InMemory, Mixture, WithPlaceholders, build_dataset, build_test_set
 
 
 class Numbers:
@@ -86,7 +86,7 @@ def test_what_is_kept_in_memory_is_loaded_once():
 
 def test_what_is_not_known_is_filled_in():
     sample = build_dataset("synthetic", (64, 96), length=1)[0]
-    assert FilledIn([sample])[0].depth is sample.depth
-    filled = FilledIn([replace(sample, depth=None, speed=None)])[0]
+    assert WithPlaceholders([sample])[0].depth is sample.depth
+    filled = WithPlaceholders([replace(sample, depth=None, speed=None)])[0]
     assert torch.equal(filled.depth, torch.zeros(64, 96))
     assert filled.speed.isnan()

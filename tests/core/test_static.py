@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from fadepth_core.common.framing import Framing
-from fadepth_core.runtime.backends import Job
+from fadepth_core.runtime.backends import BackendSpec
 from fadepth_core.runtime.backends.static import static_backend
 from fadepth_core.runtime.checkpoint import Checkpoint
 from fadepth_core.runtime.graph import DepthGraph
@@ -51,7 +51,7 @@ def assert_same(found, wanted):
 
 
 def backend(graph, batch=1):
-    job = Job(Checkpoint(), Framing.plan(SIZE, SIZE), "fp32", batch=batch)
+    job = BackendSpec(Checkpoint(), Framing.plan(SIZE, SIZE), "fp32", batch=batch)
     return static_backend(lambda _batch: graph, job, CPU, "CPU")
 
 

@@ -213,7 +213,7 @@ def test_without_numba_the_extra_is_named(monkeypatch):
 
 
 def test_a_still_scene_is_one_view_with_the_same_depth():
-    still, moving = (SyntheticDataset("driving", SIZE, seed=5, still=still)[3] for still in (True, False))
+    still, moving = (SyntheticDataset("driving", SIZE, seed=5, static=still)[3] for still in (True, False))
     for i in (0, 2):
         noise, motion = ((item.frames[i] - item.frames[1]).abs().mean() for item in (still, moving))
         assert noise < 0.5 * motion
@@ -223,7 +223,7 @@ def test_a_still_scene_is_one_view_with_the_same_depth():
 
 
 def test_sky_has_a_depth_or_none():
-    far, none = (SyntheticDataset("driving", SIZE, seed=1, still=True, sky=sky)[0].depth for sky in (True, False))
+    far, none = (SyntheticDataset("driving", SIZE, seed=1, static=True, sky=sky)[0].depth for sky in (True, False))
     above = far >= raster.SKY_DEPTH
     assert 0.02 < above.float().mean() < 0.9
     assert torch.equal(none, far.masked_fill(above, 0))

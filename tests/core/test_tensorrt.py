@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from fadepth_core.common.framing import Framing
-from fadepth_core.runtime.backends import Job, tensorrt
+from fadepth_core.runtime.backends import BackendSpec, tensorrt
 from fadepth_core.runtime.checkpoint import Checkpoint
 
 TESTS = Path(__file__).resolve().parents[1]
@@ -50,7 +50,7 @@ def test_the_whole_graph_becomes_one_engine(network, precision, camera, batch, g
 def job(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(tensorrt, "plan_identity", lambda job, batch: {"batch": str(batch), "gpu": "one"})
-    return Job(Checkpoint(), Framing.plan((128, 416)), "fp16", logger=logging.getLogger("fadepth"))
+    return BackendSpec(Checkpoint(), Framing.plan((128, 416)), "fp16", logger=logging.getLogger("fadepth"))
 
 
 def test_a_plan_is_built_once_and_said_to_take_a_while(job, monkeypatch, caplog):
@@ -112,7 +112,7 @@ def test_a_build_ends_with_the_process_that_wanted_it(job):
 
 def test_a_build_that_fails_in_its_process_says_why(job):
     """On a machine without a GPU, the real one does."""
-    if tensorrt.missing() is None:
+    if tensorrt.unavailable_reason() is None:
         pytest.skip("there is a GPU here, on which it does not fail")
     with pytest.raises(tensorrt.BuildError, match=r"(?s)the build ended with status 1: .*(CUDA|NVIDIA)"):
         tensorrt._built_elsewhere(job, 1)

@@ -155,7 +155,7 @@ def test_stamps_overtaken_on_the_way_are_dropped(robot):
     newest = max(message.header.stamp.sec for message in robot.received["depth/image"])
     late.header.stamp.sec, late.header.stamp.nanosec = newest - 1, 500_000_000
     _good.discard(newest - 1)
-    expect_refusal(robot, late, "stamp", "before the last frame's; it was overtaken")
+    expect_refusal(robot, late, "stamp", "before the last frame's; it was superseded")
 
 
 def test_a_clock_set_back_is_followed(robot):

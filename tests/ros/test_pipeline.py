@@ -251,9 +251,9 @@ def test_what_is_withheld_is_not_a_dropped_frame():
 
 def test_overtaken_frames_are_counted():
     made = make_pipeline(Recorder(DEPTH))
-    made.offer_image(frame(1), overtaken=3)
+    made.offer_image(frame(1), superseded=3)
     report = made.statistics.report()
-    assert (report.received, report.dropped, report.published) == (4, {"overtaken": 3}, {DEPTH: 1})
+    assert (report.received, report.dropped, report.published) == (4, {"superseded": 3}, {DEPTH: 1})
 
 
 def test_an_engine_that_cannot_start_is_tried_again(monkeypatch, caplog):

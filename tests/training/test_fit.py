@@ -20,7 +20,7 @@ from fadepth_core.runtime.checkpoint import Checkpoint, CheckpointError
 from fadepth_core.runtime.engine import DepthEngine
 from fadepth_core.synthetic.dataset import SyntheticDataset
 from fadepth_core.training.config import ConfigError, load_config
-from fadepth_core.training.fit import SPEED_WEIGHT, Measure, fit, training_set, with_speed_weight
+from fadepth_core.training.fit import SPEED_WEIGHT, Evaluator, fit, training_set, with_speed_weight
 from fadepth_core.training.trainer import batches
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -187,7 +187,7 @@ def test_speed_supervises_own_video_unless_told_otherwise(source, speed, overrid
 def test_perfect_motion_measures_as_perfect():
     """A pose network that answers the truth has no error; one that stands still has the truth's own angle."""
     config = load_config(None, ["data.size=[64, 64]", "evaluation.motion={name: synthetic, length: 3}"])
-    measure = Measure(config, config.evaluation)
+    measure = Evaluator(config, config.evaluation)
     dataset = measure._moving
 
     class Known(torch.nn.Module):
@@ -226,13 +226,13 @@ def _log(rotation):
 def test_pasted_strips_go_with_true_depth_alone():
     """A batch of them has strips of other samples; a strip has no neighbouring frames for another loss to compare."""
     alone = ["loss.base={photometric: 0, structure: 0, feature: 0, smoothness: 0}", "loss.levels=[cr]", "loss.depth=1"]
-    config = load_config(None, [*alone, "data.paste=1", "data.size=[32, 64]", "data.workers=0", "data.batch_size=4"])
-    scenes = SyntheticDataset("driving", (32, 64), length=6, still=True)
+    config = load_config(None, [*alone, "data.cutmix=1", "data.size=[32, 64]", "data.workers=0", "data.batch_size=4"])
+    scenes = SyntheticDataset("driving", (32, 64), length=6, static=True)
     batch = next(batches(scenes, None, config, 0, 0, 1))
     assert all(" and " in name for name in batch.name)
     for setting in ("loss.base.photometric=1", "loss.levels=[cr, flip]"):
-        with pytest.raises(ConfigError, match=r"data\.paste: a pasted strip has no neighbouring frames"):
-            load_config(None, [*alone, "data.paste=0.5", setting])
+        with pytest.raises(ConfigError, match=r"data\.cutmix: the strip of another picture has no"):
+            load_config(None, [*alone, "data.cutmix=0.5", setting])
 
 
 def test_one_focal_length_and_levels_of_other_sizes_are_refused():
@@ -243,7 +243,7 @@ def test_one_focal_length_and_levels_of_other_sizes_are_refused():
 
 def test_a_mixture_with_little_depth_trains_and_one_without_is_refused(tmp_path):
     """Batches in which no sample happens to have depth are nothing special."""
-    with_depth = {"name": "synthetic", "length": 2, "still": True, "share": 0.2}
+    with_depth = {"name": "synthetic", "length": 2, "static": True, "share": 0.2}
     clip = tmp_path / "clip"
     clip.mkdir()
     rng = np.random.default_rng(0)

@@ -62,7 +62,7 @@ def test_init_is_reproducible_and_runs(tmp_path):
 def test_pictures_are_packed_labelled_and_trained_on(tmp_path):
     """From a data set to pictures, from pictures to a teacher's depth, and a student that learns from it."""
     result = run(
-        "pack", "synthetic", "--option", "preset=indoor", "--option", "still=true", "--count", 3, "--size", 64, 96, "--out",
+        "pack", "synthetic", "--option", "preset=indoor", "--option", "static=true", "--count", 3, "--size", 64, 96, "--out",
         tmp_path / "pictures",
     )  # fmt: skip
     assert result.returncode == 0, result.stderr

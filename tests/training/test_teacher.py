@@ -40,7 +40,7 @@ def config(output, *overrides):
         None,
         [
             f"output={output}",
-            "data.train=[{name: synthetic, length: 4, still: true}]",
+            "data.train=[{name: synthetic, length: 4, static: true}]",
             f"data.size={list(SIZE)}",
             "data.batch_size=2",
             "data.workers=0",
@@ -68,7 +68,7 @@ def teacher(tmp_path_factory):
 
 @pytest.fixture
 def dataset():
-    return SyntheticDataset("driving", SIZE, length=4, still=True)
+    return SyntheticDataset("driving", SIZE, length=4, static=True)
 
 
 def changed_copy(path, target):
@@ -120,7 +120,7 @@ def test_a_student_comes_closer_to_its_teacher(teacher, tmp_path):
 def test_a_student_learns_the_metres_of_its_teacher(teacher, tmp_path, cached):
     """Of pictures whose depth nobody knows, augmented; distributions alone leave the scale open."""
     pictures = tmp_path / "pictures"
-    write_pictures(SyntheticDataset("driving", SIZE, length=4, still=True), pictures, range(4))
+    write_pictures(SyntheticDataset("driving", SIZE, length=4, static=True), pictures, range(4))
     index = json.loads((pictures / "index.json").read_text())
     (pictures / "index.json").write_text(
         json.dumps([{k: v for k, v in entry.items() if k != "depth"} for entry in index])
@@ -131,7 +131,7 @@ def test_a_student_learns_the_metres_of_its_teacher(teacher, tmp_path, cached):
         run = config(
             output, ALONE, f"data.train=[{{name: pictures, root: {json.dumps(str(pictures))}}}]", "data.focal_length=100",
             f"teacher.source={teacher}", "teacher.encoder=0", "teacher.decoder=0", f"teacher.depth={weight}", "loss.depth=1",
-            "loss.shape=0.1", "schedule.iterations=40", "optimizer.lr=3e-3", "model.start_depth=40", "data.paste=0",
+            "loss.shape=0.1", "schedule.iterations=40", "optimizer.lr=3e-3", "model.start_depth=40", "data.cutmix=0",
             "data.augment={scale: 1.3, stretch: 1, roll: 2, jitter: 0}",
             *([f"teacher.cache={json.dumps(str(tmp_path / 'cache'))}"] if cached else []),
         )  # fmt: skip

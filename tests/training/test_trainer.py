@@ -130,9 +130,9 @@ def test_batches_are_of_one_kind_and_go_on_where_a_run_stopped():
 def test_data_sets_of_two_sizes_in_one_run(tmp_path):
     """Each batch has one; the run resumes bit by bit, and BatchNorm's statistics are of both."""
     options = (
-        "data.train=[{name: synthetic, length: 6, still: true},{name: synthetic, preset: indoor, length: 5, still: true, "
+        "data.train=[{name: synthetic, length: 6, static: true},{name: synthetic, preset: indoor, length: 5, static: true, "
         "size: [64, 64]}]", "pose.network=known", "loss.levels=[cr]", "loss.depth=1", "loss.shape=0.5", "model.etm=null",
-        "loss.base={photometric: 0, structure: 0, feature: 0, smoothness: 0}", "data.paste=0.5", "data.statistics_images=8",
+        "loss.base={photometric: 0, structure: 0, feature: 0, smoothness: 0}", "data.cutmix=0.5", "data.statistics_images=8",
     )  # fmt: skip
     sizes = []
 

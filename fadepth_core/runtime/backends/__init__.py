@@ -1,6 +1,6 @@
 """What runs the DepthGraph: one module a backend, imported only when that backend is asked for.
 
-A backend module offers `missing()`, why it cannot run on this machine (None when it can), `precisions()`, the ones it can
+A backend module offers `unavailable_reason()`, why it cannot run on this machine (None when it can), `precisions()`, the ones it can
 compute in here, its default first, `create(job)`, which returns a `Backend`, and `ANY_SIZE`: whether that is quick for
 another size of frames. Where it is not, a compiler works for each. One that keeps what it has compiled also offers
 `forget(job)`, for when that turns out to be wrong.
@@ -33,7 +33,7 @@ NAMES = tuple(_MODULES)
 
 
 @dataclass(frozen=True)
-class Job:
+class BackendSpec:
     """What a backend is to run: which net, for which sizes, how.
 
     Attributes:

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import importlib.util
 
-from fadepth_core.runtime.backends import Backend, Job
+from fadepth_core.runtime.backends import Backend, BackendSpec
 from fadepth_core.runtime.backends import torch as eager
 
 ANY_SIZE = False
 
 
-def missing() -> str | None:
-    if reason := eager.missing():
+def unavailable_reason() -> str | None:
+    if reason := eager.unavailable_reason():
         return reason
     import torch
 
@@ -29,7 +29,7 @@ def missing() -> str | None:
 precisions = eager.precisions
 
 
-def create(job: Job) -> Backend:
+def create(job: BackendSpec) -> Backend:
     import torch
 
     from fadepth_core.runtime.backends.static import static_backend

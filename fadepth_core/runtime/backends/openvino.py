@@ -15,7 +15,7 @@ import numpy as np
 
 from fadepth_core.common.files import user_cache
 from fadepth_core.common.framing import Framing
-from fadepth_core.runtime.backends import Job, default_threads
+from fadepth_core.runtime.backends import BackendSpec, default_threads
 from fadepth_core.runtime.checkpoint import Checkpoint, CheckpointError
 
 ANY_SIZE = True
@@ -23,7 +23,7 @@ ANY_SIZE = True
 _HINTS = {"fp32": "f32", "bf16": "bf16", "int8": "f32"}
 
 
-def missing() -> str | None:
+def unavailable_reason() -> str | None:
     if importlib.util.find_spec("openvino") is None:
         return "the package openvino is not installed: pip install 'fadepth_ros[cpu]'"
     return None
@@ -33,7 +33,7 @@ def precisions() -> tuple[str, ...]:
     return ("fp32", "bf16", "int8")
 
 
-def create(job: Job) -> OpenVINOBackend:
+def create(job: BackendSpec) -> OpenVINOBackend:
     return OpenVINOBackend(job)
 
 
@@ -42,7 +42,7 @@ class OpenVINOBackend:
 
     takes_network_size = True
 
-    def __init__(self, job: Job):
+    def __init__(self, job: BackendSpec):
         import openvino as ov
 
         self._ov, self._core, self._job = ov, ov.Core(), job

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from fadepth_core.common.framing import Framing
-from fadepth_core.runtime.backends import Job, copied
+from fadepth_core.runtime.backends import BackendSpec, copied
 
 #: (image [B, H, W, 3] uint8, intrinsics [B, 3, 3], scale [B, 1], limits [B, 2]) -> depth [B, h, w], points [B, h, w, 3], on
 #: one device. Called on the current stream; what it returns may be the same tensors every time.
@@ -146,7 +146,7 @@ def _aligned(count: int) -> int:
 
 
 def static_backend(
-    make_compute: Callable[[int], Compute], job: Job, device: torch.device, name: str = ""
+    make_compute: Callable[[int], Compute], job: BackendSpec, device: torch.device, name: str = ""
 ) -> StaticBackend:
     """A backend that computes with torch tensors.
 
@@ -163,7 +163,7 @@ def static_backend(
 class StaticBackend:
     """See `Backend`; made by `static_backend`."""
 
-    def __init__(self, make_compute: Callable[[int], Compute], job: Job, device: torch.device, name: str):
+    def __init__(self, make_compute: Callable[[int], Compute], job: BackendSpec, device: torch.device, name: str):
         cuda = device.type == "cuda"
         self.device = name or torch.cuda.get_device_name()
         # On a GPU the resize is cheaper behind the upload.
@@ -199,7 +199,7 @@ class StaticBackend:
 
 
 class _BatchingBackend(StaticBackend):
-    def __init__(self, make_compute: Callable[[int], Compute], job: Job, device: torch.device, name: str):
+    def __init__(self, make_compute: Callable[[int], Compute], job: BackendSpec, device: torch.device, name: str):
         super().__init__(make_compute, job, device, name)
         self._batch, self._several = job.batch, self._slot(job.batch)
 

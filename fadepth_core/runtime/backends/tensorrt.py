@@ -27,7 +27,7 @@ from pathlib import Path
 
 from fadepth_core.common.files import user_cache
 from fadepth_core.common.framing import Framing
-from fadepth_core.runtime.backends import Backend, Job
+from fadepth_core.runtime.backends import Backend, BackendSpec
 from fadepth_core.runtime.backends import torch as eager
 from fadepth_core.runtime.checkpoint import Checkpoint
 from fadepth_core.runtime.engine_cache import EngineCache
@@ -52,8 +52,8 @@ class PlanError(RuntimeError):
     """TensorRT does not take a plan."""
 
 
-def missing() -> str | None:
-    if reason := eager.missing():
+def unavailable_reason() -> str | None:
+    if reason := eager.unavailable_reason():
         return reason
     if importlib.util.find_spec("torch_tensorrt") is None:
         return "the package torch_tensorrt is not installed: pip install 'fadepth_ros[tensorrt]'"
@@ -67,7 +67,7 @@ def missing() -> str | None:
 precisions = eager.precisions
 
 
-def create(job: Job) -> Backend:
+def create(job: BackendSpec) -> Backend:
     import torch
 
     from fadepth_core.runtime.backends.static import static_backend
@@ -84,7 +84,7 @@ def create(job: Job) -> Backend:
     return static_backend(make, job, torch.device("cuda"))
 
 
-def forget(job: Job) -> None:
+def forget(job: BackendSpec) -> None:
     """Remove the job's plans from the cache, so that they are built anew."""
     for batch in {1, job.batch}:
         _cache().remove(plan_identity(job, batch))
@@ -140,7 +140,7 @@ def _tensorrt():
 # ---------------------------------------------------------------------------------------------------------- building plans
 
 
-def plan_for(job: Job, batch: int) -> bytes:
+def plan_for(job: BackendSpec, batch: int) -> bytes:
     """The plan of a job for `batch` frames at a time: kept from an earlier start, or built now and kept.
 
     Raises:
@@ -172,7 +172,7 @@ def _cache() -> EngineCache:
     return EngineCache(user_cache() / "engines")
 
 
-def plan_identity(job: Job, batch: int) -> dict[str, str]:
+def plan_identity(job: BackendSpec, batch: int) -> dict[str, str]:
     """Everything a plan follows from, by name."""
     import torch
     import torch_tensorrt
@@ -192,7 +192,7 @@ def plan_identity(job: Job, batch: int) -> dict[str, str]:
     }
 
 
-def _built_elsewhere(job: Job, batch: int) -> bytes:
+def _built_elsewhere(job: BackendSpec, batch: int) -> bytes:
     """`compile_graph` in a process of its own, which ends with this one, and once nobody waits for the job."""
     order = {
         "checkpoint": str(job.checkpoint.path),
@@ -291,7 +291,7 @@ def main() -> int:
     threading.Thread(target=_end_with_parent, daemon=True).start()
     order = json.loads(sys.argv[1])
     framing = Framing(**{name: tuple(size) for name, size in order["framing"].items()})
-    job = Job(Checkpoint(order["checkpoint"]), framing, order["precision"])
+    job = BackendSpec(Checkpoint(order["checkpoint"]), framing, order["precision"])
     try:
         plan = compile_graph(eager.cuda_graph(job), framing.camera_size, order["batch"])
     except BuildError as error:

@@ -11,12 +11,12 @@ import importlib.util
 import numpy as np
 
 from fadepth_core.common.framing import Framing
-from fadepth_core.runtime.backends import Backend, Job, default_threads
+from fadepth_core.runtime.backends import Backend, BackendSpec, default_threads
 
 ANY_SIZE = True
 
 
-def missing() -> str | None:
+def unavailable_reason() -> str | None:
     if importlib.util.find_spec("torch") is None:
         return "the package torch is not installed: pip install 'fadepth_ros[gpu]'"
     return None
@@ -28,7 +28,7 @@ def precisions() -> tuple[str, ...]:
     return ("fp16", "fp32") if torch.cuda.is_available() else ("fp32",)
 
 
-def create(job: Job) -> Backend:
+def create(job: BackendSpec) -> Backend:
     import torch
 
     from fadepth_core.runtime.backends.static import static_backend
@@ -43,7 +43,7 @@ def create(job: Job) -> Backend:
     return static_backend(lambda _batch: graph, job, torch.device("cpu"), f"CPU, {threads} threads")
 
 
-def cuda_graph(job: Job):
+def cuda_graph(job: BackendSpec):
     """The DepthGraph of a job on the CUDA device, in the job's precision."""
     import torch
 
@@ -55,7 +55,7 @@ def cuda_graph(job: Job):
     return DepthGraph(network, job.framing, dtype).to("cuda").eval()
 
 
-def reference_graph(job: Job, framing: Framing):
+def reference_graph(job: BackendSpec, framing: Framing):
     """The DepthGraph on the CPU in float32, what every other backend is compared with."""
     import torch
 
@@ -65,7 +65,7 @@ def reference_graph(job: Job, framing: Framing):
     return DepthGraph(load_network(job.checkpoint).to(memory_format=torch.channels_last), framing).eval()
 
 
-def reference_depth(job: Job, image: np.ndarray) -> np.ndarray:
+def reference_depth(job: BackendSpec, image: np.ndarray) -> np.ndarray:
     """Depth [h, w] in metres that the reference gives for a frame [H, W, 3] of the job's camera."""
     import torch
 

@@ -62,7 +62,7 @@ class AssetsDataset(Dataset[Sample]):
         seed: draws the scenes.
         moving: whether vehicles and people move.
         stride: makes the time between frames that much longer.
-        still: nothing moves, not even the camera: one view three times, rendered in a third of the time.
+        static: nothing moves, not even the camera: one view three times, rendered in a third of the time.
         sky: whether the sky has a depth, far away, or none, as in all measured depth.
         heights: of the camera above the floor, metres, from and to; by default 0.2 to 1.7, in streets 0.5 to 2.
         view: horizontal field of view, degrees, from and to; by default 50 to 85, in streets 50 to 90.
@@ -79,7 +79,7 @@ class AssetsDataset(Dataset[Sample]):
 
     def __init__(
         self, root: str | Path, world: str | None = None, kind: Kind | None = None, size: tuple[int, int] = (288, 384),
-        length: int = 10_000, seed: int = 0, moving: bool = True, stride: float = 1.0, still: bool = False, sky: bool = True,
+        length: int = 10_000, seed: int = 0, moving: bool = True, stride: float = 1.0, static: bool = False, sky: bool = True,
         heights: Range | None = None, view: Range | None = None, texture_side: int = 512, retexture: float = 0.3,
         scatter: int = 6, roles: Mapping[str, str] | None = None,
     ):  # fmt: skip
@@ -98,7 +98,7 @@ class AssetsDataset(Dataset[Sample]):
         if not root.is_dir():
             raise DataError(f"no folder {root}")
         self._kind, self._size, self._length, self._seed, self._moving = kind, tuple(size), length, seed, moving
-        self._stride, self._still, self._sky, self._retexture, self._scatter = stride, still, sky, retexture, scatter
+        self._stride, self._static, self._sky, self._retexture, self._scatter = stride, static, sky, retexture, scatter
         atlas = Atlas(texture_side)
         self._textures = atlas.textures
         library = Library(root)
@@ -127,7 +127,7 @@ class AssetsDataset(Dataset[Sample]):
             lambda time, pose: self._shoot(scene, time, intrinsics, pose),
             intrinsics,
             motion,
-            self._still,
+            self._static,
             self._sky,
         )
 
