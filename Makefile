@@ -8,7 +8,7 @@ TORCHVISION := torchvision==0.28.0
 # TensorRT-RTX builds engines on machines without a GPU; --no-deps, since its dependencies are a torch with CUDA.
 TENSORRT := torch-tensorrt-rtx==2.13.0 tensorrt-rtx-cu13-libs==1.7.1.116 tensorrt-rtx-cu13-bindings==1.7.1.116 psutil dllist
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint docs clean
 
 demo: $(VENV)/demo.done
 	@$(VENV)/bin/python -m fadepth_ros.demo $(ARGS)
@@ -18,6 +18,11 @@ test: $(VENV)/test.done
 
 lint: $(VENV)/test.done
 	$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check .
+
+# The documentation as web pages, in build/docs; writes docs/parameters.md from the code first.
+docs: $(VENV)/docs.done
+	$(VENV)/bin/python docs/parameters.py
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/python -m mkdocs build --strict $(ARGS)
 
 clean:
 	rm -rf $(VENV) build install log demo_output *.egg-info
@@ -41,4 +46,9 @@ $(VENV)/test.done: $(VENV)/demo.done
 	$(PIP) install --quiet --no-deps '$(TORCHVISION)'
 	$(PIP) install --quiet --editable '.[ros,cpu,view,train,assets,quantize,odometry,dev]'
 	$(PIP) install --quiet --no-deps $(TENSORRT)
+	@touch $@
+
+# rclpy, because the table of parameters is read from the node's own code.
+$(VENV)/docs.done: $(VENV)/bin/python setup.py
+	$(PIP) install --quiet --editable '.[ros,docs]'
 	@touch $@

@@ -28,6 +28,7 @@ QUANTIZE = ["nncf>=3.0", "onnxruntime>=1.20", "onnx>=1.16"]  # makes int8 graphs
 ODOMETRY = ["evo>=1.31"]  # compares trajectories; GPL-3.0, so nothing else may need it
 ASSETS = ["trimesh>=4.5", "pycollada>=0.8", "pillow>=10", "scipy>=1.11"]  # scenes made of 3D models
 DEV = ["pytest>=8,<9", "ruff"]  # Jazzy's launch_testing breaks under pytest 9
+DOCS = ["mkdocs>=1.6,<2", "mkdocs-material>=9.5,<10", "mkdocstrings[python]>=0.27", "ruff"]  # `make docs`
 
 setup(
     name=NAME,
@@ -58,6 +59,7 @@ setup(
         "odometry": ODOMETRY,
         "assets": ASSETS,
         "dev": DEV,
+        "docs": DOCS,
     },
     zip_safe=False,
     entry_points={
