@@ -1,12 +1,11 @@
 #!/usr/bin/env python3
-"""How fast is a GPU machine, where does the time go, and how far is that from what the card can do? A report in Markdown.
+"""How fast is inference on a GPU machine, where does the time go, and how far is it from the GPU's limits? Writes Markdown.
 
-Every backend that runs here and, beside SmallDepth, a ResNet-18 depth network in the same engines; frames at the network's
-size as uint8 in host memory in, depth and points in host memory out. Contestants of one size and batch take turns. Then the
-node through real topics. A section that needs what this machine lacks is in the report, with the reason. ResNet-18 comes from
-timm, which is in the extra `train`.
+Every backend on this machine, with SmallDepth and with a ResNet-18 depth network: uint8 frames at the network's size in host
+memory in, depth and points in host memory out. Candidates of one size and batch take turns. Then the node through real
+topics. A section that this machine cannot run gives the reason. ResNet-18 comes from timm, in the extra `train`.
 
-    python benchmarks/gpu.py                                   a few minutes, after the compilers have worked
+    python benchmarks/gpu.py                                   a few minutes, besides compilation
     python benchmarks/gpu.py --sizes 128x416 --batches 1 --frames 50
 """
 
@@ -39,8 +38,8 @@ from fadepth_core.common.framing import Framing
 from fadepth_core.models import build_model
 from fadepth_core.models.complexity import complexity
 from fadepth_core.runtime import backends
-from fadepth_core.runtime.backends import BackendSpec, default_threads, tensorrt
-from fadepth_core.runtime.backends.static import static_backend
+from fadepth_core.runtime.backends import Backend, BackendSpec, FrameInput, default_threads, tensorrt
+from fadepth_core.runtime.backends.static import StaticBackend
 from fadepth_core.runtime.graph import DepthGraph
 
 CUDA = torch.cuda.is_available()
@@ -51,20 +50,20 @@ LIMITS = (0.1, 100.0)
 PACKAGES = ("torch", "torch-tensorrt", "torch-tensorrt-rtx", "tensorrt", "tensorrt-rtx", "openvino", "numpy")
 
 
-# ------------------------------------------------------------------------------------------------------------ contestants
+# ------------------------------------------------------------------------------------------------------------- candidates
 
 
 @dataclass(frozen=True)
-class Contestant:
+class Candidate:
     """One network in one backend, for one size and batch."""
 
     name: str
-    backend: object
+    backend: Backend
     batch: int
 
     def run(self, image: np.ndarray) -> object:
-        frame = (image, K, 1.0, LIMITS)
-        return self.backend.infer(*frame) if self.batch == 1 else self.backend.infer_batch(self.batch * [frame])
+        frame = FrameInput(image, K, limits=LIMITS)
+        return self.backend.infer(frame) if self.batch == 1 else self.backend.infer_batch(self.batch * [frame])
 
 
 def networks() -> dict[str, nn.Module]:
@@ -72,32 +71,32 @@ def networks() -> dict[str, nn.Module]:
     return {"SmallDepth": build_model("smalldepth").fuse(), "ResNet-18": build_model("resnet18").fuse()}
 
 
-def contestants(size: tuple[int, int], batch: int, folder: Path, problems: dict[str, str]) -> Iterator[Contestant]:
-    """All that run here; why others do not is added to `problems`."""
+def candidates(size: tuple[int, int], batch: int, folder: Path, problems: dict[str, str]) -> Iterator[Candidate]:
+    """Those that run on this machine; the reasons of the others are added to `problems`."""
     framing = Framing.plan(size, size)
     for label, network in networks().items():
         for name, precision in _variants():
             title = f"{name} {precision}, {label}"
             try:
-                yield Contestant(title, _backend(name, precision, network, framing, batch, folder), batch)
-            except Exception as error:  # a report without one row is better than none
+                yield Candidate(title, _backend(name, precision, network, framing, batch, folder), batch)
+            except Exception as error:  # the report is written without this row
                 problems.setdefault(f"{title}, {size[0]}x{size[1]}, batch {batch}", f"{type(error).__name__}: {error}")
 
 
 def _variants() -> list[tuple[str, str]]:
     found = []
     for name in ("tensorrt", "inductor", "torch", "openvino"):
-        module = backends.backend_module(name)
-        if module.unavailable_reason() is None:
-            found += [(name, precision) for precision in module.precisions() if precision != "int8"]
+        backend_type = backends.backend_type(name)
+        if backend_type.unavailable_reason() is None:
+            found += [(name, precision) for precision in backend_type.precisions() if precision != "int8"]
     return found
 
 
-def _backend(name: str, precision: str, network: nn.Module, framing: Framing, batch: int, folder: Path):
-    job = BackendSpec(None, framing, precision, default_threads(), batch)
+def _backend(name: str, precision: str, network: nn.Module, framing: Framing, batch: int, folder: Path) -> Backend:
+    spec = BackendSpec(None, framing, precision, default_threads(), batch)
     if name == "openvino":
         if batch > 1:
-            raise RuntimeError("has no batches")
+            raise RuntimeError("does not run batches")
         return engine_benchmark.openvino(network, framing, precision, default_threads(), folder)
     graph = DepthGraph(copy.deepcopy(network), framing, DTYPES[precision]).to(DEVICE).eval()
     graph = graph.to(memory_format=torch.channels_last)
@@ -109,14 +108,14 @@ def _backend(name: str, precision: str, network: nn.Module, framing: Framing, ba
             return torch.compile(graph, fullgraph=True, dynamic=False)
         return graph
 
-    return static_backend(make, job, DEVICE, "" if CUDA else "CPU")
+    return StaticBackend(make, spec, DEVICE, "" if CUDA else "CPU")
 
 
 # ----------------------------------------------------------------------------------------------------------------- sections
 
 
 def section_machine(_args) -> Iterator[str]:
-    """What ran."""
+    """Hardware and versions."""
     yield from _table(
         ("", ""),
         [
@@ -138,21 +137,21 @@ def section_engine(args) -> Iterator[str]:
         image = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
         for batch in args.batches:
             with tempfile.TemporaryDirectory() as folder:
-                found = list(contestants(size, batch, Path(folder), problems))
+                found = list(candidates(size, batch, Path(folder), problems))
                 times = engine_benchmark.measure({c.name: c.run for c in found}, image, args.frames)
             best = {}
-            for contestant in found:
-                network = contestant.name.split(", ")[1]
-                median = float(np.median(times[contestant.name]))
+            for candidate in found:
+                network = candidate.name.split(", ")[1]
+                median = float(np.median(times[candidate.name]))
                 best[network] = min(median, best.get(network, median))
-            for contestant in found:
-                ms = times[contestant.name]
+            for candidate in found:
+                ms = times[candidate.name]
                 median = float(np.median(ms))
                 rows.append(
                     (
                         f"{size[0]}x{size[1]}",
                         batch,
-                        contestant.name,
+                        candidate.name,
                         f"{median:.3f}",
                         f"{np.quantile(ms, 0.99):.3f}",
                         f"{ms.max():.3f}",
@@ -160,7 +159,7 @@ def section_engine(args) -> Iterator[str]:
                         f"{best['ResNet-18'] / median:.2f}" if "ResNet-18" in best else "-",
                     )
                 )
-            del contestant
+            del candidate
             found.clear()
             if CUDA:
                 torch.cuda.empty_cache()
@@ -175,79 +174,77 @@ def section_shares(args) -> Iterator[str]:
     """Where one frame's time goes: 128x416, batch 1, the fastest backend."""
     _need_cuda()
     with tempfile.TemporaryDirectory() as folder:
-        backend = next(contestants((128, 416), 1, Path(folder), {})).backend
-    slot = backend.single
-    frame = (np.zeros((128, 416, 3), np.uint8), K, 1.0, LIMITS)
+        backend = next(candidates((128, 416), 1, Path(folder), {})).backend
+    buffers = backend.single
+    frame = FrameInput(np.zeros((128, 416, 3), np.uint8), K, limits=LIMITS)
     rows = []
     with torch.inference_mode():
-        results = slot.compute()
+        results = buffers.compute()
         parts = {
-            "upload": slot.upload,
-            "compute": slot.compute,
-            "download": lambda: slot.download(results, with_points=True),
+            "upload": buffers.upload,
+            "compute": buffers.compute,
+            "download": lambda: buffers.download(results, with_points=True),
         }
         for name, part in parts.items():
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, stream=slot.stream):
+            with torch.cuda.graph(graph, stream=buffers.cuda_stream):
                 part()
-            rows.append((name, f"{1e3 * _cuda_ms(graph.replay, slot.stream, args.frames):.1f}"))
+            rows.append((name, f"{1e3 * _cuda_ms(graph.replay, buffers.cuda_stream, args.frames):.1f}"))
 
     launched, whole = [], []
     for _ in range(args.frames):
         begin = time.perf_counter()
-        slot.submit([frame])
+        buffers.submit([frame])
         launched.append(time.perf_counter() - begin)
-        slot.collect([frame])
+        buffers.collect([frame])
         whole.append(time.perf_counter() - begin)
     rows.append(("filling buffers and launching, on the host", f"{1e6 * np.median(launched):.1f}"))
-    rows.append(("the whole frame, as a caller sees it", f"{1e6 * np.median(whole):.1f}"))
+    rows.append(("the whole frame, for the caller", f"{1e6 * np.median(whole):.1f}"))
     yield from _table(("part", "microseconds"), rows)
 
 
 def section_stream(args) -> Iterator[str]:
-    """Two frames under way at a time, against one: 128x416."""
+    """Two frames in flight against one: 128x416."""
     image = np.random.default_rng(0).integers(0, 256, (128, 416, 3), dtype=np.uint8)
-    frame = (image, K, 1.0, LIMITS)
+    frame = FrameInput(image, K, limits=LIMITS)
     rows = []
     with tempfile.TemporaryDirectory() as folder:
-        for contestant in contestants((128, 416), 1, Path(folder), {}):
-            backend = contestant.backend
-            if not hasattr(backend, "stream"):
-                continue
+        for candidate in candidates((128, 416), 1, Path(folder), {}):
+            backend = candidate.backend
             one, two = [], []
             for _ in range(5):  # taking turns
                 begin = time.perf_counter()
                 for _ in range(args.frames // 5):
-                    backend.infer(*frame)
+                    backend.infer(frame)
                 middle = time.perf_counter()
-                for _ in backend.stream((frame for _ in range(args.frames // 5)), points=True):
+                for _ in backend.stream(frame for _ in range(args.frames // 5)):
                     pass
                 one.append(middle - begin)
                 two.append(time.perf_counter() - middle)
             counts = [args.frames // 5 / np.median(seconds) for seconds in (one, two)]
-            rows.append((contestant.name, *(f"{count:.0f}" for count in counts), f"{counts[1] / counts[0]:.2f}"))
+            rows.append((candidate.name, *(f"{count:.0f}" for count in counts), f"{counts[1] / counts[0]:.2f}"))
     yield from _table(("backend and network", "one: frames/s", "two: frames/s", "ratio"), rows)
 
 
 def section_memory(_args) -> Iterator[str]:
-    """Peak of the device's memory: 128x416, batch 1."""
+    """Peak use of the GPU's memory: 128x416, batch 1."""
     _need_cuda()
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         before = torch.cuda.mem_get_info()[0]
         torch.cuda.reset_peak_memory_stats()
-        for contestant in contestants((128, 416), 1, Path(folder), {}):
-            contestant.run(np.zeros((128, 416, 3), np.uint8))
+        for candidate in candidates((128, 416), 1, Path(folder), {}):
+            candidate.run(np.zeros((128, 416, 3), np.uint8))
             allocated, free = torch.cuda.max_memory_allocated(), torch.cuda.mem_get_info()[0]
-            rows.append((contestant.name, f"{allocated / 2**20:.0f}", f"{(before - free) / 2**20:.0f}"))
-            del contestant  # before the next one is made
+            rows.append((candidate.name, f"{allocated / 2**20:.0f}", f"{(before - free) / 2**20:.0f}"))
+            del candidate  # before the next one is made
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
-    yield from _table(("backend and network", "PyTorch's peak, MiB", "taken of the device since the start, MiB"), rows)
+    yield from _table(("backend and network", "PyTorch's peak, MiB", "GPU memory taken since the start, MiB"), rows)
 
 
 def section_energy(args) -> Iterator[str]:
-    """Energy of a frame, by the card's own counter: 128x416, batch 1, the fastest backend."""
+    """Energy of one frame, from the GPU's own counter: 128x416, batch 1, the fastest backend."""
     _need_cuda()
     try:
         import pynvml
@@ -259,11 +256,11 @@ def section_energy(args) -> Iterator[str]:
     except Exception as error:
         raise Skipped(f"NVML gives no energy: {error}") from error
     with tempfile.TemporaryDirectory() as folder:
-        contestant = next(contestants((128, 416), 1, Path(folder), {}))
+        candidate = next(candidates((128, 416), 1, Path(folder), {}))
     image = np.zeros((128, 416, 3), np.uint8)
     begin, energy, count = time.perf_counter(), joules(), 0
     while time.perf_counter() - begin < 5:
-        contestant.run(image)
+        candidate.run(image)
         count += 1
     seconds, used = time.perf_counter() - begin, joules() - energy
     begin, energy = time.perf_counter(), joules()
@@ -274,15 +271,15 @@ def section_energy(args) -> Iterator[str]:
         [
             ("frames", count),
             ("watts while running", f"{used / seconds:.0f}"),
-            ("watts at rest, just after", f"{idle:.0f}"),
-            ("millijoules a frame", f"{1e3 * used / count:.1f}"),
-            ("millijoules a frame above rest", f"{1e3 * (used - idle * seconds) / count:.1f}"),
+            ("watts idle, just after", f"{idle:.0f}"),
+            ("millijoules per frame", f"{1e3 * used / count:.1f}"),
+            ("millijoules per frame above idle", f"{1e3 * (used - idle * seconds) / count:.1f}"),
         ],
     )
 
 
-def section_floors(args) -> Iterator[str]:
-    """What the card could do: operations and bytes of one frame against its measured ceilings, 128x416, fp16."""
+def section_lower_bounds(args) -> Iterator[str]:
+    """Limits of the GPU: operations and bytes of one frame against measured peak rates, 128x416, fp16."""
     _need_cuda()
     network = networks()["SmallDepth"]
     operations = 2 * complexity(network, (1, 3, 128, 416)).multiply_accumulates
@@ -298,11 +295,11 @@ def section_floors(args) -> Iterator[str]:
     down = host.numel() / (1e-3 * _cuda_ms(lambda: host.copy_(there, non_blocking=True), stream, 20))
     sent, received = 128 * 416 * 3, 128 * 416 * 16
     yield from _table(
-        ("", "of a frame", "measured ceiling", "floor, microseconds"),
+        ("", "of one frame", "measured peak", "lower bound, microseconds"),
         [
             ("operations", f"{1e-9 * operations:.2f} G", f"{1e-12 * flops:.0f} T/s", f"{1e6 * operations / flops:.1f}"),
             (
-                "maps and weights, each written and read once",
+                "feature maps and weights, each written and read once",
                 f"{1e-6 * traffic:.1f} MB",
                 f"{1e-9 * bandwidth:.0f} GB/s",
                 f"{1e6 * traffic / bandwidth:.1f}",
@@ -334,10 +331,10 @@ SECTIONS: tuple[tuple[str, Callable], ...] = (
     ("Machine", section_machine),
     ("Engine", section_engine),
     ("Shares of a frame", section_shares),
-    ("Two frames under way", section_stream),
+    ("Two frames in flight", section_stream),
     ("Memory", section_memory),
     ("Energy", section_energy),
-    ("Floors", section_floors),
+    ("Lower bounds", section_lower_bounds),
     ("Node", section_node),
 )
 
@@ -346,7 +343,7 @@ SECTIONS: tuple[tuple[str, Callable], ...] = (
 
 
 class Skipped(Exception):
-    """A section that cannot be had here; the message says why."""
+    """A section cannot run on this machine; the message says why."""
 
 
 def _need_cuda() -> None:
@@ -369,7 +366,7 @@ def _cuda_ms(run: Callable[[], object], stream, count: int) -> float:
 
 
 def _activation_bytes(network: nn.Module, shape: tuple[int, ...], width: int) -> int:
-    """Bytes of what every convolution reads and writes, and of its weights: what is fused into them costs nothing more."""
+    """Bytes that the convolutions read and write, with their weights. Operations fused into them add none."""
     total = 0
 
     def count(module, inputs, output):
@@ -419,8 +416,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", type=size, nargs="+", default=[(128, 416), (192, 640), (384, 640)])
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 2, 4, 8])
-    parser.add_argument("--frames", type=int, default=500, help="runs of each contestant")
-    parser.add_argument("--seconds", type=float, default=10.0, help="of each row of the node's table")
+    parser.add_argument("--frames", type=int, default=500, help="runs of each candidate")
+    parser.add_argument("--seconds", type=float, default=10.0, help="duration of each row of the node's table")
     parser.add_argument("--out", type=Path, default=Path("gpu.md"))
     args = parser.parse_args()
     torch.set_num_threads(default_threads())
@@ -431,7 +428,7 @@ def main() -> int:
             print(line, file=report, flush=True)
 
         write(
-            f"# fadepth on {torch.cuda.get_device_name() if CUDA else 'a CPU: a rehearsal, nothing here is of a GPU'}"
+            f"# fadepth on {torch.cuda.get_device_name() if CUDA else 'a CPU (test run of this script, without a GPU)'}"
         )
         for title, section in SECTIONS:
             write()
@@ -444,7 +441,7 @@ def main() -> int:
                     write(line)
             except Skipped as reason:
                 write(f"Skipped: {reason}.")
-            except Exception as error:  # the other sections are worth having
+            except Exception as error:  # the other sections still run
                 write(f"Failed: {type(error).__name__}: {error}")
     return 0
 

@@ -1,34 +1,39 @@
-"""From the camera's pixels to the network's and to the published ones: sizes, crop, resize, and the intrinsics of each.
+"""Sizes, crop, resize and intrinsics of a frame: the camera's, the network's input, and the published depth's.
 
-No torch here: this is on the CPU path, and everything is plain arithmetic on pixel grids. Pixel (u, v) is the centre of
-the pixel in column u and row v, as in OpenCV and ROS; so a resize by s moves a point to s·(u + ½) - ½.
+Does not import torch, since engines on a CPU run without it. Pixel (u, v) is the centre of the pixel in column u and
+row v, as in OpenCV and ROS, so a resize by s moves a point to s·(u + ½) - ½.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 #: The network's input sides are multiples of this (five halvings).
 STRIDE = 32
 #: The paper's pixel count, 128 × 416, kept when the camera's aspect ratio differs.
 PIXELS = 128 * 416
-#: Frames outside this many pixels a side are refused: smaller carries no scene, larger is a corrupt header.
+#: Frames with a side outside these bounds, in pixels, are refused: smaller ones show no scene, larger ones have a
+#: corrupt header.
 MIN_SIDE, MAX_SIDE = 16, 16384
 
 
 class FramingError(ValueError):
-    """A size that no image can have, or a crop that leaves nothing."""
+    """An impossible size, or a crop that leaves too few pixels."""
 
 
 def choose_network_size(camera_size: tuple[int, int], pixels: int = PIXELS) -> tuple[int, int]:
     """The (height, width) in multiples of 32 that keeps the camera's aspect ratio at about `pixels` pixels.
 
-    Of the multiples around the ideal height and width, the pair that distorts least; the aspect ratio weighs twice as much
-    as the pixel count.
+    Chosen among the multiples around the ideal height and width by the distortion of the aspect ratio, which counts
+    twice, and of the pixel count.
     """
     height, width = camera_size
     aspect = width / height
@@ -46,10 +51,10 @@ def choose_network_size(camera_size: tuple[int, int], pixels: int = PIXELS) -> t
 
 @dataclass(frozen=True)
 class Framing:
-    """Which camera pixels the network sees, at which size, and at which size depth is published.
+    """The crop and the resize from the camera's frames to the network's input, and the size of the published depth.
 
     Attributes:
-        camera_size: (height, width) of the frames that arrive, pixels.
+        camera_size: (height, width) of the camera's frames, pixels.
         crop: (top, left, height, width) of the part that is used, camera pixels.
         network_size: (height, width) of the network's input.
         output_size: (height, width) of the published depth.
@@ -69,17 +74,17 @@ class Framing:
         full_resolution: bool = False,
         pixels: int = PIXELS,
     ) -> Framing:
-        """Plan the way of a frame.
+        """Choose the sizes and the crop.
 
         Args:
             camera_size: (height, width), pixels.
             network_size: (height, width), multiples of 32; None chooses by `choose_network_size`.
-            crop_to_aspect: cut the largest centred part that has the network's aspect ratio instead of stretching.
+            crop_to_aspect: crop to the largest centred part with the network's aspect ratio instead of stretching.
             full_resolution: publish depth at the size of the crop instead of the network's size.
-            pixels: about how many the network's input has where its size is chosen.
+            pixels: approximate pixel count of a network size that is chosen.
 
         Raises:
-            FramingError: a size that cannot be.
+            FramingError: an impossible size.
         """
         if not all(MIN_SIDE <= side <= MAX_SIDE for side in camera_size):
             height, width = camera_size
@@ -94,18 +99,19 @@ class Framing:
         return cls(camera_size, crop, network_size, crop[2:] if full_resolution else network_size)
 
     def at_network(self) -> Framing:
-        """The same for frames that come cropped and at the network's size already."""
+        """The framing of frames that are already cropped and resized to the network's size."""
         return replace(self, camera_size=self.network_size, crop=(0, 0, *self.network_size))
 
     def to_network(self, image: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
-        """Crop and resize camera pixels to the network's size; a frame already at that size is returned as it is.
+        """Crop and resize camera pixels to the network's size; a crop already of that size is returned as a view.
 
         Args:
             image: [H, W] or [H, W, C], 8-bit, at the camera's size.
             out: array to write into, [h, w] or [h, w, C].
 
-        Reduction is bilinear to a whole multiple of the target, then averaging: bilinear interpolation alone reads two
-        pixels a side and would skip, and so alias, the rest. The exported graph does the same (`resize_to_network`).
+        An image is reduced by bilinear interpolation to an integer multiple of the target size, then by averaging.
+        Bilinear interpolation alone reads two pixels a side, skips the others, and aliases. The exported graph does the
+        same (`resize_to_network`).
         """
         top, left, height, width = self.crop
         image = image[top : top + height, left : left + width]
@@ -119,9 +125,9 @@ class Framing:
         return cv2.resize(multiple, (w, h), dst=out, interpolation=cv2.INTER_AREA)
 
     def depth_to_network(self, depth: np.ndarray) -> np.ndarray:
-        """Sparse depth [H, W] of the camera's pixels, 0 where unknown -> [h, w] at the network's size.
+        """Sparse depth [H, W] at the camera's size, 0 where unknown -> [h, w] at the network's size.
 
-        Of the values that fall into one pixel the smallest counts: what is in front hides what is behind.
+        Where several values fall into one pixel, the smallest is kept: the nearest surface hides the others.
         """
         top, left, height, width = self.crop
         h, w = self.network_size
@@ -132,34 +138,37 @@ class Framing:
         out[np.isinf(out)] = 0
         return out
 
-    def _pixel_map(self) -> np.ndarray:
-        """Affine map A [3, 3] from camera pixels to published pixels: p' = A p."""
+    def output_intrinsics(self, matrix: np.ndarray) -> np.ndarray:
+        """K [3, 3] or P [3, 4] of the camera -> that of the published depth image (float64), pixels."""
+        return self._pixel_map(self.output_size) @ np.asarray(matrix, np.float64)
+
+    def network_intrinsics(self, matrix: np.ndarray) -> np.ndarray:
+        """K [3, 3] or P [3, 4] of the camera -> that of the network's input (float64), pixels."""
+        return self._pixel_map(self.network_size) @ np.asarray(matrix, np.float64)
+
+    def _pixel_map(self, size: tuple[int, int]) -> np.ndarray:
+        """Affine map A [3, 3] from camera pixels to those of the crop resized to `size` (height, width): p' = A p."""
         top, left, height, width = self.crop
-        sy, sx = self.output_size[0] / height, self.output_size[1] / width
+        sy, sx = size[0] / height, size[1] / width
         return np.array(
             [[sx, 0.0, sx * (0.5 - left) - 0.5], [0.0, sy, sy * (0.5 - top) - 0.5], [0.0, 0.0, 1.0]], np.float64
         )
 
-    def output_intrinsics(self, matrix: np.ndarray) -> np.ndarray:
-        """K [3, 3] or P [3, 4] of the camera -> that of the published depth image (float64)."""
-        return self._pixel_map() @ np.asarray(matrix, np.float64)
-
-    def network_focal_length(self, matrix: np.ndarray) -> float:
-        """sqrt(f_x·f_y) at the network's input of a camera with K [3, 3] or P [3, 4], pixels."""
-        _, _, height, width = self.crop
-        x, y = matrix[0, 0] * self.network_size[1] / width, matrix[1, 1] * self.network_size[0] / height
-        return math.sqrt(x * y)
-
     def output_pixels(self, image: np.ndarray) -> np.ndarray:
-        """The camera pixels at the published size, for colouring points: [H, W, C] -> [h, w, C]."""
+        """The camera's pixels at the published size, the colours of the points: [H, W, C] -> [h, w, C]."""
         if self.output_size == self.network_size:
             return self.to_network(image)
         top, left, height, width = self.crop
         return image[top : top + height, left : left + width]
 
 
+def focal_length(intrinsics: np.ndarray | Tensor) -> float:
+    """sqrt(f_x·f_y) of K [3, 3] or P [3, 4], pixels."""
+    return math.sqrt(float(intrinsics[0, 0] * intrinsics[1, 1]))
+
+
 def box_factors(size: tuple[int, int], target: tuple[int, int]) -> tuple[int, int]:
-    """Averaging factors (rows, columns) that leave a reduction of at most two to the bilinear step before them."""
+    """Factors (rows, columns) of the averaging step, such that the bilinear step before it reduces by two at most."""
     return max(1, math.ceil(size[0] / (2 * target[0]))), max(1, math.ceil(size[1] / (2 * target[1])))
 
 

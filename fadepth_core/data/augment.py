@@ -1,11 +1,13 @@
-"""Random changes of a whole sample (specification 8): one draw for all its frames, with what is known about them.
+"""Random augmentation of a training sample, all its frames alike (docs/method.md, section 8).
 
-First another view of the scene (zoom, cut, camera turned, mirrored), then another camera (colour, exposure, blur, noise, JPEG).
+Geometry comes first (zoom, crop, camera rotation, mirroring), then photometry (colour, gamma, blur, noise, JPEG).
+Intrinsics, poses, depth and a teacher's maps change with the frames.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import cv2
@@ -15,8 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fadepth_core.common.color import ColorJitter
+from fadepth_core.common.framing import focal_length
 from fadepth_core.common.sample import Sample
-from fadepth_core.data.focal import focal_length
 from fadepth_core.geometry import (
     crop_intrinsics,
     flip_intrinsics,
@@ -25,23 +27,23 @@ from fadepth_core.geometry import (
     scale_intrinsics,
 )
 
-_RECOLOUR = ColorJitter()
+_COLOR_JITTER = ColorJitter()
 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """A random view and a random camera for an unbatched sample.
+    """Random geometric and photometric changes of an unbatched sample.
 
     Attributes:
-        scale: each axis is enlarged by a factor from [1, scale], then a random part of the original size is kept. That is a
-            longer lens: the focal length grows with it.
-        stretch: how much the factors of the two axes differ at most; None: as much as they like. Pixels of real cameras are
-            square, so a large `scale` wants a small one.
-        roll, pitch: standard deviation in degrees of a rotation of the camera about its optical axis and about its horizontal
-            axis. What comes into view from outside the picture repeats its border, and has no known depth.
-        flip: probability of mirroring left and right; camera motion is mirrored with the picture.
-        jitter: probability of recolouring, with the ranges of `ColorJitter`.
-        camera: probability of each of another exposure curve, blur, noise and JPEG compression.
+        scale: each axis is magnified by a factor from [1, scale], then a random window of the original size is kept.
+            This is a longer lens: the focal length grows by the same factor.
+        stretch: largest ratio between the factors of the two axes; None: no limit. Pixels of real cameras are square,
+            so a large `scale` needs a small `stretch`.
+        roll, pitch: standard deviation, in degrees, of a rotation of the camera about its optical axis and about its
+            horizontal axis. Pixels from outside the image repeat its border; their depth is unknown (0).
+        flip: probability of mirroring left and right; camera motion is mirrored too.
+        jitter: probability of a colour change, with the default ranges of `ColorJitter`.
+        camera: probability of each of a random gamma, blur, noise and JPEG compression.
     """
 
     scale: float = 1.15
@@ -54,27 +56,28 @@ class Augmentation:
 
     def __call__(self, sample: Sample, generator: torch.Generator) -> Sample:
         """The changed sample, of the same sizes; everything is drawn from `generator`."""
-        # All numbers are drawn whatever comes of them, so that one setting does not shift the others' random numbers.
+        # Always draw all numbers, so that one setting does not change the random numbers of the others.
         down, across, top, left, flip, jitter = torch.rand(6, generator=generator).tolist()
         roll, pitch = (torch.randn(2, generator=generator) * math.pi / 180).tolist()
         down, across = 1 + (self.scale - 1) * down, 1 + (self.scale - 1) * across
         if self.stretch is not None:
             across = min(max(across, down / self.stretch), down * self.stretch)
-        sample = _seen_anew(sample, (across, down), (left, top), self.roll * roll, self.pitch * pitch)
+        sample = _change_view(sample, (across, down), (left, top), self.roll * roll, self.pitch * pitch)
         if flip < self.flip:
             sample = _mirror(sample)
         if jitter < self.jitter:
-            sample = replace(sample, frames=_RECOLOUR(sample.frames[None], generator)[0])
+            sample = replace(sample, frames=_COLOR_JITTER(sample.frames[None], generator)[0])
         if self.camera:
-            sample = replace(sample, frames=_photographed(sample.frames, self.camera, generator))
+            sample = replace(sample, frames=_degrade(sample.frames, self.camera, generator))
         return sample
 
 
 def cutmix_strip(sample: Sample, other: Sample, generator: torch.Generator) -> Sample:
-    """`sample` with a strip, a fifth to two thirds of its width, of what `other` shows there: frames and depth.
+    """Replace a vertical strip of `sample`, frames and depth, by that of `other` (CutMix, Yun et al. 2019).
 
-    A strip from top to bottom, so that what is up stays up. Everything else is the sample's own and does not hold in the
-    strip, which has nothing to say but depth. The frames of both have one size.
+    The strip has a fifth to two thirds of the width and the full height, so that up stays up. Poses, speed and
+    intrinsics remain those of `sample` and are wrong inside the strip: only depth can be learnt there. The frames of
+    both samples must have the same size.
     """
     width = sample.frames.shape[-1]
     share, left = torch.rand(2, generator=generator).tolist()
@@ -86,39 +89,39 @@ def cutmix_strip(sample: Sample, other: Sample, generator: torch.Generator) -> S
         depth = depth.clone()
         if sample.sharp is not None and other.sharp is not None:
             sample = replace(sample, sharp=sample.sharp & other.sharp)
-        # Depth has a size of its own.
+        # Depth may differ in size from the frames.
         start, end = (round(x * depth.shape[1] / width) for x in (start, start + strip))
         depth[:, start:end] = F.interpolate(other.depth[None, None], depth.shape, mode="nearest")[0, 0, :, start:end]
     return replace(sample, frames=frames, depth=depth, name=f"{sample.name} and {other.name}")
 
 
-def _seen_anew(
+def _change_view(
     sample: Sample, enlarge: tuple[float, float], place: tuple[float, float], roll: float, pitch: float
 ) -> Sample:
-    """The scene through a longer lens, off-centre, by a camera turned about its centre.
+    """The same scene through a longer, off-centre lens, from a camera rotated about its centre.
 
     Args:
         enlarge: factors along x and y, at least 1.
-        place: in [0, 1], where between the left (upper) and the right (lower) end the kept part lies.
+        place: position of the window that is kept along x and y, from 0 (left, top) to 1 (right, bottom).
         roll, pitch: radians.
     """
     if enlarge == (1, 1) and not roll and not pitch:
         return sample
     height, width = sample.frames.shape[-2:]
-    # Everything at its own size: positions are counted in pixels of the frames.
+    # Maps may differ in size; all coordinates are in pixels of the frames.
     kept = [side / factor for side, factor in zip((width, height), enlarge, strict=True)]
     start = [p * (side - k) for p, side, k in zip(place, (width, height), kept, strict=True)]
     old = sample.intrinsics.double()
     new = crop_intrinsics(
         scale_intrinsics(old, *enlarge), *(s * factor for s, factor in zip(start, enlarge, strict=True))
     )
-    motion = _turn(roll, pitch)
-    turned = motion[:3, :3]
-    # From the new picture's pixels to the old one's, and the depth of a point that has depth 1 in the new one.
-    to_old = (old @ turned.T @ torch.linalg.inv(new)).tolist()
+    motion = _camera_rotation(roll, pitch)
+    rotation = motion[:3, :3]
+    # Homography from new to old pixels; the third row gives the old depth of a point whose new depth is 1.
+    to_old = (old @ rotation.T @ torch.linalg.inv(new)).tolist()
 
-    def look_up(maps: Tensor, mode: str, padding: str) -> tuple[Tensor, Tensor]:
-        """Maps [N, C, h, w] in the new view, and by what depths shrink there [h, w]."""
+    def resample(maps: Tensor, mode: str, padding: str) -> tuple[Tensor, Tensor]:
+        """Maps [N, C, h, w] resampled to the new view, and the ratio old depth / new depth [h, w]."""
         h, w = maps.shape[-2:]
         x = (torch.arange(w) + 0.5) * width / w - 0.5
         y = (torch.arange(h)[:, None] + 0.5) * height / h - 0.5
@@ -127,20 +130,20 @@ def _seen_anew(
         grid = grid.to(maps)[None].expand(len(maps), -1, -1, -1)
         return F.grid_sample(maps, grid, mode=mode, padding_mode=padding, align_corners=False), ratio.to(maps)
 
-    frames, _ = look_up(sample.frames, "bilinear", "border")
+    frames, _ = resample(sample.frames, "bilinear", "border")
     depth, poses, teacher = sample.depth, sample.poses, sample.teacher
     if depth is not None:  # never interpolated
-        depth, ratio = look_up(depth[None, None], "nearest", "zeros")
+        depth, ratio = resample(depth[None, None], "nearest", "zeros")
         depth = depth[0, 0] / ratio
     if poses is not None:
-        # In the middle camera's coordinates, as before.
+        # Poses stay relative to the middle camera.
         poses = (motion @ poses.double() @ motion.T).to(poses)
     if teacher is not None:
         longer = focal_length(new) / focal_length(old)
         changed = {}
         for name, values in teacher.items():
-            moved, ratio = look_up(values[None], "bilinear", "border")
-            # A teacher answers for one focal length: through a longer lens all it sees is nearer.
+            moved, ratio = resample(values[None], "bilinear", "border")
+            # A teacher predicts for one focal length (`data.focal`): through a longer lens its depth is smaller.
             changed[name] = moved[0] * ratio * longer if name.startswith("disparity") else moved[0]
         teacher = changed
     return replace(
@@ -148,16 +151,16 @@ def _seen_anew(
     )
 
 
-def _turn(roll: float, pitch: float) -> Tensor:
-    """Of points from the old camera's coordinates to the new one's, a rotation, float64 [4, 4]."""
+def _camera_rotation(roll: float, pitch: float) -> Tensor:
+    """Rotation T_{old→new} of points from the old camera's coordinates to the new one's, float64 [4, 4]."""
     about_x, about_z = motion_from_vector(
         torch.tensor([[pitch, 0, 0, 0, 0, 0], [0, 0, roll, 0, 0, 0]], dtype=torch.float64)
     )
     return about_x @ about_z
 
 
-def _photographed(frames: Tensor, probability: float, generator: torch.Generator) -> Tensor:
-    """Frames [N, 3, H, W] as another camera stores them; one draw for all of them, but for the noise."""
+def _degrade(frames: Tensor, probability: float, generator: torch.Generator) -> Tensor:
+    """Gamma, blur, noise and JPEG compression of frames [N, 3, H, W]; one draw for all, except for the noise."""
     chances = (torch.rand(4, generator=generator) < probability).tolist()
     exposure, blur, noise, quality = torch.rand(4, generator=generator).tolist()
     grain = torch.randn(frames.shape, generator=generator)
@@ -166,21 +169,21 @@ def _photographed(frames: Tensor, probability: float, generator: torch.Generator
         frames = frames ** (1.6 ** (2 * exposure - 1))
     if blurred:
         sigma = 0.3 + 1.2 * blur
-        frames = _each(frames, lambda picture: cv2.GaussianBlur(picture, (0, 0), sigma))
+        frames = _map_images(frames, lambda picture: cv2.GaussianBlur(picture, (0, 0), sigma))
     if noisy:
         frames = (frames + 0.04 * noise * grain).clamp(0, 1)
     if compressed:
-        frames = _each(frames, lambda picture: _compressed(picture, round(25 + 65 * quality)))
+        frames = _map_images(frames, lambda picture: _jpeg(picture, round(25 + 65 * quality)))
     return frames
 
 
-def _each(frames: Tensor, change) -> Tensor:
-    """`change` applied to every frame as float32 [H, W, 3]."""
+def _map_images(frames: Tensor, change: Callable[[np.ndarray], np.ndarray]) -> Tensor:
+    """Frames [N, 3, H, W] with `change` applied to each as float32 [H, W, 3]."""
     pictures = [change(np.ascontiguousarray(picture)) for picture in frames.permute(0, 2, 3, 1).numpy()]
     return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).contiguous()
 
 
-def _compressed(picture: np.ndarray, quality: int) -> np.ndarray:
+def _jpeg(picture: np.ndarray, quality: int) -> np.ndarray:
     _, data = cv2.imencode(".jpg", (picture * 255).round().astype(np.uint8), [cv2.IMWRITE_JPEG_QUALITY, quality])
     return cv2.imdecode(data, cv2.IMREAD_COLOR).astype(np.float32) / 255
 

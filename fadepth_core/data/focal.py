@@ -1,36 +1,30 @@
-"""One camera for all data: scenes scaled so that every focal length becomes the same.
+"""Canonical camera (Metric3D, Yin et al. 2023): scale each training scene so that all have the same focal length.
 
-From one picture nobody can tell a near object from one twice as far through a lens twice as long. A network that is to
-answer in metres for several cameras is therefore trained as if all had one focal length, and its answer is scaled by the
-ratio at the end (the canonical camera space of Metric3D, Yin et al. 2023). Focal lengths are in pixels of the network's
-input, so a picture of twice the size counts as one through a lens twice as long, which is how filters see it.
+One image does not determine scale: an object twice as far away, seen with twice the focal length, looks the same. A
+network that predicts metres for several cameras is therefore trained on scenes scaled to one focal length, and its
+prediction is multiplied by the ratio of focal lengths. Focal lengths are in pixels of the network's input: enlarging an
+image by two doubles its focal length, as it doubles the sizes that the network's filters see.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
 
-import numpy as np
-from torch import Tensor
 from torch.utils.data import Dataset
 
+from fadepth_core.common.framing import focal_length
 from fadepth_core.common.sample import Sample
 
 
-def focal_length(intrinsics: Tensor | np.ndarray) -> float:
-    """sqrt(f_x·f_y) of K [3, 3], pixels."""
-    return float(intrinsics[0, 0] * intrinsics[1, 1]) ** 0.5
-
-
 def at_focal_length(sample: Sample, focal: float, width: int) -> Sample:
-    """The sample of a scene scaled by focal / its own focal length: depth, camera positions and speed.
+    """Scale the scene of a sample by `focal` / its own focal length: depth, camera positions and speed.
 
-    Pictures stay as they are: scaling everything around the camera changes none of them.
+    Frames do not change, because the scene and the camera's motion are scaled together.
 
     Args:
         sample: unbatched.
-        focal: pixels at the network's input.
-        width: of the network's input, pixels; the sample's frames may be larger.
+        focal: canonical focal length, pixels at the network's input.
+        width: width of the network's input, pixels; the sample's frames may be larger.
     """
     factor = focal / (focal_length(sample.intrinsics) * width / sample.frames.shape[-1])
     poses = sample.poses
@@ -46,7 +40,7 @@ def at_focal_length(sample: Sample, focal: float, width: int) -> Sample:
 
 
 class AtFocalLength(Dataset):
-    """A data set whose samples have been through `at_focal_length`."""
+    """A data set with `at_focal_length` applied to its samples."""
 
     def __init__(self, dataset: Dataset, focal: float, width: int):
         self._dataset, self._focal, self._width = dataset, focal, width

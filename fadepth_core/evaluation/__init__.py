@@ -1,4 +1,4 @@
-"""How good a depth network is: the seven metrics, the published protocols by name, and the paper's numbers to compare."""
+"""Evaluation of depth networks: the seven metrics, the published protocols by name, and the paper's figures."""
 
 from fadepth_core.evaluation.metrics import DepthMetrics, depth_metrics, mean_metrics
 from fadepth_core.evaluation.predictions import predict, write_predictions

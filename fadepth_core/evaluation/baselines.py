@@ -1,4 +1,4 @@
-"""What every network has to beat: predictors that look at no picture."""
+"""Baselines that every network should beat: predictors that ignore the image."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from fadepth_core.common.errors import DataError
 from fadepth_core.common.sample import LabelledImage
 from fadepth_core.evaluation.protocols import Protocol, valid_pixels
 
-#: Metres above the horizon.
+#: Depth above the horizon, metres.
 _FAR = 80.0
 
 
@@ -27,23 +27,23 @@ class ConstantDepth:
 
     @classmethod
     def typical(cls, images: Iterable[LabelledImage], protocol: Protocol) -> ConstantDepth:
-        """The median of the images' median true depths: a constant that has seen the answers.
+        """The median of the images' median ground-truth depths: the constant is fitted to the test set.
 
         Raises:
-            DataError: an image has no true depth that counts.
+            DataError: an image has no valid ground-truth depth.
         """
         medians = []
         for image in images:
             truth = image.depth[valid_pixels(image.depth, protocol)]
             if not truth.size:
-                raise DataError(f"{image.name}: no true depth that counts for '{protocol.name}'")
+                raise DataError(f"{image.name}: no true depth that '{protocol.name}' measures")
             medians.append(np.median(truth))
         return cls(float(np.median(medians)))
 
 
 @dataclass(frozen=True)
 class GroundPlane:
-    """A level camera above flat ground, `camera_height` in metres; everything above the horizon is 80 m away."""
+    """Flat ground below a level camera at `camera_height` metres; the depth above the horizon is 80 m."""
 
     camera_height: float
 

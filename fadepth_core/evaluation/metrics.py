@@ -1,4 +1,4 @@
-"""The seven metrics of monocular depth (Eigen et al. 2014), as every table of the paper prints them."""
+"""The seven metrics of monocular depth (Eigen et al. 2014), as in the paper's tables."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class DepthMetrics:
-    """Errors (lower is better) and accuracies (higher is better) of predicted depth d against true depth d*.
+    """Errors (lower is better) and accuracies (higher is better) of predicted depth d against ground truth d*.
 
     Attributes:
         abs_rel: mean of |d - d*| / d*.
@@ -30,13 +30,13 @@ class DepthMetrics:
 
 
 def depth_metrics(prediction: np.ndarray, truth: np.ndarray) -> DepthMetrics:
-    """Compare depths in metres, both [N], pixel by pixel.
+    """Metrics of predicted against ground-truth depth, both [N], metres.
 
     Raises:
         ValueError: the shapes differ or are not [N], there is no pixel, or a depth is not positive and finite.
     """
     if prediction.shape != truth.shape or truth.ndim != 1 or truth.size == 0:
-        raise ValueError(f"metrics need two equally long lists of depths, got {prediction.shape} and {truth.shape}")
+        raise ValueError(f"metrics need two equally long arrays of depths, got {prediction.shape} and {truth.shape}")
     d, d_true = prediction.astype(np.float64), truth.astype(np.float64)
     for values, name in ((d, "predicted"), (d_true, "true")):
         if not (np.isfinite(values) & (values > 0)).all():
@@ -55,7 +55,7 @@ def depth_metrics(prediction: np.ndarray, truth: np.ndarray) -> DepthMetrics:
 
 
 def mean_metrics(metrics: Sequence[DepthMetrics]) -> DepthMetrics:
-    """The mean over images: every image counts alike, however many pixels of it are known.
+    """Mean over images; every image has the same weight, whatever its number of valid pixels.
 
     Raises:
         ValueError: there is nothing to average.

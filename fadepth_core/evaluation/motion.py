@@ -1,4 +1,4 @@
-"""How good learned camera motion is: a pose network against known poses."""
+"""Errors of a pose network's camera motion against known poses."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from fadepth_core.common.sample import Sample, collate, evenly_spread
 from fadepth_core.geometry import area_average, rotation_error, translation_direction_error
 from fadepth_core.losses import Motions, predict_motions
 
-#: Translations shorter than this, in metres, have no direction worth measuring.
-_SHORTEST = 0.02
+#: The direction of shorter translations is not measured, metres.
+_MIN_TRANSLATION = 0.02
 
 
 @dataclass(frozen=True)
@@ -24,10 +24,10 @@ class MotionErrors:
     """Medians over pairs of consecutive frames.
 
     Attributes:
-        rotation: angle between learned and true rotation, degrees.
-        direction: angle between learned and true translation, degrees.
-        scale: true length / learned length of the translation: 1 for metric motion.
-        rotation_of_none, direction_of_forward: what answering "no rotation" and "straight ahead" would give, degrees.
+        rotation: angle between predicted and true rotation, degrees.
+        direction: angle between predicted and true translation, degrees.
+        scale: true length / predicted length of the translation; 1 for metric motion.
+        rotation_of_none, direction_of_forward: the errors of the baselines "no rotation" and "straight ahead", degrees.
     """
 
     rotation: float
@@ -39,10 +39,11 @@ class MotionErrors:
 
 @torch.no_grad()
 def motion_errors(pose_net: nn.Module, dataset: Dataset[Sample], size: tuple[int, int], count: int) -> MotionErrors:
-    """Measure a pose network in evaluation mode on up to `count` samples, evenly spread over a data set with poses.
+    """Measure a pose network on up to `count` samples, spread evenly over a data set with poses.
 
     Args:
-        size: height and width the network works at, pixels; the samples may be larger.
+        pose_net: in evaluation mode.
+        size: height and width of the network's input, pixels; the samples may be larger.
 
     Raises:
         DataError: a sample has no poses, or the camera never moves.
@@ -52,7 +53,7 @@ def motion_errors(pose_net: nn.Module, dataset: Dataset[Sample], size: tuple[int
     for index in evenly_spread(len(dataset), count):
         sample = collate([dataset[index]])
         if sample.poses is None:
-            raise DataError(f"{sample.name[0]}: no camera poses, so learned motion cannot be measured on it")
+            raise DataError(f"{sample.name[0]}: no camera poses, which are needed to measure predicted motion")
         frames = area_average(sample.frames[0], size)
         learned = predict_motions(pose_net, normalise(frames[None].to(device)))
         true = Motions.from_poses(sample.poses)
@@ -62,9 +63,9 @@ def motion_errors(pose_net: nn.Module, dataset: Dataset[Sample], size: tuple[int
             (learned.to_next.cpu(), true.to_next, -1.0),
         ):
             length = truth[:, :3, 3].norm()
-            if length < _SHORTEST:
+            if length < _MIN_TRANSLATION:
                 continue
-            forward[:, 2, 3] = ahead  # a camera that drives ahead sees the world come towards it
+            forward[:, 2, 3] = ahead  # points come towards a camera that moves forward
             rows.append(
                 [
                     float(rotation_error(estimate, truth)),
@@ -76,6 +77,6 @@ def motion_errors(pose_net: nn.Module, dataset: Dataset[Sample], size: tuple[int
             )
     if not rows:
         raise DataError(
-            f"the camera moves less than {_SHORTEST} m between frames, so motion has no direction to measure"
+            f"the camera moves less than {_MIN_TRANSLATION} m between frames, so its direction cannot be measured"
         )
     return MotionErrors(*np.nanmedian(rows, axis=0).tolist())

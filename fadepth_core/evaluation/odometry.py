@@ -1,8 +1,8 @@
-"""The camera trajectory of a clip, from a pose network's motions, and its errors where the true poses are known.
+"""Camera trajectory of a clip from a pose network, and its errors against known poses.
 
     clip -> pairs of frames -> pose network -> T_{a→b} -> chained camera-to-world poses -> KITTI or TUM file
 
-Errors are computed with evo (github.com/MichaelGrupp/evo), so that they can be compared with those of other methods.
+Errors are computed by evo (github.com/MichaelGrupp/evo), so that they are comparable with those of other methods.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from fadepth_core.common.color import normalise
 from fadepth_core.common.errors import DataError
-from fadepth_core.data.focal import focal_length as focal_length_of
+from fadepth_core.common.framing import focal_length as focal_length_of
 from fadepth_core.data.video import Clip
 from fadepth_core.geometry import motion_from_vector
 
@@ -33,7 +33,7 @@ class Trajectory:
     Attributes:
         times: [N] seconds.
         poses: estimated camera-to-world poses [N, 4, 4] float64; translations in metres up to one factor.
-        true_poses: likewise, metres, in any world's coordinates; None where the clip has none.
+        true_poses: true camera-to-world poses [N, 4, 4], metres, in any world frame; None where unknown.
     """
 
     times: np.ndarray
@@ -43,17 +43,17 @@ class Trajectory:
 
 @dataclass(frozen=True)
 class TrajectoryErrors:
-    """Of an estimated trajectory against the true one.
+    """Errors of an estimated trajectory against the true one.
 
     Attributes:
-        ate_sim3: absolute trajectory error: root mean square distance of the positions, metres, after the similarity
-            transform (rotation, translation, scale) that fits the estimate best to the truth (Umeyama 1991). None where
-            that is not determined: the camera moves on an exactly straight line.
-        ate_se3: the same after the best rigid motion, so that a wrong scale counts.
+        ate_sim3: absolute trajectory error: root mean square distance of the positions, metres, after alignment by the
+            best similarity transform (rotation, translation, scale; Umeyama 1991). None where this is undetermined,
+            because the camera moves on an exactly straight line.
+        ate_se3: the same after the best rigid alignment, so that a wrong scale counts.
         translation: mean error of the translation between consecutive frames, in percent of the mean true step, after
             scaling the estimate by `scale`.
         rotation: mean error of the rotation between consecutive frames, degrees.
-        scale: true path length / estimated path length: 1 for metric motion.
+        scale: true path length / estimated path length; 1 for metric motion.
     """
 
     ate_sim3: float | None
@@ -71,10 +71,10 @@ def estimate_trajectory(
 
     Args:
         pose_net: in evaluation mode; normalised pair [B, 6, H, W] -> [B, 6], see `models.posenet`.
-        clip: opened at the size the network was trained at.
-        focal_length: of the scaled scenes the network was trained on (`data.focal`), pixels; its translations are scaled
-            back to this camera's. None: they are taken as they are.
-        batch: pairs at a time.
+        clip: opened at the size on which the network was trained.
+        focal_length: canonical focal length of the network's training (`data.focal`), pixels; translations are scaled
+            to the clip's focal length. None: not scaled.
+        batch: number of pairs per batch.
     """
     device = next(pose_net.parameters(), torch.empty(0)).device
     numbers = range(0, clip.count, clip.stride)
@@ -92,7 +92,7 @@ def estimate_trajectory(
 
 
 def trajectory_errors(trajectory: Trajectory) -> TrajectoryErrors:
-    """Compare a trajectory with the true one, which it must have.
+    """Errors of a trajectory with true poses.
 
     Raises:
         DataError: the true or the estimated camera never moves.
@@ -141,10 +141,11 @@ def trajectory_errors(trajectory: Trajectory) -> TrajectoryErrors:
 
 
 def write_trajectory(trajectory: Trajectory, path: Path, kind: str = "kitti") -> None:
-    """Write the estimated poses, one line each.
+    """Write the estimated poses, one per line.
 
     Args:
-        kind: "kitti": the upper 3x4 of the camera-to-world pose, row by row. "tum": t tx ty tz qx qy qz qw, seconds.
+        kind: "kitti": the upper 3x4 of the camera-to-world pose, row by row. "tum": t tx ty tz qx qy qz qw, t in
+            seconds.
 
     Raises:
         ValueError: another kind.

@@ -1,9 +1,9 @@
-"""Depth of pictures and videos as files, for whoever works offline.
+"""Offline prediction: depth of images and videos as files.
 
     OUT/depth/NAME.png    16 bits, millimetres, 0 unknown or beyond 65.535 m (REP-118); or NAME.npy, float32 metres
-    OUT/color/NAME.png    for people; of a video OUT/color.mp4 instead
+    OUT/color/NAME.png    coloured depth; for a video OUT/color.mp4 instead
 
-All at the size of the frames. NAME is a picture's own, or the number of a video's frame, from 0.
+All have the size of the frames. NAME is that of the image file, or the number of the video frame, from 0.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ import numpy as np
 from fadepth_core.data.frames import Frames
 from fadepth_core.data.video import read_camera
 from fadepth_core.runtime.checkpoint import Checkpoint
-from fadepth_core.runtime.engine import DepthEngine
-from fadepth_core.runtime.pictures import depth_to_color, depth_to_millimetres
+from fadepth_core.runtime.engine import DepthEngine, FrameRequest
+from fadepth_core.runtime.pictures import depth_to_color, depth_to_millimetres, write_png
 
 log = logging.getLogger(__name__)
 
 FORMATS = ("png", "npy")
-#: Metres, red and blue in the coloured pictures: the node's default.
+#: Depth of the first and last colour (red, blue), metres: the node's default.
 COLOR_RANGE = (2.0, 80.0)
-#: Frames per second of the coloured video, where the source does not know its own.
+#: Frames per second of the coloured video if the source file states none.
 FPS = 25.0
 
 
@@ -44,47 +44,47 @@ def predict(
     """Yield the name and depth [H, W] in metres of every frame, at the frame's size.
 
     Args:
-        frames: pictures may differ in size; each change makes a new engine.
+        frames: images may differ in size; every change loads a new engine.
         intrinsics: K [3, 3] of the camera, pixels.
-        camera: JSON file with them. Where both are None, the one beside the frames; without that, depth is right up to
-            one factor, and a warning says so.
+        camera: JSON file with the intrinsics. If both are None, the file beside the frames is used; without it, the
+            scale of depth is unknown, and a warning is logged.
         backend, precision: as for `DepthEngine.load`.
 
     Raises:
-        DataError: frames or camera that cannot be used.
+        DataError: invalid frames or camera file.
         EngineError, CheckpointError, FramingError: as `DepthEngine`.
     """
     if intrinsics is None:
         camera = camera or frames.camera()
         if camera is None:
-            log.warning("%s: no intrinsics, so depth is right up to one factor: --intrinsics or --camera", frames.path)
+            log.warning("%s: no intrinsics, so the scale of depth is unknown: --intrinsics or --camera", frames.path)
     for size, group in groupby(frames, key=lambda frame: frame[1].shape[:2]):
         engine = DepthEngine.load(checkpoint, None, size, backend, precision, full_resolution=True)
         matrix = intrinsics if camera is None else read_camera(camera, size, frames.path)[0]
         names: deque[str] = deque()
-        for result in engine.stream(_noting_names(group, names, matrix), points=False):
+        for result in engine.stream(_requests(group, names, matrix)):
             yield names.popleft(), result.depth
 
 
-def _noting_names(
+def _requests(
     group: Iterable[tuple[str, np.ndarray]], names: deque[str], matrix: np.ndarray | None
-) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
-    """Frames for an engine, which reads ahead; `names` gets the name of each that it has read."""
+) -> Iterator[FrameRequest]:
+    """Requests for an engine, which reads ahead; appends the name of each frame read to `names`."""
     for name, image in group:
         names.append(name)
-        yield image, matrix
+        yield FrameRequest(image, matrix, points=False)
 
 
 def write_predictions(
     predictions: Iterable[tuple[str, np.ndarray]], out: str | os.PathLike, format: str = "png", fps: float | None = None
 ) -> None:
-    """Write the files named above.
+    """Write the files described above.
 
     Args:
         predictions: name and depth [H, W], metres.
-        out: folder; files of the same names are replaced.
+        out: folder; existing files are replaced.
         format: one of `FORMATS`.
-        fps: frames per second of the coloured video; None writes coloured pictures.
+        fps: frames per second of the coloured video; None writes coloured images instead.
 
     Raises:
         ValueError: unknown format.
@@ -102,10 +102,10 @@ def write_predictions(
             if format == "npy":
                 np.save(depths / f"{name}.npy", depth)
             else:
-                _write_png(depths / f"{name}.png", depth_to_millimetres(depth))
+                write_png(depths / f"{name}.png", depth_to_millimetres(depth))
             color = cv2.cvtColor(depth_to_color(depth, *COLOR_RANGE), cv2.COLOR_RGB2BGR)
             if fps is None:
-                _write_png(colors / f"{name}.png", color)
+                write_png(colors / f"{name}.png", color)
                 continue
             if video is None:
                 video = cv2.VideoWriter(str(video_path), cv2.VideoWriter_fourcc(*"mp4v"), fps, color.shape[1::-1])
@@ -115,7 +115,3 @@ def write_predictions(
     finally:
         if video is not None:
             video.release()
-
-
-def _write_png(path: Path, picture: np.ndarray) -> None:
-    path.write_bytes(cv2.imencode(".png", picture)[1].tobytes())

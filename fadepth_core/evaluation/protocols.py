@@ -1,8 +1,9 @@
-"""The published ways to measure monocular depth, by name, and the loop that applies one to a network.
+"""The published evaluation protocols for monocular depth, by name, and the evaluation loop.
 
-    images -> NetworkPredictor, EnginePredictor -> inverse depth -> compare: resize, invert, scale, cap -> metrics per image -> mean
+    images -> NetworkPredictor or EnginePredictor -> inverse depth -> compare: resize, invert, scale, clip
+           -> metrics per image -> mean
 
-Only the network sees reduced pictures; truth is never resized.
+Predictions are resized to the ground truth, which is never resized.
 """
 
 from __future__ import annotations
@@ -17,22 +18,21 @@ from torch import nn
 
 from fadepth_core.common.color import normalise
 from fadepth_core.common.errors import DataError
-from fadepth_core.common.framing import PIXELS, choose_network_size
+from fadepth_core.common.framing import PIXELS, choose_network_size, focal_length
 from fadepth_core.common.sample import LabelledImage
-from fadepth_core.data.focal import focal_length
 from fadepth_core.data.images import frames_and_intrinsics
 from fadepth_core.evaluation.metrics import DepthMetrics, depth_metrics, mean_metrics
+from fadepth_core.models.depth_network import DepthFeatures
 from fadepth_core.models.layers.head import disparity_to_depth
-from fadepth_core.models.smalldepth import DepthFeatures
 from fadepth_core.runtime.checkpoint import Checkpoint
-from fadepth_core.runtime.engine import DepthEngine, EngineError
+from fadepth_core.runtime.engine import DepthEngine, EngineError, FrameRequest
 
 #: RGB uint8 [H, W, 3] and its K [3, 3] -> inverse depth float32 [h, w] in 1/metres (up to one factor where the protocol
-#: scales), at the size the network works at.
+#: scales), at the size of the network's input.
 Predictor = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
-#: Engines that `EnginePredictor` keeps, one for each size of pictures.
-_MOST_ENGINES = 8
+#: Number of engines that `EnginePredictor` keeps, one per image size.
+_MAX_ENGINES = 8
 
 CROPS = ("garg",)
 SCALINGS = ("median", "none")
@@ -40,15 +40,15 @@ SCALINGS = ("median", "none")
 
 @dataclass(frozen=True)
 class Protocol:
-    """Which pixels count, and how predictions are brought to metres.
+    """Which pixels are evaluated, and how predictions are scaled to metres.
 
     Attributes:
-        name: a key of `PROTOCOLS`, or a name of your own.
+        name: a key of `PROTOCOLS`, or any other name.
         crop: None for the whole image, or "garg" (`garg_crop`).
-        min_depth, max_depth: metres; predictions are clipped to them.
-        max_truth: metres; truth strictly between `min_depth` and this counts. None: `max_depth`.
-        scaling: "median" multiplies every prediction by median(truth) / median(prediction), for networks that do not know
-            metres; "none" measures metric depth.
+        min_depth, max_depth: range to which predictions are clipped, metres.
+        max_truth: ground truth strictly between `min_depth` and this is evaluated, metres. None: `max_depth`.
+        scaling: "median" multiplies every prediction by median(truth) / median(prediction), for networks without metric
+            scale; "none" measures metric depth.
     """
 
     name: str
@@ -70,35 +70,35 @@ class Protocol:
 
     @property
     def farthest_truth(self) -> float:
-        """Metres; only nearer truth counts."""
+        """Only ground truth nearer than this is evaluated, metres."""
         return self.max_depth if self.max_truth is None else self.max_truth
 
 
-#: Beyond what KITTI's 16-bit depth pictures (metres · 256) can hold: all known truth counts.
+#: Larger than the largest depth of KITTI's 16-bit depth images (metres · 256), so that all known truth is evaluated.
 _ALL_ANNOTATED = 256.0
 
 #: `dataclasses.replace(PROTOCOLS[name], scaling="none")` measures metric depth instead.
 PROTOCOLS = {
     protocol.name: protocol
     for protocol in (
-        # 697 test frames of the Eigen split, truth from one LiDAR sweep.
+        # 697 test frames of the Eigen split, ground truth from one LiDAR sweep.
         Protocol("kitti_eigen", crop="garg"),
-        # The 652 of them that have truth accumulated over several sweeps (Uhrig et al. 2017), cropped and capped alike.
+        # The 652 of them with ground truth accumulated over several sweeps (Uhrig et al. 2017), same crop and cap.
         Protocol("kitti_eigen_improved", crop="garg"),
-        # The same frames as monodepth2 measures them (evaluate_depth.py, eval_split eigen_benchmark): no crop, all known
-        # truth counts, and only predictions are clipped at 80 m. Its figures are not those of kitti_eigen_improved.
+        # The same frames as evaluated by monodepth2 (evaluate_depth.py, eval_split eigen_benchmark): no crop, all known
+        # truth, and only predictions are clipped at 80 m. Its figures differ from those of kitti_eigen_improved.
         Protocol("kitti_eigen_improved_monodepth2", max_truth=_ALL_ANNOTATED),
         # The paper states no cap; its RMSE of 6 to 7 m fits 80 m. 200 m is the cap of most other work on DDAD.
         Protocol("ddad_80"),
         Protocol("ddad_200", max_depth=200.0),
-        # Pictures of any kind, indoors and out, with their depth: `FolderTest`.
+        # Indoor and outdoor images of any camera with their depth: `FolderTest`.
         Protocol("folder"),
     )
 }
 
 
 def garg_crop(size: tuple[int, int]) -> tuple[slice, slice]:
-    """Rows and columns of a (height, width) image where KITTI's LiDAR and the camera overlap (Garg et al. 2016)."""
+    """Rows and columns of a (height, width) image in which KITTI's LiDAR and camera overlap (Garg et al. 2016)."""
     height, width = size
     return (
         slice(int(0.40810811 * height), int(0.99189189 * height)),
@@ -108,14 +108,14 @@ def garg_crop(size: tuple[int, int]) -> tuple[slice, slice]:
 
 @dataclass(frozen=True)
 class Comparison:
-    """One prediction beside the truth.
+    """One prediction and its ground truth.
 
     Attributes:
-        image: the picture and its true depth.
-        depth: predicted depth in metres, float32 [H, W] like the truth; scaled and clipped as the protocol says.
-        valid: bool [H, W], the pixels that count.
-        ratio: median(truth) / median(prediction) over these, before any scaling: 1 for perfect metres.
-        metrics: of these pixels.
+        image: the image and its ground-truth depth.
+        depth: predicted depth in metres, float32 [H, W], scaled and clipped by the protocol.
+        valid: bool [H, W], the evaluated pixels.
+        ratio: median(truth) / median(prediction) of these pixels before scaling; 1 for correct metric scale.
+        metrics: metrics of these pixels.
     """
 
     image: LabelledImage
@@ -126,10 +126,10 @@ class Comparison:
 
 
 def compare(predict: Predictor, image: LabelledImage, protocol: Protocol) -> Comparison:
-    """Predict one picture's depth and measure it.
+    """Predict the depth of one image and measure it.
 
     Raises:
-        DataError: no pixel of the truth counts.
+        DataError: no pixel has valid ground truth.
         ValueError: the prediction is not a map of positive, finite numbers.
     """
     valid = valid_pixels(image.depth, protocol)
@@ -145,7 +145,7 @@ def compare(predict: Predictor, image: LabelledImage, protocol: Protocol) -> Com
             f"got shape {inverse_depth.shape}, values from {inverse_depth.min()} to {inverse_depth.max()}"
         )
     height, width = image.depth.shape
-    # Inverse depth, not depth, is interpolated: planes are linear in it, and depth edges do not smear to the far side.
+    # Interpolate inverse depth, not depth: planes are linear in it, and depth edges are not blurred to the far side.
     depth = 1 / cv2.resize(inverse_depth.astype(np.float32), (width, height), interpolation=cv2.INTER_LINEAR)
     truth = image.depth[valid]
     ratio = float(np.median(truth) / np.median(depth[valid]))
@@ -156,7 +156,7 @@ def compare(predict: Predictor, image: LabelledImage, protocol: Protocol) -> Com
 
 
 def valid_pixels(truth: np.ndarray, protocol: Protocol) -> np.ndarray:
-    """Which pixels of a true depth [H, W] count, bool [H, W]."""
+    """The pixels of a ground-truth depth [H, W] that the protocol evaluates, bool [H, W]."""
     known = (truth > protocol.min_depth) & (truth < protocol.farthest_truth)
     if protocol.crop is None:
         return known
@@ -167,7 +167,7 @@ def valid_pixels(truth: np.ndarray, protocol: Protocol) -> np.ndarray:
 
 @dataclass(frozen=True)
 class ImageResult:
-    """What an evaluation keeps of one image: its name, metrics, and `Comparison.ratio`."""
+    """Result of one image: its name, metrics, and `Comparison.ratio`."""
 
     name: str
     metrics: DepthMetrics
@@ -176,7 +176,7 @@ class ImageResult:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The outcome of a protocol on a test set: one result per image, in the order of the set."""
+    """Result of a protocol on a test set: one `ImageResult` per image, in the order of the set."""
 
     protocol: Protocol
     images: tuple[ImageResult, ...]
@@ -193,7 +193,7 @@ class Evaluation:
 
     @property
     def ratio_spread(self) -> float:
-        """Standard deviation of these ratios over their median: 0 if one factor brought all predictions to metres."""
+        """Standard deviation of these ratios / their median; 0 if one factor scales all predictions to metres."""
         return float(np.std([image.ratio for image in self.images]) / self.ratio_median)
 
     def by_group(self, groups: Sequence[str]) -> dict[str, Evaluation]:
@@ -204,7 +204,7 @@ class Evaluation:
         return {group: Evaluation(self.protocol, tuple(images)) for group, images in parts.items()}
 
     def to_dict(self) -> dict:
-        """Everything as plain numbers, strings, lists and dicts, ready for JSON."""
+        """All results as numbers, strings, lists and dicts for JSON."""
         return {
             "protocol": asdict(self.protocol),
             "metrics": asdict(self.metrics),
@@ -215,10 +215,10 @@ class Evaluation:
 
 
 def evaluate(predict: Predictor, images: Iterable[LabelledImage], protocol: Protocol) -> Evaluation:
-    """Measure `predict` on every image; one image is in memory at a time.
+    """Measure `predict` on all images; only one image is in memory at a time.
 
     Raises:
-        DataError: there are no images, or one has no pixel that counts.
+        DataError: there are no images, or one has no valid ground truth.
         ValueError: a prediction is not a map of positive, finite numbers.
     """
     results = []
@@ -231,16 +231,17 @@ def evaluate(predict: Predictor, images: Iterable[LabelledImage], protocol: Prot
 
 
 class NetworkPredictor:
-    """A depth network as a `Predictor`. Pictures are reduced as the depth node does it, and never cropped.
+    """A PyTorch depth network as a `Predictor`. Images are resized as in the depth node, and never cropped.
 
     Args:
         network: in evaluation mode, with `min_depth` and `max_depth` in metres; normalised image [B, 3, h, w] ->
             `DepthFeatures` (training form) or x in (0, 1) [B, 1, h, w] (deployment form).
         size: (height, width) of its input, multiples of 32; None keeps each camera's aspect ratio
             (`choose_network_size`), for test sets of several cameras.
-        pixels: about how many the input has where its size is chosen.
-        flip: average with what the mirrored picture gives (the paper's ‡ rows); takes twice the time.
-        focal: the focal length in pixels of `size` for which the network answers in metres; None: for any.
+        pixels: approximate number of input pixels if `size` is None.
+        flip: average with the prediction for the mirrored image (the paper's ‡ rows); takes twice the time.
+        focal: canonical focal length of the network (`data.focal`), pixels of `size`; None: predictions are not
+            rescaled.
     """
 
     def __init__(
@@ -263,10 +264,10 @@ class NetworkPredictor:
 
         Raises:
             RuntimeError: the network is in training mode.
-            FramingError: an image or network size that cannot be.
+            FramingError: invalid image or network size.
         """
         if self.network.training:
-            raise RuntimeError("the network is in training mode; call its eval() before measuring it")
+            raise RuntimeError("the network is in training mode; call its eval() first")
         size = self.size or choose_network_size(image.shape[:2], self.pixels)
         frames, matrix = frames_and_intrinsics([image], intrinsics, size, crop_to_aspect=False)
         if self.flip:
@@ -275,7 +276,7 @@ class NetworkPredictor:
         x = (output.disparities[0] if isinstance(output, DepthFeatures) else output).float()
         inverse_depth = 1 / disparity_to_depth(x, self.network.min_depth, self.network.max_depth)
         if self.flip:
-            # Inverse depths are averaged, not depths; as they are affine in x, this is the average of x as well.
+            # Average inverse depth, not depth. It is affine in x, so this is the average of x too.
             inverse_depth = (inverse_depth[:1] + inverse_depth[1:].flip(-1)) / 2
         if self.focal is not None:
             inverse_depth *= self.focal / focal_length(matrix)
@@ -283,11 +284,11 @@ class NetworkPredictor:
 
 
 class EnginePredictor:
-    """What a robot computes, as a `Predictor`: a checkpoint in `DepthEngine`, in the given backend and precision and no other.
+    """The robot's `DepthEngine` as a `Predictor`: a checkpoint in the given backend and precision, without fallback.
 
     Args:
         checkpoint: opened.
-        size, flip: as for `NetworkPredictor`; the checkpoint knows the rest.
+        size, flip: as for `NetworkPredictor`; its other arguments are stored in the checkpoint.
         backend, precision: as for `DepthEngine.load`.
     """
 
@@ -303,7 +304,7 @@ class EnginePredictor:
         self.size = size
         self.flip = flip
         self.backend, self.precision = backend, precision
-        # Test sets of several cameras come back to the same few sizes; the last used is at the end.
+        # Test sets of several cameras alternate between a few sizes; the last used is at the end.
         self._engines: dict[tuple[int, int], DepthEngine] = {}
 
     def __call__(self, image: np.ndarray, intrinsics: np.ndarray) -> np.ndarray:
@@ -311,12 +312,13 @@ class EnginePredictor:
 
         Raises:
             EngineError: the backend cannot run here, or not in this precision.
-            FramingError: an image or network size that cannot be.
+            FramingError: invalid image or network size.
         """
         engine = self._engine_for(image.shape[:2])
-        inverse_depth = 1 / engine.infer(image, intrinsics, points=False).depth
+        inverse_depth = 1 / engine.infer(FrameRequest(image, intrinsics, points=False)).depth
         if self.flip:
-            mirrored = engine.infer(np.ascontiguousarray(image[:, ::-1]), intrinsics, points=False).depth
+            mirrored_image = np.ascontiguousarray(image[:, ::-1])
+            mirrored = engine.infer(FrameRequest(mirrored_image, intrinsics, points=False)).depth
             inverse_depth = (inverse_depth + 1 / mirrored[:, ::-1]) / 2
         if self.backend not in ("auto", engine.backend_name) or self.precision not in ("auto", engine.precision):
             raise EngineError(
@@ -326,10 +328,10 @@ class EnginePredictor:
         return inverse_depth
 
     def _engine_for(self, size: tuple[int, int]) -> DepthEngine:
-        """The engine for pictures of `size` (height, width)."""
+        """The engine for images of `size` (height, width)."""
         engine = self._engines.pop(size, None)
         if engine is None:
-            if len(self._engines) == _MOST_ENGINES:
+            if len(self._engines) == _MAX_ENGINES:
                 del self._engines[next(iter(self._engines))]
             engine = DepthEngine.load(self.checkpoint, self.size, size, self.backend, self.precision)
         self._engines[size] = engine

@@ -1,4 +1,4 @@
-"""The numbers the paper prints (Tables II and III), to set beside our own."""
+"""The paper's figures (Tables II and III), for comparison."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ class PublishedRow:
     """One row of the paper's tables.
 
     Attributes:
-        method: the name the paper uses.
+        method: name in the paper.
         size: (height, width) of the network's input, pixels.
-        flip: a ‡ row, read as flip post-processing.
+        flip: whether it is a ‡ row, taken as flip post-processing.
         metrics: NaN where the paper prints none.
     """
 
@@ -27,13 +27,13 @@ class PublishedRow:
 
     @property
     def label(self) -> str:
-        """The method as the paper marks it."""
+        """The method with the paper's mark for flip post-processing."""
         return self.method + ("‡" if self.flip else "")
 
 
 # method, ‡; AbsRel, SqRel, RMSE, RMSElog, δ1, δ2, δ3
 _TABLES = {
-    # Table II, LiDAR truth.
+    # Table II, ground truth from LiDAR.
     ("kitti_eigen", (128, 416)): (
         ("HQDec", False, 0.103, 0.706, 4.569, 0.176, 0.882, 0.962, 0.985),
         ("HQDec", True, 0.099, 0.693, 4.494, 0.173, 0.887, 0.963, 0.985),
@@ -50,9 +50,9 @@ _TABLES = {
         ("HQDecv2", False, 0.092, 0.680, 4.198, 0.169, 0.909, 0.967, 0.984),
         ("HQDecv2", True, 0.087, 0.664, 4.140, 0.167, 0.912, 0.967, 0.984),
     ),
-    # Table II, improved truth. The paper does not say how it was measured. It prints monodepth2's own figures (Monodepth2:
-    # 0.090 / 0.545 / 3.942) beside its rows, so its rows are taken as measured in that way, without crop or cap on the
-    # truth. kitti_eigen_improved, with both, has no published rows.
+    # Table II, improved ground truth. The paper does not state the protocol. It prints monodepth2's own figures
+    # (Monodepth2: 0.090 / 0.545 / 3.942) beside its rows, so its rows are assigned to monodepth2's protocol, without
+    # crop or cap on the ground truth. kitti_eigen_improved, with both, has no published rows.
     ("kitti_eigen_improved_monodepth2", (128, 416)): (
         ("HQDec", False, 0.074, 0.403, 3.746, 0.121, 0.930, 0.986, 0.997),
         ("HQDec", True, 0.071, 0.384, 3.632, 0.117, 0.935, 0.987, 0.997),
@@ -69,7 +69,7 @@ _TABLES = {
         ("HQDecv2", False, 0.059, 0.283, 3.004, 0.097, 0.958, 0.992, 0.998),
         ("HQDecv2", True, 0.057, 0.274, 2.952, 0.095, 0.961, 0.992, 0.998),
     ),
-    # Table III states no cap. RMSE tells two kinds of rows apart: 6 to 7 m (cap of 80 m) and 13 m (cap of 200 m).
+    # Table III states no cap. The RMSE of its rows is either 6 to 7 m (cap of 80 m) or 13 m (cap of 200 m).
     ("ddad_80", (384, 640)): (
         ("CbwLoss", False, 0.121, 1.229, 6.721, 0.187, 0.853, 0.958, 0.985),
         ("HQDec", False, 0.113, 1.214, 6.286, 0.176, 0.876, 0.963, 0.985),
@@ -84,12 +84,12 @@ _TABLES = {
 
 
 def published_rows(protocol: Protocol, size: tuple[int, int] | None = None) -> list[PublishedRow]:
-    """The paper's rows that may be compared with an evaluation by `protocol`.
+    """The paper's rows that are comparable with an evaluation by `protocol`.
 
     Args:
-        protocol: a changed one (another scaling, say) has no published rows, and neither have "folder" and
+        protocol: a modified one, e.g. with another scaling, has no published rows; neither have "folder" and
             "kitti_eigen_improved".
-        size: (height, width) of the network's input; None takes every size.
+        size: (height, width) of the network's input; None: all sizes.
     """
     if protocol != PROTOCOLS.get(protocol.name):
         return []

@@ -1,4 +1,4 @@
-"""An evaluation for people: a table beside the paper's numbers, a sheet of pictures, a JSON file."""
+"""Reports of an evaluation: a table with the paper's figures, a sheet of images, a JSON file."""
 
 from __future__ import annotations
 
@@ -17,19 +17,20 @@ from fadepth_core.evaluation.metrics import DepthMetrics, mean_metrics
 from fadepth_core.evaluation.protocols import Comparison, Evaluation, Predictor, Protocol, compare
 from fadepth_core.evaluation.published import PublishedRow
 from fadepth_core.evaluation.video import VideoEvaluation, VideoFigures
+from fadepth_core.runtime.pictures import write_png
 
 _COLUMNS = ("AbsRel", "SqRel", "RMSE", "RMSElog", "d<1.25", "d<1.25^2", "d<1.25^3")
 
-#: Pixels: width of a picture in a row of the sheet, (height, width) of the map that ends it, height of the text above.
+#: Pixels: width of an image in a row of the sheet, (height, width) of the map at its end, height of the text above it.
 TILE_WIDTH = 416
 MAP_SIZE = (240, 320)
 CAPTION_HEIGHT = 20
-#: Metres ahead that a map shows, and between its grid lines; the first that holds this share of the points is taken.
-_MAPS = ((6, 1), (60, 10))
-_HELD = 0.9
-#: Relative error that has the last colour.
+#: Length of a map and spacing of its grid lines, metres; the first that shows at least this share of points is used.
+_MAP_RANGES = ((6, 1), (60, 10))
+_MAP_SHARE = 0.9
+#: Relative error of the last colour.
 _WORST_ERROR = 0.5
-#: Share of pixels with truth below which each is drawn larger than it is.
+#: Below this share of pixels with ground truth, each is drawn enlarged.
 _SPARSE = 0.5
 #: Grey of the grid lines of a map.
 _GRID = 70
@@ -42,14 +43,14 @@ def print_table(
     groups: Sequence[str] = (),
     baselines: Mapping[str, Evaluation] | None = None,
 ) -> None:
-    """Print the mean metrics under the paper's rows, and the scale ratios.
+    """Print the mean metrics below the paper's rows, and the scale ratios.
 
     Args:
-        evaluation: what was measured.
-        rows: to compare with, as `published_rows` finds them.
-        label: what to call the measured row.
-        groups: the group of every image; where there are several, each has a row, and so has their mean.
-        baselines: others measured on the same images, by name.
+        evaluation: the results.
+        rows: the paper's rows, from `published_rows`.
+        label: name of the results' row.
+        groups: the group of every image; if there are several, each group and their mean have rows.
+        baselines: other evaluations on the same images, by name.
     """
     protocol = evaluation.protocol
     lines = [(f"{row.label} {row.size[0]}x{row.size[1]}", row.metrics) for row in rows]
@@ -77,7 +78,7 @@ def _cells(metrics: DepthMetrics | VideoFigures, width: int = 10) -> str:
 
 
 def print_video_table(evaluations: Mapping[str, VideoEvaluation], scaling: str) -> None:
-    """Print the figures of several predictors on the same clips, by name: the mean over the clips, then each clip."""
+    """Print the figures of several predictors (by name) on the same clips: the mean over the clips, then each clip."""
     lines = []
     for name, evaluation in evaluations.items():
         lines.append((name, evaluation.figures))
@@ -101,7 +102,7 @@ def write_json(evaluation: Evaluation, path: str | os.PathLike) -> None:
 def compare_evenly(
     predict: Predictor, images: Sequence[LabelledImage], protocol: Protocol, count: int = 8
 ) -> list[Comparison]:
-    """Up to `count` comparisons, spread evenly over a test set from its first image to its last: for `picture_sheet`.
+    """Up to `count` comparisons for `picture_sheet`, spread evenly from the first to the last image of a test set.
 
     Raises: as `compare`.
     """
@@ -109,11 +110,11 @@ def compare_evenly(
 
 
 def picture_sheet(comparisons: Sequence[Comparison], path: str | os.PathLike) -> None:
-    """Write a PNG with one row per comparison: the image, its predicted depth, the error where truth is known, and the
-    predicted points from above.
+    """Write a PNG with one row per comparison: image, predicted depth, error, and predicted points from above.
 
-    Depth is bright where near (log scale, each picture's own range). Error is |d - d*| / d*, from blue (0) to red (0.5 and
-    more), black where no truth counts. For the points see `map_from_above`. Above each row stand the name and AbsRel.
+    Near depth is bright (log scale, range of each image). The error is |d - d*| / d*, from blue (0) to red (0.5 and
+    more), black without valid ground truth. For the points see `map_from_above`. The name and AbsRel are above each
+    row.
 
     Raises:
         ValueError: there is nothing to show.
@@ -121,14 +122,16 @@ def picture_sheet(comparisons: Sequence[Comparison], path: str | os.PathLike) ->
     """
     if not comparisons:
         raise ValueError("a picture sheet needs at least one comparison")
-    _write_png(np.concatenate([_row(comparison) for comparison in comparisons]), path)
+    write_png(path, np.concatenate([_row(comparison) for comparison in comparisons]))
 
 
 def prediction_sheet(
     predict: Predictor, images: Mapping[str, tuple[np.ndarray, np.ndarray]], path: str | os.PathLike
 ) -> None:
-    """`picture_sheet` where no truth is known: images, RGB uint8 [H, W, 3] and K [3, 3] by name, their predicted depth, and
-    its points from above.
+    """`picture_sheet` without ground truth: image, predicted depth, and predicted points from above.
+
+    Args:
+        images: RGB uint8 [H, W, 3] and K [3, 3], by name.
 
     Raises: as `picture_sheet`.
     """
@@ -141,23 +144,22 @@ def prediction_sheet(
         size = _tile_size(image)
         tiles = [_photo(image, size), cv2.resize(_depth_picture(depth), size[::-1], interpolation=cv2.INTER_AREA)]
         rows.append(_captioned(name, [*tiles, map_from_above(image, depth, intrinsics)]))
-    _write_png(np.concatenate(rows), path)
+    write_png(path, np.concatenate(rows))
 
 
 def map_from_above(image: np.ndarray, depth: np.ndarray, intrinsics: np.ndarray) -> np.ndarray:
     """The points of a depth image seen from above, in the colours of their pixels: BGR uint8 [*MAP_SIZE, 3].
 
-    The camera stands in the middle of the lower edge; x goes right, z up, at one scale. The map ends 60 m ahead, with grid
-    lines every 10 m, or 6 m ahead with lines every metre where nearly all points are that near; what is farther is left
-    out. Of points above each other the highest shows.
+    The camera is at the middle of the lower edge; x points right, z up, at the same scale. The map ends 60 m ahead,
+    with grid lines every 10 m, or 6 m ahead with lines every metre if nearly all points are that near. Farther points
+    are left out. Of several points in one place the highest is drawn.
 
     Shapes: RGB uint8 [H, W, 3], depth [H, W] in metres, K [3, 3].
     """
     height, width = MAP_SIZE
-    known = depth[depth < _MAPS[-1][0]]
-    reach, spacing = next(
-        ((ahead, grid) for ahead, grid in _MAPS if known.size and (known < ahead).mean() >= _HELD), _MAPS[-1]
-    )
+    known = depth[depth < _MAP_RANGES[-1][0]]
+    fitting = (pair for pair in _MAP_RANGES if known.size and (known < pair[0]).mean() >= _MAP_SHARE)
+    reach, spacing = next(fitting, _MAP_RANGES[-1])
     scale = height / reach
     v, u = np.indices(depth.shape)
     x = (u - intrinsics[0, 2]) / intrinsics[0, 0] * depth
@@ -215,10 +217,6 @@ def _captioned(text: str, tiles: Sequence[np.ndarray]) -> np.ndarray:
     return np.concatenate([caption, row])
 
 
-def _write_png(picture: np.ndarray, path: str | os.PathLike) -> None:
-    Path(path).write_bytes(cv2.imencode(".png", picture)[1].tobytes())
-
-
 def _depth_picture(depth: np.ndarray) -> np.ndarray:
     """Depth [H, W] in metres -> BGR uint8 [H, W, 3]."""
     nearness = -np.log(depth)
@@ -232,13 +230,13 @@ def _error_picture(comparison: Comparison, size: tuple[int, int]) -> np.ndarray:
     rows, columns = np.nonzero(comparison.valid)
     truth = comparison.image.depth[rows, columns]
     error = np.abs(comparison.depth[rows, columns] - truth) / truth
-    # Several pixels of the truth may meet in one of the tile: the worst shows.
+    # Several pixels may fall into one of the tile; the largest error is drawn.
     height, width = comparison.depth.shape
     rows_shown, columns_shown = min(size[0], height), min(size[1], width)
     tile = np.full((rows_shown, columns_shown), -1, np.float32)
     np.maximum.at(tile, (rows * rows_shown // height, columns * columns_shown // width), error)
     if comparison.valid.mean() < _SPARSE:
-        tile = cv2.dilate(tile, np.ones((3, 3), np.uint8))  # LiDAR points are single pixels, hard to see
+        tile = cv2.dilate(tile, np.ones((3, 3), np.uint8))  # LiDAR points are single pixels and hard to see
     tile = cv2.resize(tile, size[::-1], interpolation=cv2.INTER_NEAREST)
     level = (255 * (tile / _WORST_ERROR).clip(0, 1)).astype(np.uint8)
     picture = cv2.applyColorMap(level, cv2.COLORMAP_TURBO)

@@ -1,16 +1,17 @@
-"""Video without true depth: does a depth map explain the frames beside it, and does it agree with theirs?
+"""Evaluation on video without ground-truth depth: photometric and temporal consistency with the neighbouring frames.
 
-    clips -> three frames -> Predictor -> motion: known, or fitted -> unexplained error, disagreement -> mean per clip
+    clips -> three frames -> Predictor -> motion (known or fitted) -> remaining error, depth difference -> mean per clip
 
-What the figures say, and what not:
+How to read the figures:
 
-- The photometric figure ranks depth only where the camera moves enough past things. On a motorway most of the picture is
-  road, sky and a far horizon, which any smooth depth explains about as well; figures are then close to each other.
-- A fitted motion is bent to help the depth it is fitted to, so wrong depth looks better than with the true motion; a
-  constant depth most of all. Scale is free, and metres are not measured (with poses and scaling "none" they are).
-- Things that move, reflections and changes of light are explained by no depth; 0 is out of reach, for true depth as well.
-- Agreement says nothing about being right: a constant depth agrees with itself but for the way driven. Read it beside the
-  photometric figure.
+- The photometric figure ranks depth maps only if the camera moves enough relative to near objects. On a motorway most
+  of the image is road, sky and a far horizon, which any smooth depth explains about equally well; figures are then
+  close together.
+- A fitted motion partly compensates for wrong depth, so wrong depth, and a constant depth most of all, scores better
+  than with the true motion. Scale is free: metric depth is only measured with poses and scaling "none".
+- Moving objects, reflections and changes of light cannot be explained by depth, so even true depth does not reach 0.
+- Temporal consistency is not accuracy: a constant depth is consistent except for the distance travelled. Read it
+  together with the photometric figure.
 """
 
 from __future__ import annotations
@@ -34,14 +35,15 @@ from fadepth_core.losses.geometric import depth_difference
 
 @dataclass(frozen=True)
 class FrameResult:
-    """What an evaluation keeps of three frames; the middle one is compared with both others.
+    """Result of three frames; the middle one is compared with both others.
 
     Attributes:
         name: `Sample.name`.
-        photometric: share of the unmoved photometric error that depth and motion leave (`DepthPairs.unexplained`).
-        temporal: mean of δ_D = |D^c - D^s| / (D^c + D^s) between the middle frame's depth, moved, and the others', sampled.
-        steps: ln of the ratio by which the scale of depth changes from the first frame to the middle one and on to the
-            last: medians of depth, after warping.
+        photometric: photometric error after warping, relative to that without warping (`DepthPairs.unexplained`).
+        temporal: mean of δ_D = |D^c - D^s| / (D^c + D^s) between the middle frame's depth transformed to the other
+            frames (c) and their own depth sampled there (s).
+        steps: ln of the change of depth scale from the first to the middle frame and from the middle to the last, as
+            the ratio of median depths after warping.
     """
 
     name: str
@@ -52,10 +54,10 @@ class FrameResult:
 
 @dataclass(frozen=True)
 class VideoFigures:
-    """Of one clip, or the mean over clips; lower is better.
+    """Figures of one clip, or their mean over clips; lower is better.
 
     Attributes:
-        photometric, temporal: means of the `FrameResult`s'.
+        photometric, temporal: means over the clip's `FrameResult`s.
         jitter: standard deviation of their `steps`.
     """
 
@@ -66,11 +68,12 @@ class VideoFigures:
 
 @dataclass(frozen=True)
 class VideoEvaluation:
-    """One predictor on some clips: the results of every clip's frames."""
+    """Results of one predictor: those of all evaluated frames, by clip."""
 
     clips: dict[str, tuple[FrameResult, ...]]
 
     def of_clip(self, clip: str) -> VideoFigures:
+        """The figures of one clip."""
         frames = self.clips[clip]
         return VideoFigures(
             float(np.mean([frame.photometric for frame in frames])),
@@ -80,12 +83,12 @@ class VideoEvaluation:
 
     @property
     def figures(self) -> VideoFigures:
-        """The mean over the clips: each counts alike."""
+        """The mean over the clips; all clips have the same weight."""
         rows = [list(asdict(self.of_clip(clip)).values()) for clip in self.clips]
         return VideoFigures(*np.mean(rows, axis=0).tolist())
 
     def to_dict(self) -> dict:
-        """Everything as plain numbers, strings, lists and dicts, ready for JSON."""
+        """All results as numbers, strings, lists and dicts for JSON."""
         clips = {
             clip: {"figures": asdict(self.of_clip(clip)), "frames": [asdict(frame) for frame in frames]}
             for clip, frames in self.clips.items()
@@ -99,59 +102,62 @@ def evaluate_video(
     """Measure `predict` on the frames of clips.
 
     Args:
-        samples: of a `VideoDataset`; one is in memory at a time.
-        clips: the clip that each is of.
+        samples: samples of a `VideoDataset`; only one is in memory at a time.
+        clips: the name of each sample's clip.
         scaling: see `measure`.
 
     Raises:
         DataError: there are no samples, or as `measure`.
     """
     results: dict[str, list[FrameResult]] = {}
-    for clip, three in zip(clips, samples, strict=True):
-        depths = torch.stack([_depth(predict, frame, three.intrinsics) for frame in three.frames])
-        results.setdefault(clip, []).append(measure(three, depths, scaling))
+    for clip, triplet in zip(clips, samples, strict=True):
+        depths = torch.stack([_depth(predict, frame, triplet.intrinsics) for frame in triplet.frames])
+        results.setdefault(clip, []).append(measure(triplet, depths, scaling))
     if not results:
         raise DataError("no frames to evaluate 'video' on")
     return VideoEvaluation({clip: tuple(frames) for clip, frames in results.items()})
 
 
-def measure(three: Sample, depths: Tensor, scaling: str = "median") -> FrameResult:
-    """How well depths [3, H, W] of the three frames explain the middle one and agree with each other.
+def measure(triplet: Sample, depths: Tensor, scaling: str = "median") -> FrameResult:
+    """Photometric and temporal consistency of the depths of three frames.
 
     Args:
-        scaling: "median" leaves the scale of depth open; the motion is fitted (`fit_motion`), or its length where the
-            sample has poses (`fit_length`). "none" takes the poses' metres as they are.
+        triplet: an unbatched sample of three frames.
+        depths: depth of each frame [3, H, W].
+        scaling: "median" for depth of unknown scale: the motion is fitted (`fit_motion`), or only its length if the
+            sample has poses (`fit_length`). "none" uses the poses as they are, so that depth must be in metres.
 
     Raises:
-        DataError: scaling "none" without poses, or no pixel stays in the picture.
+        DataError: scaling "none" without poses, or no pixel is visible in the other frame.
+        ValueError: unknown scaling.
     """
     if scaling not in SCALINGS:
         raise ValueError(f"unknown scaling '{scaling}'; known scalings: {', '.join(SCALINGS)}")
-    pairs = DepthPairs.of(three.frames, depths[1], three.intrinsics)
-    if three.poses is None:
+    pairs = DepthPairs.of(triplet.frames, depths[1], triplet.intrinsics)
+    if triplet.poses is None:
         if scaling == "none":
-            raise DataError(f"{three.name}: no camera poses, so metres cannot be measured on it")
+            raise DataError(f"{triplet.name}: no camera poses, which are needed to measure metric depth")
         motions = fit_motion(pairs)
     else:
-        known = Motions.from_poses(three.poses[None])
+        known = Motions.from_poses(triplet.poses[None])
         motions = torch.cat([known.to_previous, known.to_next])
         if scaling == "median":
             motions = fit_length(pairs, motions)
     view = reproject(pairs.depth, motions, pairs.images.intrinsics)
     sampled = sample(depths[[0, 2], None], view.pixels)
     differences, ratios = [], []
-    for moved, seen, valid in zip(view.depth, sampled, view.valid, strict=True):
+    for expected, predicted, valid in zip(view.depth, sampled, view.valid, strict=True):
         if not valid.any():
-            raise DataError(f"{three.name}: the whole picture leaves the view, so its depth cannot be compared")
-        differences.append(float(depth_difference(moved[valid], seen[valid]).mean()))
-        ratios.append(float((seen[valid].median() / moved[valid].median()).log()))
+            raise DataError(f"{triplet.name}: no pixel is visible in the other frame, so its depth cannot be compared")
+        differences.append(float(depth_difference(expected[valid], predicted[valid]).mean()))
+        ratios.append(float((predicted[valid].median() / expected[valid].median()).log()))
     return FrameResult(
-        three.name, float(pairs.unexplained(motions).mean()), float(np.mean(differences)), (-ratios[0], ratios[1])
+        triplet.name, float(pairs.unexplained(motions).mean()), float(np.mean(differences)), (-ratios[0], ratios[1])
     )
 
 
 def choose_evenly(clips: Sequence[str], count: int) -> list[int]:
-    """Up to `count` indices of each clip, spread evenly from its first sample to its last."""
+    """Indices of up to `count` samples of each clip, spread evenly from its first to its last."""
     places: dict[str, list[int]] = {}
     for index, clip in enumerate(clips):
         places.setdefault(clip, []).append(index)
@@ -159,12 +165,12 @@ def choose_evenly(clips: Sequence[str], count: int) -> list[int]:
 
 
 def rgb(frame: Tensor) -> np.ndarray:
-    """A sample's frame [3, H, W] in [0, 1] as the picture it came from, uint8 [H, W, 3]."""
+    """A sample's frame [3, H, W] in [0, 1] as an image, uint8 [H, W, 3]."""
     return (frame.permute(1, 2, 0) * 255).round().byte().numpy()
 
 
 def _depth(predict: Predictor, frame: Tensor, intrinsics: Tensor) -> Tensor:
-    """[H, W] at the frame's size."""
+    """Predicted depth [H, W] at the frame's size."""
     inverse_depth = predict(rgb(frame), intrinsics.double().numpy())
     size = frame.shape[:0:-1]
     return 1 / torch.from_numpy(cv2.resize(inverse_depth, size, interpolation=cv2.INTER_LINEAR))

@@ -1,1 +1,1 @@
-"""How a trained network runs: checkpoint, framing, exported graph, backends, and `DepthEngine`, the one door to them."""
+"""Running a trained network: checkpoints, deployment graph, export, backends, and the public API `DepthEngine`."""

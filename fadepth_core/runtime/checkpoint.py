@@ -1,10 +1,12 @@
-"""Checkpoints: a safetensors file with a JSON description in its header; beside it, for engines that run without torch,
-the exported graph as ONNX. Nothing is ever unpickled.
+"""Checkpoints: a safetensors file with a JSON description in its header and, for backends that run without torch, the
+exported ONNX graph beside it. Reading one never unpickles anything.
 
-    smalldepth.safetensors   weights of the deployment net (or of a training run), golden input and output, description
-    smalldepth.onnx          the same net as `ShapeCarriedGraph`, named in the description by its SHA-256; its weights are not
-                             stored again, they are ONNX external data that points into the safetensors file
-    smalldepth.int8.onnx     the same once more with 8-bit weights and activations, where one was made
+    smalldepth.safetensors   weights of the deployed network (or of a training run), golden input and output, description
+    smalldepth.onnx          the network as `ShapeCarriedGraph`; its weights are ONNX external data that refers to the
+                             safetensors file
+    smalldepth.int8.onnx     optional: the graph with 8-bit weights and activations
+
+The description contains the SHA-256 of both graphs.
 
 This module needs numpy and safetensors only.
 """
@@ -28,41 +30,41 @@ from fadepth_core.common.files import write_atomically
 from fadepth_core.common.framing import STRIDE
 
 FORMAT = 1
-#: The shipped checkpoints, which go by their names without suffix, too.
+#: Folder of the shipped checkpoints.
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
-#: What `checkpoint: ""` means.
+#: Used when no checkpoint is named.
 DEFAULT_CHECKPOINT = ASSETS / "smalldepth.safetensors"
 _HEADER_KEY = "fadepth"
 _PADDING_KEY = "padding"
-#: Sizes of the header are multiples of this, bytes.
+#: The size of the header is rounded up to a multiple of this, bytes.
 _HEADER_STEP = 4096
 _GOLDEN = "golden."
 _Parsed = TypeVar("_Parsed")
 
 
 class CheckpointError(ValueError):
-    """A checkpoint that cannot be used; the message names the file and the reason."""
+    """A checkpoint cannot be used; the message names the file and the reason."""
 
 
 @dataclass(frozen=True)
 class Description:
-    """What a checkpoint says of itself.
+    """The header of a checkpoint.
 
     Attributes:
-        model: name of the network, a key of `fadepth_core.models.MODELS`; it stands for the table of widths.
+        model: name of the network, a key of `fadepth_core.models.MODELS`; implies its table of widths.
         form: "deploy" (BatchNorm folded, ETM merged) or "training".
-        network_size: (height, width) it was trained at, pixels.
-        depth_range: metres that the head's output spans.
+        network_size: (height, width) of the training images, pixels.
+        depth_range: smallest and largest depth of the network's output, metres.
         pixel_mean, pixel_std: normalisation of inputs in [0, 1].
         trained: False for random weights.
-        focal_length: pixels at the network's input, the camera for which its answer is metres; another camera's depth is
-            in proportion to its own. None: depth is not rescaled.
+        focal_length: of the camera for which the network's depth is in metres, pixels at the network's input; depth for
+            another camera is scaled by the ratio of focal lengths. None: depth is not scaled.
         options: further arguments of the network's constructor (training form).
         provenance: free text by key: data, method, iterations, date, licence ...
-        onnx_sha256: digest of the ONNX file that belongs to it, "" if none was made.
-        onnx_weights: name of the file that the ONNX file reads its weights from, this one's when it was saved; "" where they are
-            in the ONNX file itself.
-        int8_sha256: the same of its int8 graph.
+        onnx_sha256: digest of the ONNX file, "" if none was exported.
+        onnx_weights: name of the file with the weights of the ONNX file, which is the checkpoint's name at its export;
+            "" if they are in the ONNX file itself.
+        int8_sha256: digest of the int8 graph, "" if none was made.
     """
 
     model: str
@@ -120,19 +122,19 @@ class Description:
 def read_described(
     path: Path, key: str, parse: Callable[[str], _Parsed], foreign: str
 ) -> tuple[_Parsed, dict[str, np.ndarray]]:
-    """A safetensors file with a description in its header: the description and all tensors.
+    """Read the description in the header of a safetensors file, and all tensors.
 
     Args:
-        key: of the description in the header.
-        parse: the description from its text; raises ValueError, TypeError or KeyError with the reason.
-        foreign: what a file without that key is.
+        key: the description's key in the header.
+        parse: makes the description from its text; raises ValueError, TypeError or KeyError with the reason.
+        foreign: says in the error message what a file without that key is.
 
     Raises:
-        CheckpointError: the file is missing, truncated or foreign, or its description or a tensor cannot be used. Tensors are
-            not touched before the description has been parsed.
+        CheckpointError: the file is missing, truncated or foreign, or its description or a tensor cannot be used.
+            Tensors are read after the description has been parsed.
     """
     try:
-        path.open("rb").close()  # safetensors' own errors do not tell a directory from a missing file
+        path.open("rb").close()  # safetensors raises the same error for a directory and a missing file
         with safe_open(path, framework="np") as file:
             header = (file.metadata() or {}).get(key)
             if header is None:
@@ -143,7 +145,7 @@ def read_described(
                 raise CheckpointError(f"{path}: its description cannot be used: {error}") from error
             try:
                 return description, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-            except TypeError as error:  # a type that numpy has not
+            except TypeError as error:  # a data type that numpy lacks, e.g. bfloat16
                 raise CheckpointError(f"{path}: {error}") from error
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such file") from None
@@ -154,8 +156,8 @@ def read_described(
 
 
 def find_checkpoint(path: str | os.PathLike | None = None) -> Path:
-    """The file that is meant: `path`; for None and "" the default one; for the name of a shipped one, e.g. "smalldepth_nc", its
-    file, unless there is a file of that name here."""
+    """The checkpoint's file: `path`; the default one for None and ""; a shipped one for its name without suffix, e.g.
+    "smalldepth_nc", unless the working directory has a file of that name."""
     if not path:
         return DEFAULT_CHECKPOINT
     path = Path(path)
@@ -164,13 +166,13 @@ def find_checkpoint(path: str | os.PathLike | None = None) -> Path:
 
 
 class Checkpoint:
-    """An opened checkpoint file: its description, its weights as numpy arrays, and its ONNX file.
+    """An opened checkpoint: its description, weights and golden frame as numpy arrays, and the paths of its graphs.
 
     Args:
         path: see `find_checkpoint`.
 
     Raises:
-        CheckpointError: the file is missing, truncated, foreign, or not self-consistent.
+        CheckpointError: the file is missing, truncated, foreign, or inconsistent.
     """
 
     def __init__(self, path: str | os.PathLike | None = None):
@@ -202,15 +204,15 @@ class Checkpoint:
         return self.path.with_suffix(".int8.onnx")
 
     def onnx_problem(self) -> str | None:
-        """Why the ONNX file beside this checkpoint cannot be used; None when it can."""
+        """Why the ONNX file of this checkpoint cannot be used; None when it can."""
         problem = self._file_problem(self.onnx_path, self.description.onnx_sha256, "an exported graph")
         needed = self.description.onnx_weights
         if problem is None and needed and needed != self.path.name:
-            return f"{self.onnx_path}: reads its weights from '{needed}', and the checkpoint is called '{self.path.name}' now"
+            return f"{self.onnx_path}: reads its weights from '{needed}', but the checkpoint is now called '{self.path.name}'"
         return problem
 
     def int8_problem(self) -> str | None:
-        """Why the int8 graph beside this checkpoint cannot be used; None when it can."""
+        """Why the int8 graph of this checkpoint cannot be used; None when it can."""
         return self._file_problem(self.int8_path, self.description.int8_sha256, "an int8 graph")
 
     def _file_problem(self, path: Path, sha256: str, what: str) -> str | None:
@@ -229,7 +231,7 @@ def save_checkpoint(
     description: Description,
     golden: dict[str, np.ndarray] | None = None,
 ) -> None:
-    """Write a checkpoint; the previous file of that name survives unless the new one is complete on disk."""
+    """Write a checkpoint. A previous file of that name is replaced only once the new one is complete on disk."""
     data = checkpoint_bytes(weights, description, golden)
     write_atomically(path, lambda part: Path(part).write_bytes(data))
 
@@ -237,12 +239,15 @@ def save_checkpoint(
 def checkpoint_bytes(
     weights: dict[str, np.ndarray], description: Description, golden: dict[str, np.ndarray] | None = None
 ) -> bytes:
-    """What `save_checkpoint` writes. Where each tensor lies does not depend on the digests in the description, which are known
-    last: the header is padded to a size that leaves room for them."""
+    """Content of the file that `save_checkpoint` writes.
+
+    The header is padded so that the offsets of tensors do not depend on whether the description has its digests
+    already: the ONNX file refers to these offsets, and its digest is known only afterwards.
+    """
     tensors = {name: np.ascontiguousarray(value) for name, value in weights.items()}
     tensors |= {_GOLDEN + name: np.ascontiguousarray(value) for name, value in (golden or {}).items()}
     metadata = {_HEADER_KEY: description.to_json()}
-    # As long as the digests that are not known yet.
+    # Padding of the length of the digests that are still missing.
     missing = 2 * 64 - len(description.onnx_sha256) - len(description.int8_sha256)
     start = _data_start(save(tensors, {**metadata, _PADDING_KEY: " " * missing}))
     return save(tensors, {**metadata, _PADDING_KEY: " " * (missing + -start % _HEADER_STEP)})
@@ -258,5 +263,5 @@ def tensor_places(data: bytes) -> dict[str, tuple[int, int]]:
 
 
 def _data_start(data: bytes) -> int:
-    """Where the tensors begin: behind eight bytes with the header's length, and the header."""
+    """Offset of the tensors: after eight bytes with the header's length, and the header."""
     return 8 + int.from_bytes(data[:8], "little")

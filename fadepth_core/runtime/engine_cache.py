@@ -1,8 +1,8 @@
-"""Compiled engines on disk, so that the next start is a matter of seconds.
+"""Cache of compiled engines on disk, so that the next start takes seconds.
 
-One file an engine, named by the digest of all that it follows from. Another network, size, precision, graphics card or
-library is another file, and a stale engine is never found. Each file says in its header what it was made from and carries
-a checksum. No torch here.
+Each engine is one file, named by the digest of its cache key. The key contains everything that the engine depends on
+(network, size, precision, GPU, library versions), so a stale engine is never found. The file's header holds the key and
+a checksum. Does not import torch.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ _TENSOR = "engine"
 
 
 class EngineCache:
-    """Engines in a folder, by what they follow from: any strings by name, the same for `get` and `put`."""
+    """Engines in a folder. `identity` is the cache key of an engine: strings by name."""
 
     def __init__(self, folder: Path):
         self.folder = folder
 
     def path(self, identity: Mapping[str, str]) -> Path:
-        """The file of an engine."""
+        """The file of an engine, whether it exists or not."""
         digest = hashlib.sha256(json.dumps(dict(identity), sort_keys=True).encode()).hexdigest()
         return self.folder / f"{digest[:32]}.safetensors"
 
     def get(self, identity: Mapping[str, str], logger: logging.Logger) -> bytes | None:
-        """The engine, or None where there is none; a damaged one is reported, and counts as none."""
+        """The engine; None if there is none, or if it is damaged, which is logged."""
         path = self.path(identity)
         try:
             with safe_open(path, framework="np") as file:
@@ -44,20 +44,19 @@ class EngineCache:
         except FileNotFoundError:
             return None
         except (SafetensorError, OSError, ValueError, KeyError) as error:
-            logger.warning("%s: a damaged engine, made anew (%s)", path, error)
+            logger.warning("%s: a damaged engine, it will be built again (%s)", path, error)
             return None
         if header.get("identity") != dict(identity) or header.get("sha256") != hashlib.sha256(engine).hexdigest():
-            logger.warning("%s: a damaged engine, made anew (it is not what its header says)", path)
+            logger.warning("%s: a damaged engine, it will be built again (it differs from its header)", path)
             return None
         return engine
 
     def remove(self, identity: Mapping[str, str]) -> None:
-        """Forget an engine, if it is there."""
+        """Delete an engine, if it is there."""
         self.path(identity).unlink(missing_ok=True)
 
     def put(self, identity: Mapping[str, str], engine: bytes, logger: logging.Logger) -> None:
-        """Keep an engine. One that cannot be kept, for want of space or rights, costs time at the next start and nothing
-        else: a warning."""
+        """Store an engine. If it cannot be written, e.g. on a full disk, a warning is logged."""
         path = self.path(identity)
         header = {"identity": dict(identity), "sha256": hashlib.sha256(engine).hexdigest()}
         try:
@@ -65,4 +64,6 @@ class EngineCache:
             tensors = {_TENSOR: np.frombuffer(engine, np.uint8)}
             write_atomically(path, lambda part: save_file(tensors, part, {_HEADER_KEY: json.dumps(header)}))
         except (SafetensorError, OSError) as error:
-            logger.warning("%s: the engine cannot be kept and will be made anew at the next start (%s)", path, error)
+            logger.warning(
+                "%s: the engine cannot be stored and will be built again at the next start (%s)", path, error
+            )

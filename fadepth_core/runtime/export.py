@@ -1,4 +1,4 @@
-"""From a network to the two files a robot needs: the deployment checkpoint and its ONNX graph."""
+"""Exports a network to the two files that are deployed: the checkpoint and its ONNX graph."""
 
 from __future__ import annotations
 
@@ -26,9 +26,10 @@ from fadepth_core.runtime.checkpoint import (
 from fadepth_core.runtime.graph import DepthGraph, ShapeCarriedGraph
 from fadepth_core.runtime.network import load_network
 
-#: Goes up with every change of what `write_onnx` writes, so that files kept from an older one are not used.
+#: Version of `write_onnx`, part of the cache key: increase it with every change of what it writes.
 EXPORTER = 3
-#: Size of the golden frame: small, since it travels in every checkpoint, and not square, so that a swap shows.
+#: (height, width) of the golden frame: small, because every checkpoint contains it, and not square, so that swapped
+#: axes show.
 GOLDEN_SIZE = (64, 96)
 
 
@@ -36,8 +37,8 @@ def export_checkpoint(network: nn.Module, description: Description, path: str | 
     """Write `path` (half-precision weights, golden input and output, description) and its ONNX file beside it.
 
     Args:
-        network: fused network. Its parameters are rounded to half precision in place first, so that what is stored,
-            the golden output and the exported graph agree to the last bit.
+        network: fused network. Its parameters are rounded to half precision in place, so that the stored weights, the
+            golden output and the exported graph agree exactly.
     """
     path = Path(path)
     with torch.no_grad():
@@ -46,17 +47,17 @@ def export_checkpoint(network: nn.Module, description: Description, path: str | 
     onnx_path = path.with_suffix(".onnx")
     weights = {name: value.half().numpy() for name, value in network.state_dict().items()}
     golden = golden_frame(network)
-    # An int8 graph that was made before is of the weights before: `quantize_checkpoint` makes another.
+    # An existing int8 graph has the old weights; `quantize_checkpoint` makes a new one.
     description = replace(description, form="deploy", onnx_weights=path.name, int8_sha256="")
     write_onnx(network, onnx_path, path.name, tensor_places(checkpoint_bytes(weights, description, golden)))
     digest = hashlib.sha256(onnx_path.read_bytes()).hexdigest()
     save_checkpoint(path, weights, replace(description, onnx_sha256=digest), golden)
-    onnx.checker.check_model(onnx_path)  # with the weights that it refers to
+    onnx.checker.check_model(onnx_path)  # by path, so that the external weights are checked, too
 
 
 def ensure_onnx(checkpoint: Checkpoint, directory: Path) -> Path:
-    """The ONNX file of a checkpoint: the one beside it if that is sound, else one exported into `directory`, kept there
-    under the digest of all that it follows from."""
+    """The ONNX file beside a checkpoint if it can be used, else one exported into the cache folder `directory`, named
+    by the digest of its cache key."""
     if checkpoint.onnx_problem() is None:
         return checkpoint.onnx_path
     source = f"{EXPORTER} {checkpoint.weights_sha256} {checkpoint.description.to_json()}"
@@ -68,7 +69,7 @@ def ensure_onnx(checkpoint: Checkpoint, directory: Path) -> Path:
 
 
 def golden_frame(network: nn.Module) -> dict[str, np.ndarray]:
-    """A smooth coloured frame and the depth that `network` gives for it in float32 PyTorch."""
+    """A smooth coloured frame [H, W, 3] uint8 and its depth [H, W] computed by `network` in float32 PyTorch."""
     h, w = GOLDEN_SIZE
     v, u = np.mgrid[0:h, 0:w]
     waves = [np.sin(u / 9 + phase) * np.cos(v / 7 - phase) + 0.5 * np.sin((u * v) / 211) for phase in (0.0, 1.3, 2.6)]
@@ -86,12 +87,12 @@ def write_onnx(
     weights_file: str = "",
     places: Mapping[str, tuple[int, int]] = MappingProxyType({}),
 ) -> None:
-    """Export `ShapeCarriedGraph` with every size dynamic; weights are stored in half precision, computed in float32.
+    """Export `ShapeCarriedGraph` with dynamic sizes. Weights are stored in half precision; arithmetic is float32.
 
     Args:
-        weights_file: name of a file in the same folder that holds weights already, in half precision.
-        places: (offset, length) in bytes of each tensor of the network there, by its name; the ONNX file refers to them
-            (external data). Tensors without a place are stored in the ONNX file itself.
+        weights_file: name of a file in the same folder that holds the weights in half precision already.
+        places: (offset, length) in bytes of the network's tensors in that file, by name. The ONNX file refers to them
+            (external data). Tensors without a place are stored in the ONNX file.
     """
     h, w = GOLDEN_SIZE
     inputs = (
@@ -102,8 +103,8 @@ def write_onnx(
         torch.zeros(2 * h, 2 * w, dtype=torch.uint8),
     )
     with warnings.catch_warnings():
-        # The tracing exporter keeps the sizes of the skips symbolic; the graph-capturing one cannot prove that
-        # ceil(ceil(h/2)/2) of the encoder equals the interpolation target for every h.
+        # The tracing exporter (dynamo=False) keeps the sizes of the skip connections symbolic. The newer one cannot
+        # prove that ceil(ceil(h/2)/2) in the encoder equals the interpolation target for every h.
         warnings.simplefilter("ignore")
         write_atomically(
             path,
@@ -130,7 +131,9 @@ def write_onnx(
 def _with_half_weights(
     model: onnx.ModelProto, weights_file: str, places: Mapping[str, tuple[int, int]]
 ) -> onnx.ModelProto:
-    """Store large float32 initializers as float16 behind a Cast, the same arithmetic; or refer to them where they are stored."""
+    """Store large float32 initializers as float16 and a Cast, or refer to their float16 values in `weights_file`.
+
+    Results do not change: only values that float16 holds exactly are replaced."""
     casts = []
     for tensor in model.graph.initializer:
         value = onnx.numpy_helper.to_array(tensor)

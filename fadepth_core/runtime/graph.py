@@ -1,8 +1,8 @@
-"""DepthGraph: everything between a camera frame and metric depth and points, as one module to export.
+"""`DepthGraph`: from a camera frame to metric depth and points, as one module to export.
 
 uint8 frame -> crop, resize -> normalise -> fused network -> disparity -> (resize) -> depth in metres -> points.
-Every backend compiles this same graph, so nothing bounces between host and device and one comparison against plain
-PyTorch covers preprocessing, network and unprojection together.
+Every backend compiles this graph. So data crosses between host and device once each way, and one comparison with plain
+PyTorch verifies preprocessing, network and unprojection together.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ class DepthGraph(nn.Module):
 
     Args:
         network: fused network, [B, 3, h, w] normalised image -> x in (0, 1) [B, 1, h, w], with `min_depth` and
-            `max_depth` in metres; it is brought to `dtype` in place.
-        framing: sizes and crop; None takes the frame as it comes (already at the network's size).
-        dtype: what the network computes in. Everything around it is float32: half precision has 11 bits, of which the
-            normalised picture needs 8, but depth in metres and the columns of a wide picture more.
+            `max_depth` in metres; it is converted to `dtype` in place.
+        framing: sizes and crop; None: frames have the network's size already.
+        dtype: type the network computes in. The rest is float32: half precision has 11 bits, which suffice for the
+            normalised image (8 bits), but not for depth in metres or the columns of a wide image.
     """
 
     def __init__(self, network: nn.Module, framing: Framing | None = None, dtype: torch.dtype = torch.float32):
@@ -37,7 +37,7 @@ class DepthGraph(nn.Module):
         self.register_buffer("std", 255.0 * torch.tensor(PIXEL_STD).view(1, 3, 1, 1), persistent=False)
 
     def forward(self, image: Tensor, intrinsics: Tensor, scale: Tensor, limits: Tensor) -> tuple[Tensor, Tensor]:
-        """Estimate depth, of one frame or, where everything has a first dimension more, of a batch.
+        """Estimate depth of one frame or, if every argument has a leading dimension B, of a batch.
 
         Args:
             image: [H, W, 3] uint8 RGB, at the camera's size or already at the network's.
@@ -56,20 +56,20 @@ class DepthGraph(nn.Module):
         disparity = self.network(((x - self.mean) / self.std).to(self.dtype)).float()
         size = self.output_size(disparity)
         if size != tuple(disparity.shape[-2:]):
-            # Disparity, not depth, is interpolated: as the published protocols do before they measure accuracy.
+            # Disparity, not depth, is interpolated, as in the published evaluation protocols.
             disparity = F.interpolate(disparity, size=size, mode="bilinear", align_corners=False)
         return self.depth_and_points(disparity if image.dim() == 4 else disparity[0], intrinsics, scale, limits)
 
     def channels_first(self, image: Tensor) -> Tensor:
         """uint8 [H, W, 3] or [B, H, W, 3] -> float32 [B, 3, H, W]."""
-        # Converted first: engines take bytes as inputs, but compute with nothing but floating point.
+        # Converted first: TensorRT accepts uint8 as an input type only.
         x = image.to(self.mean.dtype)
         return x.permute(0, 3, 1, 2) if image.dim() == 4 else x.permute(2, 0, 1).unsqueeze(0)
 
     def depth_and_points(
         self, disparity: Tensor, intrinsics: Tensor, scale: Tensor, limits: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """The outputs of `forward` from the network's, [1, h, w] or [B, 1, h, w]."""
+        """The outputs of `forward` from the network's disparity, [1, h, w] or [B, 1, h, w]."""
         depth = disparity_to_depth(disparity.squeeze(-3), self.network.min_depth, self.network.max_depth)
         depth = scale[..., None] * depth
         return limit_depth(depth, limits), limited_points(depth, intrinsics, limits)
@@ -79,9 +79,10 @@ class DepthGraph(nn.Module):
 
 
 class ShapeCarriedGraph(DepthGraph):
-    """DepthGraph for one portable file: frames come at the network's size, the published size is that of a dummy input.
+    """`DepthGraph` for one ONNX file that serves every size: frames come at the network's size, and the published size
+    is the shape of a dummy input.
 
-    Exported with dynamic axes, it becomes fully static once an engine is told the shapes of its inputs.
+    It is exported with dynamic axes. A backend that fixes the shapes of the inputs gets a fully static graph.
     """
 
     def forward(self, image, intrinsics, scale, limits, output_grid):
@@ -91,7 +92,7 @@ class ShapeCarriedGraph(DepthGraph):
 
 
 def resize_to_network(x: Tensor, framing: Framing) -> Tensor:
-    """`Framing.to_network` as tensor operations: [1, C, H, W] -> [1, C, h, w]; a frame of that size passes unchanged."""
+    """`Framing.to_network` as tensor operations: [B, C, H, W] -> [B, C, h, w]; frames of that size are unchanged."""
     h, w = framing.network_size
     if tuple(x.shape[-2:]) == (h, w):
         return x
@@ -105,16 +106,16 @@ def resize_to_network(x: Tensor, framing: Framing) -> Tensor:
 
 
 def limit_depth(depth: Tensor, limits: Tensor) -> Tensor:
-    """Replace depths outside `limits` as REP-117 asks: -inf too close, +inf too far. Shapes [(B,) h, w], [(B,) 2] -> the
-    first."""
+    """Replace depths outside `limits` as in REP-117: -inf too close, +inf too far. Shapes: [(B,) h, w], [(B,) 2] ->
+    [(B,) h, w]."""
     near, far = limits[..., :1, None], limits[..., 1:, None]
     infinity = torch.full_like(depth, torch.inf)
     return torch.where(depth > far, infinity, torch.where(depth < near, -infinity, depth))
 
 
 def limited_points(depth: Tensor, intrinsics: Tensor, limits: Tensor) -> Tensor:
-    """Points in the optical frame: depth [(B,) h, w], K [(B,) 3, 3], limits [(B,) 2] -> [(B,) h, w, 3]; NaN outside the
-    limits."""
+    """Points in the optical frame, NaN outside the limits. Shapes: depth [(B,) h, w], K [(B,) 3, 3], limits [(B,) 2] ->
+    [(B,) h, w, 3]."""
     x, y = pixel_directions(intrinsics, *depth.shape[-2:])
     inside = (depth >= limits[..., :1, None]) & (depth <= limits[..., 1:, None])
     z = torch.where(inside, depth, torch.full_like(depth, torch.nan))

@@ -1,6 +1,6 @@
-"""The scale of depth from something every robot knows: how high its camera is above the ground.
+"""The scale of depth from the known height of the camera above the ground.
 
-No torch here: this runs beside every engine, on a few hundred points of its answer.
+Uses a few hundred points of each depth image. Does not import torch.
 """
 
 from __future__ import annotations
@@ -9,44 +9,45 @@ import math
 
 import numpy as np
 
-#: The ground is looked for in this many points at most, of the lower half of the picture.
+#: Largest number of points, from the lower half of the image, in which the ground is searched.
 _POINTS = 400
+#: Number of random planes that are tried (RANSAC).
 _PLANES = 64
-#: Steeper planes are walls, ramps of cars, or noise.
-_STEEPEST = math.radians(25)
-#: A point belongs to a plane when it is off by at most this share of the camera's height above it.
+#: Largest slope of the ground relative to the camera; steeper planes are walls, ramps of cars, or noise.
+_MAX_SLOPE = math.radians(25)
+#: A point belongs to a plane when its distance is at most this share of the camera's height above the plane.
 _TOLERANCE = 0.08
-#: Less than this share of the points, measured or not, on one plane is no ground.
-_LEAST = 0.3
-#: Share of the way that one look takes the factor towards what it saw.
+#: The ground must hold at least this share of the points, valid or not.
+_MIN_SHARE = 0.3
+#: Weight of one image in the exponential smoothing of the factor, in log scale.
 _SMOOTHING = 0.15
 
 
 def camera_height(depth: np.ndarray, intrinsics: np.ndarray) -> float | None:
-    """How high the camera is above the plane that much of the picture's lower half lies on, in the units of depth.
+    """Height of the camera above the ground, the plane through most points of the lower half of the image (RANSAC).
 
-    The camera looks ahead: pitch and roll together below 25°.
+    The camera must look ahead: pitch and roll together below 25°.
 
     Args:
-        depth: [h, w], along the optical axis; not finite where nothing was measured.
+        depth: [h, w], along the optical axis; not finite where unknown.
         intrinsics: K [3, 3] of `depth`, pixels.
 
     Returns:
-        None where no plane below the camera holds enough of the points.
+        The height, in the unit of depth; None if no plane below the camera holds enough points.
     """
-    points, looked_at = _lower_points(depth, intrinsics)
-    needed = max(3, _LEAST * looked_at)
+    points, sampled = _lower_points(depth, intrinsics)
+    needed = max(3, _MIN_SHARE * sampled)
     if len(points) < needed:
         return None
-    random = np.random.default_rng(0)  # the same picture gives the same answer
+    random = np.random.default_rng(0)  # the same image gives the same height
     corners = points[random.integers(0, len(points), (_PLANES, 3))]
     normals = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
     lengths = np.linalg.norm(normals, axis=1)
     usable = lengths > 0
     normals = normals[usable] / lengths[usable, None]
-    normals *= np.sign(normals[:, 1:2])  # y points down, and so does the normal of the ground
+    normals *= np.sign(normals[:, 1:2])  # y points down; so must the normal of the ground
     heights = (normals * corners[usable, 0]).sum(axis=1)
-    level = (normals[:, 1] > math.cos(_STEEPEST)) & (heights > 0)
+    level = (normals[:, 1] > math.cos(_MAX_SLOPE)) & (heights > 0)
     if not level.any():
         return None
     normals, heights = normals[level], heights[level]
@@ -55,20 +56,20 @@ def camera_height(depth: np.ndarray, intrinsics: np.ndarray) -> float | None:
     chosen = points[inside[:, best]]
     if len(chosen) < needed:
         return None
-    # Least squares through the chosen ones: n·p = 1 with n = normal / height.
+    # Least squares through the points of that plane: n·p = 1 with n = normal / height.
     solution, *_ = np.linalg.lstsq(chosen, np.ones(len(chosen)), rcond=None)
     return float(1 / np.linalg.norm(solution))
 
 
 class GroundScale:
-    """Follows the factor that puts the ground where it is.
+    """Tracks the factor that scales depth to metres.
 
     Args:
-        height: of the camera above the ground, metres.
+        height: height of the camera above the ground, metres.
 
     Attributes:
-        factor: what depth has to be multiplied with; 1 until the ground has been seen.
-        seen: whether the ground was found in the last picture.
+        factor: multiplies depth; 1 until the ground has been found.
+        seen: whether the ground was found in the last image.
     """
 
     def __init__(self, height: float):
@@ -78,7 +79,7 @@ class GroundScale:
         self._ever_seen = False
 
     def update(self, depth: np.ndarray, intrinsics: np.ndarray) -> None:
-        """Look at a depth image [h, w] with its K [3, 3], before this factor was applied."""
+        """Update the factor from a depth image [h, w], to which it has not been applied, with its K [3, 3]."""
         measured = camera_height(depth, intrinsics)
         self.seen = measured is not None
         if not self.seen:
@@ -89,7 +90,7 @@ class GroundScale:
 
 
 def _lower_points(depth: np.ndarray, intrinsics: np.ndarray) -> tuple[np.ndarray, int]:
-    """Points [N, 3] of up to `_POINTS` pixels evenly spread over the lower half, and the number of those pixels."""
+    """Valid points [N, 3] among up to `_POINTS` pixels spread evenly over the lower half, and the number of pixels."""
     height, width = depth.shape
     step = max(1, math.isqrt(height // 2 * width // _POINTS) + 1)
     v, u = np.mgrid[height // 2 + step // 2 : height : step, step // 2 : width : step]

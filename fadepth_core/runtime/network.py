@@ -1,4 +1,4 @@
-"""From a checkpoint to a PyTorch network. The torch side of `checkpoint.py`."""
+"""Loads the PyTorch network of a checkpoint. Apart from `checkpoint.py`, which works without torch."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ def load_network(checkpoint: Checkpoint) -> nn.Module:
     """The fused, evaluation-mode network of a checkpoint, float32 on the CPU.
 
     Raises:
-        CheckpointError: its weights are not those of the network its description names.
+        CheckpointError: its weights do not fit the network in its description, or its normalisation is not the graph's.
     """
     network = _load(checkpoint)
     return network if checkpoint.description.form == "deploy" else network.fuse()
 
 
 def load_training_network(checkpoint: Checkpoint) -> nn.Module:
-    """The training form of a training checkpoint's network, in evaluation mode, float32 on the CPU.
+    """The training form of a checkpoint's network, in evaluation mode, float32 on the CPU.
 
     Raises:
-        CheckpointError: as `load_network`; and for a deployment checkpoint, which has the finest depth alone.
+        CheckpointError: as `load_network`; also for a deployment checkpoint, which lacks the coarser scales.
     """
     if checkpoint.description.form != "training":
         raise CheckpointError(f"{checkpoint.path}: a deployment checkpoint; a training checkpoint is needed here")
@@ -33,7 +33,7 @@ def load_training_network(checkpoint: Checkpoint) -> nn.Module:
 
 
 def _load(checkpoint: Checkpoint) -> nn.Module:
-    """The network in the form it was saved in."""
+    """The network in the form in which it was saved."""
     description = checkpoint.description
     near, far = description.depth_range
     if not np.allclose((description.pixel_mean, description.pixel_std), (PIXEL_MEAN, PIXEL_STD)):

@@ -1,10 +1,8 @@
-"""The int8 graph of a checkpoint: NNCF's post-training quantization of its ONNX file, with real frames for calibration.
+"""Makes the int8 graph of a checkpoint: post-training quantization of its ONNX file by NNCF with real frames.
 
-Frames say how far each activation reaches; each gets a scale for its 8 bits, weights get one for every channel. The result
-is again one ONNX file in which every size is dynamic (QuantizeLinear and DequantizeLinear pairs, weights as int8), which
-OpenVINO runs with its 8-bit kernels.
-
-The only module that needs NNCF, which calibrates in ONNX Runtime.
+Calibration measures the range of each activation, which gives the scale of its 8 bits; weights have one scale for each
+channel. The result is an ONNX file with dynamic sizes (QuantizeLinear and DequantizeLinear pairs, int8 weights), which
+OpenVINO runs with its 8-bit kernels. Only this module needs NNCF, which calibrates in ONNX Runtime.
 """
 
 from __future__ import annotations
@@ -22,9 +20,9 @@ import onnx
 from fadepth_core.common.files import write_atomically
 from fadepth_core.common.framing import Framing
 from fadepth_core.runtime.checkpoint import Checkpoint, CheckpointError, save_checkpoint
-from fadepth_core.runtime.engine import CHECK_BOUNDS
+from fadepth_core.runtime.verification import CHECK_BOUNDS
 
-# NNCF reports each use to its makers over the network, unless this is set before it is imported.
+# Disables NNCF's telemetry; must be set before it is imported.
 os.environ.setdefault("NNCF_CI", "1")
 try:
     import nncf
@@ -34,14 +32,14 @@ except ImportError as error:
         f"int8 graphs are made by NNCF and ONNX Runtime ({error}): pip install 'fadepth_ros[quantize]'"
     ) from error
 
-nncf.set_log_level(logging.WARNING)  # below, it tells of every node that stays in float
+nncf.set_log_level(logging.WARNING)  # at INFO it logs every node that stays in float
 
-#: More change the scales no further: with 200 instead of 64 depth differs from float32 as much.
+#: Default number of frames. With 200, depth differs from float32 as much as with 64.
 FRAMES = 64
 MIN_FRAMES = 24
-#: What stays in float: all around the network (frames to its input, disparity to depth and points), and its head. Depth is
-#: steepest where disparity is small: with the head in 8 bits depth is off by 3.5 % in the median, without by 1.8 %. The first
-#: convolution is not among them: in float it costs 6 % more time and gains 0.1 %.
+#: Nodes that stay in float: preprocessing, disparity to depth and points, and the network's head. Depth is steepest
+#: where disparity is small: the median error is 3.5 % with the head in 8 bits, 1.8 % with it in float. The first
+#: convolution is quantized: in float it takes 6 % more time and reduces the error by 0.1 %.
 _FLOAT = [r"/(?!network/).*", r"/network/(.*/)?heads?[./].*"]
 
 
@@ -50,14 +48,14 @@ def quantize_checkpoint(path: str | os.PathLike, images: Sequence[np.ndarray]) -
 
     Args:
         path: the checkpoint, with its ONNX file.
-        images: RGB uint8 [H, W, 3], at least `MIN_FRAMES`, of any sizes, like those it will see.
+        images: RGB uint8 [H, W, 3], at least `MIN_FRAMES`, of any sizes, similar to the camera's frames.
 
     Returns:
         (median, 99th percentile) of the relative difference of depth to the float graph's, on these frames.
 
     Raises:
-        CheckpointError: the checkpoint's ONNX file cannot be used, there are too few frames, or an engine would refuse the
-            int8 graph.
+        CheckpointError: the checkpoint's ONNX file cannot be used, there are too few frames, or the int8 graph would
+            not pass the verification of `DepthEngine`.
     """
     checkpoint = Checkpoint(path)
     if problem := checkpoint.onnx_problem():
@@ -67,12 +65,12 @@ def quantize_checkpoint(path: str | os.PathLike, images: Sequence[np.ndarray]) -
     pixels = int(np.prod(checkpoint.description.network_size))
     framings = [Framing.plan(image.shape[:2], pixels=pixels) for image in images]
     frames = [framing.to_network(image) for framing, image in zip(framings, images, strict=True)]
-    exact = onnx.load(checkpoint.onnx_path).SerializeToString()  # with the weights, which lie in the checkpoint
-    # The golden frame, by which every engine is checked, is like no camera's: scales have to fit it, too.
+    exact = onnx.load(checkpoint.onnx_path).SerializeToString()  # includes the weights, which are in the checkpoint
+    # The golden frame, with which engines are verified, is unlike a camera's frames: the scales have to fit it, too.
     golden, bounds = checkpoint.golden, CHECK_BOUNDS["int8"]
     quantized = quantize_graph(exact, [*frames, golden["image"]])
 
-    # What `DepthEngine` would refuse at every start is better refused now.
+    # Otherwise `DepthEngine` would reject it at every start.
     error = _difference(exact, quantized, [golden["image"]])
     if error[0] > bounds[0] or error[1] > bounds[1]:
         raise CheckpointError(
@@ -86,16 +84,16 @@ def quantize_checkpoint(path: str | os.PathLike, images: Sequence[np.ndarray]) -
 
 
 def quantize_graph(graph: bytes, frames: Sequence[np.ndarray]) -> bytes:
-    """The int8 form of a serialized ONNX graph as `write_onnx` makes it.
+    """Quantize a serialized ONNX graph written by `write_onnx`.
 
     Args:
-        frames: at the network's size each, RGB uint8 [h, w, 3].
+        frames: for calibration, RGB uint8 [h, w, 3] at the network's size.
     """
     model = _with_float_weights(onnx.load_from_string(graph))
     quantized = nncf.quantize(
         model,
         nncf.Dataset(frames, _inputs),
-        # Activations behind a ReLU are positive and use all 8 bits, the others have a zero point.
+        # Activations after a ReLU are positive and use all 8 bits; the others get a zero point.
         preset=nncf.QuantizationPreset.MIXED,
         target_device=nncf.TargetDevice.CPU,
         subset_size=len(frames),
@@ -117,7 +115,7 @@ def _inputs(frame: np.ndarray) -> dict[str, np.ndarray]:
 def _difference(exact: bytes, other: bytes, frames: Sequence[np.ndarray]) -> tuple[float, float]:
     """(median, 99th percentile) of the relative difference of two graphs' depths."""
     options = onnxruntime.SessionOptions()
-    # As written: optimized, its 8-bit kernels overflow on processors that lack the instructions for them.
+    # Not optimized: ONNX Runtime's fused 8-bit kernels overflow on processors without VNNI instructions.
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     sessions = [onnxruntime.InferenceSession(graph, options, ["CPUExecutionProvider"]) for graph in (exact, other)]
     differences = []
@@ -129,7 +127,7 @@ def _difference(exact: bytes, other: bytes, frames: Sequence[np.ndarray]) -> tup
 
 
 def _with_float_weights(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Undo the exporter's half-precision storage: NNCF looks for a convolution's weights right at its input."""
+    """Undo the exporter's half-precision storage: NNCF expects a convolution's weights directly at its input."""
     halves = {tensor.name: tensor for tensor in model.graph.initializer}
     casts = [node for node in model.graph.node if node.op_type == "Cast" and node.input[0] in halves]
     for node in casts:

@@ -12,5 +12,5 @@ def checkpoint():
 
 @pytest.fixture(scope="session")
 def network(checkpoint):
-    """Its network in PyTorch."""
+    """The shipped checkpoint's network in PyTorch."""
     return load_network(checkpoint)

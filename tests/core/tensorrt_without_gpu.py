@@ -1,9 +1,9 @@
-"""Compiles a DepthGraph with Torch-TensorRT on a machine without a GPU, for several GPUs; prints what came out as JSON.
+"""Compiles a `DepthGraph` with Torch-TensorRT on a machine without a GPU, for several GPUs; prints the result as JSON.
 
     python tensorrt_without_gpu.py smalldepth fp16 128x416 1 SM75 SM80 SM86 SM89 SM120
 
-TensorRT-RTX builds ahead of time for GPUs that are not there. Torch-TensorRT does not expect that, nor a torch without
-CUDA: what it asks of both is answered here. Its lowering, its converters and TensorRT's builder are the real ones.
+TensorRT-RTX can build ahead of time for other GPUs. Torch-TensorRT expects a GPU and a torch with CUDA; `pretend_cuda`
+answers its queries. Torch-TensorRT's lowering and converters and TensorRT's builder are the real ones.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 
 
 def pretend_cuda() -> None:
-    """Answer what torch_tensorrt asks when it is imported, and keep it from loading its C++ runtime."""
+    """Answer the queries that torch_tensorrt makes when it is imported, and prevent it from loading its C++ runtime."""
     torch.cuda.get_device_capability = lambda *_: (8, 9)
     torch.cuda.mem_get_info = lambda *_: (8 * 2**30, 8 * 2**30)
     torch.cuda.current_device = lambda: 0
@@ -39,14 +39,14 @@ def main() -> None:
 
     from fadepth_core.common.framing import Framing
     from fadepth_core.models import build_model
-    from fadepth_core.runtime.backends.tensorrt import _tensorrt, compile_graph
+    from fadepth_core.runtime.backends.tensorrt import compile_graph, import_tensorrt
     from fadepth_core.runtime.graph import DepthGraph
 
-    trt = _tensorrt()
+    trt = import_tensorrt()
     found = {"tensorrt": trt.__version__, "torch_tensorrt": torch_tensorrt.__version__, "engines": {}}
 
     class Built(Exception):
-        """Ends the interpreter where it would load the engine."""
+        """Raised to end the interpreter before it loads the engine."""
 
     def run(interpreter):
         interpreter._construct_trt_network_def()

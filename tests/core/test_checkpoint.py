@@ -1,4 +1,4 @@
-"""Checkpoints: what cannot be used is named with its file and reason, and saving never costs the old file."""
+"""Checkpoints: errors name the file and the reason, and a failed save keeps the old file."""
 
 import json
 import struct
@@ -29,7 +29,7 @@ from fadepth_core.runtime.network import load_network
 
 @pytest.fixture
 def exported(tmp_path, checkpoint):
-    """A checkpoint of our own, so that a test may break it."""
+    """A copy of the shipped checkpoint that a test may damage."""
     path = tmp_path / "net.safetensors"
     export_checkpoint(load_network(checkpoint), checkpoint.description, path)
     return path
@@ -43,7 +43,7 @@ def test_round_trip_is_exact(exported):
     assert checkpoint.onnx_problem() is None
 
 
-def test_shipped_checkpoint_is_small_and_marked(checkpoint):
+def test_shipped_checkpoint_is_small_and_has_a_licence(checkpoint):
     assert checkpoint.path.stat().st_size < 5e6
     assert checkpoint.onnx_problem() is None
     assert checkpoint.description.provenance["licence"]
@@ -60,12 +60,12 @@ def test_training_form_loads_with_its_etm(tmp_path, checkpoint):
     torch.testing.assert_close(loaded(x), trained.fuse()(x))
 
 
-def test_shipped_checkpoints_go_by_their_names(tmp_path, monkeypatch):
+def test_shipped_checkpoints_are_found_by_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert Checkpoint("smalldepth").path == Checkpoint().path == DEFAULT_CHECKPOINT
     assert find_checkpoint("smalldepth_nc").name == "smalldepth_nc.safetensors"
     Path("smalldepth").write_bytes(b"mine")
-    assert find_checkpoint("smalldepth") == Path("smalldepth"), "a file that is here comes first"
+    assert find_checkpoint("smalldepth") == Path("smalldepth"), "a file in the working directory comes first"
     with pytest.raises(CheckpointError, match=r"^hugedepth: no such file"):
         Checkpoint("hugedepth")
 
@@ -95,8 +95,8 @@ def test_foreign_safetensors(tmp_path):
         Checkpoint(tmp_path / "a.safetensors")
 
 
-def test_types_that_numpy_has_not(exported):
-    """What most published models are stored in."""
+def test_a_data_type_that_numpy_lacks(exported):
+    """bfloat16, in which most published models are stored."""
     raw = exported.read_bytes()
     (length,) = struct.unpack("<Q", raw[:8])
     header = json.loads(raw[8 : 8 + length])
@@ -105,7 +105,7 @@ def test_types_that_numpy_has_not(exported):
     new = json.dumps(header).encode()
     new += b" " * (-len(new) % 8)
     exported.write_bytes(struct.pack("<Q", len(new)) + new + raw[8 + length :])
-    # In a process of its own: onnx, once imported, teaches numpy bfloat16.
+    # In a process of its own: importing onnx registers bfloat16 with numpy.
     program = "import sys; from fadepth_core.runtime.checkpoint import Checkpoint; Checkpoint(sys.argv[1])"
     result = subprocess.run([sys.executable, "-c", program, str(exported)], capture_output=True, text=True)
     assert "CheckpointError" in result.stderr
@@ -125,7 +125,7 @@ def test_another_normalisation_is_refused(exported):
         load_network(Checkpoint(exported))
 
 
-def test_a_kept_graph_is_of_this_description_too(exported, tmp_path):
+def test_a_cached_graph_is_not_used_for_another_description(exported, tmp_path):
     exported.with_suffix(".onnx").unlink()
     first = ensure_onnx(Checkpoint(exported), tmp_path / "cache")
     rewrite_description(exported, lambda d: d.update(depth_range=[1.0, 10.0]))
@@ -185,20 +185,20 @@ def test_stale_and_damaged_graphs_are_noticed(exported, tmp_path):
     assert "net.onnx: no such file" in checkpoint.onnx_problem()
     remade = ensure_onnx(checkpoint, tmp_path / "cache")
     onnx.write_bytes(good)
-    assert embedded(remade) == embedded(onnx), "the same graph, with its weights inside"
+    assert embedded(remade) == embedded(onnx), "the same graph, with embedded weights"
     onnx.unlink()
     assert ensure_onnx(checkpoint, tmp_path / "cache") == remade
 
 
 def embedded(path):
-    """A graph and its weights, wherever it reads them from."""
+    """A graph's nodes and its weights, embedded or external."""
     graph = onnx_package.load(path).graph
     weights = {tensor.name: onnx_package.numpy_helper.to_array(tensor).tobytes() for tensor in graph.initializer}
     return [node.SerializeToString() for node in graph.node], weights
 
 
 def test_the_graph_reads_its_weights_from_the_checkpoint(exported):
-    """They are stored once; the digest of an int8 graph, which is added later, does not move them."""
+    """They are stored once. Adding the digest of an int8 graph to the header does not move them."""
     checkpoint = Checkpoint(exported)
     assert checkpoint.onnx_path.stat().st_size < 0.05 * exported.stat().st_size
     graph = onnx_package.load(checkpoint.onnx_path, load_external_data=False).graph
@@ -214,14 +214,14 @@ def test_the_graph_reads_its_weights_from_the_checkpoint(exported):
     assert embedded(checkpoint.onnx_path) == before
 
 
-def test_a_renamed_checkpoint_says_what_its_graph_misses(exported):
+def test_the_graph_of_a_renamed_checkpoint_is_exported_again(exported):
     renamed = exported.with_name("robot.safetensors")
     exported.rename(renamed)
     exported.with_suffix(".onnx").rename(renamed.with_suffix(".onnx"))
-    expected = "reads its weights from 'net.safetensors', and the checkpoint is called 'robot.safetensors' now"
+    expected = "reads its weights from 'net.safetensors', but the checkpoint is now called 'robot.safetensors'"
     assert expected in Checkpoint(renamed).onnx_problem()
     engine = DepthEngine.load(renamed, backend="openvino")
-    assert engine.backend_name == "openvino", "the graph is made anew in the user's cache"
+    assert engine.backend_name == "openvino", "the graph is exported to the user's cache"
 
 
 def test_failed_save_keeps_the_old_file(tmp_path):

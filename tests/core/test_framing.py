@@ -1,9 +1,9 @@
-"""Sizes, crops and intrinsics: a point must land where the published intrinsics say it does."""
+"""Sizes, crops and intrinsics: a point of the scene is in the published image where its intrinsics project it."""
 
 import numpy as np
 import pytest
 
-from fadepth_core.common.framing import PIXELS, Framing, FramingError, choose_network_size
+from fadepth_core.common.framing import PIXELS, Framing, FramingError, choose_network_size, focal_length
 
 CAMERAS = [
     (480, 640),
@@ -33,7 +33,7 @@ def test_the_papers_size_for_kitti():
 
 
 def marked_image(size, u, v, sigma):
-    """A bright blob whose centre is pixel (u, v)."""
+    """An image with a bright spot centred on pixel (u, v)."""
     y, x = np.mgrid[0 : size[0], 0 : size[1]]
     return (255 * np.exp(-((x - u) ** 2 + (y - v) ** 2) / (2 * sigma**2))).astype(np.uint8)
 
@@ -48,7 +48,7 @@ def centroid(image):
 @pytest.mark.parametrize("full_resolution", [False, True])
 @pytest.mark.parametrize("size", CAMERAS)
 def test_intrinsics_follow_the_pixels(size, full_resolution, crop):
-    """A point at a known pixel of the camera image is found in the published image where K projects it."""
+    """A point at a known pixel of the camera's image is in the published image where the published K projects it."""
     framing = Framing.plan(size, (128, 256) if crop else None, crop, full_resolution)
     k = np.array([[0.8 * size[1], 0, 0.45 * size[1]], [0, 0.9 * size[1], 0.55 * size[0]], [0, 0, 1]])
     u, v = 0.53 * size[1], 0.47 * size[0]
@@ -81,6 +81,15 @@ def test_crop_keeps_the_aspect_ratio():
     assert top == (480 - height) // 2
 
 
+def test_focal_length_at_the_networks_input():
+    """Whatever the size of the published depth; the mean of both axes is geometric."""
+    k = np.array([[500.0, 0, 320], [0, 405, 240], [0, 0, 1]])
+    framing = Framing.plan((480, 640), (160, 320), full_resolution=True)
+    assert focal_length(k) == pytest.approx(450)
+    assert focal_length(framing.network_intrinsics(k)) == pytest.approx((250 * 135) ** 0.5)
+    np.testing.assert_allclose(framing.output_intrinsics(k), k)
+
+
 def test_projection_matrix_keeps_its_baseline():
     framing = Framing.plan((480, 640), (192, 320))
     p = np.array([[500.0, 0, 320, -60.0], [0, 500, 240, 0], [0, 0, 1, 0]])
@@ -98,6 +107,6 @@ def test_projection_matrix_keeps_its_baseline():
         (((16, 3000), (4096, 32), True), "leaves"),
     ],
 )
-def test_impossible_sizes_are_named(arguments, message):
+def test_impossible_sizes_are_refused(arguments, message):
     with pytest.raises(FramingError, match=message):
         Framing.plan(*arguments)

@@ -1,4 +1,4 @@
-"""The deployment graph: geometry, REP-117, and the exported file against PyTorch at sizes it was not exported at."""
+"""The deployment graph: geometry, REP-117 values, and the exported file against PyTorch at several sizes."""
 
 import numpy as np
 import openvino as ov
@@ -11,7 +11,7 @@ from fadepth_core.runtime.graph import DepthGraph, ShapeCarriedGraph, resize_to_
 
 
 class FixedDisparity(nn.Module):
-    """Stands in for a network: a given x, whatever it is shown."""
+    """Stands in for a network: the disparity of a given depth for every image."""
 
     min_depth, max_depth = 0.1, 100.0
 
@@ -35,11 +35,10 @@ def run(graph, image, k, scale=1.0, limits=(0.0, np.inf)):
 
 
 def plane_depth(framing, k_camera, normal, offset):
-    """Depth [h, w] at network size of the plane n·X = d, seen by a camera with intrinsics `k_camera` (camera pixels)."""
-    to_network = Framing(framing.camera_size, framing.crop, framing.network_size, framing.network_size)
+    """Depth [h, w] at the network's size of the plane n·X = d; `k_camera`: K of the camera's frames."""
     h, w = framing.network_size
     v, u = np.mgrid[0:h, 0:w]
-    rays = np.stack([u, v, np.ones_like(u)], -1) @ np.linalg.inv(to_network.output_intrinsics(k_camera)).T
+    rays = np.stack([u, v, np.ones_like(u)], -1) @ np.linalg.inv(framing.network_intrinsics(k_camera)).T
     return torch.tensor(offset / (rays @ normal), dtype=torch.float32)
 
 
@@ -53,12 +52,12 @@ def test_points_of_a_plane_lie_on_it(full_resolution, crop):
     image = np.zeros((360, 640, 3), np.uint8)
     depth, points = run(graph, image, framing.output_intrinsics(k))
     assert depth.shape == framing.output_size
-    # Disparity of a plane is linear in the pixel, so its interpolation is exact but for the half pixel at the border.
+    # The disparity of a plane is linear in pixel coordinates, so its interpolation is exact except at the border.
     inside = points[2:-2, 2:-2]
     assert np.abs(inside @ normal - offset).max() < 2e-4 * offset
 
 
-def test_depth_out_of_limits_is_infinite_and_pointless():
+def test_depth_outside_the_limits_is_infinite_and_has_no_points():
     depth = torch.tensor([[0.5, 2.0], [5.0, 50.0]]).repeat_interleave(16, 0).repeat_interleave(16, 1)
     graph = DepthGraph(FixedDisparity(depth))
     out, points = run(graph, np.zeros((32, 32, 3), np.uint8), np.eye(3), limits=(1.0, 20.0))
@@ -77,7 +76,7 @@ def test_scale_multiplies_depth_before_the_limits():
 
 @pytest.mark.parametrize("size", [(480, 640), (720, 1280), (375, 1242), (130, 420), (100, 300)])
 @pytest.mark.parametrize("crop", [False, True])
-def test_resize_in_the_graph_equals_the_one_on_the_host(size, crop):
+def test_resize_in_the_graph_equals_resize_on_the_host(size, crop):
     framing = Framing.plan(size, (128, 416) if crop else None, crop)
     rng = np.random.default_rng(0)
     image = rng.integers(0, 256, (*size, 3), dtype=np.uint8)
@@ -98,7 +97,7 @@ def test_exported_file_equals_pytorch_at_every_size(checkpoint, network, size, o
         depth, points = ShapeCarriedGraph(network)(*map(torch.from_numpy, inputs))
         framing = Framing(size, (0, 0, *size), size, output)
         static = DepthGraph(network, framing)(*map(torch.from_numpy, inputs[:4]))
-    assert torch.equal(depth, static[0]), "the two forms of the graph are one"
+    assert torch.equal(depth, static[0]), "both forms of the graph compute the same"
     assert torch.equal(points.nan_to_num(), static[1].nan_to_num())
 
     core = ov.Core()
@@ -107,6 +106,8 @@ def test_exported_file_equals_pytorch_at_every_size(checkpoint, network, size, o
     compiled = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     result = compiled(inputs)
     finite = np.isfinite(depth.numpy()) & np.isfinite(result["depth"])
-    assert (np.isfinite(depth.numpy()) == np.isfinite(result["depth"])).mean() > 0.999, "only rounding at the limits"
+    assert (np.isfinite(depth.numpy()) == np.isfinite(result["depth"])).mean() > 0.999, (
+        "depths at the limits may round differently"
+    )
     np.testing.assert_allclose(result["depth"][finite], depth.numpy()[finite], rtol=2e-4)
     np.testing.assert_allclose(result["points"][finite], points.numpy()[finite], rtol=2e-4, atol=1e-4)

@@ -1,4 +1,4 @@
-"""The height of the camera from the ground in the picture, and the scale that follows from it."""
+"""The camera's height above the ground in the image, and the scale of depth from it."""
 
 from __future__ import annotations
 
@@ -31,23 +31,23 @@ def street(height, pitch=0.0, roll=0.0, box=False):
     "options", [{}, {"pitch": 0.1}, {"pitch": -0.1, "roll": 0.03}, {"box": True}], ids=lambda o: ",".join(o) or "level"
 )
 @pytest.mark.parametrize("height", [0.3, 1.65])
-def test_height_of_constructed_streets(height, options):
+def test_height_above_constructed_streets(height, options):
     noisy = street(height, **options) * np.random.default_rng(0).normal(1, 0.02, SIZE)
     assert camera_height(noisy, K) == pytest.approx(height, rel=0.03)
 
 
-def test_walls_and_emptiness_are_no_ground():
+def test_walls_ceilings_noise_and_small_patches_are_not_ground():
     assert camera_height(np.full(SIZE, 5.0, np.float32), K) is None, "a wall ahead"
     assert camera_height(np.full(SIZE, np.inf, np.float32), K) is None
     assert camera_height(np.random.default_rng(0).uniform(1, 50, SIZE), K) is None
     assert camera_height(street(1.5)[::-1], K) is None, "a ceiling is above"
     sparse = np.full(SIZE, np.inf, np.float32)
     sparse[100:120, 180:230] = street(1.5)[100:120, 180:230]
-    assert camera_height(sparse, K) is None, "a patch is no ground"
+    assert camera_height(sparse, K) is None, "too few points"
 
 
 def test_rendered_streets():
-    """Bends, hills, kerbs and traffic: the ground is found in most, and the camera as high above it as it was put."""
+    """With bends, hills, kerbs and traffic: the ground is found in most, at the height of the rendering camera."""
     ratios = []
     for index in range(20):
         sample = SyntheticDataset("driving", SIZE, static=True, seed=2)[index]
@@ -68,7 +68,7 @@ def test_scale_follows_the_ground_smoothly():
     assert scale.seen
     assert scale.factor == pytest.approx(1.5, rel=0.01)
     scale.update(street(1.0), K)
-    assert 1.5 < scale.factor < 1.55, "one picture does not decide"
+    assert 1.5 < scale.factor < 1.55, "one image changes it by a share only"
     for _ in range(40):
         scale.update(street(1.0), K)
     assert scale.factor == pytest.approx(1.65, rel=0.01)
@@ -79,7 +79,7 @@ def test_scale_follows_the_ground_smoothly():
 
 
 def test_any_scale_is_found():
-    """Networks trained without metres answer in units of their own."""
+    """Networks trained without metric scale give depth in arbitrary units."""
     scale = GroundScale(1.5)
     scale.update(street(1.5) / 30, K)
     assert scale.factor == pytest.approx(30, rel=0.02)

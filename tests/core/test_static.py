@@ -1,4 +1,4 @@
-"""Fixed buffers around a fixed graph: on a CPU the same code that CUDA devices run, without uploads."""
+"""`StaticBackend` on a CPU: the code that CUDA devices run, without uploads and captured graphs."""
 
 import gc
 import weakref
@@ -8,11 +8,12 @@ import pytest
 import torch
 
 from fadepth_core.common.framing import Framing
-from fadepth_core.runtime.backends import BackendSpec
-from fadepth_core.runtime.backends.static import static_backend
+from fadepth_core.runtime.backends import BackendSpec, FrameInput
+from fadepth_core.runtime.backends.static import StaticBackend
 from fadepth_core.runtime.checkpoint import Checkpoint
 from fadepth_core.runtime.graph import DepthGraph
 from fadepth_core.runtime.network import load_network
+from fadepth_core.runtime.verification import CHECK_BOUNDS
 
 SIZE = (64, 96)
 CPU = torch.device("cpu")
@@ -24,11 +25,12 @@ def graph():
 
 
 def frames(count):
-    """Frames of different cameras; every third is of one without intrinsics."""
+    """Frames of different cameras; every third has no intrinsics."""
     rng = np.random.default_rng(0)
     for i in range(count):
         k = np.array([[50.0 + i, 0, 40], [0, 60, 30 + i], [0, 0, 1]])
-        yield rng.integers(0, 256, (*SIZE, 3), np.uint8), None if i % 3 == 2 else k, 1.0 + i, (0.5, 5.0 + i)
+        image = rng.integers(0, 256, (*SIZE, 3), np.uint8)
+        yield FrameInput(image, None if i % 3 == 2 else k, 1.0 + i, (0.5, 5.0 + i))
 
 
 def expected(graph, frame):
@@ -51,19 +53,19 @@ def assert_same(found, wanted):
 
 
 def backend(graph, batch=1):
-    job = BackendSpec(Checkpoint(), Framing.plan(SIZE, SIZE), "fp32", batch=batch)
-    return static_backend(lambda _batch: graph, job, CPU, "CPU")
+    spec = BackendSpec(Checkpoint(), Framing.plan(SIZE, SIZE), "fp32", batch=batch)
+    return StaticBackend(lambda _batch: graph, spec, CPU, "CPU")
 
 
-def test_every_frame_has_its_own_numbers(graph):
+def test_every_frame_has_its_own_intrinsics_scale_and_limits(graph):
     single = backend(graph)
     for frame in frames(4):
-        assert_same(single.infer(*frame), expected(graph, frame))
+        assert_same(single.infer(frame), expected(graph, frame))
 
 
 @pytest.mark.parametrize("count", [2, 3, 5])
-def test_a_batch_is_its_frames_one_by_one(graph, count):
-    """A full one, one with places left, and more than it has places for."""
+def test_a_batch_equals_its_frames_one_at_a_time(graph, count):
+    """Less than the batch size, exactly the batch size, and more."""
     several = list(frames(count))
     results = backend(graph, batch=3).infer_batch(several)
     assert len(results) == count
@@ -71,43 +73,40 @@ def test_a_batch_is_its_frames_one_by_one(graph, count):
         assert_same(result, expected(graph, frame))
 
 
-def test_a_stream_keeps_the_order_and_its_answers(graph):
+def test_a_stream_keeps_the_order_and_its_results(graph):
     several = list(frames(5))
-    results = list(backend(graph).stream(iter(several), points=True))
+    results = list(backend(graph).stream(iter(several)))
     for frame, result in zip(several, results, strict=True):
         assert_same(result, expected(graph, frame))
-    assert all(points is None for _, points in backend(graph).stream(several, points=False))
 
 
-def test_between_two_frames_of_a_stream_others_can_be_asked_for(graph):
-    several, stranger = list(frames(5)), next(frames(1))
+def test_other_frames_can_be_inferred_between_two_results_of_a_stream(graph):
+    several, other = list(frames(5)), next(frames(1))
     one, results = backend(graph), []
-    for result in one.stream(iter(several), points=True):
-        assert_same(one.infer(*stranger), expected(graph, stranger))
+    for result in one.stream(iter(several)):
+        assert_same(one.infer(other), expected(graph, other))
         results.append(result)
     for frame, result in zip(several, results, strict=True):
         assert_same(result, expected(graph, frame))
 
 
-def test_a_backend_goes_with_its_last_user(graph):
-    """At once, not with the next garbage collection: its successor needs the memory."""
+def test_a_backend_is_freed_with_its_last_reference(graph):
+    """Not at the next garbage collection: the backend that replaces it needs the memory."""
     gc.disable()
     try:
         one = backend(graph, batch=3)
-        assert len(list(one.stream(frames(3), points=True))) == len(one.infer_batch(list(frames(3)))) == 3
-        gone = weakref.ref(one)
+        assert len(list(one.stream(frames(3)))) == len(one.infer_batch(list(frames(3)))) == 3
+        reference = weakref.ref(one)
         del one
-        assert gone() is None
+        assert reference() is None
     finally:
         gc.enable()
 
 
-def test_half_precision_stays_inside_what_the_engine_allows(graph):
-    from fadepth_core.runtime.engine import CHECK_BOUNDS
-
+def test_half_precision_stays_within_the_bounds_of_verification():
     golden = Checkpoint().golden
     half = DepthGraph(load_network(Checkpoint()), Framing.plan(SIZE, SIZE), torch.float16).eval()
-    depth, _ = backend(half).infer(golden["image"], np.eye(3), 1.0, (0.0, np.inf))
+    depth, _ = backend(half).infer(FrameInput(golden["image"], np.eye(3)))
     error = np.quantile(np.abs(depth - golden["depth"]) / golden["depth"], (0.5, 0.99))
     assert 0 < error[0] < CHECK_BOUNDS["fp16"][0]
     assert error[1] < CHECK_BOUNDS["fp16"][1]

@@ -1,9 +1,6 @@
-"""What runs the DepthGraph: one module a backend, imported only when that backend is asked for.
+"""Backends: each module here runs the same `DepthGraph` with one library and declares how in its `BACKEND`.
 
-A backend module offers `unavailable_reason()`, why it cannot run on this machine (None when it can), `precisions()`, the ones it can
-compute in here, its default first, `create(job)`, which returns a `Backend`, and `ANY_SIZE`: whether that is quick for
-another size of frames. Where it is not, a compiler works for each. One that keeps what it has compiled also offers
-`forget(job)`, for when that turns out to be wrong.
+A backend's module is imported only when that backend is tried, so its library need not be installed.
 """
 
 from __future__ import annotations
@@ -14,9 +11,10 @@ import importlib.util
 import logging
 import os
 import threading
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from types import ModuleType
-from typing import Protocol
+from typing import NamedTuple
 
 import numpy as np
 
@@ -32,16 +30,45 @@ _MODULES = {
 NAMES = tuple(_MODULES)
 
 
-@dataclass(frozen=True)
-class BackendSpec:
-    """What a backend is to run: which net, for which sizes, how.
+class FrameInput(NamedTuple):
+    """The inputs of the graph for one frame, see `DepthGraph.forward`.
 
     Attributes:
-        precision: one of the backend's `precisions`.
+        image: [H, W, 3] uint8 RGB, at the size given by `Backend.takes_network_size`.
+        intrinsics: [3, 3] K of the published depth, pixels; None computes no points.
+        scale: factor on depth.
+        limits: nearest and farthest depth that count as measured, metres.
+    """
+
+    image: np.ndarray
+    intrinsics: np.ndarray | None = None
+    scale: float = 1.0
+    limits: tuple[float, float] = (0.0, np.inf)
+
+
+class FrameOutput(NamedTuple):
+    """Depth [h, w] and points [h, w, 3] of one frame, float32, metres; points are None when the input has no
+    intrinsics."""
+
+    depth: np.ndarray
+    points: np.ndarray | None
+
+    def copy(self) -> FrameOutput:
+        return FrameOutput(self.depth.copy(), None if self.points is None else self.points.copy())
+
+
+@dataclass(frozen=True)
+class BackendSpec:
+    """What a backend is built for.
+
+    Attributes:
+        checkpoint: the network.
+        framing: sizes of frames, network input and published depth.
+        precision: one of the backend's `BackendType.precisions`.
         threads: CPU threads, 0 for the backend's default.
-        batch: how many frames at most are handed over together (`Backend.infer_batch`).
-        logger: gets what takes long, and what is done about damage.
-        abandoned: set once nobody waits for the backend any more; what takes long looks at it.
+        batch: largest number of frames passed to `Backend.infer_batch` for one run.
+        logger: receives progress of slow steps and damage of cached files.
+        cancelled: set when the engine that needs the backend is released; slow builds poll it and stop.
     """
 
     checkpoint: Checkpoint
@@ -50,58 +77,79 @@ class BackendSpec:
     threads: int = 0
     batch: int = 1
     logger: logging.Logger = field(default=logging.getLogger("fadepth"), compare=False)
-    abandoned: threading.Event = field(default_factory=threading.Event, compare=False)
+    cancelled: threading.Event = field(default_factory=threading.Event, compare=False)
 
 
-class Backend(Protocol):
-    """A compiled DepthGraph.
-
-    One that has a faster way than `infer` for frames that are all there already offers `stream(frames, points)` too: an
-    iterable of `infer`'s arguments in, as many answers out, in order, in arrays of their own; `points` says whether the
-    answers have them, which then are of no use where a frame came without intrinsics. One that runs several frames at once
-    faster than one by one also has `infer_batch(frames)`: of a list of `infer`'s arguments, images of one size, the list of
-    what it returns, all valid until the next call.
+class Backend(ABC):
+    """A `DepthGraph` compiled for one `BackendSpec`.
 
     Attributes:
-        device: where it runs, for people.
-        takes_network_size: frames should come already resized (`Framing.to_network`); else at the camera's size.
+        device: name of the device, for logs and diagnostics.
+        takes_network_size: whether frames must already be resized (`Framing.to_network`); else they come at the
+            camera's size.
+        supports_batch: whether `infer_batch` runs several frames in one run, faster than one after the other.
     """
 
     device: str
     takes_network_size: bool
+    supports_batch: bool = False
 
-    def infer(
-        self, image: np.ndarray, intrinsics: np.ndarray | None, scale: float, limits: tuple[float, float]
-    ) -> tuple[np.ndarray, np.ndarray | None]:
-        """Run one frame; see `DepthGraph.forward`. Without intrinsics no points are computed and None stands for them.
+    @abstractmethod
+    def infer(self, frame: FrameInput) -> FrameOutput:
+        """Run one frame. The arrays may be views of the backend's memory, valid until the next call."""
 
-        The arrays may be views of the backend's own memory, valid until the next call.
-        """
-        ...
+    def infer_batch(self, frames: Sequence[FrameInput]) -> list[FrameOutput]:
+        """Run several frames. All results are valid until the next call."""
+        return [self.infer(frame).copy() for frame in frames]
+
+    def stream(self, frames: Iterable[FrameInput]) -> Iterator[FrameOutput]:
+        """Run many frames for throughput, not latency: frames may be read ahead. Results come in order, in arrays of
+        their own."""
+        for frame in frames:
+            yield self.infer(frame).copy()
 
 
-def copied(answer: tuple[np.ndarray, np.ndarray | None]) -> tuple[np.ndarray, np.ndarray | None]:
-    """What a backend answers, in arrays that stay."""
-    depth, points = answer
-    return depth.copy(), None if points is None else points.copy()
+def _discard_nothing(spec: BackendSpec) -> None:
+    """For backends that store nothing on disk."""
 
 
-def backend_module(name: str) -> ModuleType:
-    """Import the module of the backend called `name`. Raises ValueError for an unknown name."""
+@dataclass(frozen=True)
+class BackendType:
+    """What the chain of backends needs to know of a backend before and while it starts.
+
+    Attributes:
+        unavailable_reason: returns why the backend cannot run on this machine, None when it can.
+        precisions: returns the precisions it supports on this machine, its default first.
+        create: builds the backend for a spec.
+        compiled_per_size: whether `create` compiles for the frame size, which takes a minute or more. Other backends
+            start within seconds at any size.
+        discard: deletes the files that `create` stored for a spec, called when the results computed with them are
+            wrong.
+    """
+
+    unavailable_reason: Callable[[], str | None]
+    precisions: Callable[[], tuple[str, ...]]
+    create: Callable[[BackendSpec], Backend]
+    compiled_per_size: bool
+    discard: Callable[[BackendSpec], None] = _discard_nothing
+
+
+def backend_type(name: str) -> BackendType:
+    """The backend called `name`; imports its module. Raises ValueError for an unknown name."""
     if name not in _MODULES:
         raise ValueError(f"unknown backend '{name}'; known backends: {', '.join(NAMES)}")
-    return importlib.import_module(_MODULES[name])
+    return importlib.import_module(_MODULES[name]).BACKEND
 
 
 def automatic_order() -> tuple[str, ...]:
-    """Backends from the one that should be fastest on this machine to the slowest."""
-    if has_nvidia_gpu() and _torch_reaches_cuda():
+    """Backends from the one expected to be fastest on this machine to the slowest."""
+    if has_nvidia_gpu() and _torch_can_use_cuda():
         return ("tensorrt", "inductor", "torch", "openvino")
     return ("openvino", "torch")
 
 
-def _torch_reaches_cuda() -> bool:
-    """Whether torch is there, built for CUDA, and gets along with the driver; torch for a CPU need not be imported."""
+def _torch_can_use_cuda() -> bool:
+    """Whether torch is installed, built for CUDA, and works with the driver. A torch built for CPUs is not imported."""
     if importlib.util.find_spec("torch") is None or _torch_is_for_cpu():
         return False
     import torch
@@ -110,7 +158,7 @@ def _torch_reaches_cuda() -> bool:
 
 
 def _torch_is_for_cpu() -> bool:
-    """Whether the installed torch was built without CUDA, found without importing it."""
+    """Whether the installed torch was built without CUDA, from its version string: importing torch takes seconds."""
     try:
         return importlib.metadata.version("torch").endswith("+cpu")
     except importlib.metadata.PackageNotFoundError:
@@ -118,11 +166,11 @@ def _torch_is_for_cpu() -> bool:
 
 
 def has_nvidia_gpu() -> bool:
-    """Whether an NVIDIA driver is loaded (desktop or Jetson), found without importing anything."""
+    """Whether an NVIDIA driver is loaded (desktop or Jetson), without importing anything."""
     return any(os.path.exists(device) for device in ("/dev/nvidiactl", "/dev/nvhost-gpu", "/dev/nvgpu"))
 
 
 def default_threads() -> int:
-    """CPU threads for one small network: every processor this process may use, but no more than four; beyond that
-    waiting for each other costs more than the work, and a robot has other work to do."""
+    """CPU threads for one small network: every processor this process may use, at most four. With more, synchronisation
+    costs more than it gains, and a robot needs its processors for other work."""
     return min(4, len(os.sched_getaffinity(0)))

@@ -1,21 +1,19 @@
-"""torch.compile on a CUDA device: what makes a plain PyTorch installation fast where TensorRT is not installed.
+"""Backend "inductor": torch.compile on a CUDA device, the fastest where TensorRT is not installed.
 
-Inductor merges everything between the convolutions; the result is captured as one CUDA graph like every other's
-(`static.py`), so its own CUDA graphs stay off.
+Inductor merges the operations between the convolutions. Its own CUDA graphs stay off, because `static.py` captures the
+whole frame as one.
 """
 
 from __future__ import annotations
 
 import importlib.util
 
-from fadepth_core.runtime.backends import Backend, BackendSpec
-from fadepth_core.runtime.backends import torch as eager
-
-ANY_SIZE = False
+from fadepth_core.runtime.backends import Backend, BackendSpec, BackendType
+from fadepth_core.runtime.backends import torch as torch_backend
 
 
 def unavailable_reason() -> str | None:
-    if reason := eager.unavailable_reason():
+    if reason := torch_backend.unavailable_reason():
         return reason
     import torch
 
@@ -26,15 +24,15 @@ def unavailable_reason() -> str | None:
     return None
 
 
-precisions = eager.precisions
-
-
-def create(job: BackendSpec) -> Backend:
+def create(spec: BackendSpec) -> Backend:
     import torch
 
-    from fadepth_core.runtime.backends.static import static_backend
+    from fadepth_core.runtime.backends.static import StaticBackend
 
-    job.logger.info("compiling with torch.compile; this takes a minute or two at the first start")
-    graph = eager.cuda_graph(job)
-    # One compilation a batch size: sizes that are fixed make better kernels.
-    return static_backend(lambda _batch: torch.compile(graph, fullgraph=True, dynamic=False), job, torch.device("cuda"))
+    spec.logger.info("compiling with torch.compile; this takes a minute or two at the first start")
+    graph = torch_backend.cuda_graph(spec)
+    # One compilation for each batch size: kernels for fixed sizes are faster.
+    return StaticBackend(lambda _batch: torch.compile(graph, fullgraph=True, dynamic=False), spec, torch.device("cuda"))
+
+
+BACKEND = BackendType(unavailable_reason, torch_backend.precisions, create, compiled_per_size=True)

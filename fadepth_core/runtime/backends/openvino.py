@@ -1,6 +1,6 @@
-"""OpenVINO: the default on a CPU. Needs no torch: the graph comes as the ONNX file beside the checkpoint.
+"""Backend "openvino": the default on a CPU. It reads the ONNX file beside the checkpoint and does not need torch.
 
-OpenVINO is chosen for its depthwise and 1×1 kernels, which are what SmallDepth is made of.
+OpenVINO has fast depthwise and 1×1 convolutions, of which SmallDepth consists.
 """
 
 from __future__ import annotations
@@ -15,11 +15,17 @@ import numpy as np
 
 from fadepth_core.common.files import user_cache
 from fadepth_core.common.framing import Framing
-from fadepth_core.runtime.backends import BackendSpec, default_threads
+from fadepth_core.runtime.backends import (
+    Backend,
+    BackendSpec,
+    BackendType,
+    FrameInput,
+    FrameOutput,
+    default_threads,
+)
 from fadepth_core.runtime.checkpoint import Checkpoint, CheckpointError
 
-ANY_SIZE = True
-#: What is computed in float: everything, or what the int8 graph leaves of it.
+#: Precision of OpenVINO's floating-point operations; in the int8 graph, those that are not quantized.
 _HINTS = {"fp32": "f32", "bf16": "bf16", "int8": "f32"}
 
 
@@ -33,30 +39,31 @@ def precisions() -> tuple[str, ...]:
     return ("fp32", "bf16", "int8")
 
 
-def create(job: BackendSpec) -> OpenVINOBackend:
-    return OpenVINOBackend(job)
+def create(spec: BackendSpec) -> OpenVINOBackend:
+    return OpenVINOBackend(spec)
 
 
-class OpenVINOBackend:
-    """See `Backend`. Two graphs are compiled, with and without points, so that points nobody wants cost nothing."""
+class OpenVINOBackend(Backend):
+    """See `Backend`. Two graphs are compiled, with and without points, so that depth alone costs no more than depth."""
 
     takes_network_size = True
 
-    def __init__(self, job: BackendSpec):
+    def __init__(self, spec: BackendSpec):
         import openvino as ov
 
-        self._ov, self._core, self._job = ov, ov.Core(), job
-        if job.precision == "bf16" and "BF16" not in self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        self._ov, self._core, self._spec = ov, ov.Core(), spec
+        if spec.precision == "bf16" and "BF16" not in self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
             raise RuntimeError("this processor has no bfloat16 arithmetic")
-        self._graph_file = int8_file(job.checkpoint) if job.precision == "int8" else onnx_file(job.checkpoint)
+        self._graph_file = int8_file(spec.checkpoint) if spec.precision == "int8" else onnx_file(spec.checkpoint)
         self._with_points, self._depth_only = (
-            _Request(self._compile(points, "LATENCY"), job.framing) for points in (True, False)
+            _InferRequest(self._compile(points, "LATENCY"), spec.framing) for points in (True, False)
         )
-        self._pools: dict[bool, list[_Request]] = {}
+        #: Requests for streams, with and without points; made when a stream first needs them.
+        self._pools: dict[bool, list[_InferRequest]] = {}
         self.device = self._core.get_property("CPU", "FULL_DEVICE_NAME").strip()
 
     def _compile(self, points: bool, hint: str):
-        (h, w), output_size = self._job.framing.network_size, self._job.framing.output_size
+        (h, w), output_size = self._spec.framing.network_size, self._spec.framing.output_size
         model = self._core.read_model(self._graph_file)
         model.reshape(
             {"image": [h, w, 3], "intrinsics": [3, 3], "scale": [1], "limits": [2], "output_grid": list(output_size)}
@@ -66,52 +73,59 @@ class OpenVINOBackend:
             model = self._ov.Model([depth], model.get_parameters())
         properties = {
             "PERFORMANCE_HINT": hint,
-            "INFERENCE_PRECISION_HINT": _HINTS[self._job.precision],
-            "INFERENCE_NUM_THREADS": self._job.threads or default_threads(),
+            "INFERENCE_PRECISION_HINT": _HINTS[self._spec.precision],
+            "INFERENCE_NUM_THREADS": self._spec.threads or default_threads(),
         }
-        # OpenVINO gives the compiling thread a signal stack of its own and frees it with the graph. Graphs that are freed in
-        # the order they were made leave the thread with a freed one, and the next signal, be it Ctrl-C, ends the process.
+        # OpenVINO sets a signal stack for the thread that compiles and frees it with the graph. When graphs are freed
+        # in the order of their creation, the thread is left with a freed signal stack, and the next signal, e.g.
+        # Ctrl-C, crashes the process. So the compiling thread ends before that.
         with ThreadPoolExecutor(1) as thread:
             return thread.submit(self._core.compile_model, model, "CPU", properties).result()
 
-    def infer(self, image, intrinsics, scale, limits):
-        request = self._depth_only if intrinsics is None else self._with_points
-        request.fill(image, intrinsics, scale, limits)
+    def infer(self, frame: FrameInput) -> FrameOutput:
+        request = self._depth_only if frame.intrinsics is None else self._with_points
+        request.fill(frame)
         request.infer()
-        return request.outputs()
+        return request.output()
 
-    def stream(self, frames: Iterable[tuple], points: bool) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
-        """See `Backend`. Several frames are computed at a time, each by few threads, which wait for each other less."""
-        if points not in self._pools:
-            compiled = self._compile(points, "THROUGHPUT")
-            # One that computes and one that is full and waits, for each that OpenVINO would run at a time.
-            count = 2 * compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS")
-            self._pools[points] = [_Request(compiled, self._job.framing) for _ in range(count)]
-        free, busy = deque(self._pools[points]), deque()
+    def stream(self, frames: Iterable[FrameInput]) -> Iterator[FrameOutput]:
+        """See `Backend`. Several frames are computed at a time, each by few threads, which wait less for each other."""
+        free = {points: deque(pool) for points, pool in self._pools.items()}
+        in_flight: deque[tuple[bool, _InferRequest]] = deque()
 
-        def oldest() -> tuple[np.ndarray, np.ndarray | None]:
-            request = busy.popleft()
-            free.append(request)
+        def finish_oldest() -> FrameOutput:
+            points, request = in_flight.popleft()
+            free[points].append(request)
             request.wait()
-            depth, cloud = request.outputs()
-            return depth.copy(), None if cloud is None else cloud.copy()
+            return request.output().copy()
 
         try:
             for frame in frames:
-                if not free:
-                    yield oldest()
-                request = free.popleft()
-                request.fill(*frame)
+                points = frame.intrinsics is not None
+                if points not in free:
+                    free[points] = deque(self._pool(points))
+                while not free[points]:
+                    yield finish_oldest()
+                request = free[points].popleft()
+                request.fill(frame)
                 request.start()
-                busy.append(request)
-            while busy:
-                yield oldest()
+                in_flight.append((points, request))
+            while in_flight:
+                yield finish_oldest()
         finally:
-            for request in busy:  # where nobody wanted the rest
+            for _, request in in_flight:  # the stream was closed before its end
                 request.wait()
 
+    def _pool(self, points: bool) -> list[_InferRequest]:
+        if points not in self._pools:
+            compiled = self._compile(points, "THROUGHPUT")
+            # Two for each that OpenVINO runs at a time: one computes, the other holds the next frame.
+            count = 2 * compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS")
+            self._pools[points] = [_InferRequest(compiled, self._spec.framing) for _ in range(count)]
+        return self._pools[points]
 
-class _Request:
+
+class _InferRequest:
     """An inference request of a compiled graph, with the arrays it reads its inputs from."""
 
     def __init__(self, compiled, framing: Framing):
@@ -130,23 +144,24 @@ class _Request:
         self._has_points = len(compiled.outputs) == 2
         self.infer, self.start, self.wait = self._request.infer, self._request.start_async, self._request.wait
 
-    def fill(self, image, intrinsics, scale, limits) -> None:
-        self._inputs["image"][:] = image
-        self._inputs["scale"][0] = scale
-        self._inputs["limits"][:] = limits
-        if intrinsics is not None:
-            self._inputs["intrinsics"][:] = intrinsics
+    def fill(self, frame: FrameInput) -> None:
+        self._inputs["image"][:] = frame.image
+        self._inputs["scale"][0] = frame.scale
+        self._inputs["limits"][:] = frame.limits
+        if frame.intrinsics is not None:
+            self._inputs["intrinsics"][:] = frame.intrinsics
 
-    def outputs(self) -> tuple[np.ndarray, np.ndarray | None]:
+    def output(self) -> FrameOutput:
+        """Views of the request's memory."""
         depth = self._request.get_output_tensor(0).data
-        return depth, self._request.get_output_tensor(1).data if self._has_points else None
+        return FrameOutput(depth, self._request.get_output_tensor(1).data if self._has_points else None)
 
 
 def int8_file(checkpoint: Checkpoint) -> Path:
     """The checkpoint's int8 graph.
 
     Raises:
-        CheckpointError: there is none that can be used; nothing is made here, since that takes frames.
+        CheckpointError: it has none that can be used. None can be made here, since calibration needs frames.
     """
     if problem := checkpoint.int8_problem():
         raise CheckpointError(
@@ -157,10 +172,10 @@ def int8_file(checkpoint: Checkpoint) -> Path:
 
 
 def onnx_file(checkpoint: Checkpoint) -> Path:
-    """The checkpoint's ONNX file; a missing or stale one is exported anew where torch is installed.
+    """The checkpoint's ONNX file. A missing or stale one is exported again if torch is installed.
 
     Raises:
-        CheckpointError: it cannot be used and torch is not there to make another.
+        CheckpointError: it cannot be used, and torch is not installed to export another.
     """
     problem = checkpoint.onnx_problem()
     if problem is None:
@@ -172,3 +187,6 @@ def onnx_file(checkpoint: Checkpoint) -> Path:
     from fadepth_core.runtime.export import ensure_onnx
 
     return ensure_onnx(checkpoint, user_cache())
+
+
+BACKEND = BackendType(unavailable_reason, precisions, create, compiled_per_size=False)

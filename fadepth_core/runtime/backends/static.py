@@ -1,47 +1,42 @@
-"""Fixed buffers around one fixed graph: how torch and TensorRT run a frame.
+"""Fixed buffers around a fixed graph: how the torch, inductor and TensorRT backends run a frame.
 
     numpy -> pinned host buffer -> [ upload -> DepthGraph -> download ] -> pinned host buffer -> numpy
 
-What stands in brackets is captured once as a CUDA graph and from then on replayed by one call: no allocation, no launch of
-single kernels, no tensor arithmetic in Python. On a CPU, where there is nothing to upload or to capture, the same buffers
-are handed to the graph.
+On CUDA the part in brackets is captured once as a CUDA graph and then replayed by one call, without allocation, kernel
+launches or tensor arithmetic in Python. On a CPU the graph is called with the same buffers.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from fadepth_core.common.framing import Framing
-from fadepth_core.runtime.backends import BackendSpec, copied
+from fadepth_core.runtime.backends import Backend, BackendSpec, FrameInput, FrameOutput
 
-#: (image [B, H, W, 3] uint8, intrinsics [B, 3, 3], scale [B, 1], limits [B, 2]) -> depth [B, h, w], points [B, h, w, 3], on
-#: one device. Called on the current stream; what it returns may be the same tensors every time.
+#: (image [B, H, W, 3] uint8, intrinsics [B, 3, 3], scale [B, 1], limits [B, 2]) -> depth [B, h, w], points [B, h, w,
+#: 3], on one device. Called on the current stream; may return the same tensors every time.
 Compute = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 
-#: image [H, W, 3], K [3, 3] of the published depth or None, scale, (nearest, farthest): one frame as `Backend.infer` takes it.
-FrameArguments = tuple[np.ndarray, np.ndarray | None, float, tuple[float, float]]
-
-#: Numbers a frame has besides its pixels: K, scale and limits. They lie in one buffer, to be uploaded together, each kind
-#: beginning at a multiple of 256 bytes, as TensorRT wants its inputs.
+#: Count of numbers a frame has besides its pixels: K, scale and limits. They lie in one buffer to be uploaded together,
+#: each kind starting at a multiple of 256 bytes, the alignment that TensorRT requires of its inputs.
 _PARAMETERS = (9, 1, 2)
 _ALIGNMENT = 64  # floats
 #: Runs before a graph is captured: libraries choose algorithms and allocate in the first ones.
 _WARM_UP = 3
 
 
-class Slot:
-    """Buffers and captured graphs for `batch` frames at a time, on a stream of their own.
+class InferenceBuffers:
+    """Buffers and captured graphs for runs of `batch` frames, on a CUDA stream of their own.
 
     Args:
-        compute: what to run. A slot that is to overlap with another needs one that shares no memory with the other's.
-        framing: sizes of the frames that come and of the depth that is published.
-        batch: frames a run.
+        compute: what to run. Buffers whose runs overlap need `compute`s that share no memory.
+        framing: sizes of the frames and of the published depth.
+        batch: frames in a run.
         device: "cuda" or "cpu".
     """
 
@@ -55,19 +50,21 @@ class Slot:
         self._host_in = host(batch, height, width, 3, dtype=torch.uint8), host(_parameter_floats(batch))
         self._host_out = host(batch, h, w), host(batch, h, w, 3)
         self._device_in = tuple(x.to(device) for x in self._host_in)  # on a CPU, the same tensors
-        # What is written and read in the steady state.
+        # Views of the host buffers, which each run writes and reads.
         self._images = self._host_in[0].numpy()
         self._intrinsics, self._scales, self._limits = (x.numpy() for x in _parameter_views(self._host_in[1], batch))
         self._out = tuple(x.numpy() for x in self._host_out)
-        self._with_points, self._count = False, batch  # what a run is for
-        # Something that can be computed, for the first runs.
+        # Whether a run computes points, and of how many frames.
+        self._with_points, self._count = False, batch
+        # Valid values for the runs before the capture.
         self._intrinsics[:], self._scales[:], self._limits[:] = np.eye(3).ravel(), 1.0, (0.0, np.inf)
         if self._cuda:
-            self.stream, self._done = torch.cuda.Stream(device), torch.cuda.Event()
+            self.cuda_stream, self._done = torch.cuda.Stream(device), torch.cuda.Event()
             self._graphs = {points: self._captured(points) for points in (False, True)}
 
-    def submit(self, frames: Sequence[FrameArguments]) -> None:
-        """Begin to compute up to `batch` frames. Their images are copied. On CUDA places that are left compute what was there."""
+    def submit(self, frames: Sequence[FrameInput]) -> None:
+        """Copy up to `batch` frames and begin to compute them. A captured graph always runs `batch` frames: places
+        without a new frame compute the previous one again."""
         self._with_points = False
         self._count = self._batch if self._cuda else len(frames)
         for i, (image, intrinsics, scale, limits) in enumerate(frames):
@@ -78,30 +75,34 @@ class Slot:
             self._scales[i] = scale
             self._limits[i] = limits
         if self._cuda:
-            with torch.cuda.stream(self.stream):
+            with torch.cuda.stream(self.cuda_stream):
                 self._graphs[self._with_points].replay()
                 self._done.record()
         else:
             with torch.inference_mode():
                 self._run(self._with_points)
 
-    def collect(self, frames: Sequence[FrameArguments]) -> list[tuple[np.ndarray, np.ndarray | None]]:
-        """Wait for what was submitted; depth and points of each frame, views that last until the next `submit`."""
+    def collect(self, frames: Sequence[FrameInput]) -> list[FrameOutput]:
+        """Wait for the frames that were submitted; their results are views, valid until the next `submit`."""
         if self._cuda:
             self._done.synchronize()
         depth, points = self._out
-        return [(depth[i], None if frame[1] is None else points[i]) for i, frame in enumerate(frames)]
+        return [FrameOutput(depth[i], None if f.intrinsics is None else points[i]) for i, f in enumerate(frames)]
+
+    def run(self, frames: Sequence[FrameInput]) -> list[FrameOutput]:
+        self.submit(frames)
+        return self.collect(frames)
 
     def _run(self, with_points: bool) -> None:
         self.upload()
         self.download(self.compute(), with_points)
 
-    # The three parts of a run, on CUDA enqueued on the current stream.
+    # The three parts of a run; on CUDA they are enqueued on the current stream.
 
     def upload(self) -> None:
         if self._cuda:
-            for there, here in zip(self._device_in, self._host_in, strict=True):
-                there.copy_(here, non_blocking=True)
+            for on_device, on_host in zip(self._device_in, self._host_in, strict=True):
+                on_device.copy_(on_host, non_blocking=True)
 
     def compute(self) -> tuple[Tensor, Tensor]:
         image, parameters = self._device_in
@@ -109,21 +110,21 @@ class Slot:
         return self._compute(image[: self._count], intrinsics.view(-1, 3, 3), scales, limits)
 
     def download(self, results: tuple[Tensor, Tensor], with_points: bool) -> None:
-        for here, there in list(zip(self._host_out, results, strict=True))[: 2 if with_points else 1]:
-            here[: self._count].copy_(there, non_blocking=self._cuda)
+        for on_host, on_device in list(zip(self._host_out, results, strict=True))[: 2 if with_points else 1]:
+            on_host[: self._count].copy_(on_device, non_blocking=self._cuda)
 
     @torch.inference_mode()
     def _captured(self, with_points: bool) -> torch.cuda.CUDAGraph:
-        self.stream.wait_stream(torch.cuda.current_stream())
+        self.cuda_stream.wait_stream(torch.cuda.current_stream())
         graph = torch.cuda.CUDAGraph()
-        # cuDNN tries its algorithms in the warm-up. Without TF32, which is another precision than the one asked for.
+        # cuDNN tries its algorithms in the warm-up. TF32 is off: it is another precision than the requested one.
         with torch.backends.cudnn.flags(enabled=True, benchmark=True, allow_tf32=False):
-            with torch.cuda.stream(self.stream):
+            with torch.cuda.stream(self.cuda_stream):
                 for _ in range(_WARM_UP):
                     self._run(with_points)
-            self.stream.synchronize()
-            # thread_local: the engine that serves meanwhile may use the device from another thread.
-            with torch.cuda.graph(graph, stream=self.stream, capture_error_mode="thread_local"):
+            self.cuda_stream.synchronize()
+            # thread_local: a backend that serves meanwhile may use the device from another thread.
+            with torch.cuda.graph(graph, stream=self.cuda_stream, capture_error_mode="thread_local"):
                 self._run(with_points)
         return graph
 
@@ -133,7 +134,7 @@ def _parameter_floats(batch: int) -> int:
 
 
 def _parameter_views(flat: Tensor, batch: int) -> list[Tensor]:
-    """The three kinds of numbers in their buffer, each [B, count]."""
+    """K, scale and limits in their common buffer, each [B, count]."""
     views, start = [], 0
     for count in _PARAMETERS:
         views.append(flat[start : start + batch * count].view(batch, count))
@@ -145,78 +146,62 @@ def _aligned(count: int) -> int:
     return -(-count // _ALIGNMENT) * _ALIGNMENT
 
 
-def static_backend(
-    make_compute: Callable[[int], Compute], job: BackendSpec, device: torch.device, name: str = ""
-) -> StaticBackend:
+class StaticBackend(Backend):
     """A backend that computes with torch tensors.
 
     Args:
-        make_compute: makes a `Compute` for a number of frames at a time; called once for every slot.
-        job: its framing, on a CPU that of frames already at the network's size, and its batch: how many frames go together
-            where several wait. On CUDA a run of fewer takes as long.
+        make_compute: makes a `Compute` for a number of frames; called for each `InferenceBuffers`.
+        spec: on a CPU frames come resized, whatever its framing. With a batch above one, several frames run together;
+            on CUDA a run of fewer takes as long.
         device: where `Compute` runs.
-        name: of the device, for people; the GPU's by default.
+        name: of the device, for logs; the GPU's name by default.
     """
-    return (_BatchingBackend if job.batch > 1 else StaticBackend)(make_compute, job, device, name)
 
-
-class StaticBackend:
-    """See `Backend`; made by `static_backend`."""
-
-    def __init__(self, make_compute: Callable[[int], Compute], job: BackendSpec, device: torch.device, name: str):
+    def __init__(self, make_compute: Callable[[int], Compute], spec: BackendSpec, device: torch.device, name: str = ""):
         cuda = device.type == "cuda"
         self.device = name or torch.cuda.get_device_name()
-        # On a GPU the resize is cheaper behind the upload.
+        # On a GPU the resize is cheaper after the upload.
         self.takes_network_size = not cuda
-        framing = job.framing if cuda else job.framing.at_network()
-        self._slot = lambda batch: Slot(make_compute(batch), framing, batch, device)
-        self.single = self._slot(1)
-        self._pair: list[Slot] = []
+        self.supports_batch = spec.batch > 1
+        framing = spec.framing if cuda else spec.framing.at_network()
+        self._make_buffers = lambda batch: InferenceBuffers(make_compute(batch), framing, batch, device)
+        self.single = self._make_buffers(1)
+        self._batch = spec.batch
+        self._several = self._make_buffers(spec.batch) if self.supports_batch else None
+        self._pair: list[InferenceBuffers] = []
 
-    def infer(self, image, intrinsics, scale, limits):
-        return _run(self.single, [(image, intrinsics, scale, limits)])[0]
+    def infer(self, frame: FrameInput) -> FrameOutput:
+        return self.single.run([frame])[0]
 
-    def stream(self, frames: Iterable[FrameArguments], points: bool) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
-        """See `Backend`. Two frames are under way at a time, so that copies overlap with computing."""
-        # Slots of its own: whoever reads the stream may ask `infer` for something between two frames.
+    def infer_batch(self, frames: Sequence[FrameInput]) -> list[FrameOutput]:
+        if self._several is None:
+            return super().infer_batch(frames)
+        if len(frames) <= self._batch:
+            return self._several.run(frames)
+        parts = [frames[i : i + self._batch] for i in range(0, len(frames), self._batch)]
+        return [output.copy() for part in parts for output in self._several.run(part)]
+
+    def stream(self, frames: Iterable[FrameInput]) -> Iterator[FrameOutput]:
+        """See `Backend`. Two frames are in flight at a time, so that copies overlap with computing."""
+        # Not `single`: a caller may use `infer` between two results of the stream.
         while len(self._pair) < 2:
-            self._pair.append(self._slot(1))
-        free, under_way = deque(self._pair), deque()
+            self._pair.append(self._make_buffers(1))
+        free, in_flight = deque(self._pair), deque()
         try:
             for frame in frames:
                 if not free:
-                    yield _finish(under_way, free)
-                slot = free.popleft()
-                if not points:
-                    frame = (frame[0], None, *frame[2:])
-                slot.submit([frame])
-                under_way.append((slot, frame))
-            while under_way:
-                yield _finish(under_way, free)
+                    yield _finish_oldest(in_flight, free)
+                buffers = free.popleft()
+                buffers.submit([frame])
+                in_flight.append((buffers, frame))
+            while in_flight:
+                yield _finish_oldest(in_flight, free)
         finally:
-            for slot, frame in under_way:  # where nobody wanted the rest
-                slot.collect([frame])
+            for buffers, frame in in_flight:  # the stream was closed before its end
+                buffers.collect([frame])
 
 
-class _BatchingBackend(StaticBackend):
-    def __init__(self, make_compute: Callable[[int], Compute], job: BackendSpec, device: torch.device, name: str):
-        super().__init__(make_compute, job, device, name)
-        self._batch, self._several = job.batch, self._slot(job.batch)
-
-    def infer_batch(self, frames: Sequence[FrameArguments]) -> list[tuple[np.ndarray, np.ndarray | None]]:
-        """Several frames, of several cameras, together. The arrays last until the next call."""
-        if len(frames) <= self._batch:
-            return _run(self._several, frames)
-        parts = [frames[i : i + self._batch] for i in range(0, len(frames), self._batch)]
-        return [copied(answer) for part in parts for answer in _run(self._several, part)]
-
-
-def _run(slot: Slot, frames: Sequence[FrameArguments]):
-    slot.submit(frames)
-    return slot.collect(frames)
-
-
-def _finish(under_way: deque[tuple[Slot, FrameArguments]], free: deque[Slot]) -> Any:
-    slot, frame = under_way.popleft()
-    free.append(slot)
-    return copied(slot.collect([frame])[0])
+def _finish_oldest(in_flight: deque[tuple[InferenceBuffers, FrameInput]], free: deque[InferenceBuffers]) -> FrameOutput:
+    buffers, frame = in_flight.popleft()
+    free.append(buffers)
+    return buffers.collect([frame])[0].copy()

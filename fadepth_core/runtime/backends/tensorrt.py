@@ -1,10 +1,11 @@
-"""Torch-TensorRT: the fastest on an NVIDIA GPU. Works with `torch-tensorrt` and with `torch-tensorrt-rtx`.
+"""Backend "tensorrt": Torch-TensorRT, the fastest on an NVIDIA GPU. Works with `torch-tensorrt` and
+`torch-tensorrt-rtx`.
 
     DepthGraph -> torch.export -> Torch-TensorRT (one engine, no part left to PyTorch) -> plan -> EngineCache
     plan -> execution context -> CUDA graph (`static.py`)
 
-Building takes a while and a lot of memory, so it happens in a process of its own: whatever goes wrong there, the node goes
-on serving. This module is that process's program, too.
+A plan is a serialized TensorRT engine. Building one takes a minute or more and a lot of memory, and may crash, so it
+runs in a child process, whose program is also this module (`main`).
 """
 
 from __future__ import annotations
@@ -27,21 +28,19 @@ from pathlib import Path
 
 from fadepth_core.common.files import user_cache
 from fadepth_core.common.framing import Framing
-from fadepth_core.runtime.backends import Backend, BackendSpec
-from fadepth_core.runtime.backends import torch as eager
+from fadepth_core.runtime.backends import Backend, BackendSpec, BackendType
+from fadepth_core.runtime.backends import torch as torch_backend
 from fadepth_core.runtime.checkpoint import Checkpoint
 from fadepth_core.runtime.engine_cache import EngineCache
 
-ANY_SIZE = False
-#: Goes up with every change of what `compile_graph` makes, so that plans kept from an older one are not used.
+#: Version of `compile_graph`, part of the cache key: increase it with every change of the plans it makes.
 BUILDER = 1
 
-
-#: Seconds between two looks at whether a build is still wanted.
-_PATIENCE = 0.5
-#: Held while a plan is looked for and built: builds take all the memory and processors there are, and whoever waits for the same
-#: one finds it kept.
-_BUILDING = threading.Lock()
+#: Seconds between two checks whether a build has been cancelled.
+_CANCEL_POLL_PERIOD = 0.5
+#: One build at a time, because each takes all memory and processors. The cache is read under the lock as well, so that
+#: a second request for the same plan finds it there.
+_BUILD_LOCK = threading.Lock()
 
 
 class BuildError(RuntimeError):
@@ -49,11 +48,11 @@ class BuildError(RuntimeError):
 
 
 class PlanError(RuntimeError):
-    """TensorRT does not take a plan."""
+    """TensorRT cannot load a plan."""
 
 
 def unavailable_reason() -> str | None:
-    if reason := eager.unavailable_reason():
+    if reason := torch_backend.unavailable_reason():
         return reason
     if importlib.util.find_spec("torch_tensorrt") is None:
         return "the package torch_tensorrt is not installed: pip install 'fadepth_ros[tensorrt]'"
@@ -64,49 +63,49 @@ def unavailable_reason() -> str | None:
     return None
 
 
-precisions = eager.precisions
-
-
-def create(job: BackendSpec) -> Backend:
+def create(spec: BackendSpec) -> Backend:
     import torch
 
-    from fadepth_core.runtime.backends.static import static_backend
+    from fadepth_core.runtime.backends.static import StaticBackend
 
-    plan = functools.cache(lambda batch: plan_for(job, batch))
+    plan = functools.cache(lambda batch: plan_for(spec, batch))
 
-    def make(batch: int) -> PlanRunner:
+    def make_runner(batch: int) -> PlanRunner:
         try:
             return PlanRunner(plan(batch))
         except PlanError:
-            forget(job)
+            discard(spec)
             raise
 
-    return static_backend(make, job, torch.device("cuda"))
+    return StaticBackend(make_runner, spec, torch.device("cuda"))
 
 
-def forget(job: BackendSpec) -> None:
-    """Remove the job's plans from the cache, so that they are built anew."""
-    for batch in {1, job.batch}:
-        _cache().remove(plan_identity(job, batch))
+def discard(spec: BackendSpec) -> None:
+    """Remove the plans of a spec from the cache, so that the next start builds them again."""
+    for batch in {1, spec.batch}:
+        _cache().remove(plan_identity(spec, batch))
 
 
-# ----------------------------------------------------------------------------------------------------------- running a plan
+BACKEND = BackendType(unavailable_reason, torch_backend.precisions, create, compiled_per_size=True, discard=discard)
+
+
+# ------------------------------------------------------------------------------------------------------- running a plan
 
 
 class PlanRunner:
-    """A `static.Compute` that runs a plan, in a context and with results of its own.
+    """A `static.Compute` that runs a plan, with its own execution context and result tensors.
 
     Raises:
-        PlanError: TensorRT does not take the plan.
-        RuntimeError: there is no memory for it.
+        PlanError: TensorRT cannot load the plan.
+        RuntimeError: there is not enough memory for it.
     """
 
     def __init__(self, plan: bytes):
         import torch
 
-        trt = _tensorrt()
+        trt = import_tensorrt()
         self._torch = torch
-        # Kept, since neither a context nor an engine keeps what it was made by.
+        # Attributes, because a context does not keep its engine alive, nor an engine its runtime.
         self._runtime = trt.Runtime(trt.Logger(trt.Logger.WARNING))
         self._engine = self._runtime.deserialize_cuda_engine(plan)
         if self._engine is None:
@@ -130,61 +129,65 @@ class PlanRunner:
         return tuple(self._results)
 
 
-def _tensorrt():
-    """The TensorRT that Torch-TensorRT uses, RTX or not: it makes either importable under this name."""
+def import_tensorrt():
+    """The TensorRT module that Torch-TensorRT uses. Torch-TensorRT makes TensorRT-RTX importable as `tensorrt`, too."""
     import torch_tensorrt  # noqa: F401
 
     return importlib.import_module("tensorrt")
 
 
-# ---------------------------------------------------------------------------------------------------------- building plans
+# ------------------------------------------------------------------------------------------------------- building plans
 
 
-def plan_for(job: BackendSpec, batch: int) -> bytes:
-    """The plan of a job for `batch` frames at a time: kept from an earlier start, or built now and kept.
+def plan_for(spec: BackendSpec, batch: int) -> bytes:
+    """The plan of a spec for `batch` frames at a time, from the cache, or built now and cached.
 
     Raises:
-        BuildError: it cannot be built, or nobody waits for it any more.
+        BuildError: it cannot be built, or the build was cancelled.
     """
-    cache, identity = _cache(), plan_identity(job, batch)
-    with _BUILDING:
-        plan = cache.get(identity, job.logger)
+    cache, identity = _cache(), plan_identity(spec, batch)
+    with _BUILD_LOCK:
+        plan = cache.get(identity, spec.logger)
         if plan is not None:
             return plan
-        if job.abandoned.is_set():
-            raise BuildError("nobody waits for it any more")
-        height, width = job.framing.network_size
-        job.logger.info(
+        if spec.cancelled.is_set():
+            raise _build_cancelled()
+        height, width = spec.framing.network_size
+        spec.logger.info(
             "building a TensorRT engine for %dx%d, %s; this takes a minute or so, once: it is kept in %s",
             width,
             height,
-            job.precision,
+            spec.precision,
             cache.folder,
         )
         start = time.monotonic()
-        plan = _built_elsewhere(job, batch)
-        job.logger.info("built in %.0f s, %.1f MB", time.monotonic() - start, 1e-6 * len(plan))
-        cache.put(identity, plan, job.logger)
+        plan = _build_in_child(spec, batch)
+        spec.logger.info("built in %.0f s, %.1f MB", time.monotonic() - start, 1e-6 * len(plan))
+        cache.put(identity, plan, spec.logger)
         return plan
+
+
+def _build_cancelled() -> BuildError:
+    return BuildError("build cancelled: its engine was released")
 
 
 def _cache() -> EngineCache:
     return EngineCache(user_cache() / "engines")
 
 
-def plan_identity(job: BackendSpec, batch: int) -> dict[str, str]:
-    """Everything a plan follows from, by name."""
+def plan_identity(spec: BackendSpec, batch: int) -> dict[str, str]:
+    """Cache key of a plan."""
     import torch
     import torch_tensorrt
 
-    trt = _tensorrt()
+    trt = import_tensorrt()
     return {
         "builder": str(BUILDER),
-        "weights": job.checkpoint.weights_sha256,
-        "network": f"{job.checkpoint.description.model} {job.checkpoint.description.depth_range}",
-        "framing": str(job.framing),
+        "weights": spec.checkpoint.weights_sha256,
+        "network": f"{spec.checkpoint.description.model} {spec.checkpoint.description.depth_range}",
+        "framing": str(spec.framing),
         "batch": str(batch),
-        "precision": job.precision,
+        "precision": spec.precision,
         "gpu": f"{torch.cuda.get_device_name()} sm{''.join(map(str, torch.cuda.get_device_capability()))}",
         "tensorrt": f"{trt.__name__} {trt.__version__}",
         "torch_tensorrt": torch_tensorrt.__version__,
@@ -192,49 +195,53 @@ def plan_identity(job: BackendSpec, batch: int) -> dict[str, str]:
     }
 
 
-def _built_elsewhere(job: BackendSpec, batch: int) -> bytes:
-    """`compile_graph` in a process of its own, which ends with this one, and once nobody waits for the job."""
-    order = {
-        "checkpoint": str(job.checkpoint.path),
-        "framing": asdict(job.framing),
-        "precision": job.precision,
+def _build_in_child(spec: BackendSpec, batch: int) -> bytes:
+    """Run `main` in a child process, which ends when this process ends or when the build is cancelled.
+
+    Raises:
+        BuildError: the child failed, or the build was cancelled.
+    """
+    request = {
+        "checkpoint": str(spec.checkpoint.path),
+        "framing": asdict(spec.framing),
+        "precision": spec.precision,
         "batch": batch,
     }
     root = str(Path(__file__).resolve().parents[3])
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])}
-    # A pipe beside standard output, to which TensorRT talks.
+    # The plan comes through a pipe of its own, because TensorRT writes messages to standard output.
     receiver, sender = os.pipe()
     with tempfile.TemporaryFile() as log, os.fdopen(receiver, "rb", buffering=0) as pipe:
         try:
             process = subprocess.Popen(
-                [sys.executable, "-m", "fadepth_core.runtime.backends.tensorrt", json.dumps(order), str(sender)],
+                [sys.executable, "-m", "fadepth_core.runtime.backends.tensorrt", json.dumps(request), str(sender)],
                 pass_fds=[sender],
                 env=environment,
-                stdin=subprocess.PIPE,  # closed by whatever ends this process
+                stdin=subprocess.PIPE,  # closed when this process ends, however it ends
                 stdout=subprocess.DEVNULL,
                 stderr=log,
             )
         finally:
             os.close(sender)
         with process:
-            plan = _read_all(pipe, job.abandoned)
+            plan = _read_all(pipe, spec.cancelled)
             if plan is None:
                 process.kill()
-            process.wait()  # before its standard input is closed
+            process.wait()  # before `with` closes its standard input, which would end it
         if plan is None:
-            raise BuildError("nobody waits for it any more")
+            raise _build_cancelled()
         if process.returncode == 0:
             return plan
         log.seek(0)
-        said = log.read().decode(errors="replace").strip()
-    raise BuildError(f"the build ended with status {process.returncode}: {said[-2000:] or 'without a word'}")
+        messages = log.read().decode(errors="replace").strip()
+    raise BuildError(f"the build ended with status {process.returncode}: {messages[-2000:] or 'no message'}")
 
 
-def _read_all(pipe: io.FileIO, abandoned: threading.Event) -> bytes | None:
-    """Everything up to the pipe's end; None if that is not waited for."""
+def _read_all(pipe: io.FileIO, cancelled: threading.Event) -> bytes | None:
+    """Everything up to the pipe's end; None once `cancelled` is set."""
     parts = []
-    while not abandoned.is_set():
-        if select.select([pipe], [], [], _PATIENCE)[0]:
+    while not cancelled.is_set():
+        if select.select([pipe], [], [], _CANCEL_POLL_PERIOD)[0]:
             part = pipe.read(1 << 20)
             if not part:
                 return b"".join(parts)
@@ -243,15 +250,15 @@ def _read_all(pipe: io.FileIO, abandoned: threading.Event) -> bytes | None:
 
 
 def compile_graph(graph, camera_size: tuple[int, int], batch: int) -> bytes:
-    """Compile a DepthGraph, in evaluation mode on the CUDA device, into one serialized TensorRT engine.
+    """Compile a `DepthGraph`, in evaluation mode on the CUDA device, into one plan.
 
     Args:
         graph: `DepthGraph`; its dtype is the engine's precision (the network is strongly typed).
-        camera_size: (height, width) of the frames it takes.
-        batch: how many frames at a time.
+        camera_size: (height, width) of the frames.
+        batch: frames in a run.
 
     Raises:
-        BuildError: operators that Torch-TensorRT cannot convert, which are named, or TensorRT's own failure.
+        BuildError: Torch-TensorRT cannot convert some operators, which are named, or TensorRT fails.
     """
     import torch
     import torch_tensorrt
@@ -263,7 +270,7 @@ def compile_graph(graph, camera_size: tuple[int, int], batch: int) -> bytes:
         torch.ones(batch, 1, device=device),
         torch.ones(batch, 2, device=device),
     )
-    with warnings.catch_warnings(record=True) as heard:
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
             exported = torch.export.export(graph, arguments)
@@ -277,23 +284,26 @@ def compile_graph(graph, camera_size: tuple[int, int], batch: int) -> bytes:
                 )
             )
         except Exception as error:
-            # Torch-TensorRT raises for the first operator it cannot convert, and warns of all of them.
-            lost = [str(w.message) for w in heard if "missing operations" in str(w.message)]
-            raise BuildError("\n".join([str(error), *lost])) from error
+            # Torch-TensorRT raises for the first operator that it cannot convert, and names all of them in warnings.
+            unconverted = [str(w.message) for w in caught if "missing operations" in str(w.message)]
+            raise BuildError("\n".join([str(error), *unconverted])) from error
 
 
-def _end_with_parent() -> None:
-    os.read(0, 1)  # not sys.stdin, whose lock this thread would hold when the process ends
+def _exit_with_parent() -> None:
+    """End this process once the parent has closed the pipe at standard input."""
+    os.read(0, 1)  # not sys.stdin: this thread would hold its lock when the process ends
     os._exit(1)
 
 
 def main() -> int:
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    order = json.loads(sys.argv[1])
-    framing = Framing(**{name: tuple(size) for name, size in order["framing"].items()})
-    job = BackendSpec(Checkpoint(order["checkpoint"]), framing, order["precision"])
+    """Program of the child process: build the plan that argument 1 (JSON) describes and write it to file descriptor
+    argument 2."""
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
+    request = json.loads(sys.argv[1])
+    framing = Framing(**{name: tuple(size) for name, size in request["framing"].items()})
+    spec = BackendSpec(Checkpoint(request["checkpoint"]), framing, request["precision"])
     try:
-        plan = compile_graph(eager.cuda_graph(job), framing.camera_size, order["batch"])
+        plan = compile_graph(torch_backend.cuda_graph(spec), framing.camera_size, request["batch"])
     except BuildError as error:
         print(error, file=sys.stderr)
         return 1

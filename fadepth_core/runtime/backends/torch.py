@@ -1,7 +1,8 @@
-"""PyTorch without a compiler: the reference on a CPU; on a CUDA device, what serves until a compiled backend is ready.
+"""Backend "torch": PyTorch without a compiler. The reference on a CPU; on a CUDA device, it serves until a compiled
+backend is ready.
 
-On CUDA the graph is captured once and replayed (`static.py`), so what is lost to the compiled backends is kernels that are
-not merged, not the launching of hundreds of them from Python.
+On CUDA the graph is captured once and replayed (`static.py`), which removes the cost of launching hundreds of kernels
+from Python. The compiled backends are faster because they merge kernels.
 """
 
 from __future__ import annotations
@@ -11,9 +12,7 @@ import importlib.util
 import numpy as np
 
 from fadepth_core.common.framing import Framing
-from fadepth_core.runtime.backends import Backend, BackendSpec, default_threads
-
-ANY_SIZE = True
+from fadepth_core.runtime.backends import Backend, BackendSpec, BackendType, default_threads
 
 
 def unavailable_reason() -> str | None:
@@ -28,48 +27,51 @@ def precisions() -> tuple[str, ...]:
     return ("fp16", "fp32") if torch.cuda.is_available() else ("fp32",)
 
 
-def create(job: BackendSpec) -> Backend:
+def create(spec: BackendSpec) -> Backend:
     import torch
 
-    from fadepth_core.runtime.backends.static import static_backend
+    from fadepth_core.runtime.backends.static import StaticBackend
 
     if torch.cuda.is_available():
-        captured = cuda_graph(job)
-        return static_backend(lambda _batch: captured, job, torch.device("cuda"))
-    threads = job.threads or default_threads()
+        graph = cuda_graph(spec)
+        return StaticBackend(lambda _batch: graph, spec, torch.device("cuda"))
+    threads = spec.threads or default_threads()
     torch.set_num_threads(threads)
-    # The resize is left to OpenCV, which takes a tenth of the time.
-    graph = reference_graph(job, job.framing.at_network())
-    return static_backend(lambda _batch: graph, job, torch.device("cpu"), f"CPU, {threads} threads")
+    # Frames come resized: OpenCV takes a tenth of the time.
+    graph = reference_graph(spec, spec.framing.at_network())
+    return StaticBackend(lambda _batch: graph, spec, torch.device("cpu"), f"CPU, {threads} threads")
 
 
-def cuda_graph(job: BackendSpec):
-    """The DepthGraph of a job on the CUDA device, in the job's precision."""
+def cuda_graph(spec: BackendSpec):
+    """The `DepthGraph` of a spec on the CUDA device, in the precision of the spec."""
     import torch
 
     from fadepth_core.runtime.graph import DepthGraph
     from fadepth_core.runtime.network import load_network
 
-    network = load_network(job.checkpoint).to("cuda", memory_format=torch.channels_last)
-    dtype = {"fp16": torch.float16, "fp32": torch.float32}[job.precision]
-    return DepthGraph(network, job.framing, dtype).to("cuda").eval()
+    network = load_network(spec.checkpoint).to("cuda", memory_format=torch.channels_last)
+    dtype = {"fp16": torch.float16, "fp32": torch.float32}[spec.precision]
+    return DepthGraph(network, spec.framing, dtype).to("cuda").eval()
 
 
-def reference_graph(job: BackendSpec, framing: Framing):
-    """The DepthGraph on the CPU in float32, what every other backend is compared with."""
+def reference_graph(spec: BackendSpec, framing: Framing):
+    """The `DepthGraph` in float32 on the CPU, with which the other backends are compared."""
     import torch
 
     from fadepth_core.runtime.graph import DepthGraph
     from fadepth_core.runtime.network import load_network
 
-    return DepthGraph(load_network(job.checkpoint).to(memory_format=torch.channels_last), framing).eval()
+    return DepthGraph(load_network(spec.checkpoint).to(memory_format=torch.channels_last), framing).eval()
 
 
-def reference_depth(job: BackendSpec, image: np.ndarray) -> np.ndarray:
-    """Depth [h, w] in metres that the reference gives for a frame [H, W, 3] of the job's camera."""
+def reference_depth(spec: BackendSpec, image: np.ndarray) -> np.ndarray:
+    """Depth [h, w] in metres of a frame [H, W, 3] at the camera's size, computed by `reference_graph`."""
     import torch
 
     with torch.inference_mode():
         limits = torch.tensor([0.0, torch.inf])
-        graph = reference_graph(job, job.framing)
+        graph = reference_graph(spec, spec.framing)
         return graph(torch.from_numpy(image), torch.eye(3), torch.ones(1), limits)[0].numpy()
+
+
+BACKEND = BackendType(unavailable_reason, precisions, create, compiled_per_size=False)

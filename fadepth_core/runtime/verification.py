@@ -1,0 +1,106 @@
+"""Checks of a backend's results, before it serves.
+
+A backend that starts quickly at any frame size is compared with the golden output in the checkpoint. A backend that is
+compiled for one frame size is compared with plain PyTorch at that size: compiling it for the golden frame as well would
+take as long again.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from fadepth_core.common.framing import Framing
+from fadepth_core.runtime.backends import Backend, BackendSpec, BackendType, FrameInput, FrameOutput
+
+#: Largest relative error of depth by precision, (median, 99th percentile), with which a backend is accepted. fp32
+#: differs in the order of its sums only; half precision keeps 11 bits, bfloat16 8, and log-depth is steepest where
+#: disparity is small. int8 was measured at (1.2e-2, 4.1e-2); with the head in 8 bits as well and OpenVINO's PERFORMANCE
+#: preset at (6.3e-2, 2.5e-1).
+CHECK_BOUNDS = {"fp32": (1e-5, 1e-3), "fp16": (5e-3, 5e-2), "bf16": (3e-2, 3e-1), "int8": (5e-2, 3e-1)}
+
+#: Camera with which points are checked.
+_CHECK_K = np.array([[70.0, 0.0, 41.0], [0.0, 60.0, 29.0], [0.0, 0.0, 1.0]])
+
+#: What has passed `check_golden_frame` in this process, without the frame size, which that check does not depend on.
+_verified: set[tuple] = set()
+
+
+class VerificationError(RuntimeError):
+    """A backend's results are wrong; the message says by how much."""
+
+
+def check_golden_frame(backend_type: BackendType, spec: BackendSpec) -> None:
+    """Compare a backend, created for the size of the golden frame, with the checkpoint's golden output.
+
+    Raises:
+        VerificationError: they differ by more than `CHECK_BOUNDS`.
+    """
+    checkpoint, golden = spec.checkpoint, spec.checkpoint.golden
+    key = (
+        checkpoint.weights_sha256,
+        checkpoint.description.int8_sha256,
+        backend_type,
+        spec.precision,
+        spec.threads,
+    )
+    # A training checkpoint has no golden frame. Where one is used, torch is installed, and the export was checked.
+    if key in _verified or not golden:
+        return
+    size = golden["image"].shape[:2]
+    backend = backend_type.create(replace(spec, framing=Framing.plan(size, size), batch=1))
+    _check_output(backend.infer(FrameInput(golden["image"], _CHECK_K)), golden["depth"], spec.precision)
+    _verified.add(key)
+
+
+def check_reference(backend: Backend, spec: BackendSpec) -> None:
+    """Compare a backend with PyTorch in float32 on the CPU, on a frame of the camera's size.
+
+    Raises:
+        VerificationError: they differ by more than `CHECK_BOUNDS`.
+    """
+    from fadepth_core.runtime.backends.torch import reference_depth
+
+    image = _test_pattern(spec.framing.camera_size)
+    _check_output(backend.infer(FrameInput(image, _CHECK_K)), reference_depth(spec, image), spec.precision)
+
+
+def check_batch(backend: Backend, spec: BackendSpec) -> None:
+    """Compare a backend's batch, which may be compiled separately, with its results for the same frames one at a time.
+
+    Raises:
+        VerificationError: they differ by more than `CHECK_BOUNDS`.
+    """
+    if spec.batch < 2 or not backend.supports_batch:
+        return
+    image = _test_pattern(spec.framing.network_size if backend.takes_network_size else spec.framing.camera_size)
+    frames = [FrameInput(np.roll(image, 16 * i, axis=1), _CHECK_K, scale=1.0 + i) for i in range(spec.batch)]
+    expected = [backend.infer(frame).depth.copy() for frame in frames]
+    for output, depth in zip(backend.infer_batch(frames), expected, strict=True):
+        _check_output(output, depth, spec.precision)
+
+
+def _test_pattern(size: tuple[int, int]) -> np.ndarray:
+    """An image [H, W, 3] uint8 with structure at every scale, so that errors of the resize and of every stage show."""
+    v, u = np.mgrid[0 : size[0], 0 : size[1]].astype(np.float32)
+    waves = [np.sin(u / (9 + 4 * c)) * np.cos(v / (7 + 3 * c)) + np.sin(u * v / (211 * size[1])) for c in range(3)]
+    return (127 + 60 * np.stack(waves, -1)).astype(np.uint8)
+
+
+def _check_output(output: FrameOutput, expected: np.ndarray, precision: str) -> None:
+    """Raise VerificationError unless depth is `expected` [h, w] up to `CHECK_BOUNDS`, and points are its unprojection
+    with `_CHECK_K`."""
+    depth, points = output
+    median, tail = np.quantile(np.abs(depth - expected) / expected, (0.5, 0.99))
+    median_bound, tail_bound = CHECK_BOUNDS[precision]
+    if not (median <= median_bound and tail <= tail_bound):  # NaN fails, too
+        raise VerificationError(
+            f"its depth differs from the reference by {median:.1e} in the median, {tail:.1e} in the 99th "
+            f"percentile (relative); allowed are {median_bound:.0e} and {tail_bound:.0e}"
+        )
+    k = _CHECK_K
+    v, u = np.mgrid[0 : depth.shape[0], 0 : depth.shape[1]]
+    rays = np.stack([(u - k[0, 2]) / k[0, 0], (v - k[1, 2]) / k[1, 1], np.ones_like(u)], -1)
+    if not np.allclose(points, depth[..., None] * rays, rtol=1e-3, atol=1e-3 * float(np.median(depth))):
+        raise VerificationError("its points do not lie on the rays of its depth")
