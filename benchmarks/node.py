@@ -1,18 +1,18 @@
 #!/usr/bin/env python3
-"""How fast is the node, and where does the time go?
+"""Measures the speed of the node and of the steps of one frame.
 
-Three processes over real topics on this machine: a camera that publishes noise as fast as asked, the node, and a
-listener that counts depth images and clouds. The pass-through engine answers with a constant plane at once, so what is
-left is the node's own cost.
+Three processes over real topics on this machine: a camera that publishes noise at a given rate, the node, and a listener
+that counts depth images and clouds. The pass-through engine returns a constant plane at once, so that its rows show the
+node's own cost.
 
     python benchmarks/node.py                      the four rows of the README
     python benchmarks/node.py --engine real --size 720x1280 --rate 60 --seconds 10
 
-Then the steps of one frame, each timed in this process by itself; what the first table has beyond their sum is the
-middleware, the executor, and three processes sharing the machine.
+The second table has the steps of one frame, each timed alone in this process. The difference between the first table and
+their sum is the middleware, the executor, and three processes sharing the machine.
 
-Figures: frames per second that arrived at the listener, age of the depth (stamp to arrival), and processor time per
-frame for each process (steadier than frames per second on a shared machine).
+Figures: depth images and clouds per second at the listener, age of the depth (stamp to arrival), and processor time per
+depth image of each process (on a shared machine it varies less than frames per second).
 """
 
 from __future__ import annotations
@@ -31,6 +31,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+#: Seconds to wait for messages or for the end of a process; enough for a very busy machine.
+_PATIENCE = 120.0
 ROWS = (
     ("pass-through", "128x416", 600),
     ("real", "128x416", 600),
@@ -39,8 +41,11 @@ ROWS = (
 )
 
 
+COLUMNS = ("fps", "clouds", "age p50", "age p99", "cpu camera", "cpu node", "cpu listener")
+
+
 class PassThroughEngine:
-    """Answers every frame with the plane z = 5 m, computed once."""
+    """Returns the plane z = 5 m, computed once, for every frame."""
 
     description = "pass-through"
     takes_network_size, follows_camera, batches = True, False, False
@@ -58,21 +63,21 @@ class PassThroughEngine:
         self._points = np.zeros((*self.framing.output_size, 3), np.float32)
         self._points[..., 2] = 5.0
 
-    def infer(self, image, intrinsics=None, *, points=True, scale=1.0, limits=None):
+    def infer(self, request):
         from fadepth_core.runtime.engine import DepthResult
 
-        return DepthResult(self._depth, self._points if points else None, intrinsics)
+        return DepthResult(self._depth, self._points if request.points else None, request.intrinsics)
 
 
-def serve_node(engine: str) -> int:
+def serve_node(engine: str) -> None:
+    from fadepth_ros.engine_pool import load_engine
     from fadepth_ros.node import run
-    from fadepth_ros.pipeline import load_engine
 
-    return run(PassThroughEngine if engine == "pass-through" else load_engine)
+    run(PassThroughEngine if engine == "pass-through" else load_engine)
 
 
-def serve_camera(size: tuple[int, int], rate: float) -> int:
-    """Publish one noisy frame again and again, `rate` times a second, until told to stop."""
+def serve_camera(size: tuple[int, int], rate: float) -> None:
+    """Publish the same frame of noise `rate` times a second, until SIGINT."""
     import numpy as np
     import rclpy
     from rclpy.qos import qos_profile_sensor_data
@@ -95,14 +100,19 @@ def serve_camera(size: tuple[int, int], rate: float) -> int:
         stamp = Stamp(*node.get_clock().now().seconds_nanoseconds())
         infos.publish(info_writer.write(stamp))
         images.publish(image_writer.write(stamp, pixels))
-        # After a stall the camera goes on at its rate; it does not catch up in a burst.
+        # After a stall the camera goes on at its rate, without a burst of the frames it has missed.
         due = max(due + 1.0 / rate, time.monotonic() - 2.0 / rate)
         time.sleep(max(0.0, due - time.monotonic()))
-    return 0
 
 
-def listen(seconds: float, warmup: float, pids: dict[str, int]) -> dict:
-    """Count depth images and clouds for `seconds` after `warmup`; ages in ms, processor ms per depth image."""
+def listen(seconds: float, warmup: float, pids: dict[str, int]) -> dict[str, float]:
+    """The figures `COLUMNS`: ages in ms, processor time in ms per depth image.
+
+    Waits for the first depth image and cloud, then for `warmup` seconds, and measures for `seconds`, longer if none arrive.
+
+    Raises:
+        RuntimeError: they do not arrive within `_PATIENCE` seconds.
+    """
     import rclpy
     from rclpy.qos import QoSProfile
     from sensor_msgs.msg import Image, PointCloud2
@@ -122,12 +132,16 @@ def listen(seconds: float, warmup: float, pids: dict[str, int]) -> dict:
     )
 
     def spin(duration: float) -> None:
-        end = time.monotonic() + duration
-        while time.monotonic() < end:
+        """Receive for `duration` seconds and at least one depth image and one cloud."""
+        start = time.monotonic()
+        ages.clear(), clouds.clear()
+        while time.monotonic() < start + duration or not (ages and clouds):
+            if time.monotonic() > start + duration + _PATIENCE:
+                raise RuntimeError(f"{len(ages)} depth images and {len(clouds)} clouds arrived")
             rclpy.spin_once(node, timeout_sec=0.1)
 
+    spin(0.0)
     spin(warmup)
-    ages.clear(), clouds.clear()
     pids = {**pids, "listener": os.getpid()}
     before, start = {name: _cpu_seconds(pid) for name, pid in pids.items()}, time.monotonic()
     spin(seconds)
@@ -135,8 +149,6 @@ def listen(seconds: float, warmup: float, pids: dict[str, int]) -> dict:
     used = {name: _cpu_seconds(pid) - before[name] for name, pid in pids.items()}
     rclpy.shutdown()
     n = len(ages)
-    if n == 0:
-        raise RuntimeError("no depth image arrived")
     ages.sort()
     return {
         "fps": n / wall,
@@ -152,11 +164,11 @@ def _cpu_seconds(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def measure(engine: str, size: str, rate: float, seconds: float, domain: int) -> dict:
-    """One row: start camera and node, listen, stop them.
+def measure(engine: str, size: str, rate: float, seconds: float, domain: int, warmup: float = 2.0) -> dict[str, float]:
+    """Start camera and node, run `listen`, and stop them; one row of the table.
 
     Raises:
-        RuntimeError: the listener failed or got no depth image; with what the three said last.
+        RuntimeError: the listener failed; with the last lines that the three printed.
     """
     environment = {
         "ROS_DOMAIN_ID": str(domain),
@@ -175,7 +187,7 @@ def measure(engine: str, size: str, rate: float, seconds: float, domain: int) ->
         try:
             pids = json.dumps({name: child.pid for name, child in children.items()})
             listener = subprocess.run(
-                [*me, "listener", "--seconds", str(seconds), "--pids", pids],
+                [*me, "listener", "--seconds", str(seconds), "--warmup", str(warmup), "--pids", pids],
                 env=environment,
                 stdout=subprocess.PIPE,
                 stderr=log,
@@ -183,20 +195,20 @@ def measure(engine: str, size: str, rate: float, seconds: float, domain: int) ->
             )
             if listener.returncode != 0:
                 log.seek(0)
-                raise RuntimeError(f"{engine}, {size}: nothing was measured\n{log.read()[-3000:]}")
+                raise RuntimeError(f"{engine}, {size}: the listener failed\n{log.read()[-3000:]}")
             return json.loads(listener.stdout)
         finally:
             for child in children.values():
                 child.send_signal(signal.SIGINT)
             for child in children.values():
-                child.wait(10)
+                child.wait(_PATIENCE)
 
 
 def steps(size: tuple[int, int], frames: int = 200) -> dict[str, float]:
-    """Median milliseconds of each step that the node takes with one frame of `size`, all outputs wanted."""
+    """Median time in ms of each step of a frame of `size`, with depth image and cloud."""
     import numpy as np
 
-    from fadepth_core.runtime.engine import DepthEngine
+    from fadepth_core.runtime.engine import DepthEngine, FrameRequest
     from fadepth_ros import messages
     from fadepth_ros.messages import CloudWriter, ImageWriter, Stamp
 
@@ -205,14 +217,15 @@ def steps(size: tuple[int, int], frames: int = 200) -> dict[str, float]:
     engine = DepthEngine.load(camera_size=size)
     k = np.array([[size[1], 0, size[1] / 2], [0, size[1], size[0] / 2], [0, 0, 1]], float)
     rgb = engine.framing.to_network(pixels)
-    result = engine.infer(rgb, k)
+    depth_only, with_points = FrameRequest(rgb, k, points=False), FrameRequest(rgb, k)
+    result = engine.infer(with_points)
     image_writer = ImageWriter("camera", engine.framing.output_size, "32FC1")
     cloud_writer = CloudWriter("camera", engine.framing.output_size, coloured=True)
     tasks = {
         "read the message": lambda: messages.read_image(raw),
         "crop and resize": lambda: engine.framing.to_network(pixels),
-        "network, depth": lambda: engine.infer(rgb, k, points=False),
-        "network, depth and points": lambda: engine.infer(rgb, k),
+        "network, depth": lambda: engine.infer(depth_only),
+        "network, depth and points": lambda: engine.infer(with_points),
         "write depth/image": lambda: image_writer.write(Stamp(0, 0), result.depth),
         "write depth/points": lambda: cloud_writer.write(Stamp(0, 0), result.points, rgb, None),
     }
@@ -233,19 +246,30 @@ def main() -> int:
     parser.add_argument("--rate", type=float, default=600.0, help="camera's frames per second")
     parser.add_argument("--seconds", type=float, default=10.0)
     parser.add_argument(
-        "--rounds", type=int, default=3, help="every row is measured this often, in turn; medians are shown"
+        "--rounds", type=int, default=3, help="how often all rows are measured; the table shows medians"
     )
     parser.add_argument("--serve", choices=("node", "camera", "listener"), help=argparse.SUPPRESS)
+    parser.add_argument("--warmup", type=float, default=2.0, help=argparse.SUPPRESS)
     parser.add_argument("--pids", default="{}", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.serve == "node":
-        return serve_node(args.engine)
-    if args.serve == "camera":
-        height, width = args.size.split("x")
-        return serve_camera((int(height), int(width)), args.rate)
-    if args.serve == "listener":
-        print(json.dumps(listen(args.seconds, 4.0, json.loads(args.pids))))
-        return 0
+        serve_node(args.engine)
+    elif args.serve == "camera":
+        serve_camera(_size(args.size), args.rate)
+    elif args.serve == "listener":
+        print(json.dumps(listen(args.seconds, args.warmup, json.loads(args.pids))))
+    else:
+        report(args)
+    return 0
+
+
+def _size(text: str) -> tuple[int, int]:
+    height, width = text.split("x")
+    return int(height), int(width)
+
+
+def report(args: argparse.Namespace) -> None:
+    """Measure all rows and print both tables."""
     rows = [(args.engine, args.size, args.rate)] if args.engine else list(ROWS)
     results: dict = {row: [] for row in rows}
     for turn in range(args.rounds):
@@ -254,17 +278,15 @@ def main() -> int:
     print(
         f"{os.cpu_count()} processors, {args.rounds} rounds of {args.seconds:.0f} s, medians; times in ms per depth image"
     )
-    columns = ("fps", "clouds", "age p50", "age p99", "cpu camera", "cpu node", "cpu listener")
-    print(f"{'engine':<14}{'camera':>16}" + "".join(f"{c:>13}" for c in columns))
+    print(f"{'engine':<14}{'camera':>16}" + "".join(f"{c:>13}" for c in COLUMNS))
     for (engine, size, rate), runs in results.items():
-        medians = [sorted(run[c] for run in runs)[len(runs) // 2] for c in columns]
+        medians = [sorted(run[c] for run in runs)[len(runs) // 2] for c in COLUMNS]
         print(f"{engine:<14}{size + f' @{rate:g}':>16}" + "".join(f"{m:>13.2f}" for m in medians))
     sizes = list(dict.fromkeys(size for _, size, _ in rows))
-    columns = [steps(tuple(int(side) for side in size.split("x"))) for size in sizes]
+    columns = [steps(_size(size)) for size in sizes]
     print(f"\n{'one step, ms':<30}" + "".join(f"{size:>12}" for size in sizes))
     for name in columns[0]:
         print(f"{name:<30}" + "".join(f"{column[name]:>12.3f}" for column in columns))
-    return 0
 
 
 if __name__ == "__main__":

@@ -1,1 +1,1 @@
-"""The ROS 2 node around `fadepth_core`. Knows topics, parameters and messages; nothing of how depth is computed."""
+"""The ROS 2 node around `fadepth_core`. Handles topics, parameters and messages; depth is computed in `fadepth_core`."""

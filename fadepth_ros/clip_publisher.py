@@ -1,12 +1,11 @@
-"""A camera made of a video file: publishes `image` (rgb8) and `camera_info` at the clip's rate.
+"""Plays a video file as a camera: publishes `image` (rgb8) and `camera_info` at the clip's rate. Part of the demo.
 
-Beside the clip lies a JSON file of the same name with fx, fy, cx, cy in pixels.
+The intrinsics come from a JSON file beside the clip, with the same name: width, height, fps, and fx, fy, cx, cy in pixels.
 """
 
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,20 +18,20 @@ from sensor_msgs.msg import CameraInfo, Image
 
 import fadepth_core
 from fadepth_ros.messages import Camera, CameraInfoWriter, ImageWriter, Stamp
-from fadepth_ros.shutdown import ros_context, until_shutdown
+from fadepth_ros.process import exit_on, ros_context, until_shutdown
 
 DEMO_CLIP = Path(fadepth_core.__file__).parent / "assets" / "demo.mp4"
 
 
 class ClipError(ValueError):
-    """A clip that cannot be played; the message names the file and the reason."""
+    """A clip cannot be played; the message names the file and the reason."""
 
 
 def read_frames(clip: Path) -> Iterator[np.ndarray]:
     """The frames of a video file, [H, W, 3] uint8 RGB.
 
     Raises:
-        ClipError: it is not a video that OpenCV can decode.
+        ClipError: OpenCV cannot decode the file.
     """
     capture = cv2.VideoCapture(str(clip))
     try:
@@ -98,7 +97,7 @@ class ClipPublisher(Node):
 
     def _tick(self) -> None:
         if self._image.get_subscription_count() == 0:
-            return  # the first frame waits for the first listener
+            return  # start with the first subscriber
         frame = next(self._frames, None)
         if frame is None:
             if not self._loop:
@@ -114,18 +113,12 @@ class ClipPublisher(Node):
         self._image.publish(self._image_writer.write(stamp, frame))
 
 
-def main() -> int:
-    with ros_context():
-        try:
-            node = ClipPublisher()
-            with until_shutdown():
-                while not node.finished:
-                    rclpy.spin_once(node)
-        except ClipError as error:
-            print(f"clip_publisher: {error}", file=sys.stderr)
-            return 1
-    return 0
+def main() -> None:
+    with ros_context(), exit_on("clip_publisher", ClipError), until_shutdown():
+        node = ClipPublisher()
+        while not node.finished:
+            rclpy.spin_once(node)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -1,4 +1,4 @@
-"""The demo without `ros2 launch`: camera (a clip), depth node and viewer as three processes over real topics.
+"""The demo without `ros2 launch`: camera (a clip), depth node and viewer as three processes that use real topics.
 
 `launch/demo.launch.py` does the same on a machine that has ROS 2 installed.
 """
@@ -15,80 +15,103 @@ from pathlib import Path
 
 from fadepth_ros.viewer import has_screen
 
-_GRACE = 10.0  # seconds a process gets to end by itself
+#: Seconds after which a process that was told to end is killed.
+_GRACE = 10.0
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--clip", help="video file with a JSON of intrinsics beside it; default: the bundled one")
-    parser.add_argument("--checkpoint", default="", help="checkpoint to run; default: the shipped one")
-    parser.add_argument(
-        "--view", choices=("auto", "page", "files"), default="auto", help="auto: a page if there is a screen"
-    )
-    parser.add_argument(
-        "--host", default="localhost", help="address the page is served on; 0.0.0.0 for the whole network"
-    )
-    parser.add_argument("--port", type=int, default=8080, help="of the page")
-    parser.add_argument("--once", action="store_true", help="end with the clip; the default without a screen")
-    args = parser.parse_args()
-    once = args.once or args.view == "files" or (args.view == "auto" and not has_screen())
+class _Demo:
+    """The processes of the demo, by name, in the order in which they were started."""
 
+    def __init__(self):
+        self._processes: dict[str, subprocess.Popen] = {}
+        self._environment = _environment()
+        self._told_to_end = False
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._on_signal)
+
+    def _on_signal(self, _number, _frame) -> None:
+        # Only a flag: an exception raised during a fork could leave a process that is not in the list.
+        self._told_to_end = True
+
+    def start(self, name: str, module: str, **parameters) -> None:
+        """Start a ROS program of this package with these parameters."""
+        values = [word for key, value in parameters.items() for word in ("-p", f"{key}:={value}")]
+        command = [sys.executable, "-m", module, "--ros-args", *values]
+        # Ignore SIGINT during imports, where it would end in a traceback; `ros_context` sets a handler afterwards.
+        self._processes[name] = subprocess.Popen(command, env=self._environment, preexec_fn=_ignore_sigint)
+
+    def wait(self) -> int:
+        """Wait until the first process ends or a signal arrives; the demo's exit status."""
+        while not self._told_to_end and all(process.poll() is None for process in self._processes.values()):
+            time.sleep(0.1)
+        if self._told_to_end:
+            return 0
+        name, status = next((n, p.returncode) for n, p in self._processes.items() if p.poll() is not None)
+        if (name, status) == ("camera", 0):  # the end of the clip
+            return 0
+        print(f"demo: the {name} ended with status {status}", file=sys.stderr)
+        return 1
+
+    def end(self) -> None:
+        """End all processes, the camera first, so that the node and the viewer can finish the frames it has sent."""
+        for process in reversed(self._processes.values()):
+            if process.poll() is None:
+                process.terminate()
+        for name, process in self._processes.items():
+            try:
+                process.wait(_GRACE)
+            except subprocess.TimeoutExpired:
+                print(f"demo: the {name} did not end within {_GRACE:.0f} s and is killed", file=sys.stderr)
+                process.kill()
+                process.wait()
+
+
+def _environment() -> dict[str, str]:
+    """Environment of the processes: discovery on this machine only, and shared memory for images where it is configured."""
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
     environment.setdefault("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
     profile = Path(__file__).resolve().parent.parent / "config" / "fastdds.xml"
     if profile.is_file():
         environment.setdefault("FASTRTPS_DEFAULT_PROFILES_FILE", str(profile))
-
-    def start(module: str, **parameters) -> subprocess.Popen:
-        values = [word for name, value in parameters.items() for word in ("-p", f"{name}:={value}")]
-        command = [sys.executable, "-m", module, "--ros-args", *values]
-        # Deaf to the terminal's Ctrl-C until rclpy listens: in the middle of its imports it would end in a traceback.
-        return subprocess.Popen(command, env=environment, preexec_fn=_ignore_interrupts)
-
-    camera_parameters = {"loop": str(not once).lower()} | ({"clip": args.clip} if args.clip else {})
-    processes: dict[str, subprocess.Popen] = {}
-    status = 0
-    told_to_end = False
-
-    def end(_number, _frame) -> None:
-        # Noted, not raised: an exception between a fork and its return would leave a process that nobody knows of.
-        nonlocal told_to_end
-        told_to_end = True
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, end)
-    try:
-        processes["viewer"] = start("fadepth_ros.viewer", mode=args.view, host=args.host, port=args.port)
-        node_parameters = {"checkpoint": args.checkpoint} if args.checkpoint else {}
-        processes["depth node"] = start("fadepth_ros.node", **node_parameters)
-        processes["camera"] = start("fadepth_ros.clip_publisher", **camera_parameters)
-        while not told_to_end and all(process.poll() is None for process in processes.values()):
-            time.sleep(0.1)
-        ended = next(((n, p.returncode) for n, p in processes.items() if p.poll() is not None), None)
-        if not told_to_end and ended != ("camera", 0):
-            print("demo: the {} ended with status {}".format(*ended), file=sys.stderr)
-            status = 1
-    finally:
-        _end(processes)
-    return status
+    return environment
 
 
-def _ignore_interrupts() -> None:
+def _ignore_sigint() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def _end(processes: dict[str, subprocess.Popen]) -> None:
-    """Ask every process to end, camera first so that nothing is cut in the middle, and make sure that it does."""
-    for process in reversed(processes.values()):
-        if process.poll() is None:
-            process.terminate()
-    for name, process in processes.items():
-        try:
-            process.wait(_GRACE)
-        except subprocess.TimeoutExpired:
-            print(f"demo: the {name} did not end within {_GRACE:.0f} s and is killed", file=sys.stderr)
-            process.kill()
-            process.wait()
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--clip", help="video file with a JSON of intrinsics beside it; default: the bundled clip")
+    parser.add_argument("--checkpoint", help="checkpoint to run; default: the shipped one")
+    parser.add_argument(
+        "--view", choices=("auto", "page", "files"), default="auto", help="auto: page if there is a screen, else files"
+    )
+    parser.add_argument(
+        "--host", default="localhost", help="address the page is served on; 0.0.0.0 for the whole network"
+    )
+    parser.add_argument("--port", type=int, default=8080, help="port of the page")
+    parser.add_argument("--once", action="store_true", help="play the clip once; the default with --view files")
+    return parser.parse_args()
+
+
+def main() -> int:
+    args = _arguments()
+    view = ("page" if has_screen() else "files") if args.view == "auto" else args.view
+    loop = not (args.once or view == "files")
+    demo = _Demo()
+    try:
+        demo.start("viewer", "fadepth_ros.viewer", mode=view, host=args.host, port=args.port)
+        demo.start("depth node", "fadepth_ros.node", **({"checkpoint": args.checkpoint} if args.checkpoint else {}))
+        demo.start(
+            "camera",
+            "fadepth_ros.clip_publisher",
+            loop=str(loop).lower(),
+            **({"clip": args.clip} if args.clip else {}),
+        )
+        return demo.wait()
+    finally:
+        demo.end()
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
 """sensor_msgs <-> arrays, on serialized messages.
 
-Building a typed Image or PointCloud2 in Python copies its data several times; at hundreds of frames per second that is
-most of a node's time. So incoming messages are read in place from their CDR bytes, and outgoing ones are a prepared
-header, the array's bytes, and a tail. The prepared parts are serialized by rclpy itself, so their layout is the
+To build a typed Image or PointCloud2 in Python copies its data several times; at hundreds of frames per second that takes
+most of a node's time. Incoming messages are therefore read in place from their CDR bytes, and outgoing ones are joined
+from a prepared header, the array's bytes, and a tail. The prepared parts are serialized by rclpy, so their layout is the
 middleware's own.
 
-Conventions: REP-118 (depth images), REP-117 (out of range), REP-103 (optical frame).
+Conventions: REP-118 (depth images), REP-117 (out of range), REP-103 (optical frame), REP-104 (CameraInfo).
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from fadepth_core.common.framing import MAX_SIDE, MIN_SIDE
 
 
 class MessageError(ValueError):
-    """A message that cannot be used.
+    """A message cannot be used.
 
     Attributes:
-        cause: a short fixed key, for counting.
+        cause: a short fixed key under which it is counted.
     """
 
     def __init__(self, cause: str, text: str):
@@ -57,8 +57,8 @@ class Encoding:
         dtype: numpy type of one value.
         channels: values per pixel; 0 for planar formats, whose rows hold one byte per pixel.
         to_rgb: [H, W, C] or [H, W] of `dtype` -> [H, W, 3] uint8 RGB.
-        resizable: neighbouring values are neighbouring pixels, so a frame may be resized before `to_rgb`, which is
-            cheaper; false for mosaics and subsampled colour.
+        resizable: whether a frame may be resized before `to_rgb`, which is cheaper. Neighbouring values must belong to
+            neighbouring pixels: not so for mosaics and subsampled colour.
         rows: rows of data per row of image.
         even: which sides must be even, (height, width).
     """
@@ -93,7 +93,7 @@ _MONO = Encoding("u1", 1, _cv(cv2.COLOR_GRAY2RGB))
 _UYVY = _packed_422(cv2.COLOR_YUV2RGB_UYVY)
 _YUYV = _packed_422(cv2.COLOR_YUV2RGB_YUYV)
 
-#: OpenCV names a mosaic by its second row and second column, ROS by its first row: rggb is OpenCV's "BG".
+#: OpenCV names a Bayer pattern by the second and third pixel of its second row, ROS by its first two rows: rggb is "BG".
 ENCODINGS: dict[str, Encoding] = {
     "rgb8": _RGB,
     "bgr8": _BGR,
@@ -136,7 +136,7 @@ class Frame:
     pixels: np.ndarray
 
 
-#: Bytes that no frame_id or encoding reaches.
+#: Longest frame_id or encoding that is accepted, bytes.
 _LONGEST_TEXT = 256
 
 
@@ -151,7 +151,7 @@ class _CdrReader:
         self._at = 4
 
     def _unpack(self, code: str, size: int):
-        # Alignment counts from behind the four bytes of the encapsulation header.
+        # Alignment is relative to the end of the encapsulation header, which has 4 bytes.
         at = self._at + (-(self._at - 4) % size)
         if at + size > len(self._raw):
             raise MessageError("malformed", f"the message ends after {len(self._raw)} bytes, inside its header")
@@ -178,7 +178,7 @@ class _CdrReader:
 
     def string(self) -> str:
         text = self.sequence()
-        if len(text) > _LONGEST_TEXT:  # it would end up in warnings and diagnostics
+        if len(text) > _LONGEST_TEXT:  # warnings and diagnostics would repeat it
             raise MessageError("malformed", f"a text field of {len(text)} bytes")
         try:
             return bytes(text).rstrip(b"\0").decode()
@@ -192,10 +192,10 @@ def read_stamp(raw: bytes) -> Stamp:
 
 
 def read_image(raw: bytes) -> Frame:
-    """A serialized sensor_msgs/Image as a `Frame`, without copying its pixels.
+    """Read a serialized sensor_msgs/Image without copying its pixels.
 
     Raises:
-        MessageError: with what is wrong with it.
+        MessageError: it is malformed, its fields contradict each other, or its size or encoding is not supported.
     """
     reader = _CdrReader(raw)
     stamp, frame_id = reader.stamp(), reader.string()
@@ -228,14 +228,14 @@ def _check_size(height: int, width: int) -> None:
 
 
 def _native(pixels: np.ndarray) -> np.ndarray:
-    """OpenCV reads native byte order and rows of whole values only; nearly all frames are so and pass through."""
+    """Convert to native byte order and rows of whole values, which OpenCV requires; most frames are so already."""
     if pixels.dtype.isnative and pixels.strides[0] % pixels.itemsize == 0:
         return pixels
     return pixels.astype(pixels.dtype.newbyteorder("="), order="C")
 
 
 def _read_by_cv_bridge(raw: bytes, name: str, stamp: Stamp, frame_id: str) -> Frame:
-    """Anything outside the table, where cv_bridge is installed."""
+    """Read an image whose encoding is not in the table, if cv_bridge is installed. Raises MessageError."""
     try:
         from cv_bridge import CvBridge
     except ImportError:
@@ -245,16 +245,16 @@ def _read_by_cv_bridge(raw: bytes, name: str, stamp: Stamp, frame_id: str) -> Fr
         ) from None
     try:
         pixels = CvBridge().imgmsg_to_cv2(deserialize_message(raw, Image), "rgb8")
-    except Exception as error:  # CvBridgeError, or whatever numpy says to data that does not fit
+    except Exception as error:  # CvBridgeError, or numpy's errors for data that does not fit
         raise MessageError("encoding", f"encoding '{name}': {error}") from error
     return Frame(stamp, frame_id, pixels.shape[:2], _RGB, pixels)
 
 
 def read_compressed(raw: bytes) -> Frame:
-    """A serialized sensor_msgs/CompressedImage (JPEG, PNG, ... what OpenCV decodes) as a `Frame`.
+    """Read a serialized sensor_msgs/CompressedImage: JPEG, PNG, or another format that OpenCV decodes.
 
     Raises:
-        MessageError: with what is wrong with it.
+        MessageError: it is malformed, cannot be decoded, or its size is not supported.
     """
     reader = _CdrReader(raw)
     stamp, frame_id, kind, data = reader.stamp(), reader.string(), reader.string(), reader.sequence()
@@ -270,7 +270,7 @@ def read_compressed(raw: bytes) -> Frame:
 
 @dataclass(frozen=True, eq=False)
 class Camera:
-    """What a CameraInfo says of the image it comes with. Two are equal only if they are the same one.
+    """The contents of a CameraInfo. Compared by identity.
 
     Attributes:
         size: (height, width) of the image, region of interest and binning applied.
@@ -287,15 +287,15 @@ class Camera:
 
 
 def read_camera_info(raw: bytes) -> Camera:
-    """A serialized sensor_msgs/CameraInfo.
+    """Read a serialized sensor_msgs/CameraInfo.
 
     Raises:
-        MessageError: it is malformed, uncalibrated (K[0] is 0) or holds numbers no camera has.
+        MessageError: it is malformed, uncalibrated (K[0] is 0) or holds numbers that no camera has.
     """
     _CdrReader(raw).stamp()
     try:
         info = deserialize_message(raw, CameraInfo)
-    except Exception as error:  # rclpy raises its own RCLError or a plain RuntimeError, by distribution
+    except Exception as error:  # RCLError or RuntimeError, depending on the ROS distribution
         raise MessageError("malformed", f"not a CameraInfo: {error}") from error
     k, p = np.array(info.k, np.float64).reshape(3, 3), np.array(info.p, np.float64).reshape(3, 4)
     if not (np.isfinite(k).all() and np.isfinite(p).all()):
@@ -326,7 +326,7 @@ def read_camera_info(raw: bytes) -> Camera:
 
 
 def _check_pinhole(name: str, matrix: np.ndarray, side: int) -> None:
-    """Refuse numbers that no camera of `side` pixels has: they would become points far beyond any scene."""
+    """Raise MessageError for numbers that no camera of `side` pixels has: they would give points far outside any scene."""
     (fx, skew, cx), (zero, fy, cy) = matrix[:2]
     if not (0.01 * side <= min(fx, fy) and max(fx, fy) <= 1000 * side):
         raise MessageError("calibration", f"the focal lengths of {name}, {fx:g} and {fy:g}, are not those of a camera")
@@ -340,7 +340,7 @@ def _check_pinhole(name: str, matrix: np.ndarray, side: int) -> None:
 
 
 class _Template:
-    """The bytes of a message around one byte sequence, with a stamp that can be set."""
+    """The serialized parts of a message before and after its data, with a stamp that can be set."""
 
     def __init__(self, message, tail: int = 0):
         raw = serialize_message(message)
@@ -359,12 +359,12 @@ class _Template:
 
 
 class ImageWriter:
-    """Writes one kind of sensor_msgs/Image."""
+    """Writes sensor_msgs/Image of one size and encoding."""
 
-    _CHANNELS = {"32FC1": 4, "16UC1": 2, "rgb8": 3}
+    _PIXEL_BYTES = {"32FC1": 4, "16UC1": 2, "rgb8": 3}
 
     def __init__(self, frame_id: str, size: tuple[int, int], encoding: str):
-        message = Image(height=size[0], width=size[1], encoding=encoding, step=size[1] * self._CHANNELS[encoding])
+        message = Image(height=size[0], width=size[1], encoding=encoding, step=size[1] * self._PIXEL_BYTES[encoding])
         message.header.frame_id = frame_id
         self._template = _Template(message)
 
@@ -389,15 +389,17 @@ class CloudWriter:
     def write(
         self, stamp: Stamp, points: np.ndarray, rgb: np.ndarray | None, z_range: tuple[float, float] | None
     ) -> bytes:
-        """Args:
-        points: [h, w, 3] float32 of this writer's size.
-        rgb: [h, w, 3] uint8 of the same size when coloured, else None.
-        z_range: nearest and farthest z to keep, metres; None keeps all.
+        """Serialize a cloud.
+
+        Args:
+            points: [h, w, 3] float32 of this writer's size.
+            rgb: [h, w, 3] uint8 of the same size if coloured, else None.
+            z_range: nearest and farthest z to keep, metres; None keeps all.
         """
         if rgb is None:
             self._points[:] = points
         else:
-            # OpenCV's widening from three to four channels is several times faster than numpy's strided copy.
+            # OpenCV's conversion from three to four channels is several times faster than numpy's strided copy.
             cv2.cvtColor(np.ascontiguousarray(points), cv2.COLOR_RGB2RGBA, dst=self._points)
             packed = cv2.cvtColor(np.ascontiguousarray(rgb), cv2.COLOR_RGB2BGRA)
             packed[..., 3] = 0
@@ -409,18 +411,19 @@ class CloudWriter:
 
 
 class CameraInfoWriter:
-    """Writes the CameraInfo of the depth image: the camera's own, K and P moved to the published pixels."""
+    """Writes the CameraInfo of the depth image: that of the camera, with K and P for the published pixels."""
 
     def __init__(
         self, frame_id: str, size: tuple[int, int], camera: Camera, to_output: Callable[[np.ndarray], np.ndarray]
     ):
-        """Args:
-        to_output: moves a matrix [3, N] of the camera's image to the published image (`Framing.output_intrinsics`).
+        """
+        Args:
+            to_output: converts K or P [3, N] of the camera's image to the published image (`Framing.output_intrinsics`).
         """
         source = camera.info
         k = to_output(camera.roi_matrix @ np.array(source.k).reshape(3, 3))
         p = np.array(source.p).reshape(3, 4)
-        # Some drivers leave P empty; whoever unprojects this depth image needs it.
+        # Some drivers leave P empty, but it is needed to unproject the depth image.
         p = to_output(camera.roi_matrix @ p) if p[0, 0] != 0.0 else np.hstack([k, np.zeros((3, 1))])
         message = CameraInfo(
             height=size[0],

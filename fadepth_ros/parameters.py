@@ -1,5 +1,5 @@
 """The node's parameters, declared once: name, type, default, range, description, and whether they may change while the
-node runs. A refused value gets a reason that the user sees (`ros2 param set` prints it)."""
+node is active. A value that is refused gets a reason, which `ros2 param set` prints."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rclpy.parameter import Parameter
 from fadepth_core.common.framing import STRIDE
 from fadepth_core.runtime import backends
 from fadepth_core.runtime.checkpoint import Checkpoint, CheckpointError
-from fadepth_core.runtime.engine import CHECK_BOUNDS
+from fadepth_core.runtime.verification import CHECK_BOUNDS
 
 
 @dataclass(frozen=True)
@@ -49,8 +49,8 @@ class Spec:
             descriptor.integer_range = [IntegerRange(from_value=int(self.limits[0]), to_value=int(self.limits[1]))]
         return descriptor
 
-    def refuse(self, value: Any) -> str | None:
-        """Why `value` cannot be had, beyond its type and range, which rclpy checks; None when it can."""
+    def refusal_reason(self, value: Any) -> str | None:
+        """Why `value` is refused; None if it is accepted. Type and range are checked by rclpy."""
         if self.choices and value not in self.choices:
             return f"'{value}' is not one of {', '.join(self.choices)}"
         return self.check(value) if self.check else None
@@ -83,10 +83,10 @@ def _check_cameras(value: Sequence[str]) -> str | None:
         if not _NAMESPACE.fullmatch(name):
             return f"'{name}' is not a relative ROS name (letters, digits, '_', and '/' between them; no digit first)"
     double = next((name for name in value if value.count(name) > 1), None)
-    return None if double is None else f"'{double}' is there twice"
+    return None if double is None else f"'{double}' is listed twice"
 
 
-#: An empty list of strings, as ROS can tell it from one of another type.
+#: One camera without namespace. Not [], whose type ROS cannot know.
 NO_NAMESPACES = [""]
 
 _METRES = (0.0, 1000.0)
@@ -101,10 +101,15 @@ SPECS: tuple[Spec, ...] = (
     Spec(
         "backend",
         "auto",
-        "What runs the network. The named one is tried first, the others stay behind it as fallbacks.",
+        "Backend that runs the network. The named one is tried first; the others are fallbacks.",
         choices=("auto", *backends.NAMES),
     ),
-    Spec("precision", "auto", "Arithmetic; auto is each backend's default.", choices=("auto", *CHECK_BOUNDS)),
+    Spec(
+        "precision",
+        "auto",
+        "Precision of the network; auto is each backend's default.",
+        choices=("auto", *CHECK_BOUNDS),
+    ),
     Spec("threads", 0, "CPU threads for the network; 0 means up to four.", limits=(0, 256)),
     Spec(
         "network_size",
@@ -117,17 +122,23 @@ SPECS: tuple[Spec, ...] = (
     Spec(
         "cameras",
         NO_NAMESPACES,
-        "Namespaces of several cameras, each with its own image, camera_info and outputs; [''] for one camera without.",
+        "Namespaces of several cameras, each with its own image, camera_info and outputs; [''] for one camera without namespace.",
         check=_check_cameras,
         live=False,
     ),
-    Spec("image_transport", "raw", "How images arrive.", choices=("raw", "compressed"), live=False),
+    Spec(
+        "image_transport",
+        "raw",
+        "Topic type of the images: raw is Image, compressed is CompressedImage.",
+        choices=("raw", "compressed"),
+        live=False,
+    ),
     Spec("depth_scale", 1.0, "Factor on depth, to correct the scale for a camera.", limits=(1e-3, 1e3)),
     Spec(
         "camera_height",
         0.0,
-        "Height of the camera above the ground, metres: depth is scaled so that the ground is there; 0 leaves it alone. The "
-        "camera must look ahead, pitched less than 25 degrees.",
+        "Height of the camera above the ground, metres: depth is scaled so that the ground is this far below the camera; 0 for "
+        "no scaling. The camera must look ahead, pitched less than 25 degrees.",
         limits=(0.0, 100.0),
     ),
     Spec("min_depth", 0.1, "Nearer depth is published as -Inf (REP-117), metres.", limits=_METRES),
@@ -142,19 +153,19 @@ SPECS: tuple[Spec, ...] = (
     Spec("points.stride", 1, "Keep every n-th row and column of points.", limits=(1, 64)),
     Spec("points.min_z", 0.0, "Drop points nearer than this, metres.", limits=_METRES),
     Spec("points.max_z", 0.0, "Drop points farther than this, metres; 0 keeps all.", limits=_METRES),
-    Spec("points.max_rate", 0.0, "Most clouds per second; 0 for one with every depth image.", limits=(0.0, 1000.0)),
+    Spec("points.max_rate", 0.0, "Maximum clouds per second; 0 for one with every depth image.", limits=(0.0, 1000.0)),
     Spec("color.near", 2.0, "Depth drawn in red on depth/color, metres.", limits=(0.01, 1000.0)),
     Spec("color.far", 80.0, "Depth drawn in blue on depth/color, metres.", limits=(0.01, 1000.0)),
     Spec("autostart", True, "Configure and activate the node when it starts.", live=False),
 )
 _BY_NAME = {spec.name: spec for spec in SPECS}
-#: Pairs whose first must stay below the second.
+#: Pairs of which the first must be below the second.
 _ORDERED = (("min_depth", "max_depth"), ("color.near", "color.far"))
 
 
 @dataclass(frozen=True)
 class EngineSettings:
-    """What an engine is built from; a change builds another."""
+    """The settings an engine is built from; when one changes, another engine is built."""
 
     checkpoint: str
     backend: str
@@ -219,14 +230,14 @@ class Parameters:
 
     Args:
         node: any rclpy node.
-        is_active: tells whether parameters that are not live are locked.
+        is_active: whether the node is active; parameters that are not live are then locked.
         on_change: called with the new settings after an accepted change.
     """
 
     def __init__(self, node, is_active: Callable[[], bool], on_change: Callable[[Settings], None]):
         self._node, self._is_active, self._on_change = node, is_active, on_change
         self._values = {spec.name: _declare(node, spec) for spec in SPECS}
-        reason = self._refuse(self._values)
+        reason = _refusal_reason(self._values, self._values)
         if reason:
             raise ValueError(f"parameter {reason}")
         self.settings = Settings.from_values(self._values)
@@ -245,7 +256,7 @@ class Parameters:
                     successful=False, reason=f"{locked[0]} cannot change while the node is active; deactivate it first"
                 )
         values = self._values | ours
-        reason = self._refuse(ours, values)
+        reason = _refusal_reason(ours, values)
         if reason:
             return SetParametersResult(successful=False, reason=reason)
         self._values = values
@@ -253,22 +264,23 @@ class Parameters:
         self._on_change(self.settings)
         return SetParametersResult(successful=True)
 
-    def _refuse(self, changes: dict[str, Any], values: dict[str, Any] | None = None) -> str | None:
-        for name, value in changes.items():
-            reason = _BY_NAME[name].refuse(value)
-            if reason:
-                return f"{name}: {reason}"
-        values = values or changes
-        for low, high in _ORDERED:
-            if not values[low] < values[high]:
-                return f"{low} ({values[low]}) must be below {high} ({values[high]})"
-        if values["points.max_z"] and not values["points.min_z"] < values["points.max_z"]:
-            return f"points.min_z ({values['points.min_z']}) must be below points.max_z ({values['points.max_z']})"
-        return None
+
+def _refusal_reason(changes: dict[str, Any], values: dict[str, Any]) -> str | None:
+    """Why `changes` are refused; None if they are accepted. `values`: those of all parameters, changes included."""
+    for name, value in changes.items():
+        reason = _BY_NAME[name].refusal_reason(value)
+        if reason:
+            return f"{name}: {reason}"
+    for low, high in _ORDERED:
+        if not values[low] < values[high]:
+            return f"{low} ({values[low]}) must be below {high} ({values[high]})"
+    if values["points.max_z"] and not values["points.min_z"] < values["points.max_z"]:
+        return f"points.min_z ({values['points.min_z']}) must be below points.max_z ({values['points.max_z']})"
+    return None
 
 
 def _declare(node, spec: Spec) -> Any:
-    """Declare a parameter; its value."""
+    """Declare a parameter and return its value."""
     try:
         node.declare_parameter(spec.name, spec.default, spec.descriptor())
         return _plain(node.get_parameter(spec.name).value)
@@ -281,4 +293,5 @@ def _declare(node, spec: Spec) -> Any:
 
 
 def _plain(value: Any) -> Any:
+    """A list instead of the array that rclpy returns for list parameters."""
     return list(value) if hasattr(value, "tolist") else value

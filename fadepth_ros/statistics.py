@@ -1,27 +1,32 @@
-"""What the node tells of itself once a second: rates, latencies, drops by cause, last error."""
+"""What happens to the frames of one camera: counts, latencies, and warnings at a limited rate. Reported once a second."""
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import Counter, deque
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+
+#: Seconds between two log lines with a warning of the same cause.
+WARN_PERIOD = 5.0
 
 
 @dataclass
 class Report:
-    """One second, or what passed since the last report.
+    """What happened since the previous report.
 
     Attributes:
-        seconds: its length.
+        seconds: length of that time.
         received: frames that arrived.
-        published: messages that went out, by output.
-        dropped: frames that came to nothing, by cause.
-        problems: what went wrong with frames of which depth was published all the same, by cause.
+        published: messages published, by output.
+        dropped: frames without any output, by cause.
+        problems: frames that were published in spite of a problem, by cause.
         totals: drops and problems since the start, by "dropped: cause" and "problem: cause".
         latency: milliseconds from a frame's arrival to its last output, p50 and p99; None without frames.
         age: milliseconds from a frame's stamp to its last output, p50; None without frames.
-        errors: the newest warning by cause.
-        last_error: the newest of all and its age in seconds, or None.
+        errors: the newest warning of each cause.
+        last_error: the newest warning and its age in seconds, or None.
     """
 
     seconds: float
@@ -42,20 +47,26 @@ class _Window:
     published: Counter = field(default_factory=Counter)
     dropped: Counter = field(default_factory=Counter)
     problems: Counter = field(default_factory=Counter)
-    # Enough for a second at any rate a camera has.
+    # Enough for one second at any camera's frame rate.
     latencies: deque = field(default_factory=lambda: deque(maxlen=4096))
     ages: deque = field(default_factory=lambda: deque(maxlen=4096))
     start: float = field(default_factory=time.monotonic)
 
 
 class Statistics:
-    """Counts between two reports."""
+    """Counts between two reports.
 
-    def __init__(self):
+    Args:
+        logger: gets the warnings.
+    """
+
+    def __init__(self, logger: logging.Logger):
+        self._logger = logger
         self._window = _Window()
         self._totals = Counter()
         self._errors: dict[str, str] = {}
         self._last_error: tuple[str, float] | None = None
+        self._next_log: dict[str, float] = {}
 
     def received(self, frames: int) -> None:
         self._window.received += frames
@@ -68,18 +79,27 @@ class Statistics:
         self._window.problems[cause] += 1
         self._totals[f"problem: {cause}"] += 1
 
-    def finished(self, outputs: list[str], latency: float, age: float) -> None:
-        """A frame is out: `outputs` published, seconds since arrival and since its stamp."""
+    def finished(self, outputs: Iterable[str], latency: float, age: float) -> None:
+        """All `outputs` of a frame are published, `latency` s after its arrival and `age` s after its stamp."""
         self._window.published.update(outputs)
         self._window.latencies.append(latency)
         self._window.ages.append(age)
 
-    def error(self, text: str, cause: str) -> None:
+    def warning(self, text: str, cause: str, error: Exception | None = None) -> None:
+        """Report a warning, and log it unless one of the same cause was logged less than `WARN_PERIOD` ago.
+
+        Args:
+            error: logged with its traceback.
+        """
+        now = time.monotonic()
         self._errors[cause] = text
-        self._last_error = (text, time.monotonic())
+        self._last_error = (text, now)
+        if now >= self._next_log.get(cause, 0.0):
+            self._next_log[cause] = now + WARN_PERIOD
+            self._logger.warning(text, exc_info=error)
 
     def report(self) -> Report:
-        """What happened since the last report."""
+        """What happened since the previous report."""
         window, self._window = self._window, _Window()
         last = self._last_error
         now = time.monotonic()

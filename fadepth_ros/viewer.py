@@ -1,7 +1,7 @@
-"""For people: shows what the depth node publishes, as a page in a browser or, without a screen, as a video and a sheet.
+"""Shows what the depth node publishes: as a page in a browser or, without a screen, as a video and a contact sheet.
 
-Subscribes to `image`, `depth/color`, `depth/points` and `/diagnostics` like any other listener, and prints one live line
-with frames per second, latency and drops.
+Subscribes to `image`, `depth/color`, `depth/points` and `/diagnostics`, and prints a status line with frames per second,
+latency and drops. Part of the demo.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from rclpy.serialization import deserialize_message
 from sensor_msgs.msg import Image, PointCloud2
 
 from fadepth_ros import messages
-from fadepth_ros.shutdown import ros_context, until_shutdown
+from fadepth_ros.process import exit_on, ros_context, until_shutdown
 
 
 @dataclass(frozen=True)
@@ -32,12 +32,12 @@ class Scene:
     """One frame with its depth.
 
     Attributes:
-        image: [H, W, 3] uint8 RGB, the camera's.
+        image: [H, W, 3] uint8 RGB, from the camera.
         depth: [h, w, 3] uint8 RGB, colour-mapped depth.
         points: [N, 3] float32 metres, optical frame.
         colors: [N, 3] uint8 RGB.
         status: one line of text.
-        warning: another, empty when all is well.
+        warning: one line of text; empty without a warning.
     """
 
     image: np.ndarray
@@ -55,7 +55,7 @@ class View(Protocol):
 
 
 class PageView:
-    """A page served on this machine (Viser): the cloud in the middle, camera image and depth beside it."""
+    """A page served by this process (Viser): the cloud, and camera image and depth beside it."""
 
     def __init__(self, host: str, port: int):
         import viser
@@ -88,7 +88,7 @@ class PageView:
 
 
 class FileView:
-    """A video of everything and, at the end, a sheet of six moments, in `directory`."""
+    """A video of all frames (depth.mp4) and, at the end, a contact sheet of six of them (depth.png), in `directory`."""
 
     _WIDTH = 640
 
@@ -97,7 +97,8 @@ class FileView:
         self.video_path, self.sheet_path = directory / "depth.mp4", directory / "depth.png"
         self._fps = fps
         self._video: cv2.VideoWriter | None = None
-        self._pictures: list[np.ndarray] = []
+        self._shown = 0
+        self._pictures: list[np.ndarray] = []  # for the sheet: every `_every`-th
         self._every = 1
 
     def show(self, scene: Scene) -> None:
@@ -107,11 +108,10 @@ class FileView:
             self._video = cv2.VideoWriter(str(self.video_path), cv2.VideoWriter_fourcc(*"mp4v"), self._fps, size)
             if not self._video.isOpened():
                 raise OSError(f"{self.video_path}: OpenCV cannot write a video here")
-            self._shown = 0
         self._video.write(picture)
         if self._shown % self._every == 0:
             self._pictures.append(picture)
-            if len(self._pictures) > 12:  # keep the sheet's moments spread over a clip of unknown length
+            if len(self._pictures) > 12:  # spread them over the clip, whose length is unknown
                 self._pictures, self._every = self._pictures[::2], 2 * self._every
         self._shown += 1
 
@@ -126,7 +126,7 @@ class FileView:
         cv2.imwrite(str(self.sheet_path), np.vstack(rows))
 
     def _compose(self, scene: Scene) -> np.ndarray:
-        """Camera, depth and cloud above each other, BGR for OpenCV's writers."""
+        """Camera, depth and cloud, one above the other, BGR for OpenCV's writers."""
         width = self._WIDTH
         panels = []
         for title, rgb in (
@@ -156,17 +156,18 @@ def _label(picture: np.ndarray, text: str, y: int, color=(255, 255, 255)) -> np.
 
 
 def draw_points(points: np.ndarray, colors: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """A picture of a cloud from behind and above its camera.
+    """Draw a cloud as seen from behind and above its camera: [h, w, 3] uint8.
 
     Args:
-        points: [N, 3] metres, optical frame (x right, y down, z forward); colors: [N, 3] uint8.
+        points: [N, 3] metres, optical frame (x right, y down, z forward).
+        colors: [N, 3] uint8.
         size: (height, width) of the picture, pixels.
     """
     height, width = size
     picture = np.full((height, width, 3), 24, np.uint8)
     if len(points) == 0:
         return picture
-    # The cloud's own extent sets the viewpoint, so that a room and a road both fill the picture.
+    # The viewpoint depends on the cloud's extent, so that a room and a road both fill the picture.
     reach = float(np.quantile(points[:, 2], 0.8))
     tilt = np.radians(20.0)
     offset = points - np.array([0.0, -0.25 * reach, -0.35 * reach], np.float32)
@@ -176,14 +177,14 @@ def draw_points(points: np.ndarray, colors: np.ndarray, size: tuple[int, int]) -
     u = (width / 2 + focal * offset[:, 0] / z).astype(np.int32)
     v = (0.45 * height + focal * y / z).astype(np.int32)
     visible = (z > 0.05 * reach) & (u >= 0) & (u < width - 1) & (v >= 0) & (v < height - 1)
-    order = np.flatnonzero(visible)[np.argsort(-z[visible])]  # far points first, near ones over them
+    order = np.flatnonzero(visible)[np.argsort(-z[visible])]  # near points are drawn last, over the far ones
     for du, dv in ((0, 0), (1, 0), (0, 1), (1, 1)):
         picture[v[order] + dv, u[order] + du] = colors[order]
     return picture
 
 
 def cloud_arrays(cloud: PointCloud2) -> tuple[np.ndarray, np.ndarray]:
-    """The finite points [N, 3] float32 and their colours [N, 3] uint8 of a coloured cloud of this node."""
+    """The finite points [N, 3] float32 of the depth node's cloud, and their colours [N, 3] uint8 (grey without rgb)."""
     floats = np.frombuffer(cloud.data, np.float32).reshape(-1, cloud.point_step // 4)
     points = floats[:, :3]
     colors = (
@@ -194,7 +195,7 @@ def cloud_arrays(cloud: PointCloud2) -> tuple[np.ndarray, np.ndarray]:
 
 
 class Viewer(Node):
-    """Collects what belongs to one stamp and shows it.
+    """Collects image, depth and points of one stamp and shows them.
 
     Parameters: mode ("auto", "page", "files"), host and port of the page, directory and fps of the files.
     """
@@ -202,7 +203,7 @@ class Viewer(Node):
     def __init__(self):
         super().__init__("viewer")
         mode = self.declare_parameter("mode", "auto").value
-        # This machine only, unless asked: a camera's pictures are nobody else's business.
+        # Camera images are private: only this machine can open the page unless told otherwise.
         host = self.declare_parameter("host", "localhost").value
         port = self.declare_parameter("port", 8080).value
         directory = Path(self.declare_parameter("directory", "demo_output").value)
@@ -218,7 +219,7 @@ class Viewer(Node):
         else:
             self._view = FileView(directory, fps)
             print(f"\n  No screen: writing {self._view.video_path} and {self._view.sheet_path}\n", flush=True)
-        # A page is for eyes: more than this would only fill the browser's queue. A video wants every frame.
+        # Seconds between two scenes: a faster page would only fill the browser's queue. A video gets every frame.
         self._period = 1.0 / 12.0 if mode == "page" else 0.0
         self._last_shown = 0.0
         self._waiting: dict[tuple[int, int], dict[str, bytes]] = {}
@@ -250,7 +251,7 @@ class Viewer(Node):
             if time.monotonic() - self._last_shown >= self._period:
                 self._last_shown = time.monotonic()
                 self._show(parts)
-        elif len(self._waiting) > 64:
+        elif len(self._waiting) > 64:  # a part was lost on the way
             del self._waiting[min(self._waiting)]
         self._print_line()
 
@@ -292,6 +293,7 @@ class Viewer(Node):
 
 
 def has_screen() -> bool:
+    """Whether a window could be opened (X11 or Wayland)."""
     return bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
 
 
@@ -302,18 +304,13 @@ def open_browser(url: str) -> None:
         webbrowser.open(url)
 
 
-def main() -> int:
-    with ros_context():
-        try:
-            viewer = Viewer()
-            with until_shutdown():
-                rclpy.spin(viewer)
-            viewer.close()
-        except (ValueError, OSError, ImportError) as error:
-            print(f"viewer: {error}", file=sys.stderr)
-            return 1
-    return 0
+def main() -> None:
+    with ros_context(), exit_on("viewer", ValueError, OSError, ImportError), until_shutdown():
+        viewer = Viewer()
+        with until_shutdown():
+            rclpy.spin(viewer)
+        viewer.close()
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

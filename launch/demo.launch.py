@@ -1,4 +1,8 @@
-"""The demo: a clip as the camera, the depth node, and a viewer (a page in the browser; without a screen a video)."""
+"""Launch the demo: a clip as the camera, the depth node, and a viewer (a page in the browser; without a screen a video).
+
+ros2 launch fadepth_ros demo.launch.py loop:=false
+ros2 launch fadepth_ros demo.launch.py rviz:=true checkpoint:=smalldepth_nc     (arguments of depth.launch.py)
+"""
 
 from launch.actions import DeclareLaunchArgument, IncludeLaunchDescription, Shutdown
 from launch.launch_description_sources import PythonLaunchDescriptionSource
@@ -13,7 +17,7 @@ def generate_launch_description() -> LaunchDescription:
     depth = PathJoinSubstitution([FindPackageShare("fadepth_ros"), "launch", "depth.launch.py"])
     return LaunchDescription(
         [
-            DeclareLaunchArgument("loop", default_value="true", description="Play the clip again and again."),
+            DeclareLaunchArgument("loop", default_value="true", description="Play the clip again when it ends."),
             IncludeLaunchDescription(PythonLaunchDescriptionSource(depth)),
             Node(
                 package="fadepth_ros",

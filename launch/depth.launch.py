@@ -1,12 +1,13 @@
-"""The depth node for one camera.
+"""Launch the depth node for one camera.
 
     ros2 launch fadepth_ros depth.launch.py image:=/camera/image_raw camera_info:=/camera/camera_info
-    ros2 launch fadepth_ros depth.launch.py namespace:=front params_file:=/path/to/depth.yaml
+    ros2 launch fadepth_ros depth.launch.py namespace:=front params_file:=/path/to/depth.yaml rviz:=true
 
-The arguments are what usually differs from robot to robot; everything else is in the parameter file.
+The arguments are what usually differs from robot to robot; all other parameters are in the parameter file.
 """
 
 from launch.actions import DeclareLaunchArgument, OpaqueFunction
+from launch.conditions import IfCondition
 from launch.substitutions import LaunchConfiguration, PathJoinSubstitution
 from launch_ros.actions import Node
 from launch_ros.substitutions import FindPackageShare
@@ -15,7 +16,7 @@ from launch import LaunchDescription
 
 
 def _depth_node(context) -> list[Node]:
-    # Given on the command line it wins over the parameter file; not given, it must not.
+    # A parameter given here overrides the parameter file, so an empty checkpoint must not be given.
     checkpoint = LaunchConfiguration("checkpoint").perform(context)
     return [
         Node(
@@ -34,18 +35,41 @@ def _depth_node(context) -> list[Node]:
 
 
 def generate_launch_description() -> LaunchDescription:
-    default_parameters = PathJoinSubstitution([FindPackageShare("fadepth_ros"), "config", "depth.yaml"])
+    config = PathJoinSubstitution([FindPackageShare("fadepth_ros"), "config"])
     return LaunchDescription(
         [
             DeclareLaunchArgument("namespace", default_value="", description="Namespace of the node and its topics."),
-            DeclareLaunchArgument("image", default_value="image", description="Camera image topic."),
-            DeclareLaunchArgument("camera_info", default_value="camera_info", description="Its CameraInfo topic."),
+            DeclareLaunchArgument("image", default_value="image", description="Image topic of the camera."),
             DeclareLaunchArgument(
-                "params_file", default_value=default_parameters, description="Parameters of the node."
+                "camera_info", default_value="camera_info", description="CameraInfo topic of the camera."
             ),
             DeclareLaunchArgument(
-                "checkpoint", default_value="", description="Checkpoint; empty for the params_file's."
+                "params_file",
+                default_value=PathJoinSubstitution([config, "depth.yaml"]),
+                description="Parameter file of the node.",
+            ),
+            DeclareLaunchArgument(
+                "checkpoint", default_value="", description="Checkpoint; empty for that of params_file."
+            ),
+            DeclareLaunchArgument(
+                "rviz",
+                default_value="false",
+                description="Show image, depth and points in RViz (package rviz2). Its fixed frame is "
+                "camera_optical_frame; choose another one in RViz if the camera's images have another frame_id.",
             ),
             OpaqueFunction(function=_depth_node),
+            Node(
+                package="rviz2",
+                executable="rviz2",
+                namespace=LaunchConfiguration("namespace"),
+                arguments=["-d", PathJoinSubstitution([config, "depth.rviz"])],
+                # The configuration has absolute names; these are the node's.
+                remappings=[
+                    ("/image", LaunchConfiguration("image")),
+                    ("/depth/color", "depth/color"),
+                    ("/depth/points", "depth/points"),
+                ],
+                condition=IfCondition(LaunchConfiguration("rviz")),
+            ),
         ]
     )

@@ -1,4 +1,4 @@
-"""Messages and runs that several tests share."""
+"""Messages and runs of the node that several tests share."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 from sensor_msgs.msg import CameraInfo, Image
 
+#: Seconds after which a test gives up waiting. Only failing tests wait so long, so it allows for a very busy machine.
+PATIENCE = 300.0
 SIZE = (120, 160)
 FRAME_ID = "camera_optical_frame"
 
@@ -16,7 +18,7 @@ FRAME_ID = "camera_optical_frame"
 def image_message(
     pixels: np.ndarray, encoding: str, stamp_ns: int, frame_id: str = FRAME_ID, padding: int = 0
 ) -> Image:
-    """An Image of `pixels` [H, W, ...]; `padding` bytes behind every row."""
+    """An Image of `pixels` [H, W, ...] with `padding` bytes at the end of every row."""
     rows = np.ascontiguousarray(pixels).reshape(pixels.shape[0], -1).view(np.uint8)
     rows = np.pad(rows, ((0, 0), (0, padding)))
     message = Image(
@@ -42,8 +44,8 @@ def noise(size: tuple[int, int] = SIZE, seed: int = 0) -> np.ndarray:
 
 
 def run_node(*arguments: str) -> tuple[int, str]:
-    """Run a node that is expected to end by itself; its exit status and what it wrote to stderr."""
+    """Run a node that is expected to end by itself. Returns its exit status and its stderr."""
     command = [sys.executable, "-m", "fadepth_ros.node", "--ros-args", *arguments]
     root = Path(__file__).resolve().parents[2]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=root)
+    result = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, cwd=root)
     return result.returncode, result.stderr

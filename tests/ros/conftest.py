@@ -1,4 +1,4 @@
-"""Real rclpy, real topics: the node runs as its own process, the tests are its camera and its listeners."""
+"""Real rclpy, real topics: the node runs in its own process, the tests are its camera and its subscribers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 
-# A domain of our own, so that nothing else on the machine or its network is heard; before rclpy reads it.
+# A domain of our own, so that other ROS programs on this machine or network do not interfere. Set before rclpy reads it.
 os.environ["ROS_DOMAIN_ID"] = str(1 + os.getpid() % 100)
 os.environ["ROS_AUTOMATIC_DISCOVERY_RANGE"] = "LOCALHOST"
 
@@ -24,11 +24,13 @@ from rclpy.qos import QoSProfile, qos_profile_sensor_data  # noqa: E402
 from rclpy.serialization import serialize_message  # noqa: E402
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image, PointCloud2  # noqa: E402
 
+from cards import PATIENCE  # noqa: E402
+
 OUTPUTS = {"depth/image": Image, "depth/camera_info": CameraInfo, "depth/points": PointCloud2, "depth/color": Image}
 
 
 class NodeProcess:
-    """A depth node as its own process, and what it prints."""
+    """A depth node in its own process, and the lines it prints."""
 
     def __init__(self, namespace: str, arguments: list[str], environment: dict[str, str]):
         command = [sys.executable, "-m", "fadepth_ros.node", "--ros-args", "-r", f"__ns:={namespace}", *arguments]
@@ -49,20 +51,26 @@ class NodeProcess:
         return "".join(self.lines)
 
     def stop(self) -> int:
-        """Ctrl-C; the exit status."""
+        """Send SIGINT and return the exit status."""
         if self.alive:
             self._process.send_signal(signal.SIGINT)
         try:
-            status = self._process.wait(20)
+            status = self._process.wait(PATIENCE)
         except subprocess.TimeoutExpired:
             self._process.kill()
             raise
-        self._reader.join(5)
+        self._reader.join(PATIENCE)
         return status
 
 
 class Robot:
-    """The other side of the topics: publishes as a camera, listens as a user."""
+    """The other end of the node's topics: publishes as a camera and subscribes to outputs and diagnostics.
+
+    Attributes:
+        received: messages of each output, in order.
+        diagnostics, level: of the last status.
+        info: CameraInfo that is published with every image, as drivers do; None for none.
+    """
 
     def __init__(self, namespace: str, process: NodeProcess):
         self.process = process
@@ -70,26 +78,27 @@ class Robot:
         self.received: dict[str, list] = {name: [] for name in OUTPUTS}
         self.diagnostics: dict[str, str] = {}
         self.level: bytes | None = None
-        self.info: CameraInfo | bytes | None = None  # goes out with every image, as from a driver
+        self.info: CameraInfo | bytes | None = None
         self._image = self.node.create_publisher(Image, "image", qos_profile_sensor_data)
         self._compressed = self.node.create_publisher(CompressedImage, "image/compressed", qos_profile_sensor_data)
         self._info = self.node.create_publisher(CameraInfo, "camera_info", qos_profile_sensor_data)
         self._subscriptions = {}
         self.node.create_subscription(DiagnosticArray, "/diagnostics", self._on_diagnostics, 10)
 
-    def listen(self, *outputs: str) -> None:
+    def subscribe(self, *outputs: str) -> None:
         for name in outputs:
             self._subscriptions[name] = self.node.create_subscription(
                 OUTPUTS[name], name, self.received[name].append, QoSProfile(depth=10)
             )
         self.wait_for(lambda: all(self.node.count_publishers(self.node.resolve_topic_name(n)) for n in outputs))
 
-    def deafen(self) -> None:
+    def unsubscribe(self) -> None:
         for subscription in self._subscriptions.values():
             self.node.destroy_subscription(subscription)
         self._subscriptions = {}
 
-    def camera_is_heard(self, compressed: bool = False) -> None:
+    def wait_for_node(self, compressed: bool = False) -> None:
+        """Wait until the node has subscribed to the camera's topics."""
         publisher = self._compressed if compressed else self._image
         self.wait_for(lambda: publisher.get_subscription_count() and self._info.get_subscription_count())
 
@@ -106,10 +115,11 @@ class Robot:
         while time.monotonic() < end:
             rclpy.spin_once(self.node, timeout_sec=0.02)
 
-    def wait_for(self, condition, seconds: float = 20.0) -> None:
-        end = time.monotonic() + seconds
+    def wait_for(self, condition) -> None:
+        """Spin until `condition()` is true."""
+        end = time.monotonic() + PATIENCE
         while not condition():
-            assert time.monotonic() < end, f"waited {seconds} s in vain; the node said:\n{self.process.log}"
+            assert time.monotonic() < end, f"no success within {PATIENCE} s; the node printed:\n{self.process.log}"
             rclpy.spin_once(self.node, timeout_sec=0.05)
 
     def dropped(self, cause: str) -> int:
@@ -134,7 +144,7 @@ def _rclpy():
 
 @pytest.fixture(scope="session")
 def start_robot(_rclpy):
-    """Starts a depth node process in a namespace of its own ("NS" in its arguments) and the robot around it."""
+    """Starts a depth node process in its own namespace ("NS" in its arguments) and the robot around it."""
     running: list[tuple[NodeProcess, Robot]] = []
 
     def start(*arguments: str, environment: dict[str, str] | None = None) -> Robot:

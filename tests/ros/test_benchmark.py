@@ -1,4 +1,4 @@
-"""benchmarks/node.py stays in step with the node; how fast it is, is not asked here."""
+"""benchmarks/node.py runs with the present node. No figure is tested."""
 
 from __future__ import annotations
 
@@ -12,10 +12,12 @@ BENCHMARK = Path(__file__).resolve().parents[2] / "benchmarks" / "node.py"
 
 
 @pytest.mark.parametrize("engine", ["pass-through", "real"])
-def test_every_engine_of_the_node_benchmark_delivers(engine):
+def test_the_node_benchmark_measures_every_engine(engine):
     spec = importlib.util.spec_from_file_location("node_benchmark", BENCHMARK)
     benchmark = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(benchmark)
     domain = int(os.environ["ROS_DOMAIN_ID"])
-    figures = benchmark.measure(engine, "128x416", rate=30, seconds=1.0, domain=domain)
-    assert min(figures[name] for name in ("fps", "clouds", "cpu node")) > 0
+    figures = benchmark.measure(engine, "128x416", rate=30, seconds=1.0, domain=domain, warmup=0.0)
+    assert figures["fps"] > 0
+    assert figures["clouds"] > 0
+    assert set(benchmark.COLUMNS) == set(figures)

@@ -14,38 +14,52 @@ import cv2
 import numpy as np
 import pytest
 
-from fadepth_ros.clip_publisher import ClipError, read_camera_info, read_frames
+from cards import PATIENCE
+from fadepth_ros.clip_publisher import DEMO_CLIP, ClipError, read_camera_info, read_frames
 from fadepth_ros.viewer import draw_points
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def start_demo(directory, *arguments):
-    environment = {k: v for k, v in os.environ.items() if k not in ("DISPLAY", "WAYLAND_DISPLAY")}
-    environment |= {"PYTHONPATH": str(ROOT), "ROS_DOMAIN_ID": str(101 + os.getpid() % 100)}
-    return subprocess.Popen(
-        [sys.executable, "-m", "fadepth_ros.demo", *arguments],
-        cwd=directory,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
+class Demo:
+    """The demo without a screen in `directory`, in a process group of its own."""
+
+    def __init__(self, directory: Path, *arguments: str):
+        environment = {k: v for k, v in os.environ.items() if k not in ("DISPLAY", "WAYLAND_DISPLAY")}
+        environment |= {"PYTHONPATH": str(ROOT), "ROS_DOMAIN_ID": str(101 + os.getpid() % 100)}
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "fadepth_ros.demo", *arguments],
+            cwd=directory,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+        self.pid = self._process.pid
+        self.video, self.sheet = directory / "demo_output" / "depth.mp4", directory / "demo_output" / "depth.png"
+
+    def wait_for_line(self, *words: str) -> None:
+        """Read the output up to a line that contains `words`."""
+        read = []
+        for line in self._process.stdout:
+            read.append(line)
+            if all(word in line for word in words):
+                return
+        raise AssertionError("the demo ended; it printed:\n" + "".join(read))
+
+    def finish(self) -> tuple[int, str]:
+        """Wait until it ends; exit status and the rest of the output. No process of the group may be left."""
+        output, _ = self._process.communicate(timeout=PATIENCE)
+        wait_for(lambda: not group_members(self.pid))
+        return self._process.returncode, output
 
 
-def write_clip(directory, frames=80):
-    """A short clip with its intrinsics."""
-    path = directory / "clip.mp4"
-    video = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"mp4v"), 20.0, (320, 96))
-    rng = np.random.default_rng(0)
-    picture = cv2.resize(rng.integers(0, 256, (12, 40, 3), dtype=np.uint8), (400, 96), interpolation=cv2.INTER_CUBIC)
-    for index in range(frames):
-        video.write(np.ascontiguousarray(picture[:, index // 2 : index // 2 + 320]))
-    video.release()
-    values = {"width": 320, "height": 96, "fps": 20, "fx": 280.0, "fy": 280.0, "cx": 160.0, "cy": 48.0}
-    path.with_suffix(".json").write_text(json.dumps(values))
-    return path
+def wait_for(condition) -> None:
+    end = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < end, f"no success within {PATIENCE} s"
+        time.sleep(0.05)
 
 
 def group_members(pgid):
@@ -59,64 +73,65 @@ def _pgid(process):
         return None
 
 
-def test_headless_demo_leaves_a_video_and_a_sheet(tmp_path):
-    demo = start_demo(tmp_path, "--clip", str(write_clip(tmp_path)))
-    out, _ = demo.communicate(timeout=120)
-    assert demo.returncode == 0, out
-    assert "frames/s" in out
-    assert "latency" in out
-    assert "dropped" in out
-    video = cv2.VideoCapture(str(tmp_path / "demo_output" / "depth.mp4"))
-    assert video.get(cv2.CAP_PROP_FRAME_COUNT) >= 10
-    sheet = cv2.imread(str(tmp_path / "demo_output" / "depth.png"))
-    assert sheet.std() > 20
-    assert group_members(demo.pid) == []
+def write_clip(directory, frames=20, fps=20):
+    """A clip with its intrinsics."""
+    path = directory / "clip.mp4"
+    video = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"mp4v"), 20.0, (320, 96))
+    rng = np.random.default_rng(0)
+    picture = cv2.resize(rng.integers(0, 256, (12, 40, 3), dtype=np.uint8), (400, 96), interpolation=cv2.INTER_CUBIC)
+    for index in range(frames):
+        left = index // 2 % 80
+        video.write(np.ascontiguousarray(picture[:, left : left + 320]))
+    video.release()
+    values = {"width": 320, "height": 96, "fps": fps, "fx": 280.0, "fy": 280.0, "cx": 160.0, "cy": 48.0}
+    path.with_suffix(".json").write_text(json.dumps(values))
+    return path
 
 
-@pytest.mark.parametrize("tell", [os.killpg, os.kill], ids=["all", "demo"])
+def test_the_headless_demo_ends_with_the_clip(tmp_path):
+    status, output = Demo(tmp_path, "--clip", str(write_clip(tmp_path))).finish()
+    assert status == 0, output
+
+
+@pytest.mark.parametrize("send", [os.killpg, os.kill], ids=["all", "demo"])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_told_to_end_every_process_ends_cleanly(tmp_path, tell, number):
-    """A terminal tells all processes at once, a supervisor only the first."""
-    demo = start_demo(tmp_path)
-    lines = (line for line in demo.stdout if "openvino" in line and "frames/s" in line)
-    assert next(lines)
-    assert next(lines), "a second later, so that there are pictures"
-    tell(demo.pid, number)
-    out, _ = demo.communicate(timeout=60)
-    assert demo.returncode == 0, out
-    assert "Traceback" not in out, out
-    time.sleep(0.2)
-    assert group_members(demo.pid) == []
-    assert (tmp_path / "demo_output" / "depth.png").is_file(), "what was seen so far is kept"
+def test_a_signal_ends_the_demo_with_a_video_and_a_sheet(tmp_path, send, number):
+    """A terminal sends the signal to all processes, a supervisor to the first one only."""
+    # Ten minutes at 5 frames a second: the signal comes before the clip's end, however slow the machine.
+    demo = Demo(tmp_path, "--clip", str(write_clip(tmp_path, frames=3000, fps=5)))
+    demo.wait_for_line("No screen: writing demo_output/depth.mp4 and demo_output/depth.png")
+    demo.wait_for_line("frames/s", "latency", "dropped", "openvino")
+    wait_for(lambda: demo.video.is_file())  # created with the first picture
+    send(demo.pid, number)
+    status, output = demo.finish()
+    assert status == 0, output
+    assert "Traceback" not in output, output
+    assert cv2.VideoCapture(str(demo.video)).get(cv2.CAP_PROP_FRAME_COUNT) >= 1
+    assert cv2.imread(str(demo.sheet)).std() > 20
 
 
-def test_told_to_end_at_once_nothing_is_left(tmp_path):
-    demo = start_demo(tmp_path)
-    time.sleep(0.3)  # in the middle of everybody's imports
+def test_a_signal_during_imports_ends_the_demo_quietly(tmp_path):
+    demo = Demo(tmp_path)
+    wait_for(lambda: len(group_members(demo.pid)) > 1)  # the first process has just been started
     os.killpg(demo.pid, signal.SIGINT)
-    out, _ = demo.communicate(timeout=60)
-    assert "rclpy" not in out, out
-    time.sleep(0.2)
-    assert group_members(demo.pid) == []
+    _, output = demo.finish()
+    assert "Traceback" not in output, output
 
 
-def test_a_clip_of_another_size_than_its_json_is_named(tmp_path):
+def test_a_clip_of_another_size_than_its_json_is_an_error(tmp_path):
     path = write_clip(tmp_path)
     values = json.loads(path.with_suffix(".json").read_text())
     path.with_suffix(".json").write_text(json.dumps(values | {"width": 640}))
-    demo = start_demo(tmp_path, "--clip", str(path))
-    out, _ = demo.communicate(timeout=60)
-    assert demo.returncode == 1
-    assert "its frames are 320x96, its JSON says 640x96" in out
+    status, output = Demo(tmp_path, "--clip", str(path)).finish()
+    assert status == 1
+    assert "its frames are 320x96, its JSON says 640x96" in output
 
 
-def test_a_clip_that_cannot_be_played_is_named(tmp_path):
-    demo = start_demo(tmp_path, "--clip", str(tmp_path / "missing.mp4"))
-    out, _ = demo.communicate(timeout=60)
-    assert demo.returncode == 1
-    assert "missing.json: no such file; it holds the clip's width, height, fps, fx, fy, cx, cy" in out
-    assert "the camera ended with status 1" in out
-    assert group_members(demo.pid) == []
+def test_a_missing_clip_is_an_error(tmp_path):
+    status, output = Demo(tmp_path, "--clip", str(tmp_path / "missing.mp4")).finish()
+    assert status == 1
+    assert "missing.json: no such file; it holds the clip's width, height, fps, fx, fy, cx, cy" in output
+    assert "the camera ended with status 1" in output
 
 
 def test_clip_errors_name_the_file(tmp_path):
@@ -129,9 +144,7 @@ def test_clip_errors_name_the_file(tmp_path):
         read_camera_info(path)
 
 
-def test_the_bundled_clip_matches_its_description():
-    from fadepth_ros.clip_publisher import DEMO_CLIP
-
+def test_the_bundled_clip_has_the_size_and_rate_of_its_json():
     info, fps = read_camera_info(DEMO_CLIP)
     frames = sum(1 for frame in read_frames(DEMO_CLIP) if frame.shape == (info.height, info.width, 3))
     assert (frames, fps) == (370, 25.0)

@@ -1,4 +1,4 @@
-"""Bytes in, bytes out: every encoding, the middleware's own layout, and anything that is not a message."""
+"""Reading and writing serialized messages: all encodings, the middleware's layout, and malformed messages."""
 
 import struct
 
@@ -16,13 +16,13 @@ STAMP = 12_345_678_901
 
 
 def card() -> np.ndarray:
-    """Smooth colours, so that subsampled and mosaicked encodings can carry them."""
+    """An image of smooth colours, which subsampled and Bayer encodings can represent."""
     v, u = np.mgrid[0 : SIZE[0], 0 : SIZE[1]] / max(SIZE)
     return np.clip(np.stack([40 + 180 * u, 200 - 150 * v, 60 + 120 * v * u], -1), 0, 255).astype(np.uint8)
 
 
 def yuv(rgb):
-    """Full-resolution Y and 2×2-averaged U, V of OpenCV's video-range conversion, from its own I420."""
+    """Y at full resolution, U and V averaged over 2×2 pixels: OpenCV's conversion to I420 (video range)."""
     planar = cv2.cvtColor(rgb, cv2.COLOR_RGB2YUV_I420)
     h, w = rgb.shape[:2]
     y, chroma = planar[:h], planar[h:].reshape(2, h // 2, w // 2)
@@ -43,7 +43,7 @@ def nv(rgb, first, second):
 
 
 def mosaic(rgb, pattern):
-    """What a sensor with this filter pattern, named by its first two rows, measures."""
+    """The values of a sensor with this Bayer pattern, named by its first two rows."""
     out = np.empty(rgb.shape[:2], np.uint8)
     for index, color in enumerate(pattern):
         row, column = divmod(index, 2)
@@ -81,7 +81,7 @@ GREY = ("mono8", "8UC1", "mono16", "16UC1")
 
 def encoded(encoding, padding=0):
     message = image_message(ENCODE[encoding](card()), encoding, STAMP, padding=padding)
-    message.height = SIZE[0]  # planar formats carry more rows of data than the image has
+    message.height = SIZE[0]  # planar formats have more rows of data than the image
     return message
 
 
@@ -91,7 +91,7 @@ def test_every_encoding_of_the_table_is_tested():
 
 @pytest.mark.parametrize("padding", [0, 1, 12])
 @pytest.mark.parametrize("encoding", ENCODE)
-def test_encodings_give_back_the_colours(encoding, padding):
+def test_every_encoding_is_converted_to_rgb(encoding, padding):
     frame = messages.read_image(serialize_message(encoded(encoding, padding)))
     assert frame.stamp == Stamp(12, 345_678_901)
     assert frame.frame_id == FRAME_ID
@@ -104,7 +104,7 @@ def test_encodings_give_back_the_colours(encoding, padding):
     assert error.max() <= (0 if encoding[:3] in ("rgb", "bgr", "8UC", "mon", "16U") else 9)
 
 
-def test_sixteen_bits_of_the_other_byte_order():
+def test_16_bit_images_of_the_other_byte_order_are_read():
     message = encoded("mono16")
     swapped = np.frombuffer(message.data, np.uint16).byteswap()
     message.data, message.is_bigendian = swapped.tobytes(), 1
@@ -143,7 +143,7 @@ def test_big_endian_cdr_is_read():
         ({"encoding": "x" * 3_000_000}, "malformed", "a text field of 3000001 bytes"),
     ],
 )
-def test_wrong_fields_are_named(change, cause, text):
+def test_wrong_fields_are_named_in_the_error(change, cause, text):
     message = encoded("rgb8")
     for name, value in change.items():
         setattr(message, name, value)
@@ -153,8 +153,8 @@ def test_wrong_fields_are_named(change, cause, text):
 
 
 @pytest.mark.parametrize("read", [messages.read_image, messages.read_compressed, messages.read_camera_info])
-def test_damaged_bytes_raise_nothing_else(read):
-    """Cut, flipped and random bytes: a result or a MessageError, never another exception, never a crash."""
+def test_damaged_messages_raise_only_message_errors(read):
+    """Truncated messages, changed bytes and random bytes."""
     rng = np.random.default_rng(0)
     compressed = CompressedImage(format="png", data=cv2.imencode(".png", card())[1].tobytes())
     sources = [serialize_message(m) for m in (encoded("rgb8"), encoded("nv12"), compressed, info_message())]
@@ -176,7 +176,7 @@ def test_damaged_bytes_raise_nothing_else(read):
     assert refused > 1000
 
 
-def test_compressed_images():
+def test_compressed_images_are_decoded_or_refused():
     for extension in (".png", ".jpg"):
         data = cv2.imencode(extension, card()[..., ::-1])[1].tobytes()
         message = CompressedImage(format=extension[1:], data=data)
@@ -198,14 +198,14 @@ def test_compressed_images():
 
 
 def assert_same_bytes(raw, message):
-    """As the middleware would have written it, but for alignment bytes, which it leaves as they happen to be."""
+    """`raw` is what the middleware writes, except for alignment bytes, which it does not initialise."""
     assert len(raw) == len(serialize_message(message))
     assert deserialize_message(raw, type(message)) == message
 
 
 @pytest.mark.parametrize("frame_id", ["", "a", "camera_optical_frame"])
 @pytest.mark.parametrize(("encoding", "dtype", "channels"), [("32FC1", "f4", 1), ("16UC1", "u2", 1), ("rgb8", "u1", 3)])
-def test_written_images_are_the_middlewares_own_bytes(frame_id, encoding, dtype, channels):
+def test_written_images_have_the_middlewares_bytes(frame_id, encoding, dtype, channels):
     shape = (5, 7, channels) if channels > 1 else (5, 7)
     pixels = np.arange(np.prod(shape), dtype=dtype).reshape(shape)
     raw = ImageWriter(frame_id, (5, 7), encoding).write(Stamp(3, 4), pixels)
@@ -215,7 +215,7 @@ def test_written_images_are_the_middlewares_own_bytes(frame_id, encoding, dtype,
 
 
 @pytest.mark.parametrize("coloured", [False, True])
-def test_written_clouds_are_organised_and_complete(coloured):
+def test_written_clouds_are_organised(coloured):
     points = np.arange(4 * 6 * 3, dtype=np.float32).reshape(4, 6, 3)
     points[0, 0] = np.nan
     rgb = np.arange(4 * 6 * 3, dtype=np.uint8).reshape(4, 6, 3)
@@ -244,7 +244,7 @@ def test_points_outside_the_range_are_dropped():
     np.testing.assert_array_equal(z, [np.nan, 1.0, 3.0, np.nan])
 
 
-def test_a_writer_forgets_the_frame_before():
+def test_a_writer_keeps_nothing_of_the_previous_frame():
     writer = CloudWriter("cam", (1, 2), True)
     ones, rgb = np.ones((1, 2, 3), np.float32), np.full((1, 2, 3), 255, np.uint8)
     writer.write(Stamp(0, 0), ones * np.nan, rgb, (0.5, 2.0))
@@ -255,8 +255,8 @@ def test_a_writer_forgets_the_frame_before():
 # --------------------------------------------------------------------------------------------------------- camera info
 
 
-def test_camera_info_with_region_and_binning():
-    """A driver that bins 2×2 inside a region of interest: K is of the full sensor, the image is not."""
+def test_intrinsics_follow_region_and_binning():
+    """K is of the full sensor; the image is a region of interest, binned 2×2."""
     info = info_message((480, 640), focal=500.0)
     info.binning_x = info.binning_y = 2
     info.roi = RegionOfInterest(x_offset=100, y_offset=40, width=400, height=300)
@@ -266,7 +266,7 @@ def test_camera_info_with_region_and_binning():
     assert camera.matrix[0, 2] == pytest.approx((info.k[2] - 100 + 0.5) / 2 - 0.5)
 
 
-def test_projection_wins_over_k_where_set():
+def test_p_is_used_instead_of_k_if_it_is_set():
     info = info_message()
     info.p[0] = 99.0
     assert messages.read_camera_info(serialize_message(info)).matrix[0, 0] == 99.0
@@ -274,7 +274,7 @@ def test_projection_wins_over_k_where_set():
     assert messages.read_camera_info(serialize_message(info)).matrix[0, 0] == info.k[0]
 
 
-def test_written_camera_info_moves_k_and_p():
+def test_written_camera_info_has_converted_k_and_p():
     info = info_message()
     info.p[3] = -20.0
     camera = messages.read_camera_info(serialize_message(info))
@@ -304,7 +304,7 @@ def test_written_camera_info_moves_k_and_p():
         (lambda i: setattr(i, "roi", RegionOfInterest(width=1000, height=10)), "calibration"),
     ],
 )
-def test_unusable_camera_info(change, cause):
+def test_unusable_camera_info_is_refused(change, cause):
     info = info_message()
     change(info)
     with pytest.raises(MessageError) as error:

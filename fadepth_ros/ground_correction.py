@@ -1,0 +1,54 @@
+"""Correction of depth by the camera's known height above the ground (parameter `camera_height`).
+
+The ground plane is measured in the depth of a frame at a limited rate. The factor found is applied to the frames after it.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from fadepth_core.runtime.engine import DepthResult
+from fadepth_core.runtime.ground import GroundScale
+
+#: Seconds between two measurements of the ground.
+GROUND_PERIOD = 0.1
+
+
+class GroundCorrection:
+    """The ground's scale factor for one camera.
+
+    Attributes:
+        scale: follows the factor; None while `camera_height` is 0.
+    """
+
+    def __init__(self):
+        self.scale: GroundScale | None = None
+        self._key: tuple | None = None
+        self._due = 0.0
+
+    @property
+    def factor(self) -> float:
+        """What depth has to be multiplied by."""
+        return 1.0 if self.scale is None else self.scale.factor
+
+    def configure(self, camera_height: float, *conditions) -> None:
+        """Set the camera's height (metres, 0 for no correction).
+
+        Args:
+            conditions: what else the factor depends on; it is measured anew where one of them has changed.
+        """
+        if not camera_height:
+            self.scale = None
+            return
+        key = (camera_height, *conditions)
+        if self.scale is None or self._key != key:
+            self.scale, self._key, self._due = GroundScale(camera_height), key, 0.0
+
+    def is_due(self, arrival: float) -> bool:
+        """Whether to measure the ground in a frame that arrived at `arrival`, seconds."""
+        return self.scale is not None and arrival >= self._due
+
+    def measure(self, result: DepthResult, arrival: float) -> None:
+        """Measure the ground in the depth of a frame, to which the present factor has been applied."""
+        self._due = arrival + GROUND_PERIOD
+        self.scale.update(result.depth / np.float32(self.scale.factor), result.intrinsics)

@@ -1,0 +1,73 @@
+"""The serialized messages of one camera's outputs.
+
+A writer holds the prepared parts of one message (see `messages.py`). It is made when frame_id, size or encoding change, and
+reused for every frame in between.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import numpy as np
+
+from fadepth_core.common.framing import Framing
+from fadepth_core.runtime.pictures import depth_to_color, depth_to_millimetres
+from fadepth_ros.messages import Camera, CameraInfoWriter, CloudWriter, Frame, ImageWriter
+from fadepth_ros.parameters import Settings
+
+_Writer = TypeVar("_Writer")
+
+
+class OutputWriters:
+    """Writes the outputs of one camera. Every message has the stamp and frame_id of `frame`."""
+
+    def __init__(self):
+        self._writers: dict[str, tuple[tuple, object]] = {}  # key and writer, by output
+
+    def depth(self, frame: Frame, depth: np.ndarray, encoding: str) -> bytes:
+        """Image of `depth` [h, w], metres: "32FC1", or "16UC1" in millimetres."""
+        pixels = depth if encoding == "32FC1" else depth_to_millimetres(depth)
+        key = (frame.frame_id, depth.shape, encoding)
+        return self._writer("depth", key, lambda: ImageWriter(*key)).write(frame.stamp, pixels)
+
+    def color(self, frame: Frame, depth: np.ndarray, color_range: tuple[float, float]) -> bytes:
+        """Colour-mapped image of `depth` [h, w]; `color_range`: nearest and farthest depth, metres."""
+        key = (frame.frame_id, depth.shape, "rgb8")
+        writer = self._writer("color", key, lambda: ImageWriter(*key))
+        return writer.write(frame.stamp, depth_to_color(depth, *color_range))
+
+    def points(self, frame: Frame, points: np.ndarray, rgb: np.ndarray, framing: Framing, settings: Settings) -> bytes:
+        """Cloud of `points` [h, w, 3], metres.
+
+        Args:
+            rgb: [H, W, 3] uint8, the image that the engine got: at the network's size or the camera's.
+        """
+        every = slice(None, None, settings.points_stride)
+        points = points[every, every]
+        color = None
+        if settings.points_rgb:
+            if rgb.shape[:2] != framing.output_size:
+                rgb = framing.output_pixels(frame.encoding.to_rgb(frame.pixels))
+            color = rgb[every, every]
+        key = (frame.frame_id, points.shape[:2], settings.points_rgb)
+        writer = self._writer("points", key, lambda: CloudWriter(*key))
+        return writer.write(frame.stamp, points, color, settings.points_z_range)
+
+    def camera_info(self, frame: Frame, camera: Camera, framing: Framing) -> bytes:
+        """CameraInfo of the depth image."""
+        key = (frame.frame_id, camera, framing)
+        writer = self._writer(
+            "camera_info",
+            key,
+            lambda: CameraInfoWriter(frame.frame_id, framing.output_size, camera, framing.output_intrinsics),
+        )
+        return writer.write(frame.stamp)
+
+    def _writer(self, output: str, key: tuple, make: Callable[[], _Writer]) -> _Writer:
+        """The writer of an output; a new one if `key` differs from that of the last."""
+        known = self._writers.get(output)
+        if known is None or known[0] != key:
+            known = (key, make())
+            self._writers[output] = known
+        return known[1]
