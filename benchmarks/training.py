@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""How fast does training go, and where does the time go: loader, networks, or losses?
+"""How fast is training, and which part takes the time: loader, networks, or losses?
 
-Trains as a configuration says, and after every step runs the networks alone, forward and backward, at the sizes of the same
-pyramid levels: so both meet the same speed of the machine. What a step takes beyond that and the waiting for the loader is
-the losses' (warping, SSIM, masks, consistency) and the optimiser's.
+Trains as a configuration says. After every step it runs the networks alone, forward and backward, at the sizes of the same
+pyramid levels, so that both are timed under the same load of the machine. The rest of a step, without the time spent waiting
+for the loader, is the losses' (warping, SSIM, masks, consistency) and the optimiser's.
 
     python benchmarks/training.py
     python benchmarks/training.py --config config/training/kitti.yaml --steps 200 --set data.workers=8
@@ -19,20 +19,23 @@ import time
 from pathlib import Path
 
 import torch
+from torch.utils.data import Dataset
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from fadepth_core.data.augment import Augmentation
 from fadepth_core.training.config import TrainConfig, load_config
 from fadepth_core.training.fit import training_set, with_speed_weight
-from fadepth_core.training.trainer import Progress, Trainer, batches
+from fadepth_core.training.loader import Augment, batches
+from fadepth_core.training.log import Progress
+from fadepth_core.training.trainer import Trainer
 
 #: Size of each level relative to cr.
 _SCALES = {"cr": 1.0, "lr": 0.5, "hr": 2.0, "flip": 1.0, "color": 1.0}
 
 
 def networks_alone(trainer: Trainer, config: TrainConfig) -> float:
-    """Seconds for forward and backward of the networks on noise, at every level of the pyramid, gradients thrown away."""
+    """Seconds for forward and backward of the networks on noise at every pyramid level. Gradients are discarded."""
     batch, (height, width), device = config.data.batch_size, config.data.size, trainer.fabric.device
     pictures = [
         torch.randn(3 * batch, 3, int(_SCALES[name] * height), int(_SCALES[name] * width), device=device)
@@ -59,8 +62,8 @@ def _synchronise() -> None:
         torch.cuda.synchronize()
 
 
-def loader_alone(config: TrainConfig, dataset, augment, steps: int) -> float:
-    """Images per second that the loader delivers to nobody; its start does not count."""
+def loader_alone(config: TrainConfig, dataset: Dataset, augment: Augment, steps: int) -> float:
+    """Images per second of the loader without training; its start is not timed."""
     data = batches(dataset, augment, config, 0, 0, 1)
     for _ in range(max(2, 2 * config.data.workers)):
         next(data)
@@ -84,18 +87,15 @@ def main() -> None:
         dataset = training_set(config)
         config, augment = with_speed_weight(config, dataset), Augmentation(**config.data.augment.model_dump())
         delivered = loader_alone(config, dataset, augment, max(2, args.steps // 4))
-        trainer, seen, networks = Trainer(config, dataset, augment), [], []
+        trainer, times = Trainer(config, dataset, augment), []
 
         def after_step(progress: Progress) -> None:
             _synchronise()
-            seen.append(progress)
-            networks.append(networks_alone(trainer, config))
+            times.append((progress.seconds, progress.waited, networks_alone(trainer, config)))
 
         trainer.fit(on_step=after_step)
 
-    step = statistics.median(p.seconds for p in seen[warm_up:])
-    waited = statistics.median(p.waited for p in seen[warm_up:])
-    network = statistics.median(networks[warm_up:])
+    step, waited, network = (statistics.median(column) for column in zip(*times[warm_up:], strict=True))
     images = config.data.batch_size * config.accumulate
     print(
         f"\n{args.config.name}: {'x'.join(map(str, config.data.size))}, batch {images}, levels {', '.join(config.loss.levels)},"

@@ -4,11 +4,11 @@ import sys
 
 
 def main() -> int:
-    """Run the command; returns its exit status. Without the packages that it needs, say which to install."""
+    """Run the command; returns its exit status. If a package is missing, print how to install it."""
     try:
         from fadepth_core import cli
     except ImportError as error:
-        print(f"error: {error}; this command needs: pip install 'fadepth_ros[train]'", file=sys.stderr)
+        print(f"error: {error}; fadepth needs: pip install 'fadepth_ros[train]'", file=sys.stderr)
         return 1
     return cli.main()
 

@@ -1,4 +1,4 @@
-"""What is checked of every depth network, whatever it is made of."""
+"""Helpers for the tests of the depth networks."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fadepth_core.runtime.graph import ShapeCarriedGraph
 
 
 def as_trained(network: torch.nn.Module, batches: Iterable[torch.Tensor]) -> torch.nn.Module:
-    """In evaluation mode, with BatchNorm statistics of `batches` and affine parameters that are not those of the start."""
+    """In evaluation mode, with BatchNorm statistics of `batches` and random BatchNorm weights and biases."""
     network.train()
     for module in network.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
@@ -27,18 +27,31 @@ def as_trained(network: torch.nn.Module, batches: Iterable[torch.Tensor]) -> tor
     return network.eval()
 
 
-def assert_answers_about_8_metres(network: torch.nn.Module, images: torch.Tensor) -> None:
-    """An untrained network after `set_start_depth(8.0)`, at every scale."""
+def as_trained_on_noise(
+    network: torch.nn.Module, dtype: torch.dtype = torch.float32, batches: int = 4
+) -> torch.nn.Module:
+    """`as_trained` on `batches` batches of noise, in precision `dtype`."""
+    torch.manual_seed(1)
+    return as_trained(network.to(dtype), (torch.randn(2, 3, 64, 96, dtype=dtype) for _ in range(batches)))
+
+
+def relative_depth_error(a: torch.Tensor, b: torch.Tensor) -> float:
+    """Largest relative difference of the depths of two disparity maps."""
+    return (1 - disparity_to_depth(b) / disparity_to_depth(a)).abs().max().item()
+
+
+def assert_start_depth(network: torch.nn.Module, images: torch.Tensor) -> None:
+    """After `set_start_depth(8.0)` an untrained network predicts about 8 m at every scale."""
     network.set_start_depth(8.0)
     with torch.no_grad():
         disparities = network(images).disparities
     for x in disparities:
         depth = disparity_to_depth(x).log().mean().exp().item()
-        assert 8 / 3 < depth < 8 * 3, "random features move it, but not to the 0.2 m of the range's middle"
+        assert 8 / 3 < depth < 8 * 3, "random features change it, but not to 0.2 m, the middle of the disparity range"
 
 
 def exported_depths(fused: torch.nn.Module, onnx: Path, image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Depth [H, W] of an image, uint8 [H, W, 3]: by PyTorch, and by the exported graph in OpenVINO."""
+    """Depth [H, W] of an image, uint8 [H, W, 3]: from PyTorch, and from the exported graph in OpenVINO."""
     size = image.shape[:2]
     inputs = {
         "image": image,

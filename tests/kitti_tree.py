@@ -1,4 +1,4 @@
-"""A tiny KITTI RAW: two rendered drives in the layout of the download, LiDAR sweeps made of the rendered depth included."""
+"""A tiny KITTI RAW for tests: two rendered drives in KITTI's layout, with LiDAR sweeps made from the rendered depth."""
 
 from __future__ import annotations
 
@@ -22,8 +22,9 @@ _TRANSLATION = np.array([0, 0.08, -0.27])
 
 
 def write_kitti(root: Path, frames: int = 5) -> None:
-    """Write the drives `TRAIN` and `TEST` of so many frames each, every one with a calibration of its own, and beside them
-    lists of frames that have both neighbours, train.txt and test.txt.
+    """Write the drives `TRAIN` and `TEST`, each with `frames` frames and its own calibration.
+
+    train.txt and test.txt beside them list the frames that have both neighbours.
     """
     root.mkdir()
     for seed, (drive, name) in enumerate(((TRAIN, "train.txt"), (TEST, "test.txt"))):
@@ -55,7 +56,7 @@ def _write_drive(drive: Path, rng: np.random.Generator, frames: int) -> None:
 
 
 def _sweep(depth: np.ndarray, intrinsics: np.ndarray) -> np.ndarray:
-    """Points float32 [N, 4] of every third pixel of every second row: x, y, z in the LiDAR's axes, reflectance."""
+    """LiDAR points float32 [N, 4], from every third pixel of every second row: x, y, z in the LiDAR's axes, reflectance."""
     v, u = np.mgrid[0 : SIZE[0] : 2, 0 : SIZE[1] : 3].reshape(2, -1)
     known = depth[v, u] < SKY_DEPTH
     v, u = v[known], u[known]

@@ -1,20 +1,20 @@
 #!/bin/sh
-# Make the shipped checkpoint `smalldepth`: render, train the teacher, predict depth for photographs, train the student, export.
+# Makes the shipped checkpoint `smalldepth`: render, train the teacher, predict depth for photographs, train the student, export.
 #
 #   training/shipped.sh
 #
-# Arguments go to both training runs, e.g. on a GPU:
+# Arguments are passed to both training runs, e.g. on a GPU:
 #   training/shipped.sh --set data.workers=12 --set precision=16-mixed --set data.batch_size=32
-# To move the data there: `run.py shrink data/shipped --mebibytes 20 --skip models labels --out small` here, and `small` as
+# To move the data there: `fadepth shrink data/shipped --mebibytes 20 --skip models labels --out small` here, and `small` as
 # data/shipped there, with the ImageNet weights. It holds rendered scenes, so the 3D models are not needed.
 #
-# What has to be there, every folder as the data set "pictures" takes it (fadepth_core/data/pictures.py). None of it is shipped;
-# fadepth_core/assets/smalldepth.md lists sources and licences.
+# Needed files, which are not shipped; fadepth_core/assets/smalldepth.md lists sources and licences. Folders of pictures have the
+# form of the data set "pictures" (fadepth_core/data/pictures.py).
 #   data/shipped/tf_efficientnet_lite2.safetensors      ImageNet weights in timm's format
 #   data/shipped/models/                                gazebo_models and the worlds of aws-robotics, for the rendered scenes
 #   data/shipped/measured/                              pictures with depth, a folder for each source
 #   data/shipped/photos/{streets,rooms}/                pictures without depth, a folder for each source
-# An interrupted run goes on where it stopped.
+# An interrupted run continues where it stopped.
 set -eu
 cd "$(dirname "$0")/.."
 DATA=data/shipped
@@ -38,13 +38,13 @@ pack assets_streets 1200 144 468 assets "root=$DATA/models/gazebo_models" sky=fa
 for world in small_house hospital bookstore small_warehouse; do
   pack "assets_rooms/$world" 375 288 384 assets "root=$DATA/models" "world=$world" sky=false
 done
-# Scenes that no run trains on.
+# Scenes for validation, which no run trains on.
 pack validation/streets 30 144 468 synthetic preset=driving seed=2
 pack validation/rooms 20 216 288 synthetic preset=indoor seed=2
 
 # shellcheck disable=SC2046 # nothing, or one word
 run fit --config "config/training/shipped/teacher.yaml" "$@" $(resume "$RUNS/teacher")
-# The teacher has seen streets in wide pictures alone.
+# The teacher was trained on wide pictures of streets only, hence the aspect ratio (fadepth_core/training/labels.py).
 TEACHER=$RUNS/teacher/depth.safetensors
 run label "$DATA/photos/streets" --teacher "$TEACHER" --out "$DATA/labels/streets" --aspect 2
 run label "$DATA/photos/rooms" --teacher "$TEACHER" --out "$DATA/labels/rooms"

@@ -1,1 +1,1 @@
-"""Training: the configuration, and the loop that puts data, networks and losses together."""
+"""Training: configuration, loader, loop, run folder, teachers, ablations."""

@@ -1,7 +1,7 @@
-"""Train one configuration in several variants with several seeds, and compare the results with each other and with the
-paper's (`fadepth ablate`; config/training/tables holds Tables IV to XI).
+"""Ablation: train variants of one configuration with several seeds, and compare them with each other and with the paper.
 
-Every run is a process of its own, several at a time. Finished runs are not repeated, interrupted ones are resumed.
+This is `fadepth ablate`; config/training/tables has Tables IV to XI. Each run is a process, and several run at a time. Finished
+runs are not repeated, interrupted ones are resumed.
 """
 
 from __future__ import annotations
@@ -26,15 +26,17 @@ from fadepth_core.evaluation import evaluate
 from fadepth_core.evaluation.baselines import ConstantDepth
 from fadepth_core.evaluation.metrics import DepthMetrics
 from fadepth_core.training.config import ConfigError, TrainConfig, load_config, read_yaml, validated
-from fadepth_core.training.fit import METRICS, choose_protocol, test_set
-from fadepth_core.training.trainer import CONFIG, STATE, TrainingError
+from fadepth_core.training.fit import choose_protocol, test_set
+from fadepth_core.training.run_folder import CONFIG, METRICS, STATE, TrainingError
 
-#: Metrics that the printed table shows, with their headings.
+#: Metrics of the printed table, with their headings.
 _COLUMNS = {"abs_rel": "AbsRel", "sq_rel": "SqRel", "rmse": "RMSE", "rmse_log": "RMSElog", "d1": "d<1.25"}
-#: Metrics in the order in which the paper prints them; its tables of short runs end at d1.
+#: Metrics in the order of the paper's tables; those of short runs end at d1.
 _METRICS = tuple(field.name for field in fields(DepthMetrics))
 _PAPER_LENGTHS = (5, 7)
 TABLE = "ablation.json"
+#: The folder that holds the package.
+_ROOT = Path(__file__).resolve().parents[2]
 _FolderName = Annotated[str, Field(pattern=r"^[\w.+-]+$")]
 
 
@@ -42,9 +44,8 @@ class VariantConfig(BaseModel):
     """One row of an ablation. A list of "key=value" is short for `{set: [...]}`.
 
     Attributes:
-        set: changes to the shared configuration, "key=value" as for `--set`.
-        paper: the figures that the paper prints for this row: AbsRel, SqRel, RMSE, RMSElog, d<1.25 and, where it prints
-            them, d<1.25^2, d<1.25^3.
+        set: changes of the shared configuration, "key=value" as for `--set`.
+        paper: the paper's figures for this row: AbsRel, SqRel, RMSE, RMSElog, d<1.25 and, if printed, d<1.25^2, d<1.25^3.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -71,7 +72,7 @@ class VariantConfig(BaseModel):
 
     @property
     def paper_metrics(self) -> dict[str, float] | None:
-        """The paper's figures by name of the metric."""
+        """The paper's figures by metric."""
         return None if self.paper is None else dict(zip(_METRICS, self.paper, strict=False))
 
 
@@ -79,9 +80,9 @@ class AblationConfig(BaseModel):
     """An ablation.
 
     Attributes:
-        run: what all runs share, a training configuration that names a test set.
-        variants: the rows, by name; each run's folder is named after its variant.
-        seeds: every variant is trained once with each.
+        run: the training configuration that all runs share; it must have a test set.
+        variants: the rows, by name. A run's folder is named after its variant and seed.
+        seeds: every variant is trained once with each seed.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -98,19 +99,19 @@ def ablate(
     jobs: int,
     only: Sequence[str] = (),
 ) -> str:
-    """Train every variant with every seed; returns the table, and writes it with all figures to ablation.json.
+    """Train every variant with every seed, write all figures to ablation.json, and return the table as text.
 
     Args:
         path: YAML file of an `AblationConfig`.
         overrides: "key=value" for all runs.
-        output: folder; each run has its own in it.
-        fit_command: what `--config`, `--set` and `--resume` are appended to, to train one run.
-        jobs: runs at a time; they share the processor's cores.
-        only: names of the variants to train and compare; empty for all.
+        output: folder with a folder for each run.
+        fit_command: command that trains one run, without `--config`, `--set` and `--resume`.
+        jobs: number of runs at a time; they share the processor's cores.
+        only: names of the variants to train and compare; empty: all.
 
     Raises:
         ConfigError, DataError: the configuration cannot be used.
-        TrainingError: a run failed; the others were finished first, and its log is named.
+        TrainingError: a run failed. The other runs are finished first; the message names the log of the failed one.
     """
     config = validated(AblationConfig, read_yaml(path), path)
     output.mkdir(parents=True, exist_ok=True)
@@ -141,7 +142,7 @@ def ablate(
 
 
 def _write_table(path: Path, table: dict[str, Any]) -> None:
-    """Write the figures; those that an earlier call with the same seeds left of other variants are kept (`only`)."""
+    """Write the figures. Figures of other variants from an earlier call with the same seeds are kept (`only`)."""
     if path.is_file():
         earlier = json.loads(path.read_text(encoding="utf-8"))
         if earlier.get("seeds") == table["seeds"]:
@@ -153,10 +154,10 @@ def _write_table(path: Path, table: dict[str, Any]) -> None:
 
 
 def _check_runs(path: Path, config: AblationConfig, shared: Path, overrides: Sequence[str]) -> TrainConfig:
-    """Load the configuration of every variant, before the first one trains; returns the one without changes.
+    """Check the configurations of all variants before the first one trains; returns the shared one.
 
     Raises:
-        ConfigError: names the variant and the key.
+        ConfigError: the message names the variant and the key.
     """
     first = _load(shared, overrides, f"{path}: run")
     if first.evaluation.data is None:
@@ -167,7 +168,7 @@ def _check_runs(path: Path, config: AblationConfig, shared: Path, overrides: Seq
 
 
 def _load(shared: Path, overrides: Sequence[str], where: str) -> TrainConfig:
-    """A run's configuration; errors are attributed to `where`, since `shared` is a file that the user has not written."""
+    """A run's configuration. Errors name `where` instead of `shared`, a file that the user has not written."""
     try:
         return load_config(shared, list(overrides))
     except ConfigError as error:
@@ -184,7 +185,7 @@ def _selected(path: Path, config: AblationConfig, only: Sequence[str]) -> dict[s
 def _format_table(
     constant: dict[str, float], figures: dict[str, list[dict[str, float]]], paper: dict[str, dict[str, float]]
 ) -> str:
-    """Mean and standard deviation over seeds of each variant, directly below it the paper's row where there is one."""
+    """Mean and standard deviation over seeds of each variant; below it the paper's row, if there is one."""
     rows = [("constant depth", [constant])]
     for name, results in figures.items():
         rows.append((name, results))
@@ -200,7 +201,7 @@ def _format_table(
 def _train(
     folder: Path, config: Path, changes: list[str], fit_command: Sequence[str], threads: int
 ) -> dict[str, float]:
-    """One run's figures.
+    """Figures of one run, which is trained if it is not finished.
 
     Raises:
         TrainingError: the run failed, or the folder holds a run of another configuration.
@@ -215,7 +216,9 @@ def _train(
             command += ["--set", change]
         if (folder / STATE).is_file():
             command.append("--resume")
-        environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+        # The run imports this package, whether it is installed or not.
+        path = os.pathsep.join(filter(None, [str(_ROOT), os.environ.get("PYTHONPATH")]))
+        environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": str(threads)}
         with log.open("a", encoding="utf-8") as stream:
             done = subprocess.run(command, stdout=stream, stderr=subprocess.STDOUT, env=environment, check=False)
         if done.returncode:
@@ -224,7 +227,7 @@ def _train(
 
 
 def _check_same_run(folder: Path, wanted: TrainConfig) -> None:
-    """Raises TrainingError where `folder` holds a run, finished or not, that was not configured as `wanted`."""
+    """Raises TrainingError if `folder` holds a run, finished or not, of another configuration than `wanted`."""
     path = folder / CONFIG
     if not path.is_file():
         return
@@ -232,7 +235,7 @@ def _check_same_run(folder: Path, wanted: TrainConfig) -> None:
         found = load_config(path, [])
     except ConfigError as error:
         raise TrainingError(f"{folder}: holds a run of another version; choose another --out ({error})") from error
-    if wanted.loss.speed is None:  # decided by the data when the run started
+    if wanted.loss.speed is None:  # the run has set it by its data
         wanted = wanted.model_copy(update={"loss": wanted.loss.model_copy(update={"speed": found.loss.speed})})
     if found != wanted:
         changed = sorted(key for key in type(wanted).model_fields if getattr(found, key) != getattr(wanted, key))

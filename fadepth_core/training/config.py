@@ -1,16 +1,25 @@
-"""What a training run is: every setting with its default, read from YAML, overridden by `--set key=value`, refused with the
-name of the key when wrong, and written beside each checkpoint.
+"""Configuration of a training run: every setting with its default.
 
-Defaults are the paper's where it states them (specification 8).
+It is read from YAML, changed by `--set key=value`, and saved in the run's folder. A wrong value is rejected with the name of
+its key. Defaults are the paper's where it states them (docs/method.md, section 8).
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from fadepth_core.evaluation.protocols import PROTOCOLS
 from fadepth_core.losses.pyramid import METRICS, PAPER_LEVELS
@@ -21,7 +30,7 @@ _Model = TypeVar("_Model", bound=BaseModel)
 
 
 class ConfigError(ValueError):
-    """A configuration that cannot be used; one line a problem, each with the key."""
+    """A configuration that cannot be used. The message has one line for each problem, with the key."""
 
 
 class _Strict(BaseModel):
@@ -29,14 +38,14 @@ class _Strict(BaseModel):
 
 
 def _network_size(size: tuple[int, int] | None) -> tuple[int, int] | None:
-    """Two multiples of what the networks reduce pictures by."""
+    """Check that height and width are multiples of 32, the factor between the networks' input and their coarsest map."""
     if size is not None and any(side <= 0 or side % 32 for side in size):
         raise ValueError(f"size must be two positive multiples of 32, got {list(size)}")
     return size
 
 
 class SourceConfig(BaseModel):
-    """A data set by its name in `data.registry`, with the options of its class beside it."""
+    """A data set: its name in `data.registry`, and the options of its class as further keys."""
 
     model_config = ConfigDict(extra="allow")
     name: str
@@ -47,76 +56,84 @@ class SourceConfig(BaseModel):
 
 
 class TrainingSourceConfig(SourceConfig):
-    share: float = Field(1.0, gt=0, description="of the samples, relative to the other data sets")
+    share: float = Field(1.0, gt=0, description="share of the samples, relative to the other data sets")
     size: tuple[int, int] | None = Field(
         None,
-        description="height and width of level cr for this data set, where it is not `data.size`; a batch has one size",
+        description="height and width of level cr for this data set; null: `data.size`. All samples of a batch have one size",
     )
 
     _check_size = field_validator("size")(_network_size)
 
 
 class AugmentationConfig(_Strict):
-    """See `data.augment.Augmentation`."""
+    """Random changes of a sample, see `data.augment.Augmentation`."""
 
-    scale: float = Field(1.15, ge=1)
-    stretch: float | None = Field(None, ge=1)
-    roll: float = Field(0.0, ge=0, description="degrees, standard deviation")
-    pitch: float = Field(0.0, ge=0, description="degrees, standard deviation")
-    flip: float = Field(0.5, ge=0, le=1)
-    jitter: float = Field(0.5, ge=0, le=1)
-    camera: float = Field(0.0, ge=0, le=1)
+    scale: float = Field(1.15, ge=1, description="largest magnification of each axis before the crop")
+    stretch: float | None = Field(
+        None, ge=1, description="largest ratio between the magnifications of the two axes; null: no limit"
+    )
+    roll: float = Field(0.0, ge=0, description="rotation about the optical axis, standard deviation in degrees")
+    pitch: float = Field(0.0, ge=0, description="rotation about the horizontal axis, standard deviation in degrees")
+    flip: float = Field(0.5, ge=0, le=1, description="probability of mirroring left and right")
+    jitter: float = Field(0.5, ge=0, le=1, description="probability of a colour change")
+    camera: float = Field(0.0, ge=0, le=1, description="probability of each of gamma, blur, noise and JPEG compression")
 
 
 class DataConfig(_Strict):
+    """The training data, and how batches are made of it."""
+
     train: list[TrainingSourceConfig] = Field([TrainingSourceConfig(name="synthetic")], min_length=1)
     size: tuple[int, int] = Field((128, 416), description="height and width of level cr, multiples of 32")
     focal_length: float | None = Field(
         None,
         gt=0,
-        description="pixels at level cr; scenes are scaled to it, so that one network answers in metres for any camera "
-        "(`data.focal`); null leaves them as they are",
+        description="canonical focal length, pixels at level cr: scenes are scaled to it, so that one network predicts metres "
+        "for any camera (`data.focal`); null: scenes are not scaled",
     )
-    batch_size: int = Field(8, ge=1)
-    workers: int = Field(2, ge=0, description="loader processes per training process; 0 loads in the process itself")
-    cache: bool = Field(False, description="each loader process keeps what it has loaded, before augmentation")
+    batch_size: int = Field(8, ge=1, description="samples in a batch, per process")
+    workers: int = Field(2, ge=0, description="loader processes per training process; 0: load in the training process")
+    cache: bool = Field(
+        False, description="each loader process keeps its loaded samples in memory, before augmentation"
+    )
     augment: AugmentationConfig = AugmentationConfig()
     cutmix: float = Field(
         0.0,
         ge=0,
         le=1,
-        description="probability that a strip of a sample is another one's (CutMix, Yun et al. 2019), so that the left of a "
-        "street does not tell its right; for training against true depth alone",
+        description="probability that a strip of a sample is replaced by one of another sample (CutMix, Yun et al. 2019), so "
+        "that depth of one side of a street cannot be guessed from the other side; only for training on true depth alone",
     )
     statistics_images: int = Field(
         256,
         ge=1,
-        description="training images over which BatchNorm's statistics are recomputed, with drop off, before the network is "
-        "measured, saved or exported",
+        description="number of training images over which BatchNorm's statistics are recomputed, with drop off, before the "
+        "network is measured, saved or exported",
     )
 
     _check_size = field_validator("size")(_network_size)
 
     @property
     def sizes(self) -> list[tuple[int, int]]:
-        """Height and width of level cr for each of the data sets."""
+        """Height and width of level cr for each data set of `train`."""
         return [source.size or self.size for source in self.train]
 
 
 class ETMSettings(_Strict):
-    """Hyper-parameters of the ETM (Table VII), see `models.layers.etm.ETMConfig`; the defaults are its best row."""
+    """Hyper-parameters of the ETM, see `models.layers.etm.ETMConfig`; the defaults are the best row of Table VII."""
 
-    branch_drop: float = Field(0.1, ge=0, lt=1, description="p_b")
-    element_drop: float = Field(0.1, ge=0, lt=1, description="p_e")
-    dropconv: bool = Field(True, description="false: the paper's ETM*")
-    dropconv_scale: float = Field(1.0, description="α")
+    branch_drop: float = Field(0.1, ge=0, lt=1, description="p_b, probability that a branch is dropped")
+    element_drop: float = Field(
+        0.1, ge=0, lt=1, description="p_e, probability that a weight of the dropconv is dropped"
+    )
+    dropconv: bool = Field(True, description="false: no dropconv branch, the paper's ETM*")
+    dropconv_scale: float = Field(1.0, description="α, coefficient of the dropconv branch")
     init_from_largest: bool = Field(False, description="true: the paper's ETM#")
     all_shapes: bool = Field(False, description="branches of every odd shape up to K×K instead of K×1 and 1×K")
-    variance: Literal["weight", "none"] = "weight"
-    constant_rate: bool = False
+    variance: Literal["weight", "none"] = Field("weight", description="what divides a branch's scale")
+    constant_rate: bool = Field(False, description="p_b from the first iteration on, instead of growing linearly")
 
 
-#: Options of each network; every other one is refused.
+#: Options of each network; all others are rejected.
 _OPTIONS = {
     "smalldepth": ("residual_drop", "downsample_drop", "constant_drop", "etm"),
     "hqdecv2": ("weights", "encoder"),
@@ -127,35 +144,35 @@ _OPTIONS = {
 
 
 class ModelConfig(_Strict):
-    """The network; options that it does not have are refused."""
+    """The depth network; options that it does not have are rejected."""
 
     name: Literal[tuple(MODELS)] = "smalldepth"
     start_depth: float | None = Field(
-        8.0, gt=0, description="metres that untrained heads answer; null for the middle of the disparity range"
+        8.0, gt=0, description="depth that the untrained network predicts, metres; null: middle of the disparity range"
     )
-    start: Path | None = Field(None, description="checkpoint whose weights to start from, the shipped one included")
-    encoder: str | None = Field(
-        None, description="timm's name of the encoder, where there is a choice; null: the default"
+    start: Path | None = Field(
+        None, description="checkpoint whose weights training starts from: a file, or the name of a shipped one"
     )
+    encoder: str | None = Field(None, description="timm's name of the encoder, if there is a choice; null: the default")
     weights: Path | None = Field(None, description="ImageNet weights of a timm encoder, a local file")
     freeze_statistics: float | None = Field(
         None,
         ge=0,
         le=1,
         description="share of the iterations after which BatchNorm's statistics are recomputed over the statistics images and "
-        "then stay as they are: the network trains on as it will be deployed. With small batches of several data sets the "
-        "statistics of a batch are far from those of all. null: never",
+        "then kept, so that the network trains on as it will be deployed; null: never. For small batches of several data sets, "
+        "where the statistics of a batch are far from those of all images",
     )
     residual_drop: float = Field(0.9, ge=0, lt=1, description="P_A of Table V")
     downsample_drop: float = Field(0.0, ge=0, lt=1, description="P_B of Table V")
-    constant_drop: bool = False
+    constant_drop: bool = Field(False, description="both rates from the first iteration on (sch4 of Table V)")
     etm: Literal[tuple(ETM_VARIANTS)] | ETMSettings | None = Field(
-        "etm#", description="for every network that takes it; null for the paper's plain ResNet-18 and MobileNetV3"
+        "etm#", description="for every network that has it; null for the paper's plain ResNet-18 and MobileNetV3"
     )
 
     @property
     def options(self) -> dict[str, Any]:
-        """What `build_model` takes for this network."""
+        """Options of `build_model` for this network."""
         values = {key: getattr(self, key) for key in self._own_options}
         if values.get("encoder", "") is None:
             del values["encoder"]
@@ -179,8 +196,10 @@ class ModelConfig(_Strict):
 
 
 class PoseConfig(_Strict):
+    """The source of camera motion."""
+
     network: Literal["fbnetv3_b", "small", "known"] = Field(
-        "fbnetv3_b", description="'known' takes the camera motion from the data instead of learning it"
+        "fbnetv3_b", description="pose network that learns the motion; 'known': motion is taken from the data"
     )
     weights: Path | None = Field(None, description="ImageNet weights for fbnetv3_b, a local file")
 
@@ -192,11 +211,11 @@ class PoseConfig(_Strict):
 
 
 class LevelConfig(_Strict):
-    """Weights of one pyramid level, see `losses.pyramid.LevelWeights`; what is left out is the paper's for that level."""
+    """Weights of one pyramid level, see `losses.pyramid.LevelWeights`; keys left out have the paper's value for that level."""
 
-    loss: float = Field(1.0, ge=0)
-    feature: float = Field(0.0, ge=0)
-    disparity: float = Field(0.0, ge=0)
+    loss: float = Field(1.0, ge=0, description="w_k, the level's own loss")
+    feature: float = Field(0.0, ge=0, description="w^f_k, consistency of its features with level cr")
+    disparity: float = Field(0.0, ge=0, description="w^d_k, consistency of its disparity with level cr")
     feature_metric: Literal[METRICS] = "l1"
     disparity_metric: Literal[METRICS] = "l1"
 
@@ -210,44 +229,123 @@ class BaseLossConfig(_Strict):
     smoothness: float = Field(0.001, ge=0)
 
 
+#: Keys of a teacher that may be null, for the default.
+_NULLABLE = ("encoder", "decoder", "cache")
+
+
 class TeacherConfig(_Strict):
-    """Whom to learn from, and how (APX, see `losses.apx` for what the words mean)."""
+    """What every kind of teacher has: its source, and how maps are compared (APX, see `losses.apx`).
+
+    There are three kinds. `_teacher_kind` decides on one when the configuration is read.
+    """
+
+    kind: ClassVar[str]
 
     source: Path = Field(description="a training checkpoint, or a folder of predicted depth (`training.teacher`)")
-    cache: Path | None = Field(
-        None, description="folder to keep a network's answers in; it then sees pictures before augmentation"
-    )
-    encoder: float | None = Field(None, ge=0, description="μ_e; null: 0.01 where the teacher is a network, else 0")
-    decoder: float | None = Field(None, ge=0, description="μ_d, likewise")
-    disparity: float = Field(1.0, ge=0, description="μ_x")
-    depth: float = Field(
-        0.0,
-        ge=0,
-        description="weight of the losses against true depth (`loss.depth`, `loss.shape`) with the teacher's depth for truth; "
-        "the teacher is a network for the same focal length",
-    )
+    disparity: float = Field(1.0, ge=0, description="μ_x, weight of the disparity maps")
     channels: Literal["mean", "projection"] = "mean"
     distribution: Literal["ratio", "softmax"] = "ratio"
     distance: Literal["kl", "l1"] = "kl"
     mask: float | None = Field(0.2, gt=0, description="κ; null: no mask")
     renormalise: bool = Field(True, description="form distributions inside the mask only")
 
-    @model_validator(mode="after")
-    def _check_source(self) -> TeacherConfig:
-        if self.source.is_dir():
-            for key in ("encoder", "decoder", "cache", "depth"):
-                if getattr(self, key):
-                    raise ValueError(
-                        f"{key}: a folder of predicted depth has no feature maps, no metres, and needs no cache"
-                    )
-            if self.channels == "projection":
-                raise ValueError("channels: a folder of predicted depth has none to project")
-        if self.cache is not None and self.channels == "projection":
-            raise ValueError("cache: keeps the mean over channels; a projection needs them all")
-        return self
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_null(cls, given: Any) -> Any:
+        """Take null for the default: saved configurations of earlier versions have these keys for every kind."""
+        if not isinstance(given, dict):
+            return given
+        return {key: value for key, value in given.items() if value is not None or key not in _NULLABLE}
+
+
+class _FeatureTeacherConfig(TeacherConfig):
+    """A network, whose feature maps and metric depth are known."""
+
+    encoder: float = Field(0.01, ge=0, description="μ_e, weight of the encoder maps (Table XI)")
+    decoder: float = Field(0.01, ge=0, description="μ_d, weight of the decoder maps (Table XI)")
+    depth: float = Field(
+        0.0,
+        ge=0,
+        description="weight of the losses against true depth (`loss.depth`, `loss.shape`) with the teacher's depth in place of "
+        "the true one; the teacher must be trained for the same focal length",
+    )
+
+
+class NetworkTeacherConfig(_FeatureTeacherConfig):
+    """A network that runs beside the student and sees the same augmented pictures."""
+
+    kind: ClassVar[str] = "a network"
+
+
+class CachedTeacherConfig(_FeatureTeacherConfig):
+    """A network whose maps are computed once, from the pictures before augmentation, and kept in a folder."""
+
+    kind: ClassVar[str] = "a cached network"
+
+    cache: Path = Field(description="folder for the network's maps")
+
+    @field_validator("channels")
+    @classmethod
+    def _check_channels(cls, channels: str) -> str:
+        if channels == "projection":
+            raise ValueError("the cache keeps the mean over channels; a projection needs all channels")
+        return channels
+
+
+class PredictionsConfig(TeacherConfig):
+    """A folder of depth that any other model predicted: no feature maps, no metric scale."""
+
+    kind: ClassVar[str] = "a folder of predictions"
+
+    encoder: ClassVar[float] = 0.0
+    decoder: ClassVar[float] = 0.0
+    depth: ClassVar[float] = 0.0
+
+    @model_validator(mode="before")
+    @classmethod
+    def _reject_keys_of_a_network(cls, given: Any) -> Any:
+        """Keys of the other kinds may be null or 0."""
+        if not isinstance(given, dict):
+            return given
+        foreign = ("encoder", "decoder", "depth", "cache")
+        for key in foreign:
+            if given.get(key):
+                raise ValueError(
+                    f"{key}: a folder of predicted depth has no feature maps, no metres, and needs no cache"
+                )
+        return {key: value for key, value in given.items() if key not in foreign}
+
+    @field_validator("channels")
+    @classmethod
+    def _check_channels(cls, channels: str) -> str:
+        if channels == "projection":
+            raise ValueError("a folder of predicted depth has no channels to project")
+        return channels
+
+
+def _teacher_kind(given: Any) -> str:
+    """Kind of teacher that is configured, by its keys or by what `source` names."""
+    if isinstance(given, TeacherConfig):
+        return given.kind
+    values = given if isinstance(given, dict) else {}
+    source = values.get("source")
+    if isinstance(source, (str, Path)) and Path(source).is_dir():
+        return PredictionsConfig.kind
+    return NetworkTeacherConfig.kind if values.get("cache") is None else CachedTeacherConfig.kind
+
+
+_TEACHER_KINDS = (NetworkTeacherConfig, CachedTeacherConfig, PredictionsConfig)
+_AnyTeacher = Annotated[
+    Annotated[NetworkTeacherConfig, Tag(NetworkTeacherConfig.kind)]
+    | Annotated[CachedTeacherConfig, Tag(CachedTeacherConfig.kind)]
+    | Annotated[PredictionsConfig, Tag(PredictionsConfig.kind)],
+    Discriminator(_teacher_kind),
+]
 
 
 class LossConfig(_Strict):
+    """The losses besides the teacher's."""
+
     base: BaseLossConfig = BaseLossConfig()
     levels: dict[Literal["cr", "lr", "hr", "flip", "color"], LevelConfig] = {
         name: LevelConfig(**vars(weights)) for name, weights in PAPER_LEVELS.items()
@@ -256,24 +354,26 @@ class LossConfig(_Strict):
     shape: float = Field(
         0.0,
         ge=0,
-        description="weight of the loss against the shape of true depth, edges above all (`losses.supervised`)",
+        description="weight of the loss against the shape of true depth, mainly its edges (`losses.supervised`)",
     )
     depth_error: Literal["relative", "log"] = Field(
-        "relative", description="what it counts: in doubt nearer, or the middle (`losses.supervised`)"
+        "relative",
+        description="error of a pixel in that loss: 'relative' prefers the nearer of two likely depths, 'log' their middle "
+        "(`losses.supervised`)",
     )
     speed: float | None = Field(
         None,
         ge=0,
-        description="weight of the loss against measured speed, which makes depth metric; null: 0.1 for the user's own "
-        "video where it carries speed and motion is learned, else 0",
+        description="weight of the loss against measured speed, which makes depth metric; null: 0.1 if the only data set is "
+        "'video', it has speed and motion is learned, else 0",
     )
     rescale_to_cr: bool = Field(
-        False, description="outputs of levels lr and hr are brought to the size of cr before their losses (Table VIII)"
+        False, description="resize outputs of levels lr and hr to the size of cr before their losses (Table VIII)"
     )
     share_masks: bool = Field(
-        False, description="one draw of the drop masks for all levels of a batch instead of one for each level"
+        False, description="draw the drop masks once for all levels of a batch, instead of once for each level"
     )
-    joint: bool = Field(False, description="one backward pass over all levels instead of one after each")
+    joint: bool = Field(False, description="one backward pass over all levels, instead of one after each level")
 
     @field_validator("levels")
     @classmethod
@@ -287,11 +387,11 @@ class LossConfig(_Strict):
     @field_validator("levels", mode="before")
     @classmethod
     def _fill_in_the_papers_weights(cls, levels: Any) -> Any:
-        """`[cr, flip]` and `{cr: {}, flip: {feature: 0}}` are both short forms."""
+        """Expand the short forms `[cr, flip]` and `{cr: {}, flip: {feature: 0}}`."""
         if isinstance(levels, list):
             levels = dict.fromkeys(levels)
         if not isinstance(levels, dict):
-            return levels  # pydantic says what is wrong with it
+            return levels  # pydantic reports the wrong type
         paper = {name: vars(weights) for name, weights in PAPER_LEVELS.items()}
         return {
             name: {**paper.get(name, {}), **(given or {})} if given is None or isinstance(given, dict) else given
@@ -302,31 +402,31 @@ class LossConfig(_Strict):
 class OptimizerConfig(_Strict):
     """AdamW."""
 
-    lr: float = Field(5e-4, gt=0)
-    pose_lr: float = Field(1e-4, gt=0)
+    lr: float = Field(5e-4, gt=0, description="full learning rate of the depth network")
+    pose_lr: float = Field(1e-4, gt=0, description="full learning rate of the pose network")
     betas: tuple[float, float] = (0.9, 0.999)
-    weight_decay: float = Field(1e-2, ge=0)
-    clip_norm: float = Field(1.0, gt=0)
+    weight_decay: float = Field(1e-2, ge=0, description="of kernels; other parameters have none")
+    clip_norm: float = Field(1.0, gt=0, description="largest gradient norm of each network")
 
 
 class ScheduleConfig(_Strict):
-    """Linear warm-up, then a cosine to `final` of the learning rate; N of the drop schedule is `iterations`."""
+    """Learning rate: linear warm-up, then a cosine to `final` of the full rate. Drop rates grow over all iterations (eq. 5)."""
 
-    iterations: int = Field(200_000, ge=1)
-    warmup: int = Field(1000, ge=0)
-    final: float = Field(0.01, ge=0, le=1)
+    iterations: int = Field(200_000, ge=1, description="optimiser steps")
+    warmup: int = Field(1000, ge=0, description="optimiser steps")
+    final: float = Field(0.01, ge=0, le=1, description="last learning rate, as a share of the full one")
 
 
 class EvaluationConfig(_Strict):
-    """What a finished run is measured on, if anything."""
+    """Test data of the finished network; none by default."""
 
     data: SourceConfig | None = Field(None, description="a test set with depth")
     protocol: str = Field("folder", description="see `evaluation.protocols`")
-    scaling: Literal["median", "none"] | None = Field(None, description="null: as the protocol says")
+    scaling: Literal["median", "none"] | None = Field(None, description="null: the protocol's")
     motion: SourceConfig | None = Field(
-        None, description="a training set with camera poses, to measure learned motion on"
+        None, description="a training set with camera poses, on which learned motion is measured"
     )
-    motion_samples: int = Field(100, ge=1, description="how many of it, evenly spread")
+    motion_samples: int = Field(100, ge=1, description="number of its samples that are used, evenly spread")
 
     @field_validator("protocol")
     @classmethod
@@ -337,14 +437,16 @@ class EvaluationConfig(_Strict):
 
 
 class ValidationConfig(EvaluationConfig):
-    """What a run is measured on while it trains, if anything; the checkpoint with the lowest AbsRel is kept as the best."""
+    """Validation data during training; none by default. The checkpoint with the lowest AbsRel is kept as the best."""
 
-    frames: int | None = Field(None, ge=1, description="at most that many of `data`, evenly spread; null: all")
+    frames: int | None = Field(None, ge=1, description="largest number of images of `data`, evenly spread; null: all")
 
 
 class LogConfig(_Strict):
+    """Iterations between two log entries, saved states and validations."""
+
     every: int = Field(50, ge=1, description="iterations between two points of a curve")
-    images_every: int = Field(1000, ge=1)
+    images_every: int = Field(1000, ge=1, description="iterations between two sets of pictures")
     save_every: int = Field(1000, ge=1, description="iterations between two states to resume from")
     evaluate_every: int = Field(
         5000, ge=1, description="iterations between two validations, each followed by saving the checkpoint"
@@ -352,33 +454,35 @@ class LogConfig(_Strict):
 
 
 class TrainConfig(_Strict):
-    """A run."""
+    """A training run."""
 
-    output: Path = Path("runs/fadepth")
-    seed: int = Field(0, ge=0)
+    output: Path = Field(Path("runs/fadepth"), description="the run's folder (`training.run_folder`)")
+    seed: int = Field(0, ge=0, description="of the initial weights, the order of the data, augmentation and drop masks")
     precision: Literal["32-true", "16-mixed", "bf16-mixed"] = Field("32-true", description="of the networks")
-    devices: int = Field(1, ge=1, description="processes, one GPU each where there are GPUs")
+    devices: int = Field(1, ge=1, description="training processes, each with its own GPU if there are GPUs")
     accumulate: int = Field(1, ge=1, description="batches per optimiser step")
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
     pose: PoseConfig = PoseConfig()
     loss: LossConfig = LossConfig()
-    teacher: TeacherConfig | None = Field(None, description="for distillation")
+    teacher: _AnyTeacher | None = Field(None, description="for distillation")
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     validation: ValidationConfig = ValidationConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     log: LogConfig = LogConfig()
-    provenance: dict[str, str] = Field({}, description="said in the checkpoint, e.g. the licence its data asks for")
+    provenance: dict[str, str] = Field(
+        {}, description="entries of the checkpoint's description, e.g. the licence that its data demands"
+    )
 
     @property
     def compares_frames(self) -> bool:
-        """Whether a loss looks at more than the middle frame of a sample."""
+        """Whether a loss needs more than the middle frame of a sample."""
         return any(self.loss.base.model_dump().values()) or bool(self.loss.speed)
 
     @property
     def frame_factor(self) -> int:
-        """How many times the size of level cr the data sets' frames have: level hr needs twice."""
+        """Size of the data sets' frames as a multiple of level cr's; level hr needs 2."""
         return 2 if "hr" in self.loss.levels else 1
 
     @model_validator(mode="after")
@@ -386,16 +490,16 @@ class TrainConfig(_Strict):
         alone = not self.compares_frames and self.loss.levels.keys() == {"cr"} and not self.teacher
         if self.data.cutmix and not alone:
             raise ValueError(
-                "data.cutmix: the strip of another picture has no neighbouring frames; it goes with loss.depth alone"
+                "data.cutmix: the strip of another picture has no neighbouring frames; use it with loss.depth alone"
             )
         if self.loss.speed and self.pose.network == "known":
-            raise ValueError("loss.speed: with known poses there is no motion to correct")
+            raise ValueError("loss.speed: known poses are not trained")
         resized = sorted({"lr", "hr"} & self.loss.levels.keys())
         if self.loss.rescale_to_cr and not resized:
             raise ValueError("loss.rescale_to_cr: there is neither level lr nor level hr")
         if self.data.focal_length is not None and resized:
-            # They teach that depth does not depend on the picture's size in pixels; one focal length in pixels, that it does.
-            raise ValueError(f"data.focal_length does not go with levels of another size: {', '.join(resized)}")
+            # These levels teach that depth does not depend on the focal length in pixels; with a canonical one it does.
+            raise ValueError(f"data.focal_length cannot be used with levels of another size: {', '.join(resized)}")
         return self
 
 
@@ -416,7 +520,11 @@ def load_config(path: Path | None, overrides: list[str]) -> TrainConfig:
 
 
 def read_yaml(path: Path) -> dict:
-    """A YAML file of keys and values; ConfigError where it is not one."""
+    """Read a YAML file of keys and values.
+
+    Raises:
+        ConfigError: the file is missing, not YAML, or has no keys.
+    """
     try:
         values = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
     except FileNotFoundError:
@@ -429,16 +537,29 @@ def read_yaml(path: Path) -> dict:
 
 
 def validated(kind: type[_Model], values: dict, where: Path | str) -> _Model:
-    """`values` as a configuration of that kind; ConfigError with one line for each wrong key."""
+    """Build a configuration of class `kind`.
+
+    Args:
+        where: source of the values, for error messages.
+
+    Raises:
+        ConfigError: has one line for each wrong key.
+    """
     try:
         return kind.model_validate(values)
     except ValidationError as error:
-        lines = [f"{'.'.join(map(str, e['loc'])) or 'configuration'}: {e['msg']}" for e in error.errors()]
+        lines = [f"{_key(e['loc'])}: {e['msg']}" for e in error.errors()]
         raise ConfigError("\n".join(f"{where}: {line}" for line in lines)) from None
 
 
+def _key(location: tuple[int | str, ...]) -> str:
+    """Dotted key of a pydantic error, without the kind of teacher, which is no key."""
+    tags = [kind.kind for kind in _TEACHER_KINDS]
+    return ".".join(str(part) for part in location if part not in tags) or "configuration"
+
+
 def save_config(config: TrainConfig, path: Path) -> None:
-    """Write every value, so that the run can be repeated whatever the defaults become."""
+    """Write all values, so that the run can be repeated after a default has changed."""
     path.write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
 
 
@@ -450,10 +571,10 @@ def _override(values: dict, override: str) -> None:
     node = values
     for parent in parents:
         child = _item(node, parent, override) if isinstance(node, list) else node.get(parent)
-        if child is None and isinstance(node, dict):  # a saved configuration says null where it has none
+        if child is None and isinstance(node, dict):  # a saved configuration has null for a section left out
             child = node[parent] = {}
         if not isinstance(child, (dict, list)):
-            raise ConfigError(f"--set {override}: '{parent}' holds {child!r}, it has no keys below it")
+            raise ConfigError(f"--set {override}: '{parent}' is {child!r} and has no keys below it")
         node = child
     try:
         value = yaml.safe_load(text)
@@ -475,7 +596,7 @@ def _item(values: list, key: str, override: str) -> Any:
 
 
 def _number(text: str) -> str | float:
-    """YAML takes 1e-4 for text (it wants 1.0e-4); everybody else does not."""
+    """The number that `text` stands for, if it is one. YAML 1.1 reads 1e-4 as text and only 1.0e-4 as a number."""
     try:
         return float(text)
     except ValueError:

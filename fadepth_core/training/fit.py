@@ -1,9 +1,6 @@
-"""From a configuration to a finished run: data, augmentation, measurements, and what is left in its folder.
+"""From a configuration to a finished run: build the data, train, export and evaluate (`fadepth fit`).
 
-checkpoint.safetensors    the network after the last iteration, in training form; best.safetensors  the best in validation
-depth.safetensors, .onnx  the best one (without validation: the last), fused: what a robot needs
-pose.safetensors          the pose network after the last iteration, where one was trained
-config.yaml  metrics.json  pictures.png  state.pt (to resume)  events.out.* (TensorBoard)
+`training.run_folder` lists the files of a run.
 """
 
 from __future__ import annotations
@@ -36,25 +33,23 @@ from fadepth_core.runtime.checkpoint import Checkpoint
 from fadepth_core.runtime.export import export_checkpoint
 from fadepth_core.runtime.network import load_network
 from fadepth_core.training.config import ConfigError, EvaluationConfig, TrainConfig, ValidationConfig
+from fadepth_core.training.log import Progress
+from fadepth_core.training.run_folder import BEST, DEPLOYED, METRICS, PICTURES
 from fadepth_core.training.teacher import with_teacher
-from fadepth_core.training.trainer import BEST, Progress, Trainer
+from fadepth_core.training.trainer import Trainer
 
-METRICS = "metrics.json"
-PICTURES = "pictures.png"
-DEPLOYED = "depth.safetensors"
-
-#: Weight of the speed loss where it is chosen for the user.
+#: Weight of the speed loss if `loss.speed` is null and the data set is a video with speed.
 SPEED_WEIGHT = 0.1
 
 
 @dataclass
 class FitResult:
-    """What a finished run leaves, besides its files.
+    """Result of a finished run.
 
     Attributes:
         checkpoint: path of the deployment checkpoint.
         metrics: the figures of metrics.json.
-        best: iteration and AbsRel of the best validation, whose network this is; None where there was no validation.
+        best: iteration and AbsRel of the best validation, whose network was exported; None without validation.
     """
 
     checkpoint: Path
@@ -65,26 +60,26 @@ class FitResult:
 def fit(
     config: TrainConfig, resume: bool = False, on_step: Callable[[Progress], None] | None = None
 ) -> FitResult | None:
-    """Train as configured, then measure, draw and export.
+    """Train as configured, then export, evaluate and draw.
 
     Returns:
-        None in all processes of a distributed run but the first.
+        None in every process of a distributed run except the first.
 
     Raises:
-        ConfigError, DataError, CheckpointError: something named in the configuration cannot be used.
-        TrainingError: the run cannot start or go on.
+        ConfigError, DataError, CheckpointError: a data set or checkpoint of the configuration cannot be used.
+        TrainingError: the run cannot start or continue.
         KeyboardInterrupt: Ctrl-C, after the state has been saved.
     """
     dataset = training_set(config)
     config = with_speed_weight(config, dataset)
-    # Both before training, so that a mistake in what is named shows at once.
+    # Both before training, so that a wrong test set is reported at once.
     validation, test = Evaluator(config, config.validation), Evaluator(config, config.evaluation)
     augment = Augmentation(**config.data.augment.model_dump())
     trainer = Trainer(config, dataset, augment, validation if validation.measures_anything else None)
     path = trainer.fit(resume, on_step)
     if not trainer.fabric.is_global_zero:
         return None
-    output = Path(config.output)
+    output = trainer.folder.path
     checkpoint = Checkpoint(path if trainer.best is None else output / BEST)
     network = load_network(checkpoint)
     deployed = output / DEPLOYED
@@ -96,8 +91,11 @@ def fit(
 
 
 def training_set(config: TrainConfig) -> Dataset:
-    """The configured data sets as one, with frames twice the size where level hr wants them, and with what is on disk of a
-    teacher's; a cache of its answers is filled first.
+    """The configured data sets as one, with the teacher's maps in the samples if they are stored (`with_teacher`).
+
+    Raises:
+        ConfigError: no data set has what a loss needs.
+        DataError, CheckpointError: a data set or the teacher cannot be used.
     """
     data, factor = config.data, config.frame_factor
     datasets = [
@@ -105,9 +103,9 @@ def training_set(config: TrainConfig) -> Dataset:
         for source, (height, width) in zip(data.train, data.sizes, strict=True)
     ]
     if len(datasets) > 1:
-        for what, weight in (("depth", config.loss.depth), ("speed", config.loss.speed)):
-            if weight and not config.teacher and all(getattr(dataset[0], what) is None for dataset in datasets):
-                raise ConfigError(f"loss.{what}: none of the data sets has {what}")
+        for name, weight in (("depth", config.loss.depth), ("speed", config.loss.speed)):
+            if weight and not config.teacher and all(getattr(dataset[0], name) is None for dataset in datasets):
+                raise ConfigError(f"loss.{name}: none of the data sets has {name}")
     if len(datasets) > 1 or config.teacher:
         datasets = [WithPlaceholders(dataset) for dataset in datasets]
     if not config.compares_frames:
@@ -119,7 +117,7 @@ def training_set(config: TrainConfig) -> Dataset:
 
 
 def test_set(config: TrainConfig, chosen: EvaluationConfig) -> Sequence[LabelledImage]:
-    """What `chosen.data` names; rendered pictures have the size of the run's."""
+    """The test set `chosen.data`; rendered pictures have the size of the training pictures."""
     source = chosen.data
     size = {"size": config.data.size} if source.name == "synthetic" else {}
     images = build_test_set(source.name, **{**size, **source.options})
@@ -129,7 +127,7 @@ def test_set(config: TrainConfig, chosen: EvaluationConfig) -> Sequence[Labelled
 
 
 def with_speed_weight(config: TrainConfig, dataset: Dataset) -> TrainConfig:
-    """The configuration with `loss.speed` decided: on for the user's own video where it carries speed."""
+    """The configuration with a value for `loss.speed`: on if the data set is a video with speed and motion is learned."""
     if config.loss.speed is not None:
         return config
     own_video = [source.name for source in config.data.train] == ["video"]
@@ -145,29 +143,29 @@ def choose_protocol(config: EvaluationConfig) -> Protocol:
 
 
 class Evaluator:
-    """Measures the networks of a run on what `chosen` names, its validation or its evaluation; the trainer's `measure`.
+    """Measures the networks of a run on the test data of `chosen`, its validation or its evaluation. The trainer's `measure`.
 
     Raises:
-        ConfigError, DataError: what is configured cannot be used.
+        DataError: the test data cannot be used.
     """
 
     def __init__(self, config: TrainConfig, chosen: EvaluationConfig):
         self._config, self._chosen = config, chosen
         self._protocol = choose_protocol(chosen)
-        self._images = self._moving = None
+        self._images = self._motion_set = None
         if chosen.data is not None:
             self._images = test_set(config, chosen)
         if chosen.motion is not None and config.pose.network != "known":
-            self._moving = build_dataset(chosen.motion.name, config.data.size, **chosen.motion.options)
+            self._motion_set = build_dataset(chosen.motion.name, config.data.size, **chosen.motion.options)
             if config.data.focal_length is not None:
-                self._moving = AtFocalLength(self._moving, config.data.focal_length, config.data.size[1])
+                self._motion_set = AtFocalLength(self._motion_set, config.data.focal_length, config.data.size[1])
 
     @property
     def measures_anything(self) -> bool:
-        return self._images is not None or self._moving is not None
+        return self._images is not None or self._motion_set is not None
 
     def __call__(self, network: nn.Module, pose_net: nn.Module | None) -> dict[str, float]:
-        """Figures by name, of networks in evaluation mode."""
+        """Mean figures by name, of networks in evaluation mode."""
         return self._figures(None if self._images is None else self._evaluate(network), pose_net)
 
     def finish(
@@ -205,14 +203,14 @@ class Evaluator:
         if evaluation is not None:
             figures |= asdict(evaluation.metrics)
             figures |= {"ratio_median": evaluation.ratio_median, "ratio_spread": evaluation.ratio_spread}
-        if self._moving is not None:
-            config = self._config
-            errors = motion_errors(pose_net, self._moving, config.data.size, self._chosen.motion_samples)
+        if self._motion_set is not None:
+            size, count = self._config.data.size, self._chosen.motion_samples
+            errors = motion_errors(pose_net, self._motion_set, size, count)
             figures |= {f"motion_{name}": value for name, value in asdict(errors).items()}
         return figures
 
     def _predictor(self, network: nn.Module) -> NetworkPredictor:
-        # Test sets of several cameras keep their aspect ratios; the others are looked at as in training.
+        # Pictures of a folder come from several cameras and keep their aspect ratios; others have the size of training.
         several = self._images is not None and self._chosen.data.name == "folder"
         data = self._config.data
         height, width = data.size

@@ -1,9 +1,9 @@
-"""Depth that a teacher predicts for pictures nobody has measured, kept beside them for a student to learn from.
+"""Pseudo-labels: a teacher's depth of pictures without measured depth, written to files for a student (`fadepth label`).
 
-Pictures cost nothing, and a small network takes over what it is shown. The result has the form of `data.pictures`:
+The result is a folder for the data set `data.pictures`:
 
-    OUT/index.json       one entry for each picture, with its path, its depth and its camera
-    OUT/depth/NAME.png   16 bits, metres * 256, at the picture's size
+    OUT/index.json       for each picture its path, its depth and its camera
+    OUT/depth/NAME.png   16 bits, metres * 256, of the picture's size
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ def label_pictures(
     """Predict the depth of all pictures of a folder; returns their number.
 
     Args:
-        source: what `data.pictures` takes: a folder of pictures, with or without an index.
+        source: a folder of pictures as for `data.pictures`, with or without an index.
         predict: the teacher.
-        out: folder to write to. Depth that is there already is not predicted again, so an interrupted run goes on.
-        every: take every N-th picture only.
-        pixels: about how many the teacher's input has; each picture keeps its aspect ratio.
-        aspect: width over height that the teacher sees at least: of a taller picture the middle rows, the others have no known
-            depth. A teacher that has seen streets in wide pictures alone takes a street in a 4:3 picture for a room: depth of
-            1600 of them was half of what it is in their middle rows.
+        out: folder to write to. Existing depth is kept, so that an interrupted call can be repeated.
+        every: use every N-th picture only.
+        pixels: approximate number of pixels of the teacher's input; each picture keeps its aspect ratio.
+        aspect: least width over height of the teacher's input. Of a taller picture it sees the middle rows, and depth of the
+            other rows is unknown (0). A teacher trained on streets in wide pictures only predicts too little depth for streets
+            in 4:3 pictures: for 1600 of them half of the depth that it predicts for their middle rows alone.
 
     Raises:
         DataError: no pictures, or one that cannot be read.
@@ -48,7 +48,7 @@ def label_pictures(
         image = read_rgb(picture.rgb)
         matrix = picture.camera(image)
         if not path.is_file():
-            write_depth(path, _predicted(predict, image, matrix, pixels, aspect))
+            write_depth(path, _predict_depth(predict, image, matrix, pixels, aspect))
         entries.append(
             {
                 "id": picture.name,
@@ -61,16 +61,16 @@ def label_pictures(
     return len(entries)
 
 
-def _predicted(
+def _predict_depth(
     predict: Predictor, image: np.ndarray, matrix: np.ndarray, pixels: int, aspect: float | None
 ) -> np.ndarray:
-    """Depth [H, W] in metres of a picture with K `matrix`; 0 in rows that the teacher does not see."""
+    """Depth [H, W] in metres of a picture with intrinsics `matrix`; 0 in rows that the teacher does not see."""
     height, width = image.shape[:2]
     rows = height if aspect is None else min(height, round(width / aspect))
     top = (height - rows) // 2
     seen = matrix.copy()
     seen[1, 2] -= top
-    # At the network's size already, so that an engine is built for each of few sizes and not for every picture's.
+    # Resized to a network size here: an engine is then built for few sizes, not for each picture's.
     framing = Framing.plan((rows, width), choose_network_size((rows, width), pixels))
     inverse_depth = predict(framing.to_network(image[top : top + rows]), framing.output_intrinsics(seen))
     depth = np.zeros((height, width), np.float32)

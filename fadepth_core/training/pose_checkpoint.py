@@ -1,6 +1,6 @@
-"""The pose network of a run as a file, for `fadepth odometry`: safetensors with a JSON description in its header.
+"""File format of a run's pose network, for `fadepth odometry`: safetensors with a JSON description in its header.
 
-The depth node does not need it, so it is kept apart from the depth network's checkpoint. Nothing is unpickled.
+The depth node does not need the pose network, so it is not part of the depth network's checkpoint. Nothing is unpickled.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ _HEADER_KEY = "fadepth_pose"
 def save_pose_net(
     path: str | os.PathLike, pose_net: nn.Module, name: str, size: tuple[int, int], focal_length: float | None
 ) -> None:
-    """Write a pose network; the previous file survives unless the new one is complete on disk.
+    """Write a pose network. The previous file is replaced only when the new one is complete on disk.
 
     Args:
         pose_net: built by `build_pose_net(name)`, in any mode and on any device.
         name: "fbnetv3_b" or "small".
         size: height and width of the frames it was trained on, pixels.
-        focal_length: `data.focal_length` of the run; None where scenes were not scaled.
+        focal_length: `data.focal_length` of the run; None if scenes were not scaled.
     """
     description = {"format": FORMAT, "network": name, "size": list(size), "focal_length": focal_length}
     weights = {key: value.detach().cpu().contiguous() for key, value in pose_net.state_dict().items()}

@@ -1,8 +1,12 @@
-"""Whom a student learns from: a trained network at work beside it, the same network's answers kept on disk, or a folder of
-depth that any other model predicted.
+"""Distillation: the three kinds of teacher, and the loss between a student and its teacher (APX, FA-Depth section III-E).
 
-A network beside the student sees the pictures as the student does, augmented. What is on disk was made of the pictures as
-the data set has them, and is augmented with them.
+A network runs beside the student and sees the same augmented pictures. The other two kinds add their maps to the samples
+before augmentation, which then changes them together with the pictures.
+
+    configuration          class            maps
+    NetworkTeacherConfig   NetworkTeacher   depth and features, computed for every batch
+    CachedTeacherConfig    TeacherCache     depth and features of a network, computed once and read from a folder
+    PredictionsConfig      Predictions      depth that any other model predicted, read from a folder
 """
 
 from __future__ import annotations
@@ -10,13 +14,14 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from lightning_fabric import Fabric
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from torch import Tensor, nn
@@ -24,76 +29,141 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from fadepth_core.common.color import normalise
+from fadepth_core.common.errors import DataError
 from fadepth_core.common.files import write_atomically
-from fadepth_core.data import DataError, Sample
+from fadepth_core.common.sample import Sample
 from fadepth_core.data.images import read_depth
 from fadepth_core.geometry import area_average
-from fadepth_core.losses import ApxLoss, ApxReading, ApxWeights, Signals
-from fadepth_core.models.smalldepth import DepthFeatures
+from fadepth_core.losses import ApxLoss, ApxOptions, ApxWeights, Signals
+from fadepth_core.losses.supervised import depth_loss, shape_loss
+from fadepth_core.models import DepthFeatures
 from fadepth_core.runtime.checkpoint import Checkpoint, CheckpointError
 from fadepth_core.runtime.network import load_training_network
-from fadepth_core.training.config import TeacherConfig, TrainConfig
-from fadepth_core.training.workers import start_worker
+from fadepth_core.training.config import (
+    CachedTeacherConfig,
+    LossConfig,
+    NetworkTeacherConfig,
+    PredictionsConfig,
+    TeacherConfig,
+    TrainConfig,
+)
+from fadepth_core.training.loader import start_worker
 
-#: μ_e and μ_d where the teacher has feature maps (Table XI).
-FEATURE_WEIGHT = 0.01
 _HEADER_KEY = "fadepth_teacher"
+#: Names of maps in samples and files -> attributes of `Signals` and `DepthFeatures`.
 _KINDS = {"disparity": "disparities", "encoder": "encoder", "decoder": "decoder"}
+
+
+# ------------------------------------------------------------------------------------------------------------- the loss
 
 
 class Distillation:
     """L_apx of a batch, for `PyramidLoss`.
 
     Args:
-        apx: the loss, on the student's device.
-        student_range: metres the student's answers span.
-        teacher: frozen training form with its `min_depth` and `max_depth`; None takes the samples' `teacher` maps.
-        autocast: context the teacher runs in.
-        depth_loss: of the student's disparities x [B, 1, h, w] against the teacher's depth [B, H, W], in metres; None: none.
+        apx: the loss between the student's and the teacher's maps.
+        student_range: nearest and farthest depth that the student can predict, metres.
+        teacher: None: the samples carry the teacher's maps (`with_teacher`).
+        depth_weight: weight of the losses against true depth, with the teacher's depth in place of the true one.
+        loss: weights of these losses relative to each other.
     """
 
     def __init__(
         self,
         apx: ApxLoss,
         student_range: tuple[float, float],
-        teacher: nn.Module | None,
-        autocast=nullcontext,
-        depth_loss: Callable[[Sequence[Tensor], Tensor], Tensor] | None = None,
+        teacher: NetworkTeacher | None = None,
+        depth_weight: float = 0.0,
+        loss: LossConfig | None = None,
     ):
-        self.apx, self._range, self._teacher, self._autocast = apx, student_range, teacher, autocast
-        self._depth_loss = depth_loss
+        self.apx, self.teacher = apx, teacher
+        self._range, self._depth_weight, self._loss = student_range, depth_weight, loss or LossConfig()
+        self._compare: nn.Module = apx
+
+    def set_up(self, fabric: Fabric) -> None:
+        """Move the loss and the teacher to the device of this process."""
+        # Several processes average the gradients of the projections; without projections there is nothing to average.
+        self._compare = fabric.setup_module(self.apx) if self.apx.projections else fabric.to_device(self.apx)
+        if self.teacher is not None:
+            self.teacher.set_up(fabric)
 
     def __call__(self, frames: Tensor, outputs: DepthFeatures, sample: Sample) -> Tensor:
-        """Shapes: normalised middle frames [B, 3, H, W], the student's outputs for them -> [].
+        """The loss, [], of the student's `outputs` for the normalised middle frames [B, 3, H, W] of `sample`.
 
         Raises:
-            ValueError: without a network the sample must carry a teacher's maps.
+            ValueError: there is neither a network nor maps in the samples.
         """
         student = Signals.of(outputs, *self._range)
-        if self._teacher is not None:
-            with torch.no_grad(), self._autocast():
-                answers = self._teacher(frames)
-            teacher = Signals.of(answers, self._teacher.min_depth, self._teacher.max_depth)
+        if self.teacher is not None:
+            teacher = self.teacher.signals(frames)
         elif sample.teacher is not None:
-            teacher = _signals(sample.teacher, student)
+            teacher = _stored_signals(sample.teacher, student)
         else:
             raise ValueError("without a teacher network the samples must carry a teacher's maps")
-        loss = self.apx(student, teacher)
-        if self._depth_loss is not None:
-            loss = loss + self._depth_loss(outputs.disparities, 1 / teacher.disparities[0][:, 0].float())
+        loss = self._compare(student, teacher)
+        if self._depth_weight:
+            depth = 1 / teacher.disparities[0][:, 0].float()
+            loss = loss + self._depth_weight * self._depth_loss(outputs.disparities, depth)
         return loss
+
+    def _depth_loss(self, disparities: Sequence[Tensor], depth: Tensor) -> Tensor:
+        """The losses against true depth, for the teacher's depth [B, H, W] in metres."""
+        weights = self._loss
+        total = weights.depth * depth_loss(disparities, depth, *self._range, weights.depth_error)
+        if weights.shape:
+            total = total + weights.shape * shape_loss(disparities[0], depth, *self._range)
+        return total
+
+
+def build_distillation(config: TrainConfig, student: nn.Module) -> Distillation | None:
+    """The configured distillation; None without a teacher.
+
+    Raises:
+        CheckpointError: the teacher cannot be used, see `load_teacher`.
+    """
+    if config.teacher is None:
+        return None
+    running = isinstance(config.teacher, NetworkTeacherConfig)
+    teacher = NetworkTeacher(load_teacher(config)) if running else None
+    apx = build_apx(config.teacher, student, teacher and teacher.network)
+    return Distillation(apx, (student.min_depth, student.max_depth), teacher, config.teacher.depth, config.loss)
 
 
 def build_apx(config: TeacherConfig, student: nn.Module, teacher: nn.Module | None) -> ApxLoss:
-    """The configured loss between two networks; `teacher` None where its maps come from disk."""
-    feature_weight = 0.0 if config.source.is_dir() else FEATURE_WEIGHT
-    encoder, decoder = (feature_weight if weight is None else weight for weight in (config.encoder, config.decoder))
-    reading = ApxReading(config.channels, config.distribution, config.distance, config.mask, config.renormalise)
+    """The configured loss between two networks; `teacher` is needed for projections of its channels only."""
+    weights = ApxWeights(config.encoder, config.decoder, config.disparity)
+    options = ApxOptions(config.channels, config.distribution, config.distance, config.mask, config.renormalise)
     widths = {}
     if config.channels == "projection":
         pairs = zip(_widths(student).items(), _widths(teacher).values(), strict=True)
         widths = {kind: list(zip(own, theirs, strict=True)) for (kind, own), theirs in pairs}
-    return ApxLoss(ApxWeights(encoder, decoder, config.disparity), reading, widths)
+    return ApxLoss(weights, options, widths)
+
+
+# --------------------------------------------------------------------------------------------------- the kinds of teacher
+
+
+class NetworkTeacher:
+    """A frozen network that runs beside the student.
+
+    Args:
+        network: training form in evaluation mode, with `min_depth` and `max_depth`.
+    """
+
+    def __init__(self, network: nn.Module):
+        self.network = network
+        self._autocast = nullcontext
+
+    def set_up(self, fabric: Fabric) -> None:
+        """Move the network to the device of this process, and run it in the configured precision."""
+        self.network, self._autocast = fabric.to_device(self.network), fabric.autocast
+
+    @torch.no_grad()
+    def signals(self, frames: Tensor) -> Signals:
+        """Maps of normalised images [B, 3, H, W]."""
+        with self._autocast():
+            outputs = self.network(frames)
+        return Signals.of(outputs, self.network.min_depth, self.network.max_depth)
 
 
 def load_teacher(config: TrainConfig) -> nn.Module:
@@ -111,32 +181,35 @@ def load_teacher(config: TrainConfig) -> nn.Module:
 
 
 def with_teacher(config: TrainConfig, datasets: Sequence[Dataset]) -> list[Dataset]:
-    """The data sets with the teacher's maps in their samples, where they come from disk.
+    """The data sets, with the teacher's maps in their samples if the teacher is not a running network.
 
-    A cache is filled first, by runs on one device; runs on several find it filled.
+    A cache is filled first.
 
     Raises:
         CheckpointError: the teacher cannot be used.
         DataError: an entry of the cache is damaged.
     """
-    if config.teacher is None:
-        return list(datasets)
-    if config.teacher.source.is_dir():
+    if isinstance(config.teacher, PredictionsConfig):
         source = Predictions(config.teacher.source)
-    elif config.teacher.cache is None:
-        return list(datasets)
+    elif isinstance(config.teacher, CachedTeacherConfig):
+        source = _filled_cache(config, datasets)
     else:
-        source = TeacherCache(config.teacher.cache, Checkpoint(config.teacher.source))
-        if config.devices == 1:  # several processes would all do it
-            device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-            teacher, data = load_teacher(config).to(device), config.data
-            for dataset in datasets:
-                source.fill(teacher, dataset, config.frame_factor, data.batch_size, data.workers)
+        return list(datasets)
     return [WithTeacher(dataset, source) for dataset in datasets]
 
 
+def _filled_cache(config: TrainConfig, datasets: Sequence[Dataset]) -> TeacherCache:
+    cache = TeacherCache(config.teacher.cache, Checkpoint(config.teacher.source))
+    if config.devices == 1:  # several processes would all fill it; they expect a cache filled by a run on one device
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        network = load_teacher(config).to(device)
+        for dataset in datasets:
+            cache.fill(network, dataset, config.frame_factor, config.data.batch_size, config.data.workers)
+    return cache
+
+
 class WithTeacher(Dataset):
-    """A data set whose samples carry a teacher's maps: `source.maps(sample)`."""
+    """A data set whose samples carry the teacher's maps, `source.maps(sample)`."""
 
     def __init__(self, dataset: Dataset, source: Predictions | TeacherCache):
         self._dataset, self._source = dataset, source
@@ -151,24 +224,25 @@ class WithTeacher(Dataset):
 
 
 class Predictions:
-    """A folder of depth, one file for each sample: its name, with every character but letters, digits and `_./-` as `_`,
-    and .npy (float metres [h, w]) or .png (16 bits, metres * 256).
+    """A folder with a depth map of any size for each sample. Every pixel must have a depth; its unit does not matter if
+    distributions are ratios.
 
-    Any size will do; and any unit, where distributions are ratios. Every pixel must have a depth.
+    File names are the samples' names, with `_` in place of every character but letters, digits and `_./-`, and .npy (float
+    metres [h, w]) or .png (16 bits, metres * 256).
     """
 
     def __init__(self, folder: Path):
         self._folder = folder
 
     def path(self, name: str) -> Path:
-        """Where the prediction for a sample is looked for, without suffix."""
+        """Path of the prediction for the sample `name`, without suffix."""
         return self._folder / re.sub(r"[^\w./-]", "_", name).replace("..", "_").lstrip("/.")
 
     def maps(self, sample: Sample) -> dict[str, Tensor]:
-        """Its inverse depth [1, H, W], at the size of the sample's frames.
+        """Inverse depth [1, H, W] of a sample, resized to its frames.
 
         Raises:
-            DataError: no file for this sample, or one that is not depth everywhere.
+            DataError: there is no file for this sample, or it is not a depth map.
         """
         path = self.path(sample.name)
         array, picture = (path.with_name(path.name + suffix) for suffix in (".npy", ".png"))
@@ -188,10 +262,10 @@ class Predictions:
 
 
 class TeacherCache:
-    """A network's answers to a data set's middle frames, one file each, named by what it follows from: the teacher's
-    weights and the picture's pixels. So an entry of another teacher or of changed data is never found.
+    """A network's maps of a data set's middle frames, one file for each frame.
 
-    Maps are kept in half precision, of feature maps the mean over channels; each file carries a checksum.
+    A file's name is a digest of the teacher's weights and the frame's pixels, so an entry of another teacher or of other data
+    is never read. Maps are kept in half precision; of feature maps, only the mean over channels. Each file has a checksum.
     """
 
     def __init__(self, folder: Path, teacher: Checkpoint):
@@ -199,14 +273,14 @@ class TeacherCache:
         self._teacher = f"{teacher.weights_sha256} {teacher.description.to_json()}"
 
     def path(self, sample: Sample) -> Path:
-        """The entry of a sample."""
+        """File of a sample's maps."""
         digest = hashlib.blake2b(self._teacher.encode(), digest_size=16)
         digest.update(sample.middle.contiguous().numpy().data)
         name = digest.hexdigest()
         return self._folder / name[:2] / f"{name}.safetensors"
 
     def maps(self, sample: Sample) -> dict[str, Tensor]:
-        """What the teacher answered to a sample's middle frame, each [1, h, w].
+        """The teacher's maps of a sample's middle frame, each [1, h, w].
 
         Raises:
             DataError: there is no such entry, or it is damaged.
@@ -214,40 +288,43 @@ class TeacherCache:
         path = self.path(sample)
         if not path.is_file():
             raise DataError(
-                f"{path}: the teacher's cache has no entry for '{sample.name}'; starting on one device makes it"
+                f"{path}: the teacher's cache has no entry for '{sample.name}'; a run on one device creates it"
             )
         return {name: torch.from_numpy(value.astype(np.float32)) for name, value in _read_entry(path).items()}
 
     @torch.inference_mode()
     def fill(self, teacher: nn.Module, dataset: Dataset, factor: int, batch_size: int, workers: int) -> None:
-        """Ask the teacher what is not there yet, and check what is.
+        """Compute the missing entries of a data set, and check the others.
 
         Args:
-            factor: how many times the size of level cr the frames have.
+            factor: size of the frames as a multiple of level cr's.
 
         Raises:
             DataError: an entry is damaged.
         """
         device = next(teacher.parameters()).device
         loader = DataLoader(dataset, batch_size, num_workers=workers, collate_fn=list, worker_init_fn=start_worker)
-        for samples in tqdm(loader, desc=f"teacher's answers in {self._folder}", unit="batch"):
-            asked = []
+        for samples in tqdm(loader, desc=f"teacher's maps in {self._folder}", unit="batch"):
+            missing = []
             for sample in samples:
                 if self.path(sample).is_file():
                     _read_entry(self.path(sample))
                 else:
-                    asked.append(sample)
-            if not asked:
+                    missing.append(sample)
+            if not missing:
                 continue
-            frames = torch.stack([sample.middle for sample in asked]).to(device)
+            frames = torch.stack([sample.middle for sample in missing]).to(device)
             size = [side // factor for side in frames.shape[-2:]]
-            maps = _maps(teacher(normalise(area_average(frames, size))), teacher)
-            for i, sample in enumerate(asked):
+            maps = _reduced_maps(teacher(normalise(area_average(frames, size))), teacher)
+            for i, sample in enumerate(missing):
                 _write_entry(self.path(sample), {name: values[i].cpu().numpy() for name, values in maps.items()})
 
 
-def _maps(outputs: DepthFeatures, teacher: nn.Module) -> dict[str, Tensor]:
-    """Half-precision maps [B, 1, h, w] by name."""
+# -------------------------------------------------------------------------------------------------------------- the maps
+
+
+def _reduced_maps(outputs: DepthFeatures, teacher: nn.Module) -> dict[str, Tensor]:
+    """A network's maps by name, [B, 1, h, w] in half precision: the mean over channels."""
     signals = Signals.of(outputs, teacher.min_depth, teacher.max_depth)
     return {
         f"{kind}.{i}": values.float().mean(dim=1, keepdim=True).half()
@@ -256,8 +333,8 @@ def _maps(outputs: DepthFeatures, teacher: nn.Module) -> dict[str, Tensor]:
     }
 
 
-def _signals(maps: Mapping[str, Tensor], student: Signals) -> Signals:
-    """Maps by name, [B, 1, h, w], as signals. Scales of depth that nobody kept are made of the finest."""
+def _stored_signals(maps: Mapping[str, Tensor], student: Signals) -> Signals:
+    """Maps by name, [B, 1, h, w], as signals. If there is one disparity map only, it is resized to the student's scales."""
     found = {
         attribute: [maps[f"{kind}.{i}"] for i in range(len(maps)) if f"{kind}.{i}" in maps]
         for kind, attribute in _KINDS.items()
@@ -286,7 +363,7 @@ def _read_entry(path: Path) -> dict[str, np.ndarray]:
             raise ValueError("its checksum is another")
     except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(
-            f"{path}: a damaged entry of the teacher's cache ({error}); delete it, and it is made anew"
+            f"{path}: a damaged entry of the teacher's cache ({error}); delete it, and the next run creates it again"
         ) from error
     return maps
 
@@ -307,7 +384,7 @@ def _checksum(maps: Mapping[str, np.ndarray]) -> str:
 
 @torch.no_grad()
 def _widths(network: nn.Module) -> dict[str, list[int]]:
-    """Channels of every encoder and every decoder map."""
+    """Number of channels of every encoder map and every decoder map."""
     was_training = network.training
     parameter = next(network.parameters())
     outputs = network.eval()(torch.zeros(1, 3, 64, 64, device=parameter.device, dtype=parameter.dtype))

@@ -1,10 +1,9 @@
-"""`fadepth ablate`: variants of a run, their table beside the paper's figures, and the paper's Tables IV to XI."""
+"""`fadepth ablate`: variants of a run, their table with the paper's figures, and the files of the paper's Tables IV to XI."""
 
 from __future__ import annotations
 
 import json
 import re
-import subprocess
 import sys
 from pathlib import Path
 
@@ -13,8 +12,8 @@ import yaml
 
 from fadepth_core.training.ablation import AblationConfig, ablate
 from fadepth_core.training.config import ConfigError, load_config, read_yaml, validated
+from short_runs import ROOT, fadepth
 
-ROOT = Path(__file__).resolve().parents[2]
 TABLES = ROOT / "config" / "training" / "tables"
 #: Rows of each table in the paper.
 ROWS = {4: 18, 5: 8, 6: 6, 7: 17, 8: 7, 9: 7, 10: 40, 11: 5}
@@ -30,7 +29,7 @@ TINY = {
 PAPER = [0.1489, 1.0972, 5.7242, 0.2206, 0.7921]
 VARIANTS = {"plain": ["model.etm=null"], "etm": {"set": ["model.etm=etm#"], "paper": PAPER}}
 
-#: Stands in for `fadepth fit`: writes the figures of a run without training it.
+#: Replaces `fadepth fit`: writes the figures of a run without training.
 FAKE_FIT = """
 import json, pathlib, sys
 folder = next(pathlib.Path(value.removeprefix("output=")) for value in sys.argv if value.startswith("output="))
@@ -45,14 +44,9 @@ def write(folder: Path, variants: dict) -> Path:
     return path
 
 
-def run(*arguments):
-    command = [sys.executable, str(ROOT / "training" / "run.py"), "ablate", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=240)
-
-
 def test_each_variant_is_trained_once_and_compared(tmp_path):
     path = write(tmp_path, VARIANTS)
-    result = run("--config", path, "--out", tmp_path / "out", "--jobs", 2)
+    result = fadepth("ablate", "--config", path, "--out", tmp_path / "out", "--jobs", 2)
     assert result.returncode == 0, result.stderr
     for row in ("constant depth", "plain", "etm"):
         assert re.search(rf"^{row} +\d", result.stdout, re.MULTILINE), result.stdout
@@ -61,18 +55,18 @@ def test_each_variant_is_trained_once_and_compared(tmp_path):
     assert written["variants"]["etm"][0]["abs_rel"] == own["figures"]["abs_rel"]
     assert "model:\n  name: smalldepth" in (tmp_path / "out" / "plain-3" / "config.yaml").read_text()
     before = (tmp_path / "out" / "etm-3" / "metrics.json").stat().st_mtime_ns
-    again = run("--config", path, "--out", tmp_path / "out")
+    again = fadepth("ablate", "--config", path, "--out", tmp_path / "out")
     assert again.returncode == 0, again.stderr
     assert again.stdout == result.stdout
     assert (tmp_path / "out" / "etm-3" / "metrics.json").stat().st_mtime_ns == before
-    other = run("--config", path, "--out", tmp_path / "out", "--set", "schedule.iterations=3")
+    other = fadepth("ablate", "--config", path, "--out", tmp_path / "out", "--set", "schedule.iterations=3")
     assert other.returncode == 1
     assert re.search(
         r"error: .*plain-3: holds a run with other settings \(schedule\); choose another --out", other.stderr
     )
 
 
-def test_the_papers_row_is_below_the_variants(tmp_path):
+def test_the_papers_row_is_below_its_variant(tmp_path):
     table = ablate(write(tmp_path, VARIANTS), [], tmp_path / "out", [sys.executable, "-c", FAKE_FIT], 1)
     lines = [line.split() for line in table.splitlines()]
     assert lines[0] == ["AbsRel", "SqRel", "RMSE", "RMSElog", "d<1.25"]
@@ -93,9 +87,8 @@ def test_only_named_variants_are_trained(tmp_path):
     assert "etm" in table
     assert "plain" not in table
     assert not (tmp_path / "out" / "plain-3").exists()
-    unknown = run("--config", tmp_path / "variants.yaml", "--out", tmp_path / "other", "--only", "etm", "emt")
-    assert unknown.returncode == 1
-    assert "no variant emt; there are plain, etm" in unknown.stderr
+    with pytest.raises(ConfigError, match="no variant emt; there are plain, etm"):
+        ablate(tmp_path / "variants.yaml", [], tmp_path / "other", command, 1, only=["etm", "emt"])
     ablate(tmp_path / "variants.yaml", [], tmp_path / "out", command, 1, only=["plain"])
     assert json.loads((tmp_path / "out" / "ablation.json").read_text())["variants"].keys() == {"plain", "etm"}
 
@@ -121,7 +114,7 @@ def test_a_wrong_variant_is_named_before_any_is_trained(tmp_path, variant, messa
 
 
 @pytest.mark.parametrize("number", ROWS)
-def test_tables_of_the_paper_can_be_read(number, tmp_path):
+def test_the_papers_tables_are_complete_and_without_repetition(number, tmp_path):
     path = TABLES / f"table_{number}.yaml"
     table = validated(AblationConfig, read_yaml(path), path)
     assert len(table.variants) == ROWS[number]
@@ -133,4 +126,4 @@ def test_tables_of_the_paper_can_be_read(number, tmp_path):
         assert variant.paper is not None, name
         settings.setdefault(config.model_dump_json(), []).append(name)
     repeated = [names for names in settings.values() if len(names) > 1]
-    assert not repeated, f"the same run twice: {repeated}"
+    assert not repeated, f"equal runs: {repeated}"

@@ -1,12 +1,10 @@
-"""`fit` and `evaluate` from a configuration to what is left in the folder, on tiny rendered scenes."""
+"""`fit` and `evaluate`, from a configuration to the files in the run's folder, on tiny rendered scenes."""
 
 from __future__ import annotations
 
 import json
 import re
 import subprocess
-import sys
-from pathlib import Path
 
 import cv2
 import numpy as np
@@ -15,15 +13,13 @@ import torch
 import yaml
 
 from fadepth_core.data import DataError, Sample
+from fadepth_core.data.registry import build_dataset
 from fadepth_core.evaluation.motion import motion_errors
 from fadepth_core.runtime.checkpoint import Checkpoint, CheckpointError
-from fadepth_core.runtime.engine import DepthEngine
-from fadepth_core.synthetic.dataset import SyntheticDataset
+from fadepth_core.runtime.engine import DepthEngine, FrameRequest
 from fadepth_core.training.config import ConfigError, load_config
-from fadepth_core.training.fit import SPEED_WEIGHT, Evaluator, fit, training_set, with_speed_weight
-from fadepth_core.training.trainer import batches
-
-ROOT = Path(__file__).resolve().parents[2]
+from fadepth_core.training.fit import SPEED_WEIGHT, fit, training_set, with_speed_weight
+from short_runs import COMMAND, fadepth
 
 TINY = {
     "data": {"train": [{"name": "synthetic", "length": 4}], "size": [64, 64], "batch_size": 2, "workers": 0},
@@ -38,9 +34,8 @@ TINY = {
 }
 
 
-def run(*arguments):
-    command = [sys.executable, str(ROOT / "training" / "run.py"), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=240)
+def run_process(*arguments):
+    return subprocess.run([*COMMAND, *map(str, arguments)], capture_output=True, text=True)
 
 
 @pytest.fixture
@@ -52,25 +47,25 @@ def config_file(tmp_path):
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """A finished run: its folder, and what was printed."""
+    """A finished run: its folder, and the printed text."""
     folder = tmp_path_factory.mktemp("run")
     path = folder / "tiny.yaml"
     path.write_text(yaml.safe_dump(TINY))
-    result = run("fit", "--config", path, "--set", f"output={folder / 'out'}")
+    result = fadepth("fit", "--config", path, "--set", f"output={folder / 'out'}")
     assert result.returncode == 0, result.stderr
     return folder / "out", result.stdout
 
 
-def test_a_finished_run_leaves_what_the_node_loads(finished):
+def test_a_finished_run_has_a_checkpoint_for_the_node(finished):
     engine = DepthEngine.load(finished[0] / "depth.safetensors", camera_size=(64, 64))
     image = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
-    depth = engine.infer(image, np.array([[50.0, 0, 32], [0, 50, 32], [0, 0, 1]])).depth
+    depth = engine.infer(FrameRequest(image, np.array([[50.0, 0, 32], [0, 50, 32], [0, 0, 1]]))).depth
     assert np.isfinite(depth).all()
     assert engine.backend_name == "openvino", engine.failures
-    assert "depth.safetensors is what the depth node takes" in finished[1]
+    assert f"for the depth node: --ros-args -p checkpoint:={finished[0] / 'depth.safetensors'}" in finished[1]
 
 
-def test_a_finished_run_leaves_its_figures_pictures_and_settings(finished):
+def test_a_finished_run_has_figures_pictures_and_settings(finished):
     metrics = json.loads((finished[0] / "metrics.json").read_text())
     assert metrics["iterations"] == 2
     assert len(metrics["images"]) == 2
@@ -79,7 +74,7 @@ def test_a_finished_run_leaves_its_figures_pictures_and_settings(finished):
     assert f"{metrics['figures']['abs_rel']:.4f}" in finished[1]
     assert cv2.imread(str(finished[0] / "pictures.png")).std() > 10
     again = load_config(finished[0] / "config.yaml", [])
-    assert again.loss.speed == 0.0  # decided, and written down
+    assert again.loss.speed == 0.0, "null was replaced by the value used"
 
 
 def test_a_finished_run_can_be_evaluated(finished, tmp_path):
@@ -96,11 +91,11 @@ def test_a_finished_run_can_be_evaluated(finished, tmp_path):
         )  # fmt: skip
     (tmp_path / "index.json").write_text(json.dumps(entries))
     arguments = ("--protocol", "folder", "--root", tmp_path, "--out", tmp_path / "out")
-    result = run("evaluate", finished[0] / "checkpoint.safetensors", *arguments)
+    result = fadepth("evaluate", finished[0] / "checkpoint.safetensors", *arguments)
     assert result.returncode == 0, result.stderr
     assert re.search(r"checkpoint +\d\.\d{3}", result.stdout), result.stdout
     assert "g0" in result.stdout
-    deployed = run("evaluate", finished[0] / "depth.safetensors", *arguments, "--flip", "--scaling", "none")
+    deployed = fadepth("evaluate", finished[0] / "depth.safetensors", *arguments, "--flip", "--scaling", "none")
     assert deployed.returncode == 0, deployed.stderr
     assert "depth‡" in deployed.stdout
     assert "scaling: none" in deployed.stdout
@@ -126,40 +121,40 @@ def test_a_finished_run_can_be_evaluated(finished, tmp_path):
         (["model.start=/nowhere.safetensors"], "/nowhere.safetensors"),
     ],
 )
-def test_what_cannot_be_used_is_named(config_file, tmp_path, overrides, message):
+def test_wrong_data_sets_protocols_and_checkpoints_are_named(config_file, tmp_path, overrides, message):
     with pytest.raises((ConfigError, DataError, CheckpointError), match=re.escape(message)):
         fit(load_config(config_file, [f"output={tmp_path / 'out'}", *overrides]))
     assert not (tmp_path / "out" / "checkpoint.safetensors").exists()
 
 
 def test_errors_are_one_line_and_a_status(config_file):
-    result = run("fit", "--config", config_file, "--set", "data.train=[{name: kitti, root: /nowhere}]")
+    result = run_process("fit", "--config", config_file, "--set", "data.train=[{name: kitti, root: /nowhere}]")
     assert result.returncode == 1
     assert result.stderr.startswith("error: ")
     assert "Traceback" not in result.stderr
-    missing = run("fit", "--config", "/nowhere.yaml")
+    missing = fadepth("fit", "--config", "/nowhere.yaml")
     assert missing.returncode == 1
-    assert "error: /nowhere.yaml: no such file" in missing.stderr
+    assert missing.stderr == "error: /nowhere.yaml: no such file\n"
 
 
 def test_two_processes_train_together_and_resume(config_file, tmp_path):
-    """On a CPU as on several GPUs: one of them validates, saves and reports, and both stop together."""
+    """One of them validates, saves and prints; both end together."""
     options = [
         "--set", "devices=2", "--set", f"output={tmp_path / 'out'}", "--set", "loss.levels=[cr]", "--set", "evaluation={}",
         "--set", "validation.data={name: synthetic, length: 2, seed: 2}", "--set", "data.statistics_images=2",
     ]  # fmt: skip
-    result = run("fit", "--config", config_file, *options)
+    result = run_process("fit", "--config", config_file, *options)
     assert result.returncode == 0, result.stderr
-    assert result.stdout.count("is what the depth node takes") == 1
-    assert "exported the best in validation: iteration 2" in result.stdout
+    assert result.stdout.count("for the depth node") == 1
+    assert "exported the best network in validation: iteration 2" in result.stdout
     assert Checkpoint(tmp_path / "out" / "checkpoint.safetensors").description.provenance["batch"] == "4"
-    again = run("fit", "--config", config_file, *options, "--set", "schedule.iterations=3", "--resume")
+    again = run_process("fit", "--config", config_file, *options, "--set", "schedule.iterations=3", "--resume")
     assert again.returncode == 0, again.stderr
     assert Checkpoint(tmp_path / "out" / "checkpoint.safetensors").description.provenance["iterations"] == "3"
 
 
-class _Clip(torch.utils.data.Dataset):
-    """Stands in for video: what the speed loss is decided by."""
+class ClipWithSpeed(torch.utils.data.Dataset):
+    """A data set of one sample with or without speed."""
 
     def __init__(self, speed):
         self._speed = speed
@@ -179,16 +174,14 @@ class _Clip(torch.utils.data.Dataset):
         ("synthetic", torch.tensor(3.0), ["loss.speed=0.3"], 0.3),
     ],
 )
-def test_speed_supervises_own_video_unless_told_otherwise(source, speed, overrides, weight):
+def test_the_speed_loss_is_on_by_default_for_video_with_speed(source, speed, overrides, weight):
     config = load_config(None, [f"data.train=[{{name: {source}}}]", "pose.network=small", *overrides])
-    assert with_speed_weight(config, _Clip(speed)).loss.speed == weight
+    assert with_speed_weight(config, ClipWithSpeed(speed)).loss.speed == weight
 
 
-def test_perfect_motion_measures_as_perfect():
-    """A pose network that answers the truth has no error; one that stands still has the truth's own angle."""
-    config = load_config(None, ["data.size=[64, 64]", "evaluation.motion={name: synthetic, length: 3}"])
-    measure = Evaluator(config, config.evaluation)
-    dataset = measure._moving
+def test_motion_errors_of_the_true_motion_are_zero():
+    """Half the true motion has half the rotation of no motion, and scale 2."""
+    dataset = build_dataset("synthetic", (64, 64), length=3)
 
     class Known(torch.nn.Module):
         def __init__(self, factor):
@@ -201,7 +194,7 @@ def test_perfect_motion_measures_as_perfect():
             vectors = []
             for a, b in ((0, 1), (1, 2)):
                 motion = torch.linalg.inv(poses[b]) @ poses[a]
-                rotation = _log(motion[:3, :3])
+                rotation = rotation_vector(motion[:3, :3])
                 vectors.append(torch.cat([rotation, motion[:3, 3]]) * self.factor)
             return torch.stack(vectors)
 
@@ -215,34 +208,16 @@ def test_perfect_motion_measures_as_perfect():
     assert half.direction < 3
 
 
-def _log(rotation):
-    """Axis-angle vector of a small rotation."""
+def rotation_vector(rotation):
+    """Axis-angle vector of a small rotation matrix."""
     skew = (rotation - rotation.T) / 2
     vector = torch.stack([skew[2, 1], skew[0, 2], skew[1, 0]])
     sine = vector.norm()
     return vector * (torch.asin(sine.clamp(max=1)) / sine.clamp(min=1e-12))
 
 
-def test_pasted_strips_go_with_true_depth_alone():
-    """A batch of them has strips of other samples; a strip has no neighbouring frames for another loss to compare."""
-    alone = ["loss.base={photometric: 0, structure: 0, feature: 0, smoothness: 0}", "loss.levels=[cr]", "loss.depth=1"]
-    config = load_config(None, [*alone, "data.cutmix=1", "data.size=[32, 64]", "data.workers=0", "data.batch_size=4"])
-    scenes = SyntheticDataset("driving", (32, 64), length=6, static=True)
-    batch = next(batches(scenes, None, config, 0, 0, 1))
-    assert all(" and " in name for name in batch.name)
-    for setting in ("loss.base.photometric=1", "loss.levels=[cr, flip]"):
-        with pytest.raises(ConfigError, match=r"data\.cutmix: the strip of another picture has no"):
-            load_config(None, [*alone, "data.cutmix=0.5", setting])
-
-
-def test_one_focal_length_and_levels_of_other_sizes_are_refused():
-    with pytest.raises(ConfigError, match=r"data\.focal_length does not go with levels of another size: hr, lr"):
-        load_config(None, ["data.focal_length=200"])
-    assert load_config(None, ["data.focal_length=200", "loss.levels=[cr, flip, color]"]).data.focal_length == 200
-
-
-def test_a_mixture_with_little_depth_trains_and_one_without_is_refused(tmp_path):
-    """Batches in which no sample happens to have depth are nothing special."""
+def test_a_mixture_with_little_depth_trains_and_one_without_is_rejected(tmp_path):
+    """Some batches have no depth at all."""
     with_depth = {"name": "synthetic", "length": 2, "static": True, "share": 0.2}
     clip = tmp_path / "clip"
     clip.mkdir()

@@ -1,13 +1,11 @@
-"""The paper's recipe from a KITTI tree to figures, on two rendered drives in KITTI's layout."""
+"""The paper's recipe, from KITTI's files to figures, on two rendered drives in KITTI's layout."""
 
 from __future__ import annotations
 
 import json
 import signal
 import subprocess
-import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,9 +16,7 @@ from fadepth_core.data.kitti import KittiDataset, KittiTest
 from fadepth_core.runtime.checkpoint import Checkpoint
 from fadepth_core.training.pose_checkpoint import load_pose_net
 from kitti_tree import SIZE, TEST, TRAIN, write_kitti
-
-ROOT = Path(__file__).resolve().parents[2]
-RUN = [sys.executable, str(ROOT / "training" / "run.py")]
+from short_runs import COMMAND, ROOT, fadepth
 
 
 @pytest.fixture(scope="module")
@@ -30,8 +26,8 @@ def kitti(tmp_path_factory):
     return root
 
 
-def test_the_tree_is_read_as_kitti(kitti):
-    """Metric depth, moving frames and speed: what a run on it learns from is what a run on KITTI learns from."""
+def test_the_rendered_files_are_read_as_kitti(kitti):
+    """Frames that move, speed, and metric depth."""
     sample = KittiDataset(kitti, size=(64, 96), entries=kitti / "train.txt")[1]
     assert sample.name == f"{TRAIN.split('/')[1]}/image_02/2"
     assert sample.speed > 1
@@ -46,7 +42,7 @@ def test_the_tree_is_read_as_kitti(kitti):
 
 def test_fit_is_interrupted_and_resumed_and_evaluated(kitti, tmp_path):
     output = tmp_path / "run"
-    command = [*RUN, "fit", "--config", str(ROOT / "config" / "training" / "kitti.yaml")]
+    command = ["fit", "--config", str(ROOT / "config" / "training" / "kitti.yaml")]
     for override in (
         f"output={output}", "data.size=[64, 96]", "data.batch_size=2", "data.workers=0", "data.statistics_images=4",
         "pose.network=small", "schedule.warmup=1", "log.every=1", "log.save_every=1", "log.evaluate_every=1",
@@ -56,22 +52,24 @@ def test_fit_is_interrupted_and_resumed_and_evaluated(kitti, tmp_path):
     ):  # fmt: skip
         command += ["--set", override]
 
-    interrupted = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    try:
-        for _ in range(1800):  # in case it hangs
-            if (output / "state.pt").is_file() or interrupted.poll() is not None:
-                break
-            time.sleep(0.1)
-        interrupted.send_signal(signal.SIGINT)
-        _, errors = interrupted.communicate(timeout=120)
-    finally:
-        interrupted.kill()
-    assert interrupted.returncode == 1, errors
-    assert f"interrupted; the state is in {output}, go on with --resume" in errors
+    with open(tmp_path / "errors.txt", "w+") as errors:  # a file, because a full pipe would block the process
+        interrupted = subprocess.Popen([*COMMAND, *command], stdout=subprocess.DEVNULL, stderr=errors)
+        try:
+            while not (output / "state.pt").is_file() and interrupted.poll() is None:
+                time.sleep(0.1)
+            interrupted.send_signal(signal.SIGINT)
+            interrupted.wait()
+        finally:
+            interrupted.kill()
+        errors.seek(0)
+        message = errors.read()
+    assert interrupted.returncode == 1, message
+    assert f"interrupted; the state is in {output}, continue with --resume" in message
     done = torch.load(output / "state.pt", weights_only=True)["iteration"]
 
-    resumed = _run([*command, "--resume", "--set", f"schedule.iterations={done + 2}"])
-    assert "abs_rel" in resumed
+    resumed = fadepth(*command, "--resume", "--set", f"schedule.iterations={done + 2}")
+    assert resumed.returncode == 0, resumed.stderr
+    assert "abs_rel" in resumed.stdout
     log = EventAccumulator(str(output)).Reload()
     assert [point.step for point in log.Scalars("loss/total")] == list(range(1, done + 3))
     assert [point.step for point in log.Scalars("validation/abs_rel")] == list(range(done + 3))
@@ -85,17 +83,12 @@ def test_fit_is_interrupted_and_resumed_and_evaluated(kitti, tmp_path):
     pose_net, size, _ = load_pose_net(output / "pose.safetensors")
     assert (type(pose_net).__name__, size) == ("SmallPoseNet", (64, 96))
 
-    table = _run([
-        *RUN, "evaluate", str(output / "depth.safetensors"), "--protocol", "kitti_eigen", "--root", str(kitti),
-        "--entries", str(kitti / "test.txt"), "--out", str(tmp_path / "measured"),
-    ])  # fmt: skip
-    assert "kitti_eigen: 3 images, garg crop, up to 80 m" in table
-    assert "SmallDepth" not in table, "published figures are of the published list"
+    table = fadepth(
+        "evaluate", output / "depth.safetensors", "--protocol", "kitti_eigen", "--root", kitti,
+        "--entries", kitti / "test.txt", "--out", tmp_path / "measured",
+    )  # fmt: skip
+    assert table.returncode == 0, table.stderr
+    assert "kitti_eigen: 3 images, garg crop, up to 80 m" in table.stdout
+    assert "SmallDepth" not in table.stdout, "published figures are for the published list only"
     figures = json.loads((tmp_path / "measured" / "kitti_eigen.json").read_text())["metrics"]
     assert figures["abs_rel"] == pytest.approx(metrics["metrics"]["abs_rel"], rel=0.01)
-
-
-def _run(command):
-    result = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert result.returncode == 0, result.stderr
-    return result.stdout

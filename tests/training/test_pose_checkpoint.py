@@ -1,4 +1,4 @@
-"""The pose network's file: what is saved is what is loaded, and another file is refused by name."""
+"""The pose network's file: saving and loading, and errors that name the file."""
 
 import json
 
@@ -12,7 +12,7 @@ from fadepth_core.training.pose_checkpoint import load_pose_net, save_pose_net
 
 
 @pytest.mark.parametrize("focal_length", [None, 120.0])
-def test_a_loaded_pose_net_answers_as_the_saved_one(tmp_path, focal_length):
+def test_a_loaded_pose_net_equals_the_saved_one(tmp_path, focal_length):
     torch.manual_seed(0)
     pose_net = build_pose_net("small").to(memory_format=torch.channels_last)
     pair = torch.randn(2, 6, 64, 96)

@@ -1,39 +1,33 @@
-"""`fadepth` as a user calls it."""
+"""The command `fadepth` as a user calls it; fit, distill and ablate have tests of their own."""
 
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
+import os
+from contextlib import redirect_stdout
 from dataclasses import replace
-from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from fadepth_core import cli
 from fadepth_core.evaluation.report import MAP_SIZE, TILE_WIDTH
 from fadepth_core.evaluation.video import rgb
 from fadepth_core.models import MODELS, SmallDepth
 from fadepth_core.models.posenet import build_pose_net
 from fadepth_core.runtime.checkpoint import Checkpoint, save_checkpoint
-from fadepth_core.runtime.engine import DepthEngine
+from fadepth_core.runtime.engine import DepthEngine, FrameRequest
 from fadepth_core.synthetic.dataset import SyntheticDataset
 from fadepth_core.training.pose_checkpoint import save_pose_net
+from short_runs import ROOT, fadepth
 from street_canyon import GAP, write_frames
 from street_canyon import SIZE as CLIP_SIZE
 
-ROOT = Path(__file__).resolve().parents[2]
 
-
-def run(*arguments):
-    command = [sys.executable, str(ROOT / "training" / "run.py"), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120)
-
-
-def test_models_lists_what_can_be_built():
-    result = run("models")
+def test_models_lists_all_networks_and_the_papers_figures():
+    result = fadepth("models")
     assert result.returncode == 0, result.stderr
     lines = result.stdout.splitlines()
     assert max(map(len, lines)) <= 120
@@ -45,32 +39,52 @@ def test_models_lists_what_can_be_built():
     assert found[1:11] == paper[1:], "the paper's figures are reproduced"
 
 
+def test_output_to_a_closed_pipe_ends_quietly(monkeypatch, capsys):
+    """As in `fadepth models | head -1`."""
+
+    def build_nothing(name):
+        raise ImportError("to save time")
+
+    monkeypatch.setattr(cli, "build_model", build_nothing)
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "w") as closed, redirect_stdout(closed):
+        assert cli.main(["models"]) == 141, "128 + SIGPIPE"
+    assert capsys.readouterr().err == ""
+
+
+def test_a_wrong_number_is_rejected_with_its_range(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["pack", "synthetic", "--out", "x", "--quality", "0"])
+    assert "--quality: expected a whole number from 1 to 100, got 0" in capsys.readouterr().err
+
+
 def test_init_is_reproducible_and_runs(tmp_path):
     for name in ("a", "b"):
-        result = run("init", "smalldepth_k5", tmp_path / f"{name}.safetensors", "--seed", 3)
+        result = fadepth("init", "smalldepth_k5", tmp_path / f"{name}.safetensors", "--seed", 3)
         assert result.returncode == 0, result.stderr
     a, b = (Checkpoint(tmp_path / f"{name}.safetensors") for name in ("a", "b"))
     assert a.weights_sha256 == b.weights_sha256
     assert not a.description.trained
     engine = DepthEngine.load(a)
     assert engine.backend_name == "openvino", engine.failures
-    depth = engine.infer(np.random.default_rng(0).integers(0, 256, (128, 416, 3), dtype=np.uint8)).depth
+    depth = engine.infer(FrameRequest(np.random.default_rng(0).integers(0, 256, (128, 416, 3), np.uint8))).depth
     assert depth.shape == (128, 416)
     assert depth.std() > 0
 
 
 def test_pictures_are_packed_labelled_and_trained_on(tmp_path):
-    """From a data set to pictures, from pictures to a teacher's depth, and a student that learns from it."""
-    result = run(
+    """`pack` writes pictures, `label` the depth that a network predicts for them, and `fit` trains with it."""
+    result = fadepth(
         "pack", "synthetic", "--option", "preset=indoor", "--option", "static=true", "--count", 3, "--size", 64, 96, "--out",
         tmp_path / "pictures",
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     assert "wrote 3 pictures" in result.stdout
-    result = run("label", tmp_path / "pictures" / "rgb", "--teacher", "smalldepth", "--out", tmp_path / "labels")
+    result = fadepth("label", tmp_path / "pictures" / "rgb", "--teacher", "smalldepth", "--out", tmp_path / "labels")
     assert result.returncode == 0, result.stderr
     root = json.dumps(str(tmp_path / "labels"))
-    result = run(
+    result = fadepth(
         "fit", "--config", ROOT / "config" / "training" / "shipped" / "student.yaml", "--set", f"output={tmp_path / 'run'}",
         "--set", f"data.train=[{{name: pictures, root: {root}, sharp: false}}]", "--set", "data.size=[64, 96]",
         "--set", "data.batch_size=2", "--set", "schedule.iterations=2", "--set", "validation.data=null",
@@ -78,49 +92,49 @@ def test_pictures_are_packed_labelled_and_trained_on(tmp_path):
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     assert Checkpoint(tmp_path / "run" / "depth.safetensors").onnx_problem() is None
-    assert run("pack", "synthetic", "--option", "preset", "--out", tmp_path / "x").stderr.startswith(
+    assert fadepth("pack", "synthetic", "--option", "preset", "--out", tmp_path / "x").stderr.startswith(
         "error: --option preset: expected key=value"
     )
 
 
-def test_export_remakes_both_files(tmp_path):
+def test_export_replaces_checkpoint_and_graph(tmp_path):
     shipped = Checkpoint()
     copy = tmp_path / "robot.safetensors"
     copy.write_bytes(shipped.path.read_bytes())
     assert Checkpoint(copy).onnx_problem() is not None
-    result = run("export", copy)
+    result = fadepth("export", copy)
     assert result.returncode == 0, result.stderr
     assert Checkpoint(copy).onnx_problem() is None
     assert Checkpoint(copy).weights_sha256 == shipped.weights_sha256
 
 
-def test_export_does_not_overwrite_a_training_run(tmp_path):
+def test_export_does_not_overwrite_a_training_checkpoint(tmp_path):
     shipped = Checkpoint()
     run_path = tmp_path / "run.safetensors"
     weights = {name: value.numpy() for name, value in SmallDepth().state_dict().items()}
     save_checkpoint(run_path, weights, replace(shipped.description, form="training", onnx_sha256=""))
     before = run_path.read_bytes()
-    result = run("export", run_path)
+    result = fadepth("export", run_path)
     assert result.returncode == 1
     assert "a training checkpoint; name another file with --out" in result.stderr
-    assert run("export", run_path, "--out", tmp_path / "robot.onnx").returncode == 1
-    assert run("export", run_path, "--out", tmp_path / "robot.safetensors").returncode == 0
+    assert fadepth("export", run_path, "--out", tmp_path / "robot.onnx").returncode == 1
+    assert fadepth("export", run_path, "--out", tmp_path / "robot.safetensors").returncode == 0
     assert run_path.read_bytes() == before
     assert Checkpoint(tmp_path / "robot.safetensors").onnx_problem() is None
 
 
-def test_video_is_measured_beside_baselines(tmp_path):
-    """Three rendered frames of a drive with their poses."""
-    three = SyntheticDataset("driving", (64, 192), length=1, seed=3, moving=False)[0]
+def test_a_network_and_baselines_are_measured_on_video(tmp_path):
+    """On three rendered frames of a drive with their poses."""
+    drive = SyntheticDataset("driving", (64, 192), length=1, seed=3, moving=False)[0]
     clip = tmp_path / "clips" / "drive"
     clip.mkdir(parents=True)
-    for number, frame in enumerate(three.frames):
+    for number, frame in enumerate(drive.frames):
         cv2.imwrite(str(clip / f"{number}.png"), rgb(frame)[..., ::-1])
-    np.savetxt(clip / "poses.txt", three.poses[:, :3].reshape(3, 12))
-    fx, _, cx, _, fy, cy = three.intrinsics[:2].flatten().tolist()
+    np.savetxt(clip / "poses.txt", drive.poses[:, :3].reshape(3, 12))
+    fx, _, cx, _, fy, cy = drive.intrinsics[:2].flatten().tolist()
     camera = {"fx": fx, "fy": fy, "cx": cx, "cy": cy, "fps": 10, "poses": "poses.txt"}
     (clip / "camera.json").write_text(json.dumps(camera))
-    result = run(
+    result = fadepth(
         "evaluate", Checkpoint().path, "--protocol", "video", "--root", tmp_path / "clips", "--size", 64, 192,
         "--baselines", "--camera-height", 1.5, "--untrained", "--out", tmp_path / "out",
     )  # fmt: skip
@@ -140,22 +154,24 @@ def test_too_few_frames_for_int8_change_nothing(tmp_path):
     copy.write_bytes(Checkpoint().path.read_bytes())
     (tmp_path / "frames").mkdir()
     cv2.imwrite(str(tmp_path / "frames" / "0.png"), np.zeros((96, 128, 3), np.uint8))
-    result = run("export", copy, "--int8", tmp_path / "frames")
+    result = fadepth("export", copy, "--int8", tmp_path / "frames")
     assert result.returncode == 1
     assert "frames: 1 frames; an int8 graph needs at least 24" in result.stderr
     assert copy.read_bytes() == Checkpoint().path.read_bytes()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["frames", "robot.safetensors"]
 
 
-def test_stereo_labels_a_clip_that_training_learns_from(tmp_path):
+def test_stereo_measures_depth_that_fit_trains_with(tmp_path):
     write_frames(tmp_path / "clip")
     size = [str(side) for side in CLIP_SIZE]
-    result = run("stereo", tmp_path / "clip", "--out", tmp_path / "clip" / "depth", "--size", *size, "--nearest", GAP)
+    result = fadepth(
+        "stereo", tmp_path / "clip", "--out", tmp_path / "clip" / "depth", "--size", *size, "--nearest", GAP
+    )
     assert result.returncode == 0, result.stderr
-    assert f'wrote 14 pictures to {tmp_path / "clip" / "depth"}; name it as "depth" in' in result.stdout
+    assert f'wrote 14 pictures to {tmp_path / "clip" / "depth"}; to use them, set "depth" in' in result.stdout
     camera = json.loads((tmp_path / "clip" / "camera.json").read_text())
     (tmp_path / "clip" / "camera.json").write_text(json.dumps(camera | {"depth": "depth"}))
-    result = run(
+    result = fadepth(
         *("fit", "--config", ROOT / "config" / "training" / "stereo.yaml"),
         *(
             "--set",
@@ -175,7 +191,7 @@ def test_odometry_writes_a_trajectory_and_its_errors(tmp_path):
     write_frames(tmp_path / "clip", count=7)
     pose = tmp_path / "pose.safetensors"
     save_pose_net(pose, build_pose_net("small"), "small", CLIP_SIZE, None)
-    result = run("odometry", tmp_path / "clip", "--pose", pose, "--out", tmp_path / "out.txt", "--stride", 2)
+    result = fadepth("odometry", tmp_path / "clip", "--pose", pose, "--out", tmp_path / "out.txt", "--stride", 2)
     assert result.returncode == 0, result.stderr
     assert "wrote 4 poses" in result.stdout
     assert np.loadtxt(tmp_path / "out.txt").shape == (4, 12)
@@ -189,23 +205,23 @@ def test_odometry_writes_a_trajectory_and_its_errors(tmp_path):
     (tmp_path / "clip" / "camera.json").unlink()
     (tmp_path / "lens.json").write_text(json.dumps(camera))
     command = ("odometry", tmp_path / "clip", "--pose", pose, "--out", tmp_path / "tum.txt", "--format", "tum")
-    assert "clip: no camera.json beside it" in run(*command).stderr
-    result = run(*command, "--camera", tmp_path / "lens.json")
+    assert "clip: no camera.json beside it" in fadepth(*command).stderr
+    result = fadepth(*command, "--camera", tmp_path / "lens.json")
     assert result.returncode == 0, result.stderr
     np.testing.assert_allclose(np.loadtxt(tmp_path / "tum.txt")[:, 0], np.arange(7) / 10)
     assert not (tmp_path / "tum.errors.json").exists()
 
 
-def test_predict_writes_depth_and_colours_of_every_frame(tmp_path):
-    shown = np.random.default_rng(0).integers(0, 256, (96, 128, 3), dtype=np.uint8)
+def test_predict_writes_depth_and_coloured_depth_of_every_frame(tmp_path):
+    image = np.random.default_rng(0).integers(0, 256, (96, 128, 3), dtype=np.uint8)
     (tmp_path / "hall").mkdir()
-    cv2.imwrite(str(tmp_path / "hall" / "2.png"), shown)
-    cv2.imwrite(str(tmp_path / "hall" / "10.jpg"), shown[:64])
+    cv2.imwrite(str(tmp_path / "hall" / "2.png"), image)
+    cv2.imwrite(str(tmp_path / "hall" / "10.jpg"), image[:64])
     camera = tmp_path / "lens.json"
     camera.write_text('{"fx": 100.0, "fy": 100.0, "cx": 64.0, "cy": 48.0}')
-    result = run("predict", tmp_path / "hall", "--out", tmp_path / "png", "--camera", camera)
+    result = fadepth("predict", tmp_path / "hall", "--out", tmp_path / "png", "--camera", camera)
     assert result.returncode == 0, result.stderr
-    result = run(
+    result = fadepth(
         "predict", tmp_path / "hall", "--out", tmp_path / "npy", "--format", "npy", "--intrinsics", 200, 200, 64, 48
     )
     assert result.returncode == 0, result.stderr
@@ -215,39 +231,39 @@ def test_predict_writes_depth_and_colours_of_every_frame(tmp_path):
         assert (metres.shape, metres.dtype, millimetres.dtype) == ((height, 128), np.float32, np.uint16)
         known = millimetres > 0
         assert known.any()
-        # The lens is twice as long: so is the distance, for a checkpoint that follows the focal length.
+        # Twice the focal length gives twice the depth, for a checkpoint with a canonical focal length.
         factor = 2.0 if Checkpoint().description.focal_length else 1.0
         np.testing.assert_allclose(1000 * metres[known], factor * millimetres[known], rtol=1e-3, atol=1.5)
         assert cv2.imread(str(tmp_path / "png" / "color" / f"{name}.png")).shape == (height, 128, 3)
 
 
-def test_predict_makes_a_video_of_a_video(tmp_path):
+def test_predict_writes_a_video_for_a_video(tmp_path, caplog):
     writer = cv2.VideoWriter(str(tmp_path / "drive.mp4"), cv2.VideoWriter_fourcc(*"mp4v"), 10, (128, 96))
     for level in range(5):
         writer.write(np.full((96, 128, 3), 40 * level, np.uint8))
     writer.release()
-    result = run("predict", tmp_path / "drive.mp4", "--out", tmp_path / "out")
+    result = fadepth("predict", tmp_path / "drive.mp4", "--out", tmp_path / "out")
     assert result.returncode == 0, result.stderr
-    assert "no intrinsics, so depth is right up to one factor" in result.stderr
+    assert "no intrinsics" in caplog.text
     assert sorted(path.name for path in (tmp_path / "out" / "depth").iterdir()) == [f"{n:06d}.png" for n in range(5)]
     colored = cv2.VideoCapture(str(tmp_path / "out" / "color.mp4"))
     assert colored.get(cv2.CAP_PROP_FPS) == 10
     assert [colored.grab() for _ in range(6)] == [True] * 5 + [False]
 
 
-def test_evaluate_does_not_measure_another_precision_than_asked_for(tmp_path):
+def test_evaluate_measures_in_the_requested_precision_or_not_at_all(tmp_path):
     path = tmp_path / "net.safetensors"
     path.write_bytes(Checkpoint().path.read_bytes())
     write_test_folder(tmp_path / "test")
     arguments = ["evaluate", path, "--protocol", "folder", "--root", tmp_path / "test", "--out", tmp_path / "out"]
-    assert "net in openvino fp32" in run(*arguments, "--backend", "openvino", "--precision", "fp32").stdout
-    result = run(*arguments, "--backend", "torch", "--precision", "bf16")
+    assert "net in openvino fp32" in fadepth(*arguments, "--backend", "openvino", "--precision", "fp32").stdout
+    result = fadepth(*arguments, "--backend", "torch", "--precision", "bf16")
     assert result.returncode == 1
     assert "asked for torch bf16, got" in result.stderr
 
 
 def write_test_folder(folder):
-    """One picture with its depth."""
+    """A test set of one picture with its depth."""
     folder.mkdir()
     cv2.imwrite(str(folder / "a.png"), np.random.default_rng(0).integers(0, 256, (64, 96, 3), dtype=np.uint8))
     cv2.imwrite(str(folder / "d.png"), np.full((64, 96), 5 * 256, np.uint16))
@@ -255,8 +271,7 @@ def write_test_folder(folder):
     (folder / "index.json").write_text(json.dumps([entry]))
 
 
-@pytest.mark.parametrize("command", [("export", "/no/such/net.safetensors")])
-def test_errors_are_one_line(command):
-    result = run(*command)
+def test_errors_are_one_line():
+    result = fadepth("export", "/no/such/net.safetensors")
     assert result.returncode == 1
     assert result.stderr.strip() == "error: /no/such/net.safetensors: no such file"

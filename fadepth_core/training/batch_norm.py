@@ -1,0 +1,80 @@
+"""BatchNorm statistics of the network that a run measures, saves and exports.
+
+In training, running averages see activations with drop on, and batches of a few images. Before a network is measured or saved,
+its statistics are therefore recomputed over many training images with drop off (`models.layers.batch_norm`).
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from fadepth_core.common.color import normalise
+from fadepth_core.models.layers.batch_norm import recompute_batch_norm
+from fadepth_core.training.config import TrainConfig
+from fadepth_core.training.loader import Augment, statistics_images
+
+#: Pixels per forward pass when statistics are recomputed: 32 images of 128x416.
+PIXELS_PER_PASS = 32 * 128 * 416
+
+
+class BatchNormStatistics:
+    """Recomputes and freezes the BatchNorm statistics of a run's depth network.
+
+    Args:
+        dataset, augment: training data; `config.data.statistics_images` of its pictures are used.
+    """
+
+    def __init__(self, config: TrainConfig, dataset: Dataset, augment: Augment | None):
+        self._config, self._dataset, self._augment = config, dataset, augment
+        self._images: list[Tensor] | None = None
+        self._settled: tuple[int, nn.Module] | None = None
+
+    def batches(self, size: int, device: torch.device) -> Iterator[Tensor]:
+        """The statistics images, normalised, in batches [B, 3, H, W] with B up to `size`."""
+        if self._images is None:
+            self._images = statistics_images(self._dataset, self._augment, self._config)
+        for of_one_size in self._images:
+            # Equal parts: BatchNorm cannot normalise a last batch of a single image.
+            for images in of_one_size.tensor_split(math.ceil(len(of_one_size) / size)):
+                yield normalise(images.to(device, memory_format=torch.channels_last).float() / 255)
+
+    def settled(self, network: nn.Module, iteration: int) -> nn.Module:
+        """A copy of `network` after `iteration` steps, in evaluation mode, with recomputed statistics.
+
+        It is made once per iteration. `network` keeps its running averages.
+        """
+        if self._settled is None or self._settled[0] != iteration:
+            copied = copy.deepcopy(network).eval()
+            if iteration <= self._frozen_from:  # at equality, `freeze` recomputes them in the next step only
+                self._recompute(copied)
+            self._settled = (iteration, copied)
+        return self._settled[1]
+
+    def freeze(self, network: nn.Module, iteration: int) -> None:
+        """Before step `iteration` of training: from `model.freeze_statistics` on, BatchNorms normalise as in deployment."""
+        if iteration < self._frozen_from:
+            return
+        if iteration == self._frozen_from:
+            self._recompute(network)
+            network.train()
+        for module in network.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.eval()
+
+    def _recompute(self, network: nn.Module) -> None:
+        """Recompute the statistics of `network`, which is left in evaluation mode."""
+        height, width = self._config.data.size
+        size = max(8, PIXELS_PER_PASS // (height * width))
+        recompute_batch_norm(network, self.batches(size, next(network.parameters()).device))
+
+    @property
+    def _frozen_from(self) -> float:
+        """First iteration with frozen statistics."""
+        share = self._config.model.freeze_statistics
+        return math.inf if share is None else round(share * self._config.schedule.iterations)
