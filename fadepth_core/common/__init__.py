@@ -1,1 +1,1 @@
-"""What all other packages use; nothing here imports them."""
+"""Shared basics of fadepth_core: samples, framing, colour, files and errors. Imports no other package of fadepth_core."""

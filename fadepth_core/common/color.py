@@ -1,4 +1,4 @@
-"""Colours of pictures: normalisation for the networks, and random changes for training."""
+"""Colour of images: normalisation for the networks, and random colour jitter for training."""
 
 from __future__ import annotations
 
@@ -7,27 +7,27 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-#: ImageNet statistics, for inputs in [0, 1]. All frames reach the networks normalised with them.
+#: ImageNet mean and standard deviation of RGB in [0, 1]; every network input is normalised with them.
 PIXEL_MEAN = (0.485, 0.456, 0.406)
 PIXEL_STD = (0.229, 0.224, 0.225)
 
 
 def normalise(frames: Tensor) -> Tensor:
-    """What both networks take: RGB in [0, 1] [B, 3, 3, H, W] -> the same with ImageNet's mean and spread taken out."""
+    """The networks' input, (frames - mean) / std. Shapes: RGB in [0, 1] [B, 3, 3, H, W] -> the same."""
     mean, std = (frames.new_tensor(values).view(3, 1, 1) for values in (PIXEL_MEAN, PIXEL_STD))
     return (frames - mean) / std
 
 
 @dataclass(frozen=True)
 class ColorJitter:
-    """Random brightness, contrast, saturation and hue, one draw per sample, shared by its three frames.
+    """Random brightness, contrast, saturation and hue: one draw per sample, shared by its three frames.
 
-    Each change is linear in RGB (hue as a rotation of the YIQ chroma plane), so together they are one 3×3 matrix and an
-    offset per sample: a single product instead of four passes and a conversion to HSV and back.
+    Each change is linear in RGB (hue is a rotation of the YIQ chroma plane). One 3×3 matrix and one offset per sample
+    therefore apply all four, without a conversion to HSV and back.
 
     Args:
-        brightness, contrast, saturation: b draws the factor from [1 - b, 1 + b].
-        hue: largest shift as a share of the full circle.
+        brightness, contrast, saturation: limit b of a factor drawn from [1 - b, 1 + b].
+        hue: largest shift, as a fraction of the full circle.
     """
 
     brightness: float = 0.2
@@ -42,7 +42,8 @@ class ColorJitter:
             1 + limit * x for limit, x in zip((self.brightness, self.contrast, self.saturation), draw[:3], strict=True)
         )
         chroma = self._chroma_matrix(saturation, 2 * torch.pi * self.hue * draw[3])
-        # Contrast pulls towards the mean grey level of the brightened sample; grey passes the chroma matrix unchanged.
+        # Contrast scales the distance to the mean grey level of the brightened sample. The chroma matrix does not
+        # change grey, so the mean can be taken before it.
         grey = frames.mean((1, 3, 4)) @ _RGB_TO_YIQ.to(frames)[0]
         offset = (1 - contrast) * brightness * grey
         matrix = (contrast * brightness)[:, None, None] * chroma

@@ -1,4 +1,4 @@
-"""What can be wrong with data."""
+"""Errors shared by the data sets and their callers."""
 
 
 class DataError(ValueError):

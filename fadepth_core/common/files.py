@@ -1,4 +1,4 @@
-"""Writing files, and where files that can be made again are kept."""
+"""Atomic file writes, and the folder for cached files."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 def write_atomically(path: str | os.PathLike, write: Callable[[str], None]) -> None:
-    """Call `write(temporary path)` and move the result to `path`, so that a full disk or a crash leaves the old file."""
+    """Call `write(temporary path)`, then move the result to `path`. A full disk or a crash leaves the old file."""
     path = Path(path)
     handle, part = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     os.close(handle)
@@ -23,5 +23,5 @@ def write_atomically(path: str | os.PathLike, write: Callable[[str], None]) -> N
 
 
 def user_cache() -> Path:
-    """The folder for this user's files that can be made again, e.g. compiled engines."""
+    """This user's cache folder, for files that can be generated again, e.g. compiled engines."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fadepth"

@@ -1,4 +1,4 @@
-"""What data sets yield: for training three consecutive frames of one camera, for evaluation one picture with its depth."""
+"""What the data sets return: `Sample` for training, `LabelledImage` for evaluation."""
 
 from __future__ import annotations
 
@@ -12,19 +12,23 @@ from torch import Tensor
 
 @dataclass
 class Sample:
-    """Three frames t-1, t, t+1, or a single one; with a leading batch dimension B on every tensor once collated.
+    """Three consecutive frames t-1, t, t+1 of one camera, or a single frame.
+
+    After `collate` every tensor has a leading batch dimension B.
 
     Attributes:
-        frames: [N, 3, H, W] float32 RGB in [0, 1], in temporal order; N is 3, or 1 where no frames are compared.
-        intrinsics: [3, 3] float32, pixels of `frames` (pixel centres at whole numbers).
-        interval: [] float32, seconds between two consecutive frames.
-        name: where the middle frame comes from, for people.
-        speed: [] float32, measured speed of the camera in metres per second, if known; NaN where only others of the
-            data set have one.
+        frames: [N, 3, H, W] float32 RGB in [0, 1], in temporal order; N is 3, or 1 if no loss compares frames.
+        intrinsics: K [3, 3] float32, in pixels of `frames`; pixel centres are at whole numbers.
+        interval: [] float32, seconds between consecutive frames.
+        name: source of the middle frame, for logs and error messages.
+        speed: [] float32, measured speed of the camera in metres per second; NaN if this sample has none but others of
+            its data set do; None if the data set has none.
         poses: [N, 4, 4] float32 camera-to-world (optical frame, metres) of each frame, if known.
-        depth: [h, w] float32 true depth of the middle frame in metres, 0 where unknown, at its own size, if known.
-        sharp: [] bool, whether the edges in `depth` are where they are in the picture; None: they are. A teacher's are not.
-        teacher: a teacher's maps of the middle frame, by name, each float32 [1, h, w] at its own size; see
+        depth: [h, w] float32 true depth of the middle frame in metres, at its own size, 0 where unknown; None if not
+            known.
+        sharp: [] bool, whether the edges in `depth` are aligned with those in the image; None means yes. False for
+            depth predicted by a teacher.
+        teacher: a teacher's maps of the middle frame by name, each float32 [1, h, w] at its own size; see
             `training.teacher`.
     """
 
@@ -48,14 +52,14 @@ class Sample:
         return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> Sample:
-        """The same sample in page-locked memory, from which `to` can copy to a GPU without waiting.
+        """The same sample in page-locked memory, from which `to` can copy to a GPU asynchronously.
 
-        `DataLoader(pin_memory=True)` calls this on every batch; it leaves objects without this method unpinned.
+        `DataLoader(pin_memory=True)` calls this on every batch; without this method a batch would not be pinned.
         """
         return self._map(Tensor.pin_memory)
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> Sample:
-        """The same sample with `change` applied to every tensor, the teacher's included."""
+        """The same sample with `change` applied to every tensor, including the teacher's maps."""
         changed = {name: change(value) if isinstance(value, Tensor) else value for name, value in vars(self).items()}
         if self.teacher is not None:
             changed["teacher"] = {name: change(value) for name, value in self.teacher.items()}
@@ -63,12 +67,12 @@ class Sample:
 
 
 def evenly_spread(length: int, count: int) -> list[int]:
-    """Up to `count` indices of a sequence of `length`, spread evenly from its first item to its last."""
+    """Up to `count` indices of a sequence of `length`, evenly spaced from the first item to the last."""
     return np.linspace(0, length - 1, min(count, length)).round().astype(int).tolist()
 
 
 def collate(samples: Sequence[Sample]) -> Sample:
-    """Stack samples into a batch. What one of them lacks, the batch lacks."""
+    """Stack samples into a batch. A field that is None in one sample is None in the batch."""
     batch = {}
     for f in fields(Sample):
         values = [getattr(sample, f.name) for sample in samples]
@@ -85,13 +89,13 @@ def collate(samples: Sequence[Sample]) -> Sample:
 
 @dataclass
 class LabelledImage:
-    """One picture of a test set.
+    """One image of a test set with its true depth.
 
     Attributes:
-        image: RGB uint8 [H, W, 3], as the camera gave it.
+        image: RGB uint8 [H, W, 3] at the camera's size.
         depth: true depth in metres along the optical axis, float32 [H, W], 0 where unknown.
-        intrinsics: K [3, 3] of `image`, pixel centres at whole numbers.
-        name: for people.
+        intrinsics: K [3, 3] of `image`; pixel centres are at whole numbers.
+        name: for logs and reports.
     """
 
     image: np.ndarray

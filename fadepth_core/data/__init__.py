@@ -1,4 +1,4 @@
-"""Data sets: one file each, all yielding the same `Sample` (training) or `LabelledImage` (evaluation)."""
+"""Data sets, one module each, all yielding `Sample` (training) or `LabelledImage` (evaluation)."""
 
 from fadepth_core.common.errors import DataError
 from fadepth_core.common.sample import LabelledImage, Sample, collate

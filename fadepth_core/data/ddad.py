@@ -1,7 +1,7 @@
-"""DDAD as Toyota distributes it (the DGP format): the front camera, with poses, and LiDAR depth for evaluation.
+"""DDAD in the format in which Toyota distributes it (DGP): the front camera with poses, and LiDAR depth for evaluation.
 
-root/ddad.json                    which scenes are for training (split "0") and validation ("1")
-root/000000/scene_<hash>.json     samples, and for each the files and poses of its sensors
+root/ddad.json                    scenes for training (split "0") and for validation (split "1")
+root/000000/scene_<hash>.json     time steps, each with the files and poses of its sensors
            calibration/<hash>.json  rgb/CAMERA_01/<time>.png  point_cloud/LIDAR/<time>.npz
 """
 
@@ -29,7 +29,7 @@ _SPLITS = {"train": "0", "val": "1"}
 
 @dataclass(frozen=True)
 class _Frame:
-    """One moment of a scene: files and sensor-to-world poses [4, 4] of camera and LiDAR, K [3, 3], seconds."""
+    """One time step of a scene: files and sensor-to-world poses [4, 4] of camera and LiDAR, K [3, 3], time [s]."""
 
     picture: Path
     points: Path
@@ -40,11 +40,11 @@ class _Frame:
 
 
 class DdadDataset(Dataset[Sample]):
-    """Three consecutive frames of the front camera, with its poses. Whole pictures are resized to `size`.
+    """Three consecutive frames of the front camera with their poses. Whole images are resized to `size`.
 
     Args:
-        root: folder that holds ddad.json.
-        split: the 150 scenes for training, or the 50 for validation.
+        root: folder with ddad.json.
+        split: "train" (150 scenes) or "val" (50 scenes).
         size: height and width of the frames, pixels.
 
     Raises:
@@ -67,7 +67,7 @@ class DdadDataset(Dataset[Sample]):
         three = self._scenes[scene][middle - 1 : middle + 2]
         images = [read_rgb(frame.picture) for frame in three]
         frames, intrinsics = frames_and_intrinsics(images, three[1].intrinsics, self._size, crop_to_aspect=False)
-        # In the middle camera's coordinates numbers are small, which single precision likes.
+        # Relative to the middle camera, coordinates are small enough for float32.
         to_middle = np.linalg.inv(three[1].camera_pose)
         poses = np.stack([to_middle @ frame.camera_pose for frame in three])
         picture = three[1].picture
@@ -81,7 +81,7 @@ class DdadDataset(Dataset[Sample]):
 
 
 class DdadTest(Dataset[LabelledImage]):
-    """Every frame of the validation scenes, with the LiDAR sweep of the moment as depth in the camera's picture.
+    """All frames of the validation scenes, with the LiDAR sweep of the same time step as depth in the image.
 
     Raises:
         DataError: as `DdadDataset`.
@@ -102,9 +102,10 @@ class DdadTest(Dataset[LabelledImage]):
 
 
 def lidar_depth(points: np.ndarray, frame: _Frame, size: tuple[int, int]) -> np.ndarray:
-    """LiDAR points [N, 3] in the picture of the frame's camera: float32 [H, W] metres, 0 where there is none.
+    """Project LiDAR points [N, 3] into the frame's camera: float32 depth [H, W] in metres, 0 where unknown.
 
-    Both sensors move while they look; each has its own pose. Where several points fall on a pixel the nearest counts.
+    The sensors measure at different times of a moving vehicle, so each has its own pose. The nearest of several points
+    in a pixel counts.
     """
     to_camera = np.linalg.inv(frame.camera_pose) @ frame.lidar_pose
     seen = points @ to_camera[:3, :3].T + to_camera[:3, 3]
@@ -129,7 +130,7 @@ def _read_scenes(root: Path, split: str) -> list[list[_Frame]]:
     missing = [name for name in names if not (root / name).is_file()]
     if missing:
         shown = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
-        raise DataError(f"{root}: {len(missing)} of the {len(names)} scenes of split '{split}' are not in it: {shown}")
+        raise DataError(f"{root}: {len(missing)} of the {len(names)} scenes of split '{split}' are missing: {shown}")
     scenes = [_read_scene(root / name) for name in names]
     if not any(scenes):
         raise DataError(f"{path}: split '{split}' is empty")
@@ -162,7 +163,7 @@ def _read_scene(path: Path) -> list[_Frame]:
     except DataError:
         raise
     except (KeyError, TypeError, ValueError) as error:
-        raise DataError(f"{path}: not a scene as DDAD has them: {error!r}") from None
+        raise DataError(f"{path}: not a DDAD scene: {error!r}") from None
     return sorted(frames, key=lambda frame: frame.time)
 
 
@@ -176,11 +177,11 @@ def _read_intrinsics(path: Path) -> np.ndarray:
 
 
 def _pose(values: dict[str, Any]) -> np.ndarray:
-    """Sensor to world [4, 4]. Fields that are zero may be left out."""
+    """Sensor-to-world pose [4, 4]. The format may leave out fields that are zero."""
     w, x, y, z = (values["rotation"].get(key, 0.0) for key in ("qw", "qx", "qy", "qz"))
     norm = np.sqrt(w * w + x * x + y * y + z * z)
     if not norm > 0:
-        raise ValueError("a rotation of four zeros")
+        raise ValueError("the rotation quaternion is zero")
     w, x, y, z = w / norm, x / norm, y / norm, z / norm
     pose = np.eye(4)
     pose[:3, :3] = [
@@ -193,11 +194,11 @@ def _pose(values: dict[str, Any]) -> np.ndarray:
 
 
 def _read_points(path: Path) -> np.ndarray:
-    """[N, 3] metres in the LiDAR's frame."""
+    """Points [N, 3] in the LiDAR's frame, metres."""
     if not path.is_file():
         raise DataError(f"{path}: no such file")
     try:
-        with np.load(path) as archive:  # never pickled objects
+        with np.load(path) as archive:  # allow_pickle is off: files are untrusted
             return archive["data"][:, :3].astype(np.float64)
     except (ValueError, KeyError, IndexError, OSError, EOFError, BadZipFile) as error:
         raise DataError(f"{path}: not a point cloud: {error}") from None

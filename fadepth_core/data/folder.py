@@ -1,11 +1,11 @@
-"""A folder of pictures with true depth, from any camera: the test set of the `folder` protocol.
+"""A folder of images with ground-truth depth, from any camera: the test set of the `folder` protocol.
 
     index.json           [{"id": "hall_1", "rgb": "rgb/hall_1.png", "depth": "depth/hall_1.png",
                            "fx": 525.0, "fy": 525.0, "cx": 319.5, "cy": 239.5, "group": "indoor"}, ...]
-    rgb/, depth/         the pictures; depth as 16-bit PNG in metres * 256, 0 where unknown
+    rgb/, depth/         the images; depth as 16-bit PNG in metres * 256, 0 where unknown
 
-Paths are relative to the folder, intrinsics are in pixels; "group" may be left out, further keys are ignored. A folder of such
-folders is a test set, too.
+Paths are relative to the folder, intrinsics are in pixels. "group" is optional, other keys are ignored. A folder of
+such folders is a test set too.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from fadepth_core.common.sample import LabelledImage
 from fadepth_core.data.images import read_depth, read_rgb
 
 INDEX = "index.json"
-#: Where they stand in K.
+#: Position of each intrinsic in K.
 _CAMERA = {"fx": (0, 0), "fy": (1, 1), "cx": (0, 2), "cy": (1, 2)}
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A picture that an index lists; depth and intrinsics K [3, 3] are None where it says nothing of them."""
+    """An image listed in an index; `depth` and `intrinsics` (K [3, 3]) are None where the index has none."""
 
     name: str
     rgb: Path
@@ -42,17 +42,17 @@ class Entry:
 
 
 class FolderTest(Dataset[LabelledImage]):
-    """The pictures that a folder's `index.json` lists, in its order.
+    """The images listed in a folder's `index.json`, in its order.
 
     Args:
         root: the folder.
-        groups: take only the pictures of these groups; None takes all.
+        groups: use only the images of these groups; None: all.
 
     Attributes:
-        groups: the group of each picture, "" where the index names none.
+        groups: the group of each image, "" where the index has none.
 
     Raises:
-        DataError: no index, one that cannot be read, or no picture of a wanted group. A picture's own faults are raised
+        DataError: no index, an invalid index, or no image of a requested group. An invalid image or depth file raises
             when it is read.
     """
 
@@ -83,7 +83,7 @@ class FolderTest(Dataset[LabelledImage]):
 
 
 def _read_indexes(root: Path) -> list[Entry]:
-    """The pictures of a folder with an index, or of all such folders in it."""
+    """The entries of the folder's index, or of the indexes of its subfolders."""
     below = sorted(path.parent for path in root.glob(f"*/{INDEX}"))
     if (root / INDEX).is_file() or not below:
         return read_index(root)
@@ -91,23 +91,23 @@ def _read_indexes(root: Path) -> list[Entry]:
 
 
 def read_index(root: Path, needs_depth: bool = True) -> list[Entry]:
-    """The pictures that the folder's index lists, in its order.
+    """The images listed in the folder's index, in its order.
 
     Args:
         root: the folder.
-        needs_depth: refuse a picture without depth.
+        needs_depth: refuse an image without depth.
 
     Raises:
-        DataError: no index, or one that cannot be used.
+        DataError: no index, or an invalid one.
     """
     path = root / INDEX
     return [_entry(path, number, value, needs_depth) for number, value in enumerate(read_values(path))]
 
 
 def read_values(path: Path) -> list:
-    """What an index says of its pictures, as it stands there; raises as `read_index`."""
+    """The entries of an index as JSON values; raises as `read_index`."""
     if not path.is_file():
-        raise DataError(f"{path}: no such file; a test folder needs an index of its pictures")
+        raise DataError(f"{path}: no such file; the folder needs an index of its pictures")
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -118,20 +118,20 @@ def read_values(path: Path) -> list:
 
 
 def write_index(root: Path, values: Sequence[dict]) -> None:
-    """Write a folder's index; the previous one survives unless the new one is complete on disk."""
+    """Write a folder's index atomically: the previous one stays until the new one is complete on disk."""
     text = json.dumps(list(values), indent=0)
     write_atomically(root / INDEX, lambda part: Path(part).write_text(text, encoding="utf-8"))
 
 
 def camera_values(matrix: np.ndarray | Tensor) -> dict[str, float]:
-    """K [3, 3] as an index has it."""
+    """K [3, 3] as the keys fx, fy, cx, cy of an index entry."""
     return {key: float(matrix[place]) for key, place in _CAMERA.items()}
 
 
 def _entry(path: Path, number: int, value: dict, needs_depth: bool) -> Entry:
     try:
         has_depth = needs_depth or "depth" in value
-        # Depth without a camera says nothing.
+        # Depth cannot be used without intrinsics, so these are required with it.
         has_camera = has_depth or any(key in value for key in _CAMERA)
         matrix = None
         if has_camera:

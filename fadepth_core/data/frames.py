@@ -1,4 +1,4 @@
-"""A picture, a folder of pictures, or a video, frame by frame at its own size: what there is to predict, or to calibrate with."""
+"""Frames of an image, a folder of images or a video, at their own size, for prediction and INT8 calibration."""
 
 from __future__ import annotations
 
@@ -16,18 +16,19 @@ from fadepth_core.data.video import CAMERA, PICTURES, VIDEOS, own_cameras, pictu
 
 
 class Frames:
-    """Names and pictures, RGB uint8 [H, W, 3], in order. Read anew by every iteration, one at a time.
+    """Names and images (RGB uint8 [H, W, 3]) in order. Every iteration reads the source again, one frame at a time.
 
     Args:
-        source: a picture, a folder of pictures (in the order of the numbers in their names), or a video.
+        source: an image, a folder of images (in the order of the numbers in their names), or a video.
 
     Attributes:
         path: the source.
         is_video: whether it is a video.
-        fps: frames per second of a video that knows; else None.
+        fps: frames per second stated by a video file; else None.
 
     Raises:
-        DataError: no such thing, or nothing in it; a picture that cannot be read, when its turn comes.
+        DataError: no such source, no frame in it, or two images whose names differ only in the suffix. An unreadable
+            image raises when the iteration reaches it.
     """
 
     def __init__(self, source: str | os.PathLike):
@@ -49,7 +50,7 @@ class Frames:
             raise DataError(f"{self.path}: no picture ({', '.join(sorted(PICTURES))}) in it")
         for file in self._files:
             if len(twins := [other.name for other in self._files if other.stem == file.stem]) > 1:
-                raise DataError(f"{self.path}: {' and '.join(twins)} have one name")
+                raise DataError(f"{self.path}: {' and '.join(twins)} differ only in their suffix")
 
     def __iter__(self) -> Iterator[tuple[str, np.ndarray]]:
         if not self.is_video:
@@ -63,7 +64,7 @@ class Frames:
             number += 1
 
     def count(self) -> int:
-        """How many there are. Goes once through a video: what its header says is often wrong."""
+        """Number of frames. Reads a video to its end, because the frame count in its header is often wrong."""
         if not self.is_video:
             return len(self._files)
         reader = cv2.VideoCapture(str(self.path))
@@ -73,7 +74,7 @@ class Frames:
         return number
 
     def evenly(self, count: int) -> list[np.ndarray]:
-        """Up to `count` pictures, spread evenly from the first to the last."""
+        """Up to `count` images, spread evenly from the first to the last."""
         available = self.count()
         picks = set(evenly_spread(available, count))
         if not self.is_video:
@@ -81,6 +82,6 @@ class Frames:
         return [image for number, (_, image) in enumerate(self) if number in picks]
 
     def camera(self) -> Path | None:
-        """The JSON with the camera's intrinsics that lies beside it, as for training (`VideoDataset`); None if none does."""
+        """The JSON file with the intrinsics beside the source (format: `data.video`); None if there is none."""
         places = [*own_cameras(self.path), self.path.parent / CAMERA]
         return next((place for place in places if place.is_file()), None)

@@ -1,4 +1,4 @@
-"""Pictures from disk to the frames of a sample."""
+"""Image and depth files, and the conversion of camera images to the frames of a sample."""
 
 from __future__ import annotations
 
@@ -13,9 +13,12 @@ from torch import Tensor
 from fadepth_core.common.errors import DataError
 from fadepth_core.common.framing import Framing
 
+#: Suffixes of the image files that are read.
+PICTURES = {".png", ".jpg", ".jpeg"}
+
 
 def read_rgb(path: Path) -> np.ndarray:
-    """An image file as RGB uint8 [H, W, 3].
+    """Read an image file as RGB uint8 [H, W, 3].
 
     Raises:
         DataError: no such file, or not an image.
@@ -24,10 +27,10 @@ def read_rgb(path: Path) -> np.ndarray:
 
 
 def read_depth(path: Path) -> np.ndarray:
-    """A 16-bit depth picture in metres * 256, 0 where unknown (KITTI's format), as float32 metres [H, W].
+    """Read a 16-bit depth PNG (KITTI's format: metres * 256, 0 where unknown) as float32 metres [H, W].
 
     Raises:
-        DataError: no such file, or not such a picture.
+        DataError: no such file, or not one channel of 16 bits.
     """
     raw = _read(path, cv2.IMREAD_UNCHANGED)
     if raw.dtype != np.uint16 or raw.ndim != 2:
@@ -36,7 +39,7 @@ def read_depth(path: Path) -> np.ndarray:
 
 
 def encode_depth(depth: np.ndarray) -> bytes:
-    """Depth in metres [H, W] as the file that `read_depth` reads. Depth of 256 m and more becomes the largest value of 16 bits."""
+    """Encode depth [H, W] in metres as the PNG that `read_depth` reads; 256 m and more become the largest value."""
     code = np.round(depth * 256).clip(0, 65535).astype(np.uint16)
     return cv2.imencode(".png", code)[1].tobytes()
 
@@ -49,7 +52,7 @@ def write_depth(path: Path, depth: np.ndarray) -> None:
 def frames_and_intrinsics(
     images: Sequence[np.ndarray], intrinsics: np.ndarray, size: tuple[int, int], crop_to_aspect: bool
 ) -> tuple[Tensor, Tensor]:
-    """Camera pictures as a sample has them: brought to (height, width) exactly as the depth node does it.
+    """Crop and resize camera images to `size` (height, width), exactly as the depth node does.
 
     Shapes: N times uint8 RGB [H, W, 3], K [3, 3] of these -> float32 frames [N, 3, h, w] in [0, 1], float32 K [3, 3].
     """

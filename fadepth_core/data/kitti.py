@@ -1,4 +1,4 @@
-"""KITTI RAW as it is downloaded and unpacked (Geiger et al. 2013), with the lists of Eigen and Zhou.
+"""KITTI RAW as downloaded and unpacked (Geiger et al. 2013), with the frame lists of Eigen and Zhou.
 
 root/2011_09_26/calib_cam_to_cam.txt  calib_velo_to_cam.txt
 root/2011_09_26/2011_09_26_drive_0001_sync/image_02/data/0000000000.png (or .jpg)  image_02/timestamps.txt
@@ -23,45 +23,45 @@ from fadepth_core.common.errors import DataError
 from fadepth_core.common.sample import LabelledImage, Sample
 from fadepth_core.data.images import frames_and_intrinsics, read_depth, read_rgb
 
-#: Camera of the sides that the lists name.
+#: Camera number of each side in the lists.
 _CAMERAS = {"l": "02", "r": "03"}
 _DOWNLOAD = "https://www.cvlibs.net/datasets/kitti/raw_data.php"
-#: Published list of (split, ground truth).
+#: Published frame list for each (split, ground truth).
 _TEST_LISTS = {
     ("test", "velodyne"): "eigen_test_files",
     ("test", "improved"): "eigen_benchmark_test_files",
     ("val", "velodyne"): "eigen_zhou_val_files",
 }
-#: oxts fields: velocity forward, leftward, upward, metres per second.
+#: Columns of an oxts file: forward, leftward and upward velocity, metres per second.
 _VELOCITY = slice(8, 11)
 
 
 class Entry(NamedTuple):
-    """One frame of a list: drive folder below the root ("2011_09_26/2011_09_26_drive_0001_sync"), number, "l" or "r"."""
+    """One frame of a list: drive folder below the root ("2011_09_26/2011_09_26_drive_0001_sync"), number, side."""
 
     drive: str
     frame: int
     side: str
 
 
-#: Frames chosen by hand: rows of drive, frame and side, or a text file with one "drive frame side" per line, as in the
-#: published lists.
+#: Frames of the user's choice: rows of drive, frame and side, or a text file with one "drive frame side" per line, as
+#: in the published lists.
 Entries = Sequence[Entry | Sequence] | str | Path
 
 
 class KittiDataset(Dataset[Sample]):
-    """Three consecutive frames of one colour camera, with the camera's speed where the drive has it.
+    """Three consecutive frames of one colour camera, with the camera's speed where the drive has oxts data.
 
-    Whole pictures are resized to `size`, as the published protocols do.
+    Whole images are resized to `size`, as in the published protocols.
 
     Args:
-        root: folder that holds the days.
-        split: Zhou's lists without standing frames, 39 810 samples to train and 4 424 to validate on.
+        root: folder with one subfolder per day.
+        split: Zhou's lists without static frames: 39 810 training or 4 424 validation samples.
         size: height and width of the frames, pixels.
-        entries: replaces the published list; the frames before and after each must exist.
+        entries: replaces the published list; the frames before and after each entry must exist.
 
     Raises:
-        DataError: `entries` cannot be used, drives are missing, or calibration or a frame cannot be read.
+        DataError: `entries` is invalid, drives are missing, or calibration or a frame cannot be read.
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class KittiDataset(Dataset[Sample]):
         frames, intrinsics = frames_and_intrinsics(images, intrinsics, self._size, crop_to_aspect=False)
         times = _timestamps(folder / f"image_{camera}" / "timestamps.txt")
         if frame + 1 >= len(times):
-            raise DataError(f"{folder}: timestamps for {len(times)} frames, frame {frame + 1} is asked for")
+            raise DataError(f"{folder}: timestamps for {len(times)} frames, but frame {frame + 1} is needed")
         speed = _speed(folder, frame)
         return Sample(
             frames,
@@ -102,20 +102,20 @@ class KittiDataset(Dataset[Sample]):
 
 
 class KittiTest(Dataset[LabelledImage]):
-    """Pictures with measured depth: Eigen's 697 test frames or Zhou's 4 424 validation frames with LiDAR depth, or the 652
-    test frames that have improved depth (Uhrig et al. 2017).
+    """Images with measured depth: Eigen's 697 test frames or Zhou's 4 424 validation frames with LiDAR depth, or the
+    652 test frames that have improved depth (Uhrig et al. 2017).
 
     KITTI lacks the LiDAR sweeps 177 to 180 of 2011_09_26_drive_0009; no published list contains these frames.
 
     Args:
-        root: folder that holds the days.
+        root: folder with one subfolder per day.
         ground_truth: "velodyne" projects the LiDAR sweep of the frame; "improved" reads the annotated depth.
-        improved_root: folder of the annotated depth, which holds `train` and `val`, or the drives themselves.
+        improved_root: folder of the annotated depth, with `train` and `val` or the drives themselves in it.
         entries: replaces the published list.
-        split: "test" (Eigen) or "val" (Zhou, to choose a checkpoint by). "val" has LiDAR depth only.
+        split: "test" (Eigen) or "val" (Zhou, for choosing a checkpoint). "val" has LiDAR depth only.
 
     Raises:
-        DataError: an option or `entries` cannot be used, drives are missing, or a file cannot be read.
+        DataError: an option or `entries` is invalid, drives are missing, or a file cannot be read.
     """
 
     def __init__(
@@ -152,7 +152,7 @@ class KittiTest(Dataset[LabelledImage]):
         else:
             depth = read_depth(self._annotation(folder.name, camera, frame))
             if depth.shape != image.shape[:2]:
-                raise DataError(f"{folder.name} frame {frame}: annotated depth has another size than the picture")
+                raise DataError(f"{folder.name} frame {frame}: the annotated depth and the picture differ in size")
         return LabelledImage(image, depth, _projection(folder.parent, camera)[:, :3], f"{folder.name}/{frame}")
 
     def _annotation(self, drive: str, camera: str, frame: int) -> Path:
@@ -164,20 +164,20 @@ class KittiTest(Dataset[LabelledImage]):
 
 
 def velodyne_depth(drive: Path, camera: str, frame: int, size: tuple[int, int]) -> np.ndarray:
-    """LiDAR points of a frame in the rectified camera's picture: float32 [H, W] metres, 0 where there is none.
+    """Project the LiDAR points of a frame into the rectified camera: float32 depth [H, W] in metres, 0 where unknown.
 
-    Two customs that all published figures of the Eigen split share are kept: what counts as depth is the distance ahead of
-    the *scanner*, which stands 0.27 m behind the camera, and one is taken off the rounded pixel coordinates. Where several
-    points fall on a pixel the nearest counts. The improved ground truth has neither peculiarity.
+    Follows two conventions that all published figures of the Eigen split share: depth is the distance ahead of the
+    *scanner*, which is 0.27 m behind the camera, and 1 is subtracted from the rounded pixel coordinates. The nearest of
+    several points in a pixel counts. The improved ground truth has neither convention.
     """
     path = drive / "velodyne_points" / "data" / f"{frame:010d}.bin"
     if not path.is_file():
         raise DataError(f"{path}: no such file")
     values = np.fromfile(path, np.float32)
     if values.size == 0 or values.size % 4:
-        raise DataError(f"{path}: {values.size} numbers; points are four each")
+        raise DataError(f"{path}: {values.size} numbers; expected four for each point")
     points = values.reshape(-1, 4)[:, :3].astype(np.float64)
-    points = points[points[:, 0] >= 0]  # what is ahead of the scanner
+    points = points[points[:, 0] >= 0]  # ahead of the scanner
     seen = np.column_stack([points, np.ones(len(points))]) @ _lidar_to_pixels(drive.parent, camera).T
     visible = seen[:, 2] > 0
     seen, ahead = seen[visible], points[visible, 0]
@@ -190,13 +190,13 @@ def velodyne_depth(drive: Path, camera: str, frame: int, size: tuple[int, int]) 
 
 
 def read_list(name: str) -> list[Entry]:
-    """A published list of frames that comes with the package."""
+    """Read a published frame list that is part of this package."""
     text = gzip.decompress((files("fadepth_core.data") / "splits" / f"{name}.txt.gz").read_bytes()).decode()
     return [Entry(drive, int(frame), side) for drive, frame, side in map(str.split, text.splitlines())]
 
 
 def parse_entries(source: Entries) -> list[Entry]:
-    """Entries as a configuration gives them.
+    """Parse the `entries` of a configuration.
 
     Raises:
         DataError: no such file, no entries, or a row that is not drive, frame and side; the message names the row.
@@ -237,7 +237,7 @@ def _check_drives(root: Path, entries: Iterable[Entry]) -> None:
     if missing:
         shown = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
         raise DataError(
-            f"{root}: {len(missing)} of the list's {len(drives)} drives are not in it: {shown}. Each is the 'synced+rectified "
+            f"{root}: {len(missing)} of the list's {len(drives)} drives are missing: {shown}. Each is the 'synced+rectified "
             f"data' of KITTI RAW, with the 'calibration' of its day: {_DOWNLOAD}"
         )
 
@@ -249,7 +249,7 @@ def _picture(drive: Path, camera: str, frame: int) -> Path:
 
 @lru_cache(maxsize=512)
 def _suffix(folder: Path) -> str:
-    """Of a drive's pictures: PNG as downloaded, JPEG where somebody has saved space."""
+    """File suffix of a drive's images: PNG as downloaded, or JPEG if converted to save space."""
     for suffix in (".png", ".jpg"):
         if any(folder.glob(f"*{suffix}")):
             return suffix
@@ -262,7 +262,7 @@ def _timestamps(path: Path) -> np.ndarray:
     if not path.is_file():
         raise DataError(f"{path}: no such file")
     try:
-        # Nine decimals; Python's clock has six.
+        # The file has nine decimals, `datetime` six.
         times = [datetime.fromisoformat(line.strip()[:26]) for line in path.read_text().splitlines() if line.strip()]
     except ValueError as error:
         raise DataError(f"{path}: not times: {error}") from None
@@ -270,7 +270,7 @@ def _timestamps(path: Path) -> np.ndarray:
 
 
 def _speed(drive: Path, frame: int) -> float | None:
-    """Metres per second from the inertial unit, for drives that were unpacked with it."""
+    """Speed from the inertial unit, metres per second; None for a drive without oxts data."""
     folder = drive / "oxts" / "data"
     if not folder.is_dir():
         return None
@@ -288,7 +288,7 @@ def _speed(drive: Path, frame: int) -> float | None:
 
 @lru_cache(maxsize=64)
 def _calibration(path: Path) -> dict[str, str]:
-    """Lines "key: values"."""
+    """Values by key of a calibration file with lines "key: values"."""
     if not path.is_file():
         raise DataError(f"{path}: no such file")
     lines = (line.partition(":") for line in path.read_text().splitlines())
@@ -304,7 +304,7 @@ def _matrix(path: Path, key: str, shape: tuple[int, int]) -> np.ndarray:
 
 
 def _projection(day: Path, camera: str) -> np.ndarray:
-    """P_rect [3, 4] of the colour camera."""
+    """Projection matrix P_rect [3, 4] of a camera."""
     return _matrix(day / "calib_cam_to_cam.txt", f"P_rect_{camera}", (3, 4))
 
 

@@ -1,12 +1,12 @@
-"""A folder of single pictures, with or without their depth: to learn from measured or rendered depth, or from a teacher.
+"""Folders of single images with optional depth, for training on measured or rendered depth or with a teacher.
 
     index.json           [{"id": "hall_1", "rgb": "rgb/hall_1.png", "depth": "depth/hall_1.png",
                            "fx": 525.0, "fy": 525.0, "cx": 319.5, "cy": 239.5}, ...]
-    rgb/, depth/         the pictures; depth as 16-bit PNG in metres * 256, 0 where unknown
+    rgb/, depth/         the images; depth as 16-bit PNG in metres * 256, 0 where unknown
 
-That is the form of `data.folder`; here "depth" may be left out, and so may all four intrinsics where there is no depth. In a
-folder without an index all pictures count, of which neither depth nor camera is known, and all folders below it, each with its
-index where it has one.
+The format is that of `data.folder`, but "depth" is optional, and so are the four intrinsics where there is no depth. A
+folder without an index yields all its images, without depth or camera, and then those of its subfolders, each with its
+own index if it has one.
 """
 
 from __future__ import annotations
@@ -24,19 +24,18 @@ from fadepth_core.common.errors import DataError
 from fadepth_core.common.framing import Framing
 from fadepth_core.common.sample import Sample
 from fadepth_core.data.folder import INDEX, camera_values, read_index, read_values, write_index
-from fadepth_core.data.images import frames_and_intrinsics, read_depth, read_rgb, write_depth
+from fadepth_core.data.images import PICTURES, frames_and_intrinsics, read_depth, read_rgb, write_depth
 
-PICTURES = {".png", ".jpg", ".jpeg"}
-#: Horizontal field of view that is assumed where no camera is known, degrees. Nothing is measured by it: a teacher's answer
-#: is for one focal length, and only the ratio of focal lengths before and after augmentation counts.
+#: Horizontal field of view assumed where the camera is unknown, degrees. Its value has no effect on training: a teacher
+#: predicts for one focal length, and only the ratio of focal lengths before and after augmentation is used.
 _ASSUMED_VIEW = 60.0
-#: From this share of known pixels on, depth counts as dense.
+#: Depth with at least this share of known pixels is treated as dense.
 _DENSE = 0.4
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture on disk; `depth` is its file, `intrinsics` K [3, 3], None where unknown."""
+    """An image file; `depth` is its depth file and `intrinsics` its K [3, 3], None where unknown."""
 
     name: str
     rgb: Path
@@ -44,7 +43,7 @@ class Picture:
     intrinsics: np.ndarray | None = None
 
     def camera(self, image: np.ndarray) -> np.ndarray:
-        """K [3, 3] of the picture, which has been read as `image`; an assumed one where none is known."""
+        """K [3, 3] of the picture; assumed for the size of its pixels `image` where unknown."""
         if self.intrinsics is not None:
             return self.intrinsics
         height, width = image.shape[:2]
@@ -57,12 +56,12 @@ class PictureDataset(Dataset[Sample]):
 
     Args:
         root: the folder.
-        size: height and width of the frames, pixels; pictures of another shape are cropped to it in the middle.
-        every: take every N-th picture only.
-        sharp: whether the shape of depth, its edges above all, can be learnt from it; false for what a teacher predicted.
+        size: height and width of the frames, pixels; images of another aspect ratio are cropped at the centre.
+        every: use only every N-th image.
+        sharp: whether the edges in depth are accurate enough to learn from; false for depth predicted by a teacher.
 
     Raises:
-        DataError: no picture, or an index that cannot be used. A picture's own faults are raised when it is read.
+        DataError: no image, or an invalid index. An invalid image or depth file raises when it is read.
     """
 
     def __init__(self, root: Path, size: tuple[int, int] = (128, 416), every: int = 1, sharp: bool = True):
@@ -85,11 +84,13 @@ class PictureDataset(Dataset[Sample]):
 
 
 def read_depth_at(framing: Framing, path: Path) -> np.ndarray:
-    """A depth picture at the network's size, float32 metres [h, w]. Dense depth is looked up: the nearest of all values that
-    fall into a pixel, which is right for the few of a LiDAR, would widen everything in front.
+    """Read a depth image at the network's size, float32 metres [h, w].
+
+    Dense depth is resized by nearest neighbour. Sparse depth takes the nearest of all values that fall into a pixel,
+    which would widen foreground objects in dense depth.
 
     Raises:
-        DataError: no depth picture, or one of another size than its picture.
+        DataError: not a depth image, or its size differs from that of its picture.
     """
     depth = read_depth(path)
     if depth.shape != framing.camera_size:
@@ -103,22 +104,23 @@ def read_depth_at(framing: Framing, path: Path) -> np.ndarray:
 
 
 def write_pictures(dataset: Dataset[Sample], out: Path, numbers: Iterable[int], quality: int = 95) -> int:
-    """Write the middle frames of a data set, with their depth where it is known, as such a folder; returns their number.
+    """Write the middle frames of a data set, with depth where known, as a folder of this format; return their number.
 
-    For what is slow to render or to decode: reading them again takes 3 ms each. Pictures are JPEG, so what was rendered gets
-    what cameras do to pictures. Pictures that are there already stay and are not made again, so an interrupted run goes on.
+    For data that is slow to render or decode: reading a written image takes 3 ms. Images are JPEG, so that rendered
+    ones have the compression artefacts of a camera. Existing images are kept and not rendered again, so an interrupted
+    run can be resumed.
 
     Args:
         out: the folder.
-        numbers: of the samples.
-        quality: of the JPEG, 1 to 100.
+        numbers: indices of the samples.
+        quality: JPEG quality, 1 to 100.
     """
     for folder in ("rgb", "depth"):
         (out / folder).mkdir(parents=True, exist_ok=True)
     index = out / INDEX
     known = {entry["id"]: entry for entry in read_values(index)} if index.is_file() else {}
     count = 0
-    for count, number in enumerate(numbers, 1):  # noqa: B007 - how many there were
+    for count, number in enumerate(numbers, 1):  # noqa: B007 - returned
         name = f"{number:06d}"
         if name not in known:
             sample = dataset[number]
@@ -128,7 +130,7 @@ def write_pictures(dataset: Dataset[Sample], out: Path, numbers: Iterable[int], 
             known[name] = {"id": name, "rgb": f"rgb/{name}.jpg", **camera_values(sample.intrinsics)}
             if sample.depth is not None:
                 if sample.depth.shape != sample.middle.shape[1:]:
-                    raise DataError(f"{sample.name}: its depth has another size than its frames")
+                    raise DataError(f"{sample.name}: its depth and frames differ in size")
                 write_depth(out / f"depth/{name}.png", sample.depth.numpy())
                 known[name]["depth"] = f"depth/{name}.png"
             if len(known) % 100 == 0:
@@ -138,13 +140,12 @@ def write_pictures(dataset: Dataset[Sample], out: Path, numbers: Iterable[int], 
 
 
 def list_pictures(root: Path) -> list[Picture]:
-    """The pictures of a folder, in the order of its index; without one, those in it by their names, then those of the folders
-    below.
+    """The pictures of a folder in the order of its index; without an index, its images by name, then its subfolders'.
 
     Raises:
-        DataError: no picture, or an index that cannot be used.
+        DataError: no picture, or an invalid index.
     """
-    # Names are counted from `root`, so that pictures of two folders are not confused.
+    # Names are relative to `root`, so that they are unique.
     return [
         replace(picture, name=(folder.relative_to(root) / picture.name).as_posix())
         for folder in picture_folders(root)
@@ -153,7 +154,7 @@ def list_pictures(root: Path) -> list[Picture]:
 
 
 def picture_folders(root: Path) -> list[Path]:
-    """The folders at and below `root` that have an index, or pictures and no index. What is below an index belongs to it.
+    """The folders at and below `root` with an index or images; folders below an index are not searched.
 
     Raises:
         DataError: there is none.
@@ -174,10 +175,10 @@ def _picture_folders(folder: Path) -> list[Path]:
 
 
 def pictures_of(folder: Path) -> list[Picture]:
-    """The pictures of one of `picture_folders`, without those of the folders below.
+    """The pictures of one folder of `picture_folders`, without its subfolders.
 
     Raises:
-        DataError: an index that cannot be used.
+        DataError: the index is invalid.
     """
     if (folder / INDEX).is_file():
         entries = read_index(folder, needs_depth=False)

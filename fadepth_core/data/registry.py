@@ -1,4 +1,4 @@
-"""Data sets by name, as configurations speak of them, and mixtures of them."""
+"""Data sets by the names used in configurations, mixtures of data sets, and wrappers around them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 from fadepth_core.common.errors import DataError
 from fadepth_core.common.sample import LabelledImage, Sample
 
-#: name -> module:class. A module is imported when its data set is asked for: each has requirements of its own.
+#: name -> module:class. A module is imported when its data set is built, because each has its own optional packages.
 TRAINING_SETS = {
     "kitti": "fadepth_core.data.kitti:KittiDataset",
     "ddad": "fadepth_core.data.ddad:DdadDataset",
@@ -32,21 +32,21 @@ TEST_SETS = {
 
 
 def build_dataset(name: str, size: tuple[int, int], **options) -> Dataset:
-    """A training set.
+    """Build a training set.
 
     Args:
         name: one of `TRAINING_SETS`.
         size: height and width of its frames, pixels.
-        options: what its class takes.
+        options: further arguments of its class.
 
     Raises:
-        DataError: no such data set, an option it does not have, or what the data set itself finds wrong.
+        DataError: unknown data set or option, or an error of the data set itself.
     """
     return _construct(name, TRAINING_SETS, {"size": size, **options})
 
 
 def build_test_set(name: str, **options) -> Sequence[LabelledImage]:
-    """A test set, one of `TEST_SETS`; raises as `build_dataset` does."""
+    """Build a test set, one of `TEST_SETS`; raises as `build_dataset`."""
     return _construct(name, TEST_SETS, options)
 
 
@@ -54,14 +54,14 @@ def _construct(name: str, known: dict[str, str], options: dict):
     if name not in known:
         raise DataError(f"no data set '{name}'; there are {', '.join(known)}")
     module, _, attribute = known[name].partition(":")
-    made = getattr(import_module(module), attribute)
+    dataset_class = getattr(import_module(module), attribute)
     try:
-        inspect.signature(made).bind(**options)
+        inspect.signature(dataset_class).bind(**options)
     except TypeError as error:
-        options = ", ".join(inspect.signature(made).parameters)
+        options = ", ".join(inspect.signature(dataset_class).parameters)
         raise DataError(f"data set '{name}': {error}; it takes {options}") from error
     try:
-        return made(**options)
+        return dataset_class(**options)
     except DataError:
         raise
     except ValueError as error:
@@ -69,14 +69,13 @@ def _construct(name: str, known: dict[str, str], options: dict):
 
 
 class Mixture(Dataset):
-    """Several data sets as one, in which each has its share of the samples.
+    """Several data sets as one, each with a given share of the samples.
 
-    An epoch is as long as it takes to see every sample of every set at least once; sets whose share is large for their
-    size are gone through several times.
+    An epoch contains every sample of every set at least once; sets with a large share for their size are repeated.
 
     Args:
-        datasets: none empty.
-        shares: relative, positive, one for each.
+        datasets: none of them empty.
+        shares: positive weights, one for each data set.
     """
 
     def __init__(self, datasets: Sequence[Dataset], shares: Sequence[float]):
@@ -95,7 +94,7 @@ class Mixture(Dataset):
         return self._datasets[number][item]
 
     def part(self, index: int) -> int:
-        """The number of the data set that a sample comes from."""
+        """Index of the data set that sample `index` comes from."""
         return self._find(index)[0]
 
     def _find(self, index: int) -> tuple[int, int]:
@@ -108,7 +107,7 @@ class Mixture(Dataset):
 
 
 class _Wrapped(Dataset):
-    """A data set in place of another one of the same length."""
+    """Base of the wrappers that keep the length of a data set."""
 
     def __init__(self, dataset: Dataset):
         self._dataset = dataset
@@ -118,9 +117,9 @@ class _Wrapped(Dataset):
 
 
 class WithPlaceholders(_Wrapped):
-    """A data set whose samples have depth, its sharpness and speed: "unknown" (0, NaN) where it knows none.
+    """A data set whose samples all have depth (0 where missing), sharpness (true) and speed (NaN).
 
-    In a mixture, some batches would otherwise have them and others not.
+    In a mixture, samples of one batch must have the same fields.
     """
 
     def __getitem__(self, index: int) -> Sample:
@@ -134,8 +133,7 @@ class WithPlaceholders(_Wrapped):
 
 
 class MiddleFrames(_Wrapped):
-    """A data set without the frames before and after the middle one, for training that compares no frames: a third of the
-    work."""
+    """Only the middle frame of each sample, for training that compares no frames: a third of the work."""
 
     def __getitem__(self, index: int) -> Sample:
         sample = self._dataset[index]
@@ -143,7 +141,7 @@ class MiddleFrames(_Wrapped):
 
 
 class InMemory(_Wrapped):
-    """Keeps what it has loaded: for small sets that are slow to load or render, and gone through often."""
+    """Keeps loaded samples in memory, for small sets that are slow to load or render and are read often."""
 
     def __init__(self, dataset: Dataset):
         super().__init__(dataset)

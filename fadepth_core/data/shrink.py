@@ -1,4 +1,4 @@
-"""A smaller copy of folders of pictures, to train on another machine: fewer pictures, at the network's size, in fewer bytes."""
+"""Smaller copies of picture folders, for training on another machine: fewer images, smaller and more compressed."""
 
 from __future__ import annotations
 
@@ -14,30 +14,31 @@ from fadepth_core.data.folder import camera_values, write_index
 from fadepth_core.data.images import encode_depth, read_rgb
 from fadepth_core.data.pictures import Picture, picture_folders, pictures_of, read_depth_at
 
-#: Depth is rounded to powers of this number: steps of 1.2 %, which halves the size of its PNG files.
+#: Depth is rounded to powers of this number (steps of 1.2 %), which halves the size of its PNG files.
 _DEPTH_STEP = 1.012
-#: Distance of neighbouring numbers in a sequence of which every first part is spread evenly over 0..1 (the golden ratio).
-_GOLDEN = (5**0.5 - 1) / 2
+#: The fractional parts of this number's multiples are spread evenly over 0..1, however many are taken.
+_GOLDEN_RATIO = (5**0.5 - 1) / 2
 
 
 def shrink_folders(
     root: Path, out: Path, limit: int, pixels: int = PIXELS, quality: int = 80, skip: Sequence[str] = ()
 ) -> dict[str, int]:
-    """Copy the folders of pictures at and below `root`; returns how many pictures of each were taken, by its path below `root`.
+    """Copy the picture folders at and below `root`; return how many images of each, by its path below `root`.
 
-    Every folder loses the same share of its pictures, and those that stay are spread evenly over it. The copies are folders
-    that the data set "pictures" takes, at the same place below `out`. Files that are not pictures are not copied.
+    Every folder loses the same share of its images, and the remaining ones are spread evenly over it. Each copy is at
+    the same path below `out` and can be read as data set "pictures". Other files are not copied.
 
     Args:
-        root: the folder of folders.
-        out: where to write.
-        limit: bytes that pictures and depth may have in all; indexes add 100 to 200 bytes a picture.
-        pixels: about how many each copy has; it keeps its aspect ratio, with sides in multiples of 32.
-        quality: of the JPEG files, 1 to 100.
+        root: the folder that is searched for picture folders.
+        out: where to write; must be empty.
+        limit: largest total size of images and depth, bytes; indexes add 100 to 200 bytes per image.
+        pixels: approximate number of pixels of each copy, which keeps its aspect ratio with sides in multiples of 32.
+        quality: JPEG quality, 1 to 100.
         skip: folders to leave out, by their path below `root`.
 
     Raises:
-        DataError: no pictures, a picture that cannot be read, something in `out`, or a limit below one picture of each folder.
+        DataError: no images, an unreadable image, `out` is not empty, or `limit` is too small for one image of each
+            folder.
     """
     if out.exists() and any(out.iterdir()):
         raise DataError(f"{out}: not empty")
@@ -48,13 +49,13 @@ def shrink_folders(
     order = []
     for folder in folders:
         pictures = pictures_of(folder)
-        spread = sorted(range(len(pictures)), key=lambda number: number * _GOLDEN % 1)
+        spread = sorted(range(len(pictures)), key=lambda number: number * _GOLDEN_RATIO % 1)
         order += [(rank / len(pictures), folder, number, pictures[number]) for rank, number in enumerate(spread)]
     order.sort(key=lambda item: item[0])
     written, entries = 0, {folder: {} for folder in folders}
     for rank, folder, number, picture in order:
         place = out / folder.relative_to(root)
-        files, entry = _smaller(picture, f"{number:06d}", pixels, quality)
+        files, entry = _shrink(picture, f"{number:06d}", pixels, quality)
         size = sum(len(data) for data in files.values())
         if written + size > limit:
             if rank == 0:
@@ -70,8 +71,8 @@ def shrink_folders(
     return {folder.relative_to(root).as_posix(): len(values) for folder, values in entries.items()}
 
 
-def _smaller(picture: Picture, name: str, pixels: int, quality: int) -> tuple[dict[str, bytes], dict]:
-    """The files of a picture's copy, by their path, and its entry in the index."""
+def _shrink(picture: Picture, name: str, pixels: int, quality: int) -> tuple[dict[str, bytes], dict]:
+    """The contents of the files of a picture's copy, by their path in its folder, and its index entry."""
     image = read_rgb(picture.rgb)
     size = choose_network_size(image.shape[:2], pixels)
     framing = Framing.plan(image.shape[:2], size, crop_to_aspect=True)

@@ -1,22 +1,22 @@
-"""A robot owner's own video: clips or folders of frames, each with a small JSON that describes its camera.
+"""Clips of the user's own camera: videos or folders of frames, each with a JSON file that describes the camera.
 
     clips/front.mp4      clips/front.json
     clips/hall/0001.png  clips/hall/camera.json
 
-A clip without a JSON of its own takes the `camera.json` of the nearest folder above it. Its keys:
+A clip without its own JSON uses the `camera.json` of the nearest folder above it. Keys:
 
-    fx, fy, cx, cy   pixels of the stored frames, pixel centres at whole numbers (needed)
-    width, height    of the stored frames, to check against them
-    fps              frames per second; a video file knows its own
-    times            file with one line of seconds for each frame, instead of fps
-    stride           how many frames lie between two that are compared (also: recommended_stride)
-    speed            metres per second: a number, a list with one for each frame, or a file with one line for each
-    poses            file with one line for each frame: camera to world, 3x4, rows first, metres (KITTI odometry)
-    depth            folder with 16-bit pictures, metres * 256 and 0 where unknown, of the stored frames' size or of the
-                     training's (`labels.stereo` makes such); each has the number of its frame for a name, 000000.png the
-                     first; frames without one have no known depth
+    fx, fy, cx, cy   intrinsics in pixels of the stored frames, pixel centres at whole numbers (required)
+    width, height    size of the stored frames, checked against them
+    fps              frames per second; default for a video file: its own
+    times            file with the time of each frame in seconds, one per line; replaces fps
+    stride           frames from one compared frame to the next (also: recommended_stride)
+    speed            metres per second: a number, a list with one value per frame, or a file with one line per frame
+    poses            file with one line per frame: camera-to-world pose, 3x4, row by row, metres (KITTI odometry format)
+    depth            folder of 16-bit PNGs, metres * 256, 0 where unknown, named by frame number (000000.png the first),
+                     at the size of the stored frames or of training (as `labels.stereo` writes them); frames without a
+                     file have unknown depth
 
-Files are looked for beside the JSON, then beside the clip. Other keys are ignored.
+Files are searched beside the JSON, beside the clip, then in the clip's folder. Other keys are ignored.
 """
 
 from __future__ import annotations
@@ -40,17 +40,16 @@ from fadepth_core.common.errors import DataError
 from fadepth_core.common.files import user_cache, write_atomically
 from fadepth_core.common.framing import Framing
 from fadepth_core.common.sample import Sample
-from fadepth_core.data.images import read_depth, read_rgb
+from fadepth_core.data.images import PICTURES, read_depth, read_rgb
 
 log = logging.getLogger(__name__)
 
 VIDEOS = {".mp4", ".avi", ".mkv", ".mov", ".webm", ".m4v"}
-PICTURES = {".png", ".jpg", ".jpeg"}
 CAMERA = "camera.json"
 EXAMPLE = '{"fx": 578.0, "fy": 575.3, "cx": 335.9, "cy": 75.6, "fps": 25, "stride": 2}'
 
-#: The camera stands where it is slower than this, metres per second.
-_STANDING = 0.3
+#: Below this speed the camera counts as standing still, metres per second.
+_MIN_SPEED = 0.3
 
 
 class VideoDataset(Dataset[Sample]):
@@ -58,21 +57,21 @@ class VideoDataset(Dataset[Sample]):
 
     Args:
         root: folder that is searched for clips, or one clip: a video file or a folder of frames.
-        size: height and width of the frames, pixels; clips of another shape are cropped to it in the middle.
-        camera: JSON file for clips that have none of their own.
-        stride: overrides the clips' own; 1 where neither says.
+        size: height and width of the frames, pixels; clips of another aspect ratio are cropped at the centre.
+        camera: JSON file for clips without their own.
+        stride: overrides the clips' own stride; the default of both is 1.
         first: number of the first frame that is used, in every clip.
-        split: "train" and "val" leave out the last, or all but the last, part of every clip; "all" is everything.
-        validation: that part, a share of the clip.
-        min_flow: without poses or speed, frames count as standing where the median motion of the picture since the frame
-            before is below that many pixels at `size`.
-        cache: folder for decoded videos (seeking in them is slow, and not exact); by default that of the user's caches.
+        split: "val" is the last part of every clip, "train" the rest, "all" the whole clip.
+        validation: the validation part as a share of the clip.
+        min_flow: without poses or speed, a frame counts as static where the median optical flow from the frame before
+            is below this, pixels at `size`.
+        cache: folder for decoded videos, because seeking in a video is slow and inexact; default: the user's cache.
 
     Attributes:
         clips: the name of each sample's clip.
 
     Raises:
-        DataError: no clip, a clip or JSON that cannot be used, or nothing but standing frames.
+        DataError: no clip, an invalid clip or JSON, or only static frames.
     """
 
     def __init__(
@@ -107,7 +106,7 @@ class VideoDataset(Dataset[Sample]):
             raise DataError(f"{root}: no clip has a sample of split '{split}' from frame {first} on")
         if not self._entries:
             raise DataError(f"{root}: the camera stands still in all {found} samples of split '{split}'")
-        # A batch is either with or without.
+        # All samples of a batch must have the same fields.
         if any(clip.speeds is not None for clip in self._clips):
             for clip in self._clips:
                 clip.mark_speed_as_unknown()
@@ -115,7 +114,7 @@ class VideoDataset(Dataset[Sample]):
             for clip in self._clips:
                 clip.depths = clip.depths or {}
         log.info(
-            "%s: %d clips, %d samples, %d left out: standing", root, len(self._clips), len(self), found - len(self)
+            "%s: %d clips, %d samples, %d static ones left out", root, len(self._clips), len(self), found - len(self)
         )
 
     @property
@@ -145,15 +144,18 @@ def open_clips(
 
 
 class Clip:
-    """One clip with what its JSON says.
+    """One clip with the data of its JSON.
 
     Attributes:
-        path, name: of the video file or the folder of frames.
-        camera: the JSON.
-        count, size: how many frames, and their (height, width) for training.
-        source: `frame(number)` is a frame, RGB uint8 of that size.
+        path, name: the video file or the folder of frames, and its path below the data set's root.
+        camera: the JSON file.
+        count, size: number of frames, and their (height, width) for training.
+        source: `frame(number)` reads a frame as RGB uint8 at that size.
         intrinsics: K [3, 3] at that size.
-        times, speeds, poses: of each frame, [N], [N] or None, [N, 4, 4] or None.
+        times: seconds [N].
+        speeds: metres per second [N], or None.
+        poses: camera-to-world [N, 4, 4], metres, or None.
+        depths: the depth file of each frame that has one, or None.
     """
 
     def __init__(
@@ -178,7 +180,7 @@ class Clip:
         self.depths = self._depths(values)
 
     def centres(self, first: int, split: str, validation: float) -> range:
-        """Middle frames of the split's samples from frame `first` on; no frame is in both splits."""
+        """Middle frames of the split's samples from frame `first` on; "train" and "val" share no frame."""
         first, last = first + self.stride, self.source.count - self.stride
         if first >= last:
             return range(0)
@@ -188,17 +190,18 @@ class Clip:
         return range(cut, last) if split == "val" else range(first, last)
 
     def moves(self, centre: int, min_flow: float) -> bool:
+        """Whether the camera moves at frame `centre`: by its poses, else its speeds, else the optical flow."""
         before, after = centre - self.stride, centre + self.stride
         seconds = self.times[after] - self.times[before]
         if self.poses is not None:
-            return np.linalg.norm(self.poses[after, :3, 3] - self.poses[before, :3, 3]) >= _STANDING * seconds
+            return np.linalg.norm(self.poses[after, :3, 3] - self.poses[before, :3, 3]) >= _MIN_SPEED * seconds
         if self.speeds is not None:
-            return self.speeds[centre] >= _STANDING
+            return self.speeds[centre] >= _MIN_SPEED
         flow = self.source.flow(self.stride)
         return min(flow[centre], flow[after]) >= min_flow
 
     def mark_speed_as_unknown(self) -> None:
-        """Where other clips have a speed; NaN is one that is unknown."""
+        """Set missing speeds to NaN, for a data set in which other clips have speeds."""
         if self.speeds is None:
             self.speeds = np.full(self.source.count, np.nan)
 
@@ -207,7 +210,7 @@ class Clip:
         frames = torch.from_numpy(np.stack([self.source.frame(n) for n in numbers])).permute(0, 3, 1, 2)
         poses = None
         if self.poses is not None:
-            # In the middle camera's coordinates numbers are small, which single precision likes.
+            # Relative to the middle camera, coordinates are small enough for float32.
             poses = torch.from_numpy(np.linalg.inv(self.poses[centre]) @ self.poses[numbers]).float()
         return Sample(
             frames.float() / 255,
@@ -233,7 +236,7 @@ class Clip:
 
     def _times(self, values: dict) -> np.ndarray:
         if "times" in values:
-            times = self._column(values["times"], "times")
+            times = self._read_column(values["times"], "times")
             if not (np.diff(times) > 0).all():
                 raise DataError(f"{self.camera}: times do not increase from frame to frame")
             return times
@@ -249,7 +252,7 @@ class Clip:
         if speed is None:
             return None
         if isinstance(speed, str):
-            return self._column(speed, "speed")
+            return self._read_column(speed, "speed")
         try:
             speeds = np.asarray(speed, np.float64)
         except (TypeError, ValueError):
@@ -263,10 +266,10 @@ class Clip:
     def _poses(self, values: dict) -> np.ndarray | None:
         if "poses" not in values:
             return None
-        path = self._beside(values["poses"], "poses")
+        path = self._find(values["poses"], "poses")
         rows = self._checked(_read_numbers(path), "poses", path)
         if rows.ndim != 2 or rows.shape[1] != 12:
-            raise DataError(f"{path}: a pose is twelve numbers on a line")
+            raise DataError(f"{path}: each line must have the twelve numbers of a 3x4 pose")
         poses = np.tile(np.eye(4), (len(rows), 1, 1))
         poses[:, :3] = rows.reshape(-1, 3, 4)
         return poses
@@ -274,29 +277,29 @@ class Clip:
     def _depths(self, values: dict) -> dict[int, Path] | None:
         if "depth" not in values:
             return None
-        folder = self._beside(values["depth"], "depth", Path.is_dir)
+        folder = self._find(values["depth"], "depth", Path.is_dir)
         files = {path.stem: path for path in folder.glob("*.png")}
-        if strange := sorted(stem for stem in files if not (stem.isdigit() and int(stem) < self.source.count)):
-            raise DataError(f"{files[strange[0]]}: its name is not the number of one of {self.source.count} frames")
+        if invalid := sorted(stem for stem in files if not (stem.isdigit() and int(stem) < self.source.count)):
+            raise DataError(f"{files[invalid[0]]}: its name is not a frame number from 0 to {self.source.count - 1}")
         if not files:
             raise DataError(f"{folder}: no depth (.png) in it")
         return {int(stem): path for stem, path in files.items()}
 
-    def _column(self, name: str, what: str) -> np.ndarray:
-        path = self._beside(name, what)
+    def _read_column(self, name: str, what: str) -> np.ndarray:
+        path = self._find(name, what)
         return self._checked(_read_numbers(path).squeeze(), what, path)
 
     def _checked(self, values: np.ndarray, what: str, where: Path) -> np.ndarray:
         if values.ndim == 0 or len(values) != self.source.count:
             found = values.size if values.ndim == 0 else len(values)
-            raise DataError(f"{where}: {found} {what} for {self.source.count} frames of {self.path}")
+            raise DataError(f"{where}: {what} of {found} frames, but {self.path} has {self.source.count}")
         if not np.isfinite(values).all():
             raise DataError(f"{where}: {what} are not all finite")
         return values
 
-    def _beside(self, name: object, what: str, is_there: Callable[[Path], bool] = Path.is_file) -> Path:
+    def _find(self, name: object, what: str, is_there: Callable[[Path], bool] = Path.is_file) -> Path:
         if not isinstance(name, str):
-            raise DataError(f"{self.camera}: {what} must be a name, got {name!r}")
+            raise DataError(f"{self.camera}: {what} must be the name of a file or folder, got {name!r}")
         for folder in (self.camera.parent, self.path.parent, self.path):
             if is_there(folder / name):
                 return folder / name
@@ -304,7 +307,7 @@ class Clip:
 
 
 class _Folder:
-    """A folder of frames; read when needed."""
+    """A folder of frames, read on demand."""
 
     fps = None
 
@@ -328,7 +331,7 @@ class _Folder:
 
 
 class _Video:
-    """A video file, decoded once into a file of frames that every loader process maps into its memory."""
+    """A video file, decoded once into an .npy file that every loader process maps into memory."""
 
     def __init__(self, path: Path, size: tuple[int, int], cache: Path):
         self._path = path
@@ -352,7 +355,7 @@ class _Video:
         return np.load(self._cached, mmap_mode="r")
 
     def __getstate__(self) -> dict:
-        # A mapping does not travel to loader processes; they map the file themselves.
+        # Pickling a memory map copies its data; loader processes map the file themselves.
         return {key: value for key, value in self.__dict__.items() if key != "_frames"}
 
     def frame(self, number: int) -> np.ndarray:
@@ -375,7 +378,7 @@ class _Video:
             if not readable:
                 reader.release()
                 return
-            # A copy, where the frame already has the size: the reader may use its buffer again.
+            # `cvtColor` copies, which is needed because the reader may reuse its buffer.
             yield cv2.cvtColor(self.framing.to_network(image), cv2.COLOR_BGR2RGB)
 
 
@@ -384,7 +387,7 @@ def _write(path: Path, values: np.ndarray) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, lambda part: _save(part, values))
     except OSError as error:
-        raise DataError(f"{path}: decoded video cannot be kept there: {error}; give `cache` another folder") from error
+        raise DataError(f"{path}: cannot write the decoded video: {error}; set `cache` to another folder") from error
 
 
 def _save(part: Path, values: np.ndarray) -> None:
@@ -393,8 +396,8 @@ def _save(part: Path, values: np.ndarray) -> None:
 
 
 def _median_flow(source: _Folder | _Video, stride: int) -> np.ndarray:
-    """Median length of the optical flow to every frame from the one `stride` before it, pixels; 0 for the first ones."""
-    # Small pictures do: what stands, stands at any size.
+    """Median length of the optical flow to each frame from the one `stride` before it, pixels; 0 for the first ones."""
+    # A third of the size is enough to tell whether the camera moves.
     height, width = source.framing.network_size
     small = (max(32, width // 3), max(32, height // 3))
     finder = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_ULTRAFAST)
@@ -419,7 +422,7 @@ def _find_clips(root: Path) -> list[Path]:
 
 
 def _has_frames(folder: Path) -> bool:
-    """Whether there are pictures in it, and they are not depth: 16 bits, of one channel."""
+    """Whether the folder has images, and they are not depth (one channel of 16 bits)."""
     first = next(iter(pictures_in(folder)), None)
     if first is None:
         return False
@@ -428,21 +431,25 @@ def _has_frames(folder: Path) -> bool:
 
 
 def pictures_in(folder: Path) -> list[Path]:
-    """A folder's frames in the order of the numbers in their names: 2.png before 10.png."""
+    """The images of a folder in the order of the numbers in their names: 2.png before 10.png."""
     pictures = [path for path in folder.iterdir() if path.suffix.lower() in PICTURES]
     return sorted(pictures, key=lambda path: [int(t) if t.isdigit() else t for t in re.split(r"(\d+)", path.name)])
 
 
 def own_cameras(clip: Path) -> list[Path]:
-    """Where the JSON of a video file or a folder of frames is looked for."""
+    """Where the JSON of a video file or a folder of frames may be, first match first."""
     return [clip.with_suffix(".json")] if clip.is_file() else [clip / CAMERA, clip.with_name(f"{clip.name}.json")]
 
 
 def read_camera(path: Path, size: tuple[int, int], frames: Path) -> tuple[np.ndarray, dict]:
-    """K [3, 3] in pixels, and all keys, of the JSON at `path`, for frames of `size` (height, width) that `frames` holds.
+    """Read K [3, 3] in pixels, and all keys, from the JSON at `path`.
+
+    Args:
+        size: (height, width) of the frames.
+        frames: where the frames are, for error messages.
 
     Raises:
-        DataError: it cannot be used, or is of a camera of another size.
+        DataError: the file is invalid, or for frames of another size.
     """
     values = _read_json(path)
     try:
@@ -454,7 +461,7 @@ def read_camera(path: Path, size: tuple[int, int], frames: Path) -> tuple[np.nda
     height, width = size
     expected = values.get("width", width), values.get("height", height)
     if expected != (width, height):
-        raise DataError(f"{path}: for {expected[0]}x{expected[1]} pixels, {frames} has {width}x{height}")
+        raise DataError(f"{path}: for {expected[0]}x{expected[1]} pixels, but {frames} has {width}x{height}")
     return np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1]]), values
 
 
@@ -476,7 +483,7 @@ def _read_json(path: Path) -> dict:
     except ValueError as error:
         raise DataError(f"{path}: not JSON: {error}") from None
     if not isinstance(values, dict):
-        raise DataError(f"{path}: expected keys and values; an example: {EXAMPLE}")
+        raise DataError(f"{path}: expected a JSON object; an example: {EXAMPLE}")
     return values
 
 
@@ -484,7 +491,7 @@ def _read_numbers(path: Path) -> np.ndarray:
     try:
         return np.loadtxt(path, dtype=np.float64, ndmin=2)
     except ValueError as error:
-        raise DataError(f"{path}: not rows of numbers: {error}") from None
+        raise DataError(f"{path}: not a table of numbers: {error}") from None
 
 
 def _positive_whole(value: object, what: str, where: Path) -> int:

@@ -1,4 +1,4 @@
-"""Cameras, rigid motion and warping: what the losses say about two views of one scene (specification 4.1)."""
+"""Two-view geometry: pinhole cameras, rigid motion and warping (docs/method.md, section 4.1)."""
 
 from fadepth_core.geometry.camera import (
     area_average,

@@ -1,5 +1,5 @@
-"""Pinhole cameras: pixel grids, unprojection and projection, and what resizing, cropping and mirroring an image do to
-its intrinsics (specification 4.1).
+"""Pinhole cameras: pixel grids, unprojection, projection, and the intrinsics of resized, cropped and mirrored images
+(docs/method.md, section 4.1).
 
 The centre of the first pixel is (0, 0), so an image of width W spans [-½, W - ½]. Intrinsics are
 K = [[f_x, 0, c_x], [0, f_y, c_y], [0, 0, 1]] in pixels, without skew. Points are in the optical frame: x right, y down,
@@ -12,8 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-#: Metres along the optical axis; what is nearer, or behind the camera, is not visible (the 1e-3 of specification 4.1).
-NEAREST = 1e-3
+#: Smallest visible depth, metres along the optical axis (docs/method.md, section 4.1). Nearer points and points behind
+#: the camera are not visible.
+MIN_Z = 1e-3
 
 
 def pixel_grid(
@@ -27,7 +28,7 @@ def pixel_grid(
 
 
 def pixel_directions(intrinsics: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
-    """X/Z of every column and Y/Z of every row: (u - c_x) / f_x and (v - c_y) / f_y.
+    """X/Z of every pixel column and Y/Z of every pixel row: (u - c_x) / f_x and (v - c_y) / f_y.
 
     Shapes: [..., 3, 3] -> [..., 1, W], [..., H, 1].
     """
@@ -38,32 +39,32 @@ def pixel_directions(intrinsics: Tensor, height: int, width: int) -> tuple[Tenso
 
 
 def viewing_rays(intrinsics: Tensor, height: int, width: int) -> Tensor:
-    """K⁻¹p for every pixel: the point at depth 1 m that it sees. Shapes: [B, 3, 3] -> [B, 3, H, W]."""
+    """K⁻¹p for every pixel: its point at depth 1 m. Shapes: [B, 3, 3] -> [B, 3, H, W]."""
     x, y = (direction.expand(-1, height, width) for direction in pixel_directions(intrinsics, height, width))
     return torch.stack([x, y, torch.ones_like(x)], dim=1)
 
 
 def unproject(depth: Tensor, intrinsics: Tensor) -> Tensor:
-    """X = D(p)·K⁻¹p. Shapes: depth [B, 1, H, W] in metres along the optical axis, K [B, 3, 3] -> points [B, 3, H, W]."""
+    """X = D(p)·K⁻¹p. Shapes: depth [B, 1, H, W], metres along the optical axis, K [B, 3, 3] -> points [B, 3, H, W]."""
     return depth * viewing_rays(intrinsics, *depth.shape[-2:])
 
 
 def project(points: Tensor, intrinsics: Tensor) -> tuple[Tensor, Tensor]:
-    """Where a camera sees points: q = π(KX).
+    """Pixels at which a camera sees points, and their depth: q = π(KX).
 
-    Shapes: points [B, 3, H, W], K [B, 3, 3] -> pixels [B, 2, H, W], depth [B, 1, H, W]. Depth is bounded below by
-    `NEAREST`, so that nothing is divided by zero; points at that bound have no meaningful pixel.
+    Shapes: points [B, 3, H, W], K [B, 3, 3] -> pixels [B, 2, H, W], depth [B, 1, H, W]. Depth is clamped to at least
+    `MIN_Z` to avoid division by zero; the pixels of clamped points are meaningless.
     """
     focal, centre = _focal_and_centre(intrinsics)
-    depth = points[:, 2:].clamp(min=NEAREST)
+    depth = points[:, 2:].clamp(min=MIN_Z)
     return points[:, :2] / depth * focal + centre, depth
 
 
 def scale_intrinsics(intrinsics: Tensor, scale_x: float, scale_y: float) -> Tensor:
-    """K of the image resized by the factors new / old size: p' = s(p + ½) - ½. Shapes: [..., 3, 3] -> [..., 3, 3].
+    """K of an image resized by s = new size / old size along each axis: p' = s(p + ½) - ½. Shapes: [..., 3, 3] -> same.
 
-    Pixel centres make this differ from diag(s, s, 1)·K by the shift (s - 1) / 2 of the principal point; it is the
-    convention of area averaging and of interpolation with `align_corners=False`.
+    Because pixel centres are at whole numbers, the principal point differs from that of diag(s, s, 1)·K by (s - 1) / 2.
+    This is the convention of area averaging and of interpolation with `align_corners=False`.
     """
     shift_x, shift_y = (scale_x - 1) / 2, (scale_y - 1) / 2
     matrix = intrinsics.new_tensor([[scale_x, 0, shift_x], [0, scale_y, shift_y], [0, 0, 1]])
@@ -71,23 +72,24 @@ def scale_intrinsics(intrinsics: Tensor, scale_x: float, scale_y: float) -> Tens
 
 
 def area_average(images: Tensor, size: tuple[int, int]) -> Tensor:
-    """Images reduced to `size` (height, width) by the mean over each new pixel's area: [N, C, H, W] -> [N, C, *size].
+    """Reduce images to `size` (height, width): each new pixel is the mean over its area. [N, C, H, W] -> [N, C, *size].
 
-    What `Framing` (OpenCV's INTER_AREA) does in evaluation and deployment; `scale_intrinsics` goes with it. The triangle filter
-    of antialiased interpolation is blurrier: 0.051 instead of 0.073 in the spread of the Laplacian after a halving.
+    The same filter as `Framing` (OpenCV's INTER_AREA) in evaluation and deployment; the intrinsics follow by
+    `scale_intrinsics`. Antialiased interpolation (a triangle filter) is blurrier: after halving, the standard deviation
+    of the Laplacian is 0.051 instead of 0.073.
     """
     return images if tuple(images.shape[-2:]) == tuple(size) else F.interpolate(images, tuple(size), mode="area")
 
 
 def crop_intrinsics(intrinsics: Tensor, left: float, top: float) -> Tensor:
-    """K of the part of the image that starts at pixel (left, top). Shapes: [..., 3, 3] -> [..., 3, 3]."""
+    """K of the crop of an image that starts at pixel (left, top). Shapes: [..., 3, 3] -> [..., 3, 3]."""
     return intrinsics - intrinsics.new_tensor([[0, 0, left], [0, 0, top], [0, 0, 0]])
 
 
 def flip_intrinsics(intrinsics: Tensor, width: int) -> Tensor:
-    """K of the horizontally mirrored image of width W: c_x -> W - 1 - c_x. Shapes: [..., 3, 3] -> [..., 3, 3].
+    """K of a horizontally mirrored image of width W: c_x -> W - 1 - c_x. Shapes: [..., 3, 3] -> [..., 3, 3].
 
-    The mirrored image is one of a mirrored world (see `mirror_motion`), which is why f_x keeps its sign.
+    f_x keeps its sign, because the mirrored image shows a mirrored scene (see `mirror_motion`).
     """
     flipped = intrinsics.clone()
     flipped[..., 0, 2] = width - 1 - intrinsics[..., 0, 2]

@@ -1,5 +1,5 @@
-"""Rigid camera motion: T_{a→b} [..., 4, 4] takes a point's coordinates in camera a to those in camera b (specification
-4.1), and how far one motion is from another.
+"""Rigid camera motion, and the error between two motions. T_{a→b} [..., 4, 4] maps a point's coordinates in camera a to
+those in camera b (docs/method.md, section 4.1).
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ from torch import Tensor
 
 
 def motion_from_vector(vector: Tensor) -> Tensor:
-    """The motion [..., 4, 4] of an axis-angle rotation (radians) and a translation, [..., 6] in that order.
+    """Motion [..., 4, 4] from [..., 6]: axis-angle rotation (radians), then translation.
 
-    The rotation is the matrix exponential, whose gradient is exact everywhere. kornia's conversion is not used: up to
-    0.8.1, the last version for Python 3.10, its gradient at zero rotation is NaN.
+    The rotation is the matrix exponential, whose gradient is exact everywhere. kornia's conversion is not used, because
+    up to 0.8.1, the last version for Python 3.10, its gradient at zero rotation is NaN.
     """
     x, y, z = vector[..., :3].unbind(-1)
     zero = torch.zeros_like(x)
@@ -33,7 +33,7 @@ def relative_motion(pose_a: Tensor, pose_b: Tensor) -> Tensor:
 
 
 def mirror_motion(motion: Tensor) -> Tensor:
-    """The motion (or pose) seen in horizontally mirrored images: M·T·M with M = diag(-1, 1, 1, 1).
+    """Motion (or pose) of the camera in horizontally mirrored images: M·T·M with M = diag(-1, 1, 1, 1).
 
     Shapes: [..., 4, 4] -> [..., 4, 4].
     """
@@ -54,12 +54,12 @@ def rotation_error(estimate: Tensor, truth: Tensor) -> Tensor:
         [r[..., 2, 1] - r[..., 1, 2], r[..., 0, 2] - r[..., 2, 0], r[..., 1, 0] - r[..., 0, 1]], dim=-1
     ).norm(dim=-1)
     twice_cosine = r.diagonal(dim1=-2, dim2=-1).sum(-1) - 1
-    # The arc cosine of the trace alone loses angles below 0.03° to rounding in single precision.
+    # Not the arc cosine of the trace: in single precision it loses angles below 0.03° to rounding.
     return torch.rad2deg(torch.atan2(twice_sine, twice_cosine))
 
 
 def translation_direction_error(estimate: Tensor, truth: Tensor) -> Tensor:
-    """Angle in degrees between the translations of two motions, whatever their lengths; NaN where one has none.
+    """Angle in degrees between the translation directions of two motions; NaN where one translation is zero.
 
     Shapes: [..., 4, 4], [..., 4, 4] -> [...].
     """
@@ -69,7 +69,7 @@ def translation_direction_error(estimate: Tensor, truth: Tensor) -> Tensor:
 
 
 def _rigid(rotation: Tensor, translation: Tensor) -> Tensor:
-    """[..., 3, 3], [..., 3, 1] -> [..., 4, 4]."""
+    """Assemble a motion: rotation [..., 3, 3], translation [..., 3, 1] -> [..., 4, 4]."""
     upper = torch.cat([rotation, translation], dim=-1)
-    # One more row of zeros, then the one in its corner.
+    # Append the row (0, 0, 0, 1).
     return F.pad(upper, (0, 0, 0, 1)) + upper.new_tensor([0, 0, 0, 1]).diag()

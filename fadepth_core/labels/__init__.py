@@ -1,1 +1,1 @@
-"""Algorithms that measure depth or motion in recordings, for training to learn from."""
+"""Algorithms that measure depth or motion in recordings, as labels for training."""

@@ -1,11 +1,12 @@
-"""Depth of a clip whose poses are known, from the clip itself, as labels for training: multi-view stereo.
+"""Multi-view stereo: depth of a clip with known poses, as labels for training.
 
-A plane sweep (Collins 1996) over inverse depth compares a frame with several others by normalised cross-correlation,
-semi-global matching (Hirschmüller 2008) carries the answer over surfaces that show too little, and what the sweeps of
-neighbouring frames do not confirm is left out. That goes for most of what moves by itself, for mirrors and bare sky.
+A plane sweep (Collins 1996) over inverse depth compares a frame with several source frames by normalised
+cross-correlation. Semi-global matching (Hirschmüller 2008) fills surfaces with little texture. A consistency check
+against the depth of neighbouring frames removes wrong depth: that of most moving objects, of mirrors and of bare sky.
 
-To learn from it is far quicker than from the photometric loss, which compares two frames with one: here the camera may have
-moved by the distance of the nearest things, and no gradient has to find its way there.
+Training on these labels converges much faster than training with the photometric loss, which compares each frame with
+its two neighbours only: here the baseline may be as long as the distance of the nearest objects, and no gradient
+descent is needed.
 """
 
 from __future__ import annotations
@@ -24,78 +25,81 @@ from fadepth_core.common.errors import DataError
 from fadepth_core.data.video import Clip
 from fadepth_core.geometry import project, relative_motion, reproject, sample, viewing_rays
 
-#: How far the camera is to have moved between the frames that are compared, as parts of the nearest depth, both ways.
+#: Baselines to the source frames before and after a frame, in units of the nearest depth.
 _BASELINES = (0.3, 0.6, 1.05)
+#: Number of planes of the sweep.
 _PLANES = 80
-#: Half the side of the windows that are correlated, pixels.
+#: Half of the side of the correlation windows, pixels.
 _RADIUS = 2
-#: Variance of grey values (0 to 1) below which a window shows nothing.
+#: Variance of grey values (0 to 1) of a window without texture, added to each variance: such windows do not match.
 _NOISE = 2e-5
-#: Semi-global matching: what one plane's difference between neighbours costs, and what more costs at most, where 1 is a
-#: window that does not match; over an edge of the picture more costs less.
-_STEP, _JUMP, _EDGE = 0.06, 0.5, 25.0
-#: Windows that match worse than this are not believed.
-_WORST = 0.6
-#: Two frames agree on a point whose inverse depths differ by less than this part, or this part of the nearest plane's.
-_AGREE, _AGREE_FAR = 0.08, 0.01
-#: What is farther than this many times the nearest is not measured: the camera has not moved enough.
-_REACH = 30.0
+#: Semi-global matching: P1, the penalty for a change by one plane; P2, that for larger changes; and how much an image
+#: gradient reduces P2. A window without any match costs 1.
+_P1, _P2, _P2_GRADIENT = 0.06, 0.5, 25.0
+#: Pixels whose best match costs more are left out.
+_MAX_COST = 0.6
+#: Largest difference of consistent inverse depths: relative, but at least a share of the nearest plane's inverse depth.
+_TOLERANCE, _MIN_TOLERANCE = 0.08, 0.01
+#: Depth beyond this multiple of the nearest is left out: the baselines are too short for it.
+_MAX_DEPTH_RATIO = 30.0
+#: Frames on either side that take part in the consistency check.
 _NEIGHBOURS = 3
 
 
 def write_stereo(clip: Clip, folder: Path, nearest: float = 4.0, first: int = 0, every: int = 1) -> int:
-    """Measure every `every`-th frame of a posed clip from frame `first` on; frames before it are not looked at.
+    """Measure the depth of a clip with poses and write it as the `depth` folder of its camera file (`data.video`).
 
-    Writes what the `depth` of a clip's camera file means: <number>.png, 16 bits, metres * 256, 0 unknown, of the clip's
-    size for training.
+    The files are <frame number>.png, 16 bits, metres * 256, 0 where unknown, at the clip's size for training.
 
     Args:
-        nearest: depth of the nearest plane, metres; 30 times it is the farthest that is measured.
+        folder: where to write.
+        nearest: depth of the nearest plane, metres; depth up to 30 times this is measured.
+        first: first frame that is measured or used as a source frame.
+        every: measure every N-th frame.
 
     Returns:
-        How many pictures were written.
+        The number of files written.
 
     Raises:
-        DataError: the clip has no poses, or moves too little; a number that makes no sense.
+        DataError: the clip has no poses, or moves too little, or an argument is out of range.
     """
     if not nearest > 0 or first < 0 or every < 1:
         raise DataError(
-            f"nearest {nearest} m, first {first}, every {every}: must be positive, not negative, at least 1"
+            f"need nearest > 0, first >= 0 and every >= 1, got nearest {nearest} m, first {first}, every {every}"
         )
     if clip.poses is None:
-        raise DataError(f"{clip.camera}: has no poses, from which depth could be measured")
+        raise DataError(f"{clip.camera}: has no poses, which are needed to measure depth")
     intrinsics = torch.from_numpy(clip.intrinsics).float()
     sweep = PlaneSweep(intrinsics, clip.size, nearest)
     poses = torch.from_numpy(clip.poses)
     numbers = list(range(first, clip.count, every))
-    partners = {number: _partners(poses[:, :3, 3].numpy(), number, first, nearest) for number in numbers}
-    numbers = [number for number in numbers if partners[number]]
+    sources = {number: _source_frames(poses[:, :3, 3].numpy(), number, first, nearest) for number in numbers}
+    numbers = [number for number in numbers if sources[number]]
     if not numbers:
-        raise DataError(
-            f"{clip.path}: the camera nowhere moves by {_BASELINES[0] * nearest:.2g} m from frame {first} on"
-        )
-    grey = _Greys(clip)
+        raise DataError(f"{clip.path}: the camera never moves by {_BASELINES[0] * nearest:.2g} m from frame {first} on")
+    grey = _GreyFrames(clip)
     swept: dict[int, tuple[Tensor, Tensor]] = {}
     folder.mkdir(parents=True, exist_ok=True)
     for position, number in enumerate(tqdm(numbers, unit="frame", desc=f"stereo of {clip.name}")):
         around = numbers[max(0, position - _NEIGHBOURS) : position + _NEIGHBOURS + 1]
         for n in around:
             if n not in swept:
-                motions = torch.stack([relative_motion(poses[n], poses[p]).float() for p in partners[n]])
-                swept[n] = sweep(grey(n), torch.stack([grey(p) for p in partners[n]]), motions)
+                motions = torch.stack([relative_motion(poses[n], poses[s]).float() for s in sources[n]])
+                swept[n] = sweep(grey(n), torch.stack([grey(s) for s in sources[n]]), motions)
         for n in [n for n in swept if n < around[0]]:
             del swept[n]
         inverse, cost = swept[number]
         others = [n for n in around if n != number]
-        agreed = confirmed(
+        consistent = consistency_mask(
             inverse,
             [swept[n][0] for n in others],
             [relative_motion(poses[number], poses[n]).float() for n in others],
             intrinsics,
             nearest,
         )
-        inside = (inverse > 1 / (_REACH * nearest)) & (inverse < 0.98 / nearest)  # at an end it may lie beyond
-        depth = torch.where(agreed & inside & (cost < _WORST), 1 / inverse, 0.0)
+        # At an end of the range the true depth may be outside it.
+        inside = (inverse > 1 / (_MAX_DEPTH_RATIO * nearest)) & (inverse < 0.98 / nearest)
+        depth = torch.where(consistent & inside & (cost < _MAX_COST), 1 / inverse, 0.0)
         picture = (depth * 256).round().clamp(max=np.iinfo(np.uint16).max).numpy().astype(np.uint16)
         path = folder / f"{number:06d}.png"
         if not cv2.imwrite(str(path), picture):
@@ -104,7 +108,7 @@ def write_stereo(clip: Clip, folder: Path, nearest: float = 4.0, first: int = 0,
 
 
 class PlaneSweep:
-    """Inverse depth of one view from others whose motion is known.
+    """Inverse depth of a reference view from source views with known motion.
 
     Args:
         intrinsics: K [3, 3] of all views, pixels.
@@ -117,42 +121,44 @@ class PlaneSweep:
         self._planes = torch.linspace(0, 1 / nearest, _PLANES)
         self._rays = viewing_rays(self._intrinsics, *size)
 
-    def __call__(self, view: Tensor, others: Tensor, motions: Tensor) -> tuple[Tensor, Tensor]:
+    def __call__(self, reference: Tensor, sources: Tensor, motions: Tensor) -> tuple[Tensor, Tensor]:
         """
-        Shapes: grey view [H, W] and others [N, H, W] in [0, 1], motions T_{view→other} [N, 4, 4] in metres -> inverse
-        depth [H, W] in 1/m, and what the match there costs [H, W], 0 for a perfect one and 1 for none.
+        Shapes: grey reference [H, W] and sources [N, H, W] in [0, 1], motions T_{reference→source} [N, 4, 4] in
+        metres -> inverse depth [H, W] in 1/m, and the cost of its match [H, W], from 0 (perfect) to 1 (no match).
         """
-        costs = self.costs(view, others, motions)
-        best, inverse = self._minimum(semi_global(costs, view))
+        costs = self.costs(reference, sources, motions)
+        best, inverse = self._minimum(semi_global(costs, reference))
         return inverse, costs.gather(0, best[None])[0]
 
-    def costs(self, view: Tensor, others: Tensor, motions: Tensor) -> Tensor:
-        """What it costs to have each pixel on each plane, [planes, H, W]: of the others that see it there, the mean over the
-        better half, since from the worse half something may hide it."""
-        height, width = view.shape
-        mean, variance = _statistics(view[None])
-        costs = torch.empty(len(others), _PLANES, height, width)
+    def costs(self, reference: Tensor, sources: Tensor, motions: Tensor) -> Tensor:
+        """Matching cost of each pixel on each plane, [planes, H, W]; arguments as for `__call__`.
+
+        The mean over the better half of the sources that see the point, because it may be occluded in the others.
+        """
+        height, width = reference.shape
+        mean, variance = _statistics(reference[None])
+        costs = torch.empty(len(sources), _PLANES, height, width)
         planes = self._planes[:, None, None, None]
-        for cost, other, motion in zip(costs, others, motions, strict=True):
-            # T(X / d) of the point at inverse depth d, times d, so that infinity is a plane like the others.
-            turned = torch.einsum("ij,bjhw->bihw", motion[:3, :3], self._rays)
-            points = turned + planes * motion[:3, 3, None, None]
+        for cost, source, motion in zip(costs, sources, motions, strict=True):
+            # The point at inverse depth d in the source frame, R·ray / d + t, times d: valid for d = 0 (infinity) too.
+            rotated = torch.einsum("ij,bjhw->bihw", motion[:3, :3], self._rays)
+            points = rotated + planes * motion[:3, 3, None, None]
             pixels, depth = project(points, self._intrinsics)
             u, v = pixels[:, 0], pixels[:, 1]
             seen = (u >= 0) & (u <= width - 1) & (v >= 0) & (v <= height - 1) & (depth[:, 0] > 0.1)
-            warped = sample(other[None, None].expand(_PLANES, 1, height, width), pixels)[:, 0]
+            warped = sample(source[None, None].expand(_PLANES, 1, height, width), pixels)[:, 0]
             warped_mean, warped_variance = _statistics(warped)
-            covariance = _window(warped * view) - warped_mean * mean
+            covariance = _window(warped * reference) - warped_mean * mean
             correlation = covariance / ((variance + _NOISE) * (warped_variance + _NOISE)).sqrt()
             cost[:] = torch.where(seen, (1 - correlation).clamp(0, 1), torch.inf)
         costs = costs.sort(dim=0).values
         count = costs.isfinite().sum(0)
-        better = torch.arange(len(others))[:, None, None, None] < (count + 1) // 2
+        better = torch.arange(len(sources))[:, None, None, None] < (count + 1) // 2
         total = torch.where(better, costs, 0.0).sum(0)
         return torch.where(count > 0, total / ((count + 1) // 2).clamp(min=1), 1.0)
 
     def _minimum(self, costs: Tensor) -> tuple[Tensor, Tensor]:
-        """The cheapest plane of each pixel, and its inverse depth refined by the parabola through its neighbours."""
+        """The cheapest plane of each pixel, and its inverse depth refined by a parabola through its neighbours."""
         best = costs.argmin(0)
         middle = best.clamp(1, _PLANES - 2)
         before, at, after = (costs.gather(0, (middle + step)[None])[0] for step in (-1, 0, 1))
@@ -163,9 +169,9 @@ class PlaneSweep:
 
 
 def semi_global(costs: Tensor, view: Tensor) -> Tensor:
-    """Costs with those of paths from the left, right, top and bottom added (Hirschmüller 2008, eq. 13), as their mean.
+    """Mean of the costs aggregated along paths from the left, right, top and bottom (Hirschmüller 2008, eq. 13).
 
-    Shapes: costs [planes, H, W], grey view [H, W] in [0, 1] -> [planes, H, W].
+    Shapes: costs [planes, H, W], grey reference view [H, W] in [0, 1] -> [planes, H, W].
     """
     total = torch.zeros_like(costs)
     for dim in (1, 2):
@@ -179,44 +185,45 @@ def semi_global(costs: Tensor, view: Tensor) -> Tensor:
 
 
 def _paths(costs: Tensor, view: Tensor) -> Tensor:
-    """Along the first dimension: costs [L, planes, M], view [L, M] -> [L, planes, M]."""
-    jumps = (_JUMP / (1 + _EDGE * view.diff(dim=0).abs())).clamp(min=1.2 * _STEP)
+    """Costs aggregated along the first dimension: costs [L, planes, M], view [L, M] -> [L, planes, M]."""
+    p2 = (_P2 / (1 + _P2_GRADIENT * view.diff(dim=0).abs())).clamp(min=1.2 * _P1)
     paths = costs.clone()
     for i in range(1, len(costs)):
         previous = paths[i - 1]
         cheapest = previous.amin(0)
         step = previous.clone()
-        step[1:] = torch.minimum(step[1:], previous[:-1] + _STEP)
-        step[:-1] = torch.minimum(step[:-1], previous[1:] + _STEP)
-        paths[i] += torch.minimum(step, cheapest + jumps[i - 1]) - cheapest
+        step[1:] = torch.minimum(step[1:], previous[:-1] + _P1)
+        step[:-1] = torch.minimum(step[:-1], previous[1:] + _P1)
+        paths[i] += torch.minimum(step, cheapest + p2[i - 1]) - cheapest
     return paths
 
 
-def confirmed(
+def consistency_mask(
     inverse: Tensor, others: Sequence[Tensor], motions: Sequence[Tensor], intrinsics: Tensor, nearest: float
 ) -> Tensor:
-    """Where at least two other views, and half of those that look there, have measured the same.
+    """Where at least two other views, and at least half of those that see the point, have measured the same depth.
 
-    Shapes: inverse depth [H, W] in 1/m of the view and of each other, T_{view→other} [4, 4] each, K [3, 3] -> bool [H, W].
+    Shapes: inverse depth [H, W] in 1/m of the view and of each other, T_{view→other} [4, 4] each, K [3, 3] ->
+    bool [H, W].
     """
     height, width = inverse.shape
-    depth = 1 / inverse.clamp(min=0.2 / (_REACH * nearest))[None, None]
-    agree, looking = torch.zeros_like(inverse), torch.zeros_like(inverse)
+    depth = 1 / inverse.clamp(min=0.2 / (_MAX_DEPTH_RATIO * nearest))[None, None]
+    agreeing, seeing = torch.zeros_like(inverse), torch.zeros_like(inverse)
     for other, motion in zip(others, motions, strict=True):
-        there = reproject(depth, motion[None], intrinsics[None])
-        # The nearest pixel: between two depths there is no third.
-        u, v = there.pixels[0].round().long()
-        looks = (u >= 0) & (u < width) & (v >= 0) & (v < height) & (there.depth[0, 0] > 0.1)
-        expected = 1 / there.depth[0, 0]
+        projected = reproject(depth, motion[None], intrinsics[None])
+        # The nearest pixel, because depth must not be interpolated across edges.
+        u, v = projected.pixels[0].round().long()
+        sees = (u >= 0) & (u < width) & (v >= 0) & (v < height) & (projected.depth[0, 0] > 0.1)
+        expected = 1 / projected.depth[0, 0]
         measured = other[v.clamp(0, height - 1), u.clamp(0, width - 1)]
-        allowed = (_AGREE * expected).clamp(min=_AGREE_FAR / nearest)
-        agree += looks & ((measured - expected).abs() < allowed)
-        looking += looks
-    return (agree >= 2) & (agree >= looking / 2)
+        tolerance = (_TOLERANCE * expected).clamp(min=_MIN_TOLERANCE / nearest)
+        agreeing += sees & ((measured - expected).abs() < tolerance)
+        seeing += sees
+    return (agreeing >= 2) & (agreeing >= seeing / 2)
 
 
-class _Greys:
-    """The frames of a clip in grey, [H, W] float32 in [0, 1]; the last ones are kept, neighbours share them."""
+class _GreyFrames:
+    """Grey frames of a clip, [H, W] float32 in [0, 1]; caches the last 64, which neighbouring frames share."""
 
     def __init__(self, clip: Clip):
         self._clip, self._kept = clip, {}
@@ -230,15 +237,15 @@ class _Greys:
         return self._kept[number]
 
 
-def _partners(positions: np.ndarray, number: int, first: int, nearest: float) -> list[int]:
-    """Frames to compare with, from `first` on: on either side the first that is as far away as each baseline asks."""
+def _source_frames(positions: np.ndarray, number: int, first: int, nearest: float) -> list[int]:
+    """Source frames of frame `number`, from `first` on: the first on either side at each of the baselines or more."""
     distances = np.linalg.norm(positions - positions[number], axis=1)
     found = []
     for side in (range(number - 1, first - 1, -1), range(number + 1, len(positions))):
         for baseline in _BASELINES:
-            partner = next((n for n in side if distances[n] >= baseline * nearest), None)
-            if partner is not None and partner not in found:
-                found.append(partner)
+            source = next((n for n in side if distances[n] >= baseline * nearest), None)
+            if source is not None and source not in found:
+                found.append(source)
     return found
 
 

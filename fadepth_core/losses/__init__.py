@@ -1,6 +1,6 @@
-"""What the networks learn from: the base loss of one view of a sample (eq. 21) and the pyramid over several (eq. 20)."""
+"""Losses: the base loss of one pyramid level (eq. 21), the pyramid (eq. 20), APX (eq. 28) and supervised losses."""
 
-from fadepth_core.losses.apx import ApxLoss, ApxReading, ApxWeights, Signals
+from fadepth_core.losses.apx import ApxLoss, ApxOptions, ApxWeights, Signals
 from fadepth_core.losses.base import BaseLoss, BaseWeights, Motions, Views, base_loss
 from fadepth_core.losses.pyramid import (
     PAPER_LEVELS,
@@ -15,7 +15,7 @@ from fadepth_core.losses.supervised import depth_loss, speed_loss
 __all__ = [
     "PAPER_LEVELS",
     "ApxLoss",
-    "ApxReading",
+    "ApxOptions",
     "ApxWeights",
     "BaseLoss",
     "BaseWeights",

@@ -1,8 +1,8 @@
-"""Function approximation loss APX (FA-Depth section III-E, eq. 28): a student's maps take the shape of its teacher's.
+"""Function approximation loss APX (FA-Depth section III-E, eq. 28): trains a student on the maps of a frozen teacher.
 
-Every map is compared as a probability distribution along its columns and along its rows, and only where the teacher can
-be trusted: not where it puts things far away. The paper leaves open how distributions are formed; each reading of
-specification 6 is one word here.
+Every map is compared as a probability distribution along its columns and along its rows. Pixels that the teacher places
+far away do not count, because it is not reliable there. The paper does not say how the distributions are formed;
+`ApxOptions` selects among the readings of docs/method.md, section 6.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ CHANNELS = ("mean", "projection")
 DISTRIBUTIONS = ("ratio", "softmax")
 DISTANCES = ("l1", "kl")
 
-#: An image of which less than this share is trusted says nothing.
-_LEAST_TRUSTED = 0.01
+#: An image is skipped if a smaller share of its pixels counts (eq. 28b).
+_MIN_COUNTED_SHARE = 0.01
 
 
 @dataclass(frozen=True)
 class ApxWeights:
-    """μ_e, μ_d, μ_x of eq. 28a; the best row of Table XI."""
+    """μ_e, μ_d, μ_x of eq. 28a; defaults: the best row of Table XI."""
 
     encoder: float = 0.01
     decoder: float = 0.01
@@ -36,22 +36,24 @@ class ApxWeights:
 
 
 @dataclass(frozen=True)
-class ApxReading:
-    """How eq. 28 is read.
+class ApxOptions:
+    """How eq. 28 is computed where the paper leaves it open.
 
     Attributes:
-        channels: how feature maps of different widths are compared: "mean" over channels, or a learned 1×1 "projection"
-            of the student's channels onto the teacher's.
-        distribution: of inverse depths along a line: "ratio" to their sum, which leaves one factor open (as median scaling
-            does), or "softmax", which leaves an offset open.
+        channels: comparison of feature maps of different widths: the "mean" over channels, or a learned 1×1
+            "projection" of the student's channels to the teacher's.
+        distribution: of inverse depths along a line: "ratio", x / Σx, which does not change with a common factor (as
+            median scaling), or "softmax", which does not change with a common offset.
         distance: "kl", the Kullback-Leibler divergence from teacher to student, or "l1".
-        mask: κ of eq. 28b, pixels count where the teacher's inverse depth is above κ times its median; None: all count.
-        renormalise: form distributions inside the mask, instead of leaving pixels out of the comparison only.
+        mask: κ of eq. 28b: pixels count where the teacher's inverse depth is above κ times its median; None: all count.
+        renormalise: form the distributions inside the mask only. Otherwise masked pixels are only left out of the sum.
 
-    The paper says neither how far apart two distributions are nor which positions they are formed of. Left out of the sum only,
-    a sky keeps its share of every line: nothing holds it, so it is pushed ever farther, and what looks like it goes along.
-    L1 lets go of a pixel that is much too far (its gradient is in proportion to the pixel's share). SmallDepth on rendered
-    streets taught by the true depth, 600 steps, AbsRel: alone 0.451; l1 0.524, kl 0.619; inside the mask l1 0.440, kl 0.422.
+    The paper states neither the distance nor the positions over which a distribution is formed. The defaults were
+    measured: if masked pixels are only left out of the sum, the sky still has its share of every line. Nothing
+    constrains this share, so the sky and whatever looks like it are pushed ever farther away. L1 has little effect on a
+    pixel that is much too far, because its gradient is proportional to the pixel's share. AbsRel of SmallDepth on
+    rendered streets (true depth as teacher, 600 steps): without APX 0.451; l1 0.524, kl 0.619; renormalised inside the
+    mask l1 0.440, kl 0.422.
     """
 
     channels: str = "mean"
@@ -69,12 +71,12 @@ class ApxReading:
 
 @dataclass
 class Signals:
-    """What is compared, of a batch of images.
+    """The maps of a student or teacher that are compared, of a batch of images.
 
     Attributes:
         disparities: inverse depth in 1/metres at 1, 1/2 and 1/4 of the input, each [B, 1, h, w].
-        encoder: maps at 1/2 .. 1/32, each [B, C, h, w]; none where only depth is known.
-        decoder: maps at 1 .. 1/16.
+        encoder: maps at 1/2 .. 1/32, each [B, C, h, w]; empty if only depth is known.
+        decoder: maps at 1 .. 1/16, each [B, C, h, w]; empty if only depth is known.
     """
 
     disparities: tuple[Tensor, ...]
@@ -83,36 +85,36 @@ class Signals:
 
     @classmethod
     def of(cls, outputs: DepthFeatures, min_depth: float, max_depth: float) -> Signals:
-        """A network's; `min_depth` and `max_depth` in metres are its range."""
+        """The signals of a network's outputs; `min_depth` and `max_depth` are its depth range in metres."""
         disparities = (1 / disparity_to_depth(x.float(), min_depth, max_depth) for x in outputs.disparities)
         return cls(tuple(disparities), tuple(outputs.encoder), tuple(outputs.decoder))
 
 
 class ApxLoss(nn.Module):
-    """L_apx (eq. 28a); its parameters, if any, are the projections, which nobody needs after training.
+    """L_apx (eq. 28a). Its only parameters are the projections, which are discarded after training.
 
     Args:
-        weights: of the three kinds of maps; a kind of weight 0 is not looked at.
-        reading: see `ApxReading`.
-        widths: for projections, the channels of (student, teacher) for every map of "encoder" and "decoder".
+        weights: of the three kinds of maps; a kind with weight 0 is not compared.
+        options: see `ApxOptions`.
+        widths: for projections: the channels (student, teacher) of every map of "encoder" and "decoder".
 
     Raises:
-        ValueError: projections without widths.
+        ValueError: `options` asks for projections, but `widths` does not give their channels.
     """
 
     def __init__(
         self,
         weights: ApxWeights = ApxWeights(),
-        reading: ApxReading = ApxReading(),
+        options: ApxOptions = ApxOptions(),
         widths: Mapping[str, Sequence[tuple[int, int]]] = MappingProxyType({}),
     ):
         super().__init__()
-        self.weights, self.reading = weights, reading
+        self.weights, self.options = weights, options
         self.projections = nn.ModuleDict()
-        if reading.channels == "projection":
+        if options.channels == "projection":
             for kind, weight in (("encoder", weights.encoder), ("decoder", weights.decoder)):
                 if weight and kind not in widths:
-                    raise ValueError(f"projections need the channels of student and teacher: {kind}")
+                    raise ValueError(f"projections need the channels of the student's and the teacher's {kind} maps")
                 if weight:
                     self.projections[kind] = nn.ModuleList(nn.Conv2d(a, b, 1, bias=False) for a, b in widths[kind])
 
@@ -120,46 +122,46 @@ class ApxLoss(nn.Module):
         """The loss, [].
 
         Raises:
-            ValueError: the two have another number of maps, or maps of other sizes.
+            ValueError: number or size of the maps differs between student and teacher.
         """
         mask = self._mask(teacher.disparities[0])
         total = teacher.disparities[0].new_zeros(())
         if self.weights.disparity:
-            pairs = _pairs("disparities", student.disparities, teacher.disparities)
+            pairs = _paired("disparities", student.disparities, teacher.disparities)
             logits = [tuple(self._depth_logits(x.float()) for x in pair) for pair in pairs]
             total = total + self.weights.disparity * self._sum(logits, mask)
         for kind, weight in (("encoder", self.weights.encoder), ("decoder", self.weights.decoder)):
             if weight:
-                pairs = _pairs(f"{kind} maps", getattr(student, kind), getattr(teacher, kind))
+                pairs = _paired(f"{kind} maps", getattr(student, kind), getattr(teacher, kind))
                 total = total + weight * self._sum(self._aligned(kind, pairs, mask), mask)
         return total
 
     def _mask(self, disparity: Tensor) -> Tensor:
-        """M of eq. 28b, [B, 1, H, W] of 0 and 1; all 0 for an image with hardly a pixel that counts."""
-        if self.reading.mask is None:
+        """M of eq. 28b, [B, 1, H, W] of 0 and 1; all 0 for an image that is skipped."""
+        if self.options.mask is None:
             return torch.ones_like(disparity)
         median = disparity.flatten(1).median(dim=1).values[:, None, None, None]
-        mask = (disparity > self.reading.mask * median).to(disparity)
-        return mask * (mask.mean((1, 2, 3), keepdim=True) >= _LEAST_TRUSTED)
+        mask = (disparity > self.options.mask * median).to(disparity)
+        return mask * (mask.mean((1, 2, 3), keepdim=True) >= _MIN_COUNTED_SHARE)
 
     def _depth_logits(self, disparity: Tensor) -> Tensor:
-        """What `softmax` turns into the wanted distribution: its logarithm for x / Σx."""
-        return disparity.log() if self.reading.distribution == "ratio" else disparity
+        """The values whose softmax is the distribution; for "ratio" the logarithm, since softmax(log x) = x / Σx."""
+        return disparity.log() if self.options.distribution == "ratio" else disparity
 
     def _aligned(self, kind: str, pairs: list[tuple[Tensor, Tensor]], mask: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """Maps of equal width, each channel of each image with zero mean and unit spread."""
+        """Pairs of maps of equal width, each channel of each image with zero mean and unit standard deviation."""
         aligned = []
         for index, (student, teacher) in enumerate(pairs):
             if kind in self.projections:
                 student, teacher = self.projections[kind][index](student).float(), teacher.float()
             else:
                 student, teacher = (x.float().mean(dim=1, keepdim=True) for x in (student, teacher))
-            counted = _at(mask, student) if self.reading.renormalise else torch.ones_like(student[:, :1])
+            counted = _at(mask, student) if self.options.renormalise else torch.ones_like(student[:, :1])
             aligned.append((_standardised(student, counted), _standardised(teacher, counted)))
         return aligned
 
     def _sum(self, pairs: list[tuple[Tensor, Tensor]], mask: Tensor) -> Tensor:
-        """Σ Δ of eq. 28c, averaged over the images that have something to say."""
+        """Σ Δ of eq. 28c, averaged over the images that are not skipped."""
         total = torch.stack([self._difference(*pair, mask) for pair in pairs]).sum(dim=0)
         counts = mask.amax((1, 2, 3))
         return (counts * total).sum() / counts.sum().clamp(min=1)
@@ -167,12 +169,12 @@ class ApxLoss(nn.Module):
     def _difference(self, student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
         """Δ of each image, [B]."""
         mask = _at(mask, student)
-        if self.reading.renormalise:
-            # Finite, so that a line that is masked altogether is uniform in both instead of undefined.
+        if self.options.renormalise:
+            # Not -inf: a line that is masked completely would have no distribution; so it is uniform in both.
             student, teacher = (x.masked_fill(mask == 0, -1e4) for x in (student, teacher))
         total = student.new_zeros(len(student))
         for line in (-2, -1):
-            if self.reading.distance == "l1":
+            if self.options.distance == "l1":
                 error = (student.softmax(line) - teacher.softmax(line)).abs()
             else:
                 expected = teacher.log_softmax(line)
@@ -182,19 +184,20 @@ class ApxLoss(nn.Module):
 
 
 def _at(mask: Tensor, x: Tensor) -> Tensor:
-    """The mask at the size of a map."""
+    """The mask at the size of map `x`."""
     return F.interpolate(mask, size=x.shape[-2:], mode="nearest")
 
 
 def _standardised(x: Tensor, counted: Tensor) -> Tensor:
-    """Zero mean and unit spread over the positions that count; a map without spread becomes zero."""
+    """Zero mean and unit standard deviation over the counted positions; a constant map becomes zero."""
     count = counted.sum((2, 3), keepdim=True).clamp(min=1)
     centred = x - (counted * x).sum((2, 3), keepdim=True) / count
-    # Without the small number, no spread would have no gradient.
+    # 1e-8 keeps the gradient of a constant map finite.
     return centred / ((counted * centred.square()).sum((2, 3), keepdim=True) / count + 1e-8).sqrt()
 
 
-def _pairs(what: str, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
+def _paired(what: str, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
+    """The maps of student and teacher in pairs of equal size; `what` names them in the error."""
     sizes = [[tuple(x.shape[-2:]) for x in maps] for maps in (student, teacher)]
     if sizes[0] != sizes[1]:
         raise ValueError(f"the student's {what} have sizes {sizes[0]}, the teacher's {sizes[1]}")

@@ -1,7 +1,8 @@
-"""The base self-supervised loss of one pyramid level (eq. 21, specification 4): three frames explain each other.
+"""Base self-supervised loss of one pyramid level (eq. 21; docs/method.md, section 4), from three consecutive frames.
 
-Four terms, each over both neighbours of the middle frame and in both directions: photometric (L_bwp), depth structure
-(L_bds), feature (L_bfp) and smoothness (L_s). The networks have already run, once per frame and once per pair.
+Three terms compare the middle frame with each neighbour, in both directions: photometric (L_bwp), depth structure
+(L_bds) and feature perception (L_bfp). The fourth is smoothness (L_s). The networks have run before: depth once per
+frame, pose once per pair.
 """
 
 from __future__ import annotations
@@ -32,13 +33,13 @@ class BaseWeights:
 
     @property
     def need_motion(self) -> bool:
-        """Whether any term looks at two frames."""
+        """Whether any term compares two frames."""
         return any((self.photometric, self.structure, self.feature))
 
 
 @dataclass
 class Motions:
-    """Camera motion out of the middle frame.
+    """Camera motion from the middle frame to its neighbours.
 
     Attributes:
         to_previous: T_{t→t-1} [B, 4, 4].
@@ -50,7 +51,7 @@ class Motions:
 
     @classmethod
     def from_vectors(cls, vectors: Tensor) -> Motions:
-        """From a pose network's answers in temporal order, [B, 2, 6]: t-1 → t and t → t+1."""
+        """From a pose network's outputs in temporal order, [B, 2, 6]: t-1 → t and t → t+1."""
         backward, forward = motion_from_vector(vectors).unbind(1)
         return cls(invert_motion(backward), forward)
 
@@ -68,14 +69,14 @@ class Motions:
 
 @dataclass
 class Views:
-    """What the finest scale's reconstructions look like, for people. Without gradients.
+    """Reconstructions and masks at the finest scale, for display. Without gradients.
 
-    The first dimension of the maps runs over the directed pairs t→t-1, t→t+1, t-1→t, t+1→t.
+    The first dimension of `warped`, `visible` and `weight` is the directed pair: t→t-1, t→t+1, t-1→t, t+1→t.
 
     Attributes:
         frames: RGB in [0, 1] [B, 3, 3, H, W].
         depth: of these frames [B, 3, 1, H, W], metres (up to scale).
-        warped: Î_a, the first frame of each pair rebuilt from the second [4, B, 3, H, W].
+        warped: Î_a, the first frame of each pair reconstructed from the second [4, B, 3, H, W].
         visible: V·O [4, B, 1, H, W].
         weight: w [4, B, 1, H, W].
     """
@@ -89,7 +90,7 @@ class Views:
 
 @dataclass
 class BaseLoss:
-    """Eq. 21 for one level: the weighted total and its four terms before weighting, each []; views if there are any."""
+    """Eq. 21 for one level: weighted total, four terms before weighting, each []; views if frames are compared."""
 
     total: Tensor
     photometric: Tensor
@@ -111,15 +112,15 @@ def base_loss(
     """L_k of one level.
 
     Args:
-        frames: RGB in [0, 1], [B, 3, 3, H, W]; best with channels_last pictures.
+        frames: RGB in [0, 1], [B, 3, 3, H, W]; fastest if each image is in channels_last memory.
         intrinsics: K of these frames [B, 3, 3].
-        outputs: the depth network's, for the 3·B frames in the order of `frames.flatten(0, 1)`.
-        motions: of the camera; None only where `weights.need_motion` is False.
-        depth_range: metres that disparity 1 and 0 stand for.
+        outputs: of the depth network for the 3·B frames, in the order of `frames.flatten(0, 1)`.
+        motions: of the camera; may be None if `weights.need_motion` is False.
+        depth_range: depths in metres of disparity 1 and 0.
         weights: λ1 .. λ4.
         feature_offset: of the depth network, see `feature_loss`.
     """
-    # The geometry is computed in the frames' precision, whatever the networks ran in.
+    # Geometry is computed in the frames' precision, even if the networks ran in a lower one.
     disparities = [x.to(frames.dtype) for x in outputs.disparities]
     zero = frames.new_zeros(())
     smoothness = smoothness_loss(disparities, frames.flatten(0, 1)) if weights.smoothness else zero
@@ -145,10 +146,10 @@ def base_loss(
 
 @dataclass
 class _DirectedPairs:
-    """The directed pairs a→b, stacked along the batch: t→t-1, t→t+1, then the same reversed; what no scale changes.
+    """The directed pairs a→b: what is the same at every disparity scale.
 
-    Because the second half is the first one reversed, exchanging the halves (`_reverse`) turns anything known of every a
-    into what is known of its b.
+    They are stacked along the batch: t→t-1, t→t+1, then the same two reversed. Exchanging the halves (`_reverse`)
+    therefore turns a tensor of the frames a into one of the frames b.
 
     Attributes:
         images: I_a and I_b.
@@ -165,12 +166,12 @@ class _DirectedPairs:
     def of(cls, frames: Tensor, intrinsics: Tensor, features: Tensor, motions: Motions) -> _DirectedPairs:
         with torch.no_grad():
             target = ImageStatistics.of(frames.flatten(0, 1)).map(lambda x: _first(x.unflatten(0, frames.shape[:2])))
-            # pe is symmetric: one direction stands for both.
-            unmoved = photometric_error(target.map(_outward), target.map(_inward)).repeat(2, 1, 1, 1)
-        # Planar memory: the bilinear sampling of many channels is then a third faster.
+            # pe is symmetric, so one direction is enough.
+            unmoved = photometric_error(target.map(_middle_first), target.map(_middle_second)).repeat(2, 1, 1, 1)
+        # Planar memory, because bilinear sampling of many channels is then a third faster.
         features = _first(features.to(frames.dtype).unflatten(0, frames.shape[:2])).contiguous()
-        outward = torch.cat([motions.to_previous, motions.to_next])
-        motion = torch.cat([outward, invert_motion(outward)])
+        from_middle = torch.cat([motions.to_previous, motions.to_next])
+        motion = torch.cat([from_middle, invert_motion(from_middle)])
         images = ImagePairs(target, _reverse(target.image), unmoved, intrinsics.repeat(4, 1, 1))
         return cls(images, features, _reverse(features), motion)
 
@@ -180,24 +181,24 @@ def _first(x: Tensor) -> Tensor:
     return torch.cat([x[:, 1], x[:, 1], x[:, 0], x[:, 2]])
 
 
-def _outward(x: Tensor) -> Tensor:
+def _middle_first(x: Tensor) -> Tensor:
     """The pairs t→t-1, t→t+1: [4B, ...] -> [2B, ...]."""
     return x.chunk(2)[0]
 
 
-def _inward(x: Tensor) -> Tensor:
+def _middle_second(x: Tensor) -> Tensor:
     """The pairs t-1→t, t+1→t: [4B, ...] -> [2B, ...]."""
     return x.chunk(2)[1]
 
 
 def _reverse(x: Tensor) -> Tensor:
-    """From every pair a→b to its reverse: exchanges the halves of [4B, ...]."""
+    """From every pair a→b to the pair b→a: exchanges the halves of [4B, ...]."""
     return torch.roll(x, x.shape[0] // 2, dims=0)
 
 
 @dataclass
 class _ScaleTerms:
-    """One scale's terms, and its maps as `Views` has them."""
+    """Terms of one disparity scale, and its maps as in `Views`."""
 
     photometric: Tensor
     structure: Tensor
@@ -216,7 +217,7 @@ def _scale_terms(
     feature_offset: int,
 ) -> _ScaleTerms:
     """The terms that compare two frames, for one disparity scale [3B, 1, h, w]."""
-    # Every scale explains the frames at full size: small pictures would reward copying texture into depth.
+    # Every scale is compared at full size: reduced images would favour depth that copies the texture.
     full = F.interpolate(disparity, size=pairs.images.source.shape[-2:], mode="bilinear", align_corners=False)
     frame_depths = disparity_to_depth(full, *depth_range).unflatten(0, (-1, 3))
     depth = _first(frame_depths)

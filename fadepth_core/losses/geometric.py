@@ -1,7 +1,8 @@
-"""What makes two views comparable, and the depth structure loss L_bds (specification 4.2 and 4.3).
+"""Masks and weights of the pixels of a directed pair, and the depth structure loss L_bds (docs/method.md, sections 4.2,
+4.3).
 
-Moving objects and occlusions show in two ways: the flow there and back does not return to where it began, and the depth
-moved from one view differs from the depth sampled in the other. Both become weights; the second is a loss as well.
+Moving objects and occlusions have two effects: forward and backward flow do not cancel, and the depth moved from one
+view differs from the depth sampled in the other. Both give weights; the second is also the structure loss.
 """
 
 from __future__ import annotations
@@ -13,18 +14,18 @@ from torch import Tensor
 
 from fadepth_core.geometry import Reprojection
 
-#: A directed pair of which less than this share of an image's pixels can be compared is left out.
-SMALLEST_SHARE = 0.01
+#: A directed pair is skipped if the mean weight of its pixels is below this (docs/method.md, section 4.2).
+MIN_MEAN_WEIGHT = 0.01
 
 
 @dataclass
 class PairWeights:
-    """How far each pixel of a can be compared with b, [B, 1, H, W]; nothing here carries a gradient.
+    """How much each pixel of a counts in the comparison with b, [B, 1, H, W]; without gradients.
 
     Attributes:
-        unoccluded: O, whether flow there and back returns to the pixel, bool.
-        visible: V·O as 0 or 1, all 0 in images that are left out.
-        weight: w = V·O·w_F·w_D in [0, 1], all 0 in images that are left out.
+        unoccluded: O, whether forward and backward flow cancel, bool.
+        visible: V·O as 0 or 1; all 0 in images that are skipped.
+        weight: w = V·O·w_F·w_D in [0, 1]; all 0 in images that are skipped.
     """
 
     unoccluded: Tensor
@@ -33,17 +34,17 @@ class PairWeights:
 
 
 def depth_difference(moved: Tensor, sampled: Tensor) -> Tensor:
-    """δ_D = |D^c - D^s| / (D^c + D^s), in [0, 1]; shapes and units of both depths alike, `moved` positive."""
+    """δ_D = |D^c - D^s| / (D^c + D^s), in [0, 1]. Both depths have the same shape and unit; `moved` is positive."""
     return (moved - sampled).abs() / (moved + sampled + 1e-7)
 
 
 @torch.no_grad()
 def pair_weights(view: Reprojection, returning: Tensor, difference: Tensor) -> PairWeights:
-    """Masks and weights of specification 4.2.
+    """Masks and weights of docs/method.md, section 4.2.
 
     Args:
         view: reprojection of a into b.
-        returning: F_{b→a}⟨q⟩, the opposite flow sampled where a's pixels land [B, 2, H, W].
+        returning: F_{b→a}⟨q⟩ [B, 2, H, W], the opposite flow sampled at the pixels q.
         difference: δ_D [B, 1, H, W].
     """
     out2, back2 = (flow.square().sum(1, keepdim=True) for flow in (view.flow, returning))
@@ -52,26 +53,26 @@ def pair_weights(view: Reprojection, returning: Tensor, difference: Tensor) -> P
     visible = (view.valid & unoccluded).to(difference.dtype)
     flow_weight = torch.exp(-residual2.sqrt() / (out2.sqrt() + back2.sqrt() + 1))
     weight = visible * flow_weight * (1 - difference)
-    enough = _share(weight) >= SMALLEST_SHARE
+    enough = _mean_weight(weight) >= MIN_MEAN_WEIGHT
     return PairWeights(unoccluded, visible * enough, weight * enough)
 
 
 def structure_loss(difference: Tensor, visible: Tensor) -> Tensor:
-    """L_bds: mean of δ_D [B, 1, H, W] over what both views see; its gradient reaches both depths and the motion."""
+    """L_bds: mean of δ_D [B, 1, H, W] over pixels visible in both views. Gradients reach both depths and the motion."""
     return weighted_mean(difference, visible)
 
 
 def weighted_mean(values: Tensor, weight: Tensor) -> Tensor:
-    """⟨w⟩-mean of each image, then the mean over the images with enough weight; 0 if there is none.
+    """⟨w⟩-mean of each image, then the mean over the images with enough weight; 0 if no image has.
 
-    Each image counts alike, so that a batch and the average of its parts give the same loss. Shapes: two [B, 1, H, W]
+    All images count the same, so the loss of a batch is the mean of the losses of its parts. Shapes: two [B, 1, H, W]
     -> [].
     """
-    enough = _share(weight) >= SMALLEST_SHARE
+    enough = _mean_weight(weight) >= MIN_MEAN_WEIGHT
     means = (values * weight).sum((1, 2, 3), keepdim=True) / (weight.sum((1, 2, 3), keepdim=True) + 1e-7)
     return (means * enough).sum() / enough.sum().clamp(min=1)
 
 
-def _share(weight: Tensor) -> Tensor:
+def _mean_weight(weight: Tensor) -> Tensor:
     """Mean weight of each image, [B, 1, 1, 1]."""
     return weight.mean((1, 2, 3), keepdim=True)

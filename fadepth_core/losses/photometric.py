@@ -1,4 +1,4 @@
-"""Weighted photometric loss L_bwp (specification 4.3): a frame against its reconstruction from another frame."""
+"""Weighted photometric loss L_bwp (docs/method.md, section 4.3): a frame against its reconstruction from another."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _SSIM_SHARE = 0.85
 
 @dataclass
 class ImageStatistics:
-    """An image and the 3×3 moments SSIM needs of it, computed once however often it is compared.
+    """An image with the 3×3 moments that SSIM needs, computed once for several comparisons.
 
     Attributes:
         image, mean, variance: each [B, 3, H, W].
@@ -33,18 +33,18 @@ class ImageStatistics:
         return cls(image, mean, _local_mean(image.square()) - mean.square())
 
     def map(self, function: Callable[[Tensor], Tensor]) -> ImageStatistics:
-        """The statistics of rearranged pictures, [B, ...] -> [B', ...]."""
+        """The statistics of rearranged images; `function` maps [B, ...] -> [B', ...]."""
         return ImageStatistics(function(self.image), function(self.mean), function(self.variance))
 
 
 @dataclass
 class ImagePairs:
-    """Frames a beside frames b of the same cameras.
+    """Pairs of frames a and b of the same camera.
 
     Attributes:
         target: a with its statistics, [P, 3, H, W], RGB in [0, 1].
         source: b [P, 3, H, W].
-        unmoved_error: pe(a, b) [P, 1, H, W].
+        unmoved_error: pe(a, b) [P, 1, H, W], the error without warping (monodepth2's identity reprojection error).
         intrinsics: [P, 3, 3], pixels.
     """
 
@@ -63,7 +63,7 @@ class ImagePairs:
 def ssim(a: ImageStatistics, b: ImageStatistics) -> Tensor:
     """Structural similarity per pixel and channel, [B, 3, H, W] in [-1, 1]: 3×3 mean window, reflected borders.
 
-    Own code: kornia's window is Gaussian, and it would compute the moments of an image anew for every comparison.
+    Own code, because kornia's window is Gaussian and it computes the moments of an image again for every comparison.
     """
     covariance = _local_mean(a.image * b.image) - a.mean * b.mean
     similarity = (2 * a.mean * b.mean + _C1) * (2 * covariance + _C2)
@@ -78,31 +78,31 @@ def photometric_error(a: ImageStatistics, b: ImageStatistics) -> Tensor:
 
 
 def photometric_loss(error: Tensor, unmoved_error: Tensor, weight: Tensor, valid: Tensor) -> Tensor:
-    """L_bwp: weighted mean of `error` over the pixels that tell something about motion.
+    """L_bwp: weighted mean of `error`, with monodepth2's auto-mask.
 
     Args:
         error: pe(I_a, Î_a) [B, 1, H, W].
-        unmoved_error: pe(I_a, I_b) [B, 1, H, W]. Where it is the smaller one, the pixel looks as if nothing moved (a
-            standing camera, or a car ahead at our own speed) and does not count.
-        weight: w of specification 4.2 [B, 1, H, W].
-        valid: V [B, 1, H, W] bool. One pixel is taken off its rim, because an SSIM window there contains the black
-            that lies outside the other frame.
+        unmoved_error: pe(I_a, I_b) [B, 1, H, W]. Where it is smaller than `error`, the pixel looks as if nothing moved
+            (a standing camera, or a car ahead at the same speed) and does not count.
+        weight: w of docs/method.md, section 4.2 [B, 1, H, W].
+        valid: V [B, 1, H, W] bool. It is eroded by one pixel, because an SSIM window at its border contains the black
+            outside the other frame.
     """
     moving = unmoved_error >= error.detach()
-    return weighted_mean(error, weight * off_rim(valid, error.dtype) * moving)
+    return weighted_mean(error, weight * eroded(valid, error.dtype) * moving)
 
 
-def off_rim(valid: Tensor, dtype: torch.dtype) -> Tensor:
-    """`valid` [B, 1, H, W] bool without the pixels beside one that is not, as 0 and 1 of `dtype`."""
+def eroded(valid: Tensor, dtype: torch.dtype) -> Tensor:
+    """`valid` [B, 1, H, W] bool eroded by one pixel, as 0 and 1 of `dtype`."""
     return -F.max_pool2d(-valid.to(dtype), 3, stride=1, padding=1)
 
 
 def _local_mean(x: Tensor) -> Tensor:
-    """Mean of each 3×3 neighbourhood, borders reflected: [B, C, H, W] -> [B, C, H, W]."""
+    """Mean of each 3×3 window, borders reflected: [B, C, H, W] -> [B, C, H, W]."""
     x = F.pad(x, (1, 1, 1, 1), mode="reflect")
     if x.is_cuda:
-        # A convolution may run in TF32 there, too coarse for the difference of two means that makes a variance.
+        # Not a convolution: on a GPU it may run in TF32, which is too coarse for a variance (a difference of means).
         return F.avg_pool2d(x, 3, stride=1)
-    # On a CPU, in channels_last, this takes a third of avg_pool2d's time.
+    # On a CPU in channels_last, a third of the time of avg_pool2d.
     channels = x.shape[1]
     return F.conv2d(x, x.new_full((channels, 1, 3, 3), 1 / 9), groups=channels)

@@ -1,8 +1,9 @@
-"""Pyramid loss (FA-Depth section III-C, eq. 20-22): one sample seen at several sizes, mirrored and recoloured.
+"""Pyramid loss (FA-Depth section III-C, eq. 20-22): one sample at several sizes, mirrored and recoloured.
 
-Every level has its own base loss at its own size; beyond that, its depth and features have to agree with those of the
-unchanged level `cr`. Each level's gradients are computed as soon as its loss is known, which frees its graph before the
-next level runs (specification 3.3).
+Every level has its own base loss at its own size. Consistency terms compare its depth and features with those of the
+unchanged level `cr`. The gradients of a level are computed directly after its loss, which frees its graph before the
+next level runs (docs/method.md, section 3.3). `PyramidLoss` also runs the networks and adds the supervised losses and
+the distillation loss.
 """
 
 from __future__ import annotations
@@ -26,9 +27,9 @@ from fadepth_core.models.layers.drop import shared_masks
 if TYPE_CHECKING:
     from fadepth_core.common.sample import Sample
 
-#: Added to the variance of a standardised map: one without spread becomes zero.
-_LEAST_VARIANCE = 1e-6
-#: Of the softmax of features behind a sigmoid, see `LevelWeights`.
+#: Added to the variance of a map before it is standardised, so that a constant map becomes zero.
+_VARIANCE_EPS = 1e-6
+#: Temperature of the softmax in the metric "softmax_sigmoid", see `LevelWeights`.
 FEATURE_TEMPERATURE = 8.0
 #: How two maps are compared (eq. 22), see `_consistency`.
 METRICS = ("l1", "softmax", "softmax_sigmoid", "softmax_standardised", "softmax_lines")
@@ -42,21 +43,21 @@ class LevelWeights:
         loss: w_k, of the level's own loss.
         feature: w^f_k, of the consistency of the finest decoder map with that of cr.
         disparity: w^d_k, of the consistency of the finest disparity with that of cr.
-        feature_metric, disparity_metric: how each is compared, a name in `METRICS`. "l1" is the mean absolute difference. The
-            others are distribution errors, the L1 norm (sum) of the difference of two softmax distributions over the image:
-            "softmax" of the map itself, "softmax_sigmoid" of the map behind a sigmoid, divided by a temperature of
-            `FEATURE_TEMPERATURE`, "softmax_standardised" of channels with zero mean and unit spread; "softmax_lines" forms the
-            distributions of the latter over every row and every column, as in eq. 28c.
+        feature_metric, disparity_metric: how the maps are compared, a name in `METRICS`. "l1" is the mean absolute
+            difference. The others are distribution errors: the L1 norm (sum) of the difference of two softmax
+            distributions over the image. "softmax": of the map itself. "softmax_sigmoid": of its sigmoid, divided by
+            `FEATURE_TEMPERATURE`. "softmax_standardised": of channels with zero mean and unit standard deviation.
+            "softmax_lines": of the same, over every row and every column, as in eq. 28c.
 
-    Eq. 22 takes the distribution error for lr and hr. For disparities that is "softmax": values in (0, 1) make a nearly uniform
-    distribution, and its L1 norm is about the mean absolute difference of the centred maps. Decoder features have no bound:
-    their softmax shows a few largest values only, and so does that of standardised maps. Behind a sigmoid they are bounded as
-    disparities are.
+    Eq. 22 takes the distribution error for lr and hr. For disparities this is "softmax": values in (0, 1) give a nearly
+    uniform distribution, and the L1 norm is about the mean absolute difference of the centred maps. Decoder features
+    have no bounds: their softmax depends on a few largest values only, also after standardisation. Their sigmoid is
+    bounded like disparities.
 
-    How strong the features' term may be was measured (rendered streets, 64x96, 300 iterations of 2, levels cr and lr, AbsRel;
-    without the term 0.49 to 0.50, a constant depth 0.72): "softmax_sigmoid" at temperature 1 0.76, at 5 0.65, at 8 0.53 (with flip
-    and color), at 10 0.52; standardised maps and lines at temperature 8 0.75 and 0.79. Stronger terms make the features, and with
-    them depth, nearly constant, although their gradient is smaller than that of the level's own loss.
+    A strong feature term makes the features, and with them depth, nearly constant, even if its gradient is smaller than
+    that of the level's own loss. Measured AbsRel (rendered streets, 64x96, 300 iterations of 2, levels cr and lr;
+    without the term 0.49 to 0.50, constant depth 0.72): "softmax_sigmoid" at temperature 1 0.76, at 5 0.65, at 8 0.53
+    (with flip and color), at 10 0.52; standardised maps and lines at temperature 8 0.75 and 0.79.
     """
 
     loss: float
@@ -83,10 +84,10 @@ PAPER_LEVELS: Mapping[str, LevelWeights] = {
 
 @dataclass
 class LevelInput:
-    """What one level looks at.
+    """Frames, camera and ground truth of one level.
 
     Attributes:
-        frames: RGB in [0, 1] [B, 3, 3, h, w], pictures in channels_last; or [B, 1, 3, h, w], the middle frame alone.
+        frames: RGB in [0, 1] [B, 3, 3, h, w], each image in channels_last memory; or [B, 1, 3, h, w], the middle frame.
         intrinsics: K of these frames [B, 3, 3].
         poses: camera-to-world of the three frames [B, 3, 4, 4], if known.
         depth: true depth of the middle frame [B, H, W] at its own size, if known.
@@ -100,13 +101,13 @@ class LevelInput:
 
 @dataclass
 class LevelReport:
-    """One level's loss and its parts before weighting, each [] and detached; a part without weight is None or 0.
+    """Loss of one level and its parts before weighting, each [] and detached. Parts with weight 0 are None or 0.
 
     Attributes:
-        total: what was differentiated.
+        total: the loss that was differentiated.
         photometric, structure, feature, smoothness: L_bwp, L_bds, L_bfp, L_s.
-        depth, shape, speed: the losses against measurements.
-        apx: the loss against a teacher, of level cr.
+        depth, shape, speed: the supervised losses.
+        apx: the distillation loss, at level cr only.
         feature_consistency, disparity_consistency: C^f, C^d.
     """
 
@@ -125,7 +126,7 @@ class LevelReport:
 
 @dataclass
 class PyramidReport:
-    """One call's result, detached: L_pyr, its parts by level, and pictures of level cr where frames were compared."""
+    """Result of one call, detached: L_pyr, its parts by level, and the views of level cr if frames were compared."""
 
     total: Tensor
     levels: dict[str, LevelReport]
@@ -133,40 +134,42 @@ class PyramidReport:
 
 
 def predict_motions(pose_net: nn.Module, normalised: Tensor) -> Motions:
-    """The pose network's motions of both pairs of frames, in one pass: normalised frames [B, 3, 3, H, W]."""
+    """Motions of both pairs of frames, from one pass of the pose network on normalised frames [B, 3, 3, H, W]."""
     previous, middle, following = normalised.unbind(1)
-    # Concatenated pictures first: that keeps them in channels_last.
+    # Concatenate along the batch first: this keeps the images in channels_last memory.
     pairs = torch.cat([torch.cat([previous, middle]), torch.cat([middle, following])], dim=1)
     vectors = pose_net(pairs).to(normalised.dtype)
     return Motions.from_vectors(torch.stack(vectors.chunk(2), dim=1))
 
 
 class PyramidLoss:
-    """L_pyr of a batch, networks included.
+    """L_pyr of a batch: runs the networks at every level, computes all losses and their gradients.
 
     Args:
         depth_net: normalised image [N, 3, H, W] -> `DepthFeatures`; has `min_depth` and `max_depth`.
-        pose_net: normalised pair [N, 6, H, W] -> [N, 6]; None takes the motion from the samples' poses.
+        pose_net: normalised pair [N, 6, H, W] -> [N, 6]; None: motion from the poses in the samples.
         size: (H, W) of level cr.
-        levels: weights by level; a subset of the five, `cr` among them. {"cr": LevelWeights(1.0)} is the plain base loss.
+        levels: weights by level: `cr` and any of the other four. {"cr": LevelWeights(1.0)} is the plain base loss.
         weights: λ1 .. λ4, the same at every level.
-        depth_weight: of the supervised depth loss at every level; needs samples with depth.
-        depth_error: what that loss counts, see `supervised.depth_loss`.
-        shape_weight: of `supervised.shape_loss` at every level; needs samples with depth, and counts those with sharp depth.
-        speed_weight: of the speed loss at every level; needs samples with speed and a pose network.
-        distillation: (normalised middle frames [B, 3, H, W], the network's outputs for them, the sample) -> loss [], added
-            at level cr.
-        color_jitter: what level color does to the frames.
-        rescale_to_cr: bring the outputs of levels lr and hr to the size of cr before their losses (Table VIII, use_cr).
-        share_masks: one draw of all drop masks for all levels of a batch, so that the consistency terms compare pictures and
-            not masks. Off: in one comparison (rendered streets, 64x96, P_A = 0.9, 300 iterations of 2, one seed) AbsRel was 0.535
-            without and 0.633 with it.
-        joint: keep all graphs and differentiate the sum once; consistency then pulls on cr as well. Needs the memory of
-            all levels together.
-        other_sizes: further sizes of level cr, which a batch may have instead.
+        depth_weight: of `supervised.depth_loss` at every level; needs samples with depth.
+        depth_error: see `supervised.depth_loss`.
+        shape_weight: of `supervised.shape_loss` at every level; needs samples with depth. Only samples with sharp depth
+            count.
+        speed_weight: of `supervised.speed_loss` at every level; needs samples with speed and a pose network.
+        distillation: (normalised middle frames [B, 3, H, W], the network's outputs for them, the sample) -> loss [],
+            added at level cr.
+        color_jitter: the change of colour of level color.
+        rescale_to_cr: resize the outputs of levels lr and hr to the size of cr before their losses (Table VIII,
+            use_cr).
+        share_masks: draw the drop masks once for all levels of a batch, so that the consistency terms do not compare
+            masks. Off by default: in one comparison (rendered streets, 64x96, P_A = 0.9, 300 iterations of 2, one seed)
+            AbsRel was 0.535 without and 0.633 with it.
+        joint: keep the graphs of all levels and differentiate the sum once. Consistency terms then have a gradient at
+            level cr as well. Needs the memory of all levels together.
+        other_sizes: further sizes (H, W) of level cr that a batch may have.
 
     Raises:
-        ValueError: levels or weights that make no sense together.
+        ValueError: the levels, weights and sizes contradict each other.
     """
 
     def __init__(
@@ -191,9 +194,9 @@ class PyramidLoss:
         if unknown:
             raise ValueError(f"unknown pyramid levels: {', '.join(sorted(unknown))}; known: {', '.join(PAPER_LEVELS)}")
         if "cr" not in levels:
-            raise ValueError("the pyramid needs level cr, with which the others are compared")
+            raise ValueError("the pyramid needs level cr: the other levels are compared with it")
         if levels["cr"].feature or levels["cr"].disparity:
-            raise ValueError("level cr has no consistency terms: it would be compared with itself")
+            raise ValueError("level cr cannot have consistency terms: it would be compared with itself")
         self.sizes = [tuple(size), *(tuple(other) for other in other_sizes)]
         for height, width in self.sizes:
             if "lr" in levels and (height % 2 or width % 2):
@@ -201,7 +204,7 @@ class PyramidLoss:
                     f"level lr halves the image, so its height and width must be even, got {height}x{width}"
                 )
         if speed_weight and pose_net is None:
-            raise ValueError("a speed loss needs a pose network: with known poses there is no motion to correct")
+            raise ValueError("a speed loss needs a pose network: known poses are not trained")
         self.depth_net, self.pose_net = depth_net, pose_net
         self.levels, self.joint = dict(levels), joint
         self.weights, self.depth_weight, self.speed_weight = weights, depth_weight, speed_weight
@@ -214,18 +217,18 @@ class PyramidLoss:
         """Run the networks on every level and differentiate.
 
         Args:
-            sample: a batch on the networks' device. Its frames have the size of level cr or twice that; level hr needs
-                twice, so that it sees original pixels.
-            backward: called with each level's loss as soon as it is known (`joint`: once, with the sum). It owns the
-                gradients' scaling and accumulation, e.g. Lightning Fabric's `fabric.backward`.
+            sample: a batch on the networks' device. Its frames have the size of level cr or twice that size. Level hr
+                needs twice the size, because it must not be upsampled.
+            backward: called with the loss of each level (`joint`: once, with the sum). It scales and accumulates the
+                gradients, e.g. Lightning Fabric's `fabric.backward`.
 
         Raises:
-            ValueError: the sample lacks what the weights need, or its frames have the wrong size.
-            RuntimeError: called under autocast. Networks may run in lower precision (Fabric's modules switch autocast on
-                for themselves), geometry and losses may not.
+            ValueError: the sample has no data for a weighted loss, or its frames have the wrong size.
+            RuntimeError: called under autocast. Networks may run in lower precision (Fabric's modules switch autocast
+                on themselves), geometry and losses may not.
         """
         if torch.is_autocast_enabled(sample.frames.device.type):
-            raise RuntimeError("the pyramid loss must not run under autocast; let the networks switch it on themselves")
+            raise RuntimeError("the pyramid loss must not run under autocast; only the networks may, inside it")
         self._check(sample)
         reference: _Reference | None = None
         reports, losses, views = {}, [], None
@@ -239,7 +242,7 @@ class PyramidLoss:
                     losses.append(result.loss)
                 else:
                     backward(result.loss)
-                del result  # and with it what is left of the level's graph, before the next one runs
+                del result  # frees what is left of the level's graph before the next level runs
         if self.joint:
             backward(torch.stack(losses).sum())
         total = torch.stack([report.total for report in reports.values()]).sum()
@@ -262,8 +265,8 @@ class PyramidLoss:
             raise ValueError("a speed loss needs samples with the camera's speed")
 
     def _inputs(self, sample: Sample) -> Iterator[tuple[str, LevelInput]]:
-        """The levels' views of the sample, cr first, each made when its turn comes."""
-        # Where nothing is said about two frames, the middle one, whose depth is known, does.
+        """The inputs of the levels, cr first, each computed when it is needed."""
+        # If no loss compares frames, only the middle one is needed: its depth is known.
         middle = sample.frames.shape[1] // 2
         frames = sample.frames if self._compares_frames else sample.frames[:, middle : middle + 1]
         given = LevelInput(_channels_last(frames), sample.intrinsics, sample.poses, sample.depth)
@@ -281,7 +284,7 @@ class PyramidLoss:
                 yield name, replace(cr, frames=self.color_jitter(cr.frames))
 
     def _level(self, name: str, level: LevelInput, sample: Sample, reference: _Reference | None) -> _LevelResult:
-        """Networks and all losses of one level: its summand of eq. 20."""
+        """Run the networks and compute all losses of one level: its summand of eq. 20."""
         weights = self.levels[name]
         normalised = normalise(level.frames)
         outputs, motions = self._run_networks(level, normalised)
@@ -289,17 +292,18 @@ class PyramidLoss:
         depth_range = (network.min_depth, network.max_depth)
         if name == "cr":
             reference = _Reference.of(level, outputs, detached=not self.joint)
-        compared, explained = outputs, level
+        # What the base and the supervised losses use: the level itself, or its outputs resized to level cr.
+        scaled_outputs, target = outputs, level
         if self.rescale_to_cr and name in ("lr", "hr"):
-            compared, explained = _resized(outputs, reference.size), reference.level
+            scaled_outputs, target = _resized(outputs, reference.size), reference.level
         base = base_loss(
-            explained.frames, explained.intrinsics, compared, motions, depth_range, self.weights, network.feature_offset
+            target.frames, target.intrinsics, scaled_outputs, motions, depth_range, self.weights, network.feature_offset
         )
         loss = base.total
 
         depth = shape = speed = apx = None
         if self.depth_weight or self.shape_weight:
-            middle = _middle(compared, level.frames.shape[1])
+            middle = _middle(scaled_outputs, level.frames.shape[1])
         if self.depth_weight:
             depth = depth_loss(middle.disparities, level.depth, *depth_range, self.depth_error)
             loss = loss + self.depth_weight * depth
@@ -343,7 +347,7 @@ class PyramidLoss:
         return _LevelResult(loss, report, reference, base.views)
 
     def _run_networks(self, level: LevelInput, normalised: Tensor) -> tuple[DepthFeatures, Motions | None]:
-        """Depth of every frame and motion of both pairs, one pass each."""
+        """Depth of every frame and motion of both pairs; no motion if no loss compares frames. One pass per network."""
         outputs = self.depth_net(normalised.flatten(0, 1))
         if not self._compares_frames:
             return outputs, None
@@ -353,11 +357,14 @@ class PyramidLoss:
 
     @property
     def _compares_frames(self) -> bool:
+        """Whether any loss needs all three frames."""
         return self.weights.need_motion or self.speed_weight > 0
 
 
 @dataclass
 class _LevelResult:
+    """Loss of one level with its graph, its report, and for level cr the reference and the views."""
+
     loss: Tensor
     report: LevelReport
     reference: _Reference | None
@@ -366,7 +373,7 @@ class _LevelResult:
 
 @dataclass
 class _Map:
-    """One of level cr's maps [N, C, H, W] and its distributions by metric, computed when first needed."""
+    """A map [N, C, H, W] of level cr and its distributions by metric, computed when first needed."""
 
     values: Tensor
     _distributions: dict[str, tuple[Tensor, ...]] = field(default_factory=dict)
@@ -379,7 +386,7 @@ class _Map:
 
 @dataclass
 class _Reference:
-    """What the other levels are compared with, and the frames and intrinsics of level cr."""
+    """Input, features and disparity of level cr, for comparison with the other levels."""
 
     level: LevelInput
     features: _Map
@@ -397,7 +404,7 @@ class _Reference:
 
 
 def _to_cr(name: str, x: Tensor, size: tuple[int, int]) -> Tensor:
-    """Φ_k⁻¹: a level's map [N, C, h, w] on the pixels of level cr, whose `size` is (height, width)."""
+    """Φ_k⁻¹: a map [N, C, h, w] of level `name` on the pixel grid of level cr, whose `size` is (height, width)."""
     if name == "flip":
         return x.flip(-1)
     if name in ("lr", "hr"):
@@ -406,13 +413,13 @@ def _to_cr(name: str, x: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def _middle(outputs: DepthFeatures, count: int) -> DepthFeatures:
-    """The outputs for the middle one of every `count` frames."""
+    """The outputs for the middle frame of each sample of `count` frames."""
     maps = (outputs.disparities, outputs.encoder, outputs.decoder)
     return DepthFeatures(*(tuple(x.unflatten(0, (-1, count))[:, count // 2] for x in kind) for kind in maps))
 
 
 def _resized(outputs: DepthFeatures, size: tuple[int, int]) -> DepthFeatures:
-    """Outputs as of an image of `size`: every map interpolated to the size it would have."""
+    """The outputs with every map interpolated to the size it has for an image of `size`."""
 
     def maps(kind: tuple[Tensor, ...], first: int) -> tuple[Tensor, ...]:
         return tuple(
@@ -426,8 +433,8 @@ def _resized(outputs: DepthFeatures, size: tuple[int, int]) -> DepthFeatures:
 def _consistency(reference: _Map, values: Tensor, metric: str) -> Tensor:
     """C of eq. 22, averaged over batch and channels: mean over the positions for "l1", sum over them for distributions.
 
-    The sum is what ‖·‖₁ says. A mean over the H·W positions would divide two distributions, which sum to one, by H·W once
-    more: weighted as in the paper, its gradient is 2.5e-4 (features) and 2e-6 (disparity) of the level's own.
+    The sum is the ‖·‖₁ of eq. 22. A mean would divide distributions, which already sum to one, by H·W once more: with
+    the paper's weights its gradient is only 2.5e-4 (features) and 2e-6 (disparity) of that of the level's own loss.
     """
     values = values.to(reference.values.dtype)
     if metric == "l1":
@@ -438,21 +445,21 @@ def _consistency(reference: _Map, values: Tensor, metric: str) -> Tensor:
 
 
 def _distributions(x: Tensor, metric: str) -> tuple[Tensor, ...]:
-    """The distributions [N, positions, ...] that `metric` compares of a map [N, C, H, W]: one, or of columns and of rows."""
-    # Channels stay last, as the networks left them: four times as fast as over the last dimension of a planar copy.
+    """The distributions [N, positions, ...] of a map [N, C, H, W] that `metric` compares: one, or columns and rows."""
+    # Softmax over dim 1 with channels last, the networks' memory layout: four times faster than on a planar copy.
     if metric == "softmax_sigmoid":
         x = x.sigmoid() / FEATURE_TEMPERATURE
     x = x.permute(0, 2, 3, 1)
     if metric in ("softmax_standardised", "softmax_lines"):
         variance, mean = torch.var_mean(x, dim=(1, 2), correction=0, keepdim=True)
-        x = (x - mean) / (variance + _LEAST_VARIANCE).sqrt()
+        x = (x - mean) / (variance + _VARIANCE_EPS).sqrt()
     if metric == "softmax_lines":
         return x.softmax(dim=1), x.transpose(1, 2).softmax(dim=1)
     return (x.flatten(1, 2).softmax(dim=1),)
 
 
 def _halved(level: LevelInput) -> LevelInput:
-    """The level at half the size, as sharp as the area average that evaluation and deployment reduce pictures with.
+    """The level at half the size, reduced by the area average that evaluation and deployment use.
 
     True depth keeps its own size.
     """
@@ -463,7 +470,7 @@ def _halved(level: LevelInput) -> LevelInput:
 
 
 def _mirrored(level: LevelInput) -> LevelInput:
-    """The level seen in a mirror, with the camera and the motion that go with it."""
+    """The level horizontally mirrored: frames, depth, intrinsics and poses."""
     return LevelInput(
         level.frames.flip(-1),
         flip_intrinsics(level.intrinsics, level.frames.shape[-1]),
@@ -473,6 +480,6 @@ def _mirrored(level: LevelInput) -> LevelInput:
 
 
 def _channels_last(frames: Tensor) -> Tensor:
-    """[B, 3, 3, H, W] with every picture in channels_last memory."""
-    pictures = frames.flatten(0, 1).contiguous(memory_format=torch.channels_last)
-    return pictures.unflatten(0, frames.shape[:2])
+    """Frames [B, N, 3, H, W] with every image in channels_last memory."""
+    images = frames.flatten(0, 1).contiguous(memory_format=torch.channels_last)
+    return images.unflatten(0, frames.shape[:2])

@@ -1,4 +1,4 @@
-"""Edge-aware smoothness loss L_s (specification 4.3): disparity changes where the image does."""
+"""Edge-aware smoothness loss L_s (docs/method.md, section 4.3): penalises disparity changes off image edges."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from torch import Tensor
 def smoothness_loss(disparities: Sequence[Tensor], image: Tensor) -> Tensor:
     """L_s = Σ_j 2^{-j} mean(|∂x d*|·e^{-|∂x I|} + |∂y d*|·e^{-|∂y I|}) with d* = disparity / its mean over the image.
 
-    Zero only for a constant disparity: it favours one of the explanations that the other terms leave open, so its weight
-    is small.
+    Zero only for a constant disparity, so its weight must be small: it only selects among the solutions that the other
+    terms allow.
 
     Args:
-        disparities: x_j at 1, 1/2, 1/4, .. of the image, each [B, 1, h, w]; compared with the image reduced to that size.
+        disparities: x_j at 1, 1/2, 1/4, .. of the image, each [B, 1, h, w]; the image is reduced to the same size.
         image: RGB in [0, 1], [B, 3, H, W].
     """
     total = image.new_zeros(())

@@ -1,5 +1,5 @@
-"""Losses against measurements, for data that has them (beyond the paper, because robots need metres): true depth, and
-the speed of the camera, which fixes the scale that monocular video leaves open.
+"""Losses against measured depth or speed, for data that has them. Not in the paper; robots need metric depth, and
+monocular video leaves its scale open.
 """
 
 from __future__ import annotations
@@ -22,24 +22,27 @@ def depth_loss(
     max_depth: float,
     error: Literal["relative", "log"] = "relative",
 ) -> Tensor:
-    """Scale-aware log-depth loss: mean over the pixels whose truth is known, averaged over the scales.
+    """Metric log-depth loss: mean over the pixels with known truth, averaged over the scales.
 
-    With δ = log D - log D_true a pixel costs |δ| in the error "log", whose best guess is the median of what a pixel may be.
-    In the error "relative" it costs |δ| where it is too near, and where it is too far its relative error e^δ - 1, growing
-    with constant slope from δ = 1 on. So where leaves and sky, or a car and the road behind it, cannot be told
-    apart, the nearer one wins: calling near things far is what robots can least afford, and what AbsRel counts most.
-    (SmallDepth on rendered streets, 1200 steps: AbsRel 0.457 instead of 0.519 with |δ| on both sides, δ1 0.482 instead of
-    0.481, and the ratio of true to predicted medians 0.99 instead of 0.79.)
+    With δ = log D - log D_true, the error of a pixel is
 
-    Not scale-invariant on purpose: a common factor on all depths costs as much as it is wrong. Each image counts alike, however
-    dense its truth; images without any count nothing. Truth beyond the range the network can express is compared at its
-    end.
+    * "log": |δ|. It is minimised by the median of the depths that a pixel may have.
+    * "relative": |δ| if the prediction is too near; if it is too far, its relative error e^δ - 1, continued with
+      constant slope from δ = 1. Where the depth is ambiguous (leaves or sky, a car or the road behind it), the nearer
+      one is preferred. Predicting near objects too far is the worst error for a robot and the largest in AbsRel.
+
+    Measured with "relative" instead of "log" (SmallDepth on rendered streets, 1200 steps): AbsRel 0.457 instead of
+    0.519, δ1 0.482 instead of 0.481, ratio of true to predicted medians 0.99 instead of 0.79.
+
+    The loss is not scale-invariant, on purpose: a common factor on all depths is an error. All images count the same,
+    however many pixels are known; images without known pixels do not count. Truth outside the network's depth range is
+    clamped to it.
 
     Args:
-        disparities: x_j in (0, 1) at one or more scales, each [B, 1, h, w]; brought to the truth's size.
+        disparities: x_j in (0, 1) at one or more scales, each [B, 1, h, w]; interpolated to the truth's size.
         truth: depth in metres [B, H, W], 0 where unknown.
-        min_depth, max_depth: metres that the network's range ends at.
-        error: see above.
+        min_depth, max_depth: the network's depth range in metres.
+        error: the error of a pixel, see above.
     """
     known = truth > 0
     total = truth.new_zeros(())
@@ -51,14 +54,14 @@ def depth_loss(
 
 
 def shape_loss(disparity: Tensor, truth: Tensor, min_depth: float, max_depth: float, scales: int = 4) -> Tensor:
-    """How wrong depth is apart from one factor for each image, edges above all.
+    """Scale-invariant depth loss that emphasises edges: one common factor per image costs nothing.
 
-    With δ = log D - log D_true: the mean of |δ - mean δ| (scale-invariant, Eigen et al. 2014, with the absolute value), and
-    the gradient-matching term of MegaDepth (Li and Snavely 2018): the mean of |∂δ/∂x| + |∂δ/∂y| between known neighbours,
+    With δ = log D - log D_true it is the mean of |δ - mean δ| (Eigen et al. 2014, with the absolute value) plus the
+    gradient-matching term of MegaDepth (Li and Snavely 2018): the mean of |∂δ/∂x| + |∂δ/∂y| between known neighbours,
     summed over `scales` resolutions, each with every second pixel of the one before.
 
     Args:
-        disparity: x in (0, 1) [B, 1, h, w]; brought to the truth's size.
+        disparity: x in (0, 1) [B, 1, h, w]; interpolated to the truth's size.
         truth, min_depth, max_depth: as for `depth_loss`.
     """
     known = truth > 0
@@ -77,28 +80,28 @@ def shape_loss(disparity: Tensor, truth: Tensor, min_depth: float, max_depth: fl
 
 
 def _log_error(disparity: Tensor, truth: Tensor, min_depth: float, max_depth: float) -> Tensor:
-    """log D - log D_true [B, H, W] at the truth's size, of x in (0, 1) [B, 1, h, w]."""
-    # Disparity, not depth, is interpolated: as the published protocols do.
+    """log D - log D_true [B, H, W] at the truth's size, from x in (0, 1) [B, 1, h, w]."""
+    # Disparity, not depth, is interpolated, as in the published evaluation protocols.
     x = F.interpolate(disparity.to(truth.dtype), size=truth.shape[-2:], mode="bilinear", align_corners=False)
     depth = disparity_to_depth(x, min_depth, max_depth).squeeze(1)
     return depth.log() - truth.clamp(min_depth, max_depth).log()
 
 
 def _mean_of_images(cost: Tensor, known: Tensor) -> Tensor:
-    """The mean over the images of their means over the known pixels; images without any do not count."""
+    """Mean over the known pixels of each image, then over the images; images without known pixels do not count."""
     count = known.sum((1, 2))
     means = (cost * known).sum((1, 2)) / count.clamp(min=1)
     return means.sum() / (count > 0).sum().clamp(min=1)
 
 
 def _asymmetric(difference: Tensor) -> Tensor:
-    """|δ| where too near; where too far, the relative error e^δ - 1, from δ = 1 on with constant slope."""
+    """The error "relative" of `depth_loss`: |δ| where too near, e^δ - 1 where too far, linear from δ = 1."""
     far = difference.clamp(0, 1)
     return torch.where(difference < 0, -difference, far.expm1() + math.e * (difference - far))
 
 
 def speed_loss(translations: Tensor, speed: Tensor, interval: Tensor) -> Tensor:
-    """Mean of |length of the predicted translation - speed · interval|, in metres; direction is left free.
+    """Mean of |length of the predicted translation - speed · interval| in metres. The direction does not matter.
 
     Shapes: translations [B, N, 3] in metres, of N motions that each span one interval; speed [B] in metres per second,
     NaN where unknown; interval [B] in seconds.

@@ -1,4 +1,4 @@
-"""The networks. Every name in `MODELS` can stand in a checkpoint's metadata and be built by `build_model`."""
+"""The depth networks. `MODELS` maps the names used in configurations and checkpoint metadata to their constructors."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MODELS: dict[str, Callable[..., DepthNetwork]] = {
 
 
 def build_model(name: str, **options) -> DepthNetwork:
-    """Build the training form of the network called `name`, with random weights.
+    """Build the training form of the depth network `name`, with random weights.
 
     Raises:
         ValueError: no network has that name.

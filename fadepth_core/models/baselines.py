@@ -1,9 +1,10 @@
-"""Depth networks of an ImageNet classifier of timm without its classifier and the decoder of monodepth2 (Godard et al. 2019,
-"Digging into self-supervised monocular depth estimation").
+"""Baseline depth networks: an encoder of timm (an ImageNet classifier without its classification layer) and the decoder
+of monodepth2 (Godard et al. 2019, "Digging into self-supervised monocular depth estimation").
 
-Two of them are what the paper compares SmallDepth with (Tables IV and VI), with its parameters and operations: "resnet18" and
-"mobilenetv3". "unet" takes any encoder of `layers.backbone.ENCODER_WIDTHS`; it is the teacher of the shipped checkpoints.
-`BaselineDepth` is the training form, `BaselineDepth.fuse()` gives `FusedBaselineDepth`, which is exported.
+"resnet18" and "mobilenetv3" are the networks that the paper compares SmallDepth with (Tables IV and VI); their
+parameters and operations equal the printed ones. "unet" takes any encoder of `layers.backbone.ENCODER_WIDTHS` and is
+the teacher of the shipped checkpoints. `BaselineDepth` is the training form; `BaselineDepth.fuse()` returns the
+exported form.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from fadepth_core.models.layers.etm import ETMConfig, convert_to_etm, etm_config
 from fadepth_core.models.layers.folding import without_batch_norm
 from fadepth_core.models.layers.head import MAX_DEPTH, MIN_DEPTH
 
-#: The paper's networks by name: timm's name of their encoder.
+#: The paper's baselines: name in `MODELS` -> timm's name of the encoder.
 PAPER_BASELINES = {"resnet18": "resnet18", "mobilenetv3": "mobilenetv3_large_100"}
 DECODER_WIDTHS = (16, 32, 64, 128, 256)  # R_1..R_5, at 1/1 .. 1/16
 
@@ -32,16 +33,16 @@ class BaselineDepth(DepthNetwork):
     Args:
         encoder: a name in `layers.backbone.ENCODER_WIDTHS`.
         weights: local file of ImageNet weights of the encoder in timm's format; None starts from random weights.
-        etm: as `etm_config` takes it; replaces every filter larger than 1×1, in encoder and decoder. Encoders that pad as
-            TensorFlow does (tf_...) cannot have it.
-        min_depth, max_depth: metres that the sigmoid's range is mapped to.
+        etm: see `etm_config`; replaces every filter larger than 1×1, in encoder and decoder. Not possible with encoders
+            that pad as TensorFlow does (tf_...).
+        min_depth, max_depth: depth range in metres.
 
     Shapes: as `DepthNetwork`.
 
     Raises:
         ImportError: timm cannot be imported.
-        FileNotFoundError: there is no file `weights`.
-        ValueError: an unknown encoder, or `etm` cannot be used.
+        FileNotFoundError: the file `weights` does not exist.
+        ValueError: the encoder is unknown, or `etm` cannot be used.
     """
 
     def __init__(
@@ -55,9 +56,9 @@ class BaselineDepth(DepthNetwork):
         super().__init__(min_depth, max_depth)
         widths = encoder_widths(encoder)
         self.encoder = timm_backbone(encoder, weights, features_only=True)
-        if encoder in _CHANGES:
-            _CHANGES[encoder](self.encoder)
-        # TensorFlow's "same" padding pads sides of even length at the end only.
+        if encoder in _ENCODER_CHANGES:
+            _ENCODER_CHANGES[encoder](self.encoder)
+        # TensorFlow's "same" padding of a strided 3×3 filter pads even sides at the end only.
         self.feature_offset = 1 if encoder.startswith("tf_") else 0
         self.decoder = SkipDecoder(widths)
         self.heads = nn.ModuleList(ReflectConv(width, 1) for width in DECODER_WIDTHS[:3])
@@ -102,17 +103,17 @@ class FusedBaselineDepth(nn.Module):
 
 
 class SkipDecoder(nn.Module):
-    """monodepth2's decoder: filter, nearest-neighbour upsampling, concatenation with the encoder's map, filter.
+    """monodepth2's decoder. Each level: filter, nearest upsampling, concatenation with the encoder map, filter.
 
     Args:
         encoder_widths: channels of the encoder's maps at 1/2 .. 1/32.
 
-    Shapes: those maps, finest first, and the image, for its size -> R_1..R_5 at 1/1 .. 1/16.
+    Shapes: the encoder's maps, finest first, and the image (for its size) -> R_1..R_5 at 1/1 .. 1/16.
     """
 
     def __init__(self, encoder_widths: tuple[int, ...]):
         super().__init__()
-        # Level i leads from 1/2^(i+1) to 1/2^i; there is no map to concatenate at full resolution.
+        # Level i upsamples from 1/2^(i+1) to 1/2^i. At full resolution there is no encoder map to concatenate.
         inputs = (*DECODER_WIDTHS[1:], encoder_widths[-1])
         skips = (0, *encoder_widths[:-1])
         self.before = nn.ModuleList(_conv_elu(cin, cout) for cin, cout in zip(inputs, DECODER_WIDTHS, strict=True))
@@ -125,7 +126,7 @@ class SkipDecoder(nn.Module):
         x = encoder[-1]
         for level in reversed(range(len(self.before))):
             skip = encoder[level - 1] if level else None
-            # The size of the map it meets, not twice its own: strided filters round odd sizes up.
+            # Upsample to the size of the skip, not to twice the size: strided filters round odd sizes up.
             target = image if skip is None else skip
             x = F.interpolate(self.before[level](x), size=target.shape[-2:], mode="nearest")
             x = self.after[level](x if skip is None else torch.cat([x, skip], dim=1))
@@ -134,9 +135,9 @@ class SkipDecoder(nn.Module):
 
 
 class ReflectConv(nn.Module):
-    """3×3 filter on an input that is reflected at its borders. Shapes: [B, Ci, H, W] -> [B, Co, H, W].
+    """3×3 filter with reflection padding. Shapes: [B, Ci, H, W] -> [B, Co, H, W].
 
-    Padding is not the convolution's own, so that an ETM can replace the convolution.
+    The padding is a separate operation, so that an ETM can replace the convolution.
     """
 
     def __init__(self, cin: int, cout: int):
@@ -144,7 +145,7 @@ class ReflectConv(nn.Module):
         self.conv = nn.Conv2d(cin, cout, 3)
 
     def forward(self, x: Tensor) -> Tensor:
-        # One row or column (1/32 of 32 pixels) has nothing to reflect.
+        # A single row or column (1/32 of 32 pixels) cannot be reflected.
         reflects = x.shape[-2] > 1 and x.shape[-1] > 1
         return self.conv(F.pad(x, (1, 1, 1, 1), mode="reflect" if reflects else "replicate"))
 
@@ -154,23 +155,23 @@ def _conv_elu(cin: int, cout: int) -> nn.Sequential:
 
 
 def _share_activations(encoder: nn.Module) -> None:
-    """One module called twice, as in torchvision: Table IV counts the memory access of a module once."""
+    """Use one activation module twice per block, as torchvision does: Table IV counts each module once."""
     for stage in _stages(encoder):
         for block in stage:
             block.act2 = block.act1
 
 
 def _without_classifier_filter(encoder: nn.Module) -> None:
-    """The last stage is no bottleneck but the classifier's filter to 960 channels."""
+    """Remove the last stage: it is not a bottleneck but the classifier's filter to 960 channels."""
     encoder.blocks[-1] = nn.Identity()
 
 
-#: What is changed in timm's encoders, by name.
-_CHANGES = {"resnet18": _share_activations, "mobilenetv3_large_100": _without_classifier_filter}
+#: Changes to timm's encoders that give the paper's counts, by encoder.
+_ENCODER_CHANGES = {"resnet18": _share_activations, "mobilenetv3_large_100": _without_classifier_filter}
 
 
 def _stages(encoder: nn.Module) -> list[nn.Module]:
-    """The sequences of residual blocks of a timm encoder."""
+    """The stages of a timm encoder, each a sequence of residual blocks."""
     if hasattr(encoder, "blocks"):
         return [stage for stage in encoder.blocks if isinstance(stage, nn.Sequential)]
     return [encoder.layer1, encoder.layer2, encoder.layer3, encoder.layer4]

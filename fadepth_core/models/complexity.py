@@ -1,11 +1,14 @@
-"""What networks cost: parameters, multiply-accumulates, and the three columns of the paper's complexity table.
+"""Complexity of networks: parameters, multiply-accumulates, and the counts of the paper's Table IV.
 
-Table IV counts as torchstat (github.com/Swall0w/torchstat) does, which is a rule of its own: operations, there named FLOPs,
-are the multiply-accumulates of convolutions and linear maps + one for each bias addition + two for each BatchNorm output + one
-for each input of a pooling or output of a ReLU or ELU; memory access, there MAC(M), is 4 bytes for each value that such a
-module reads, stores as a parameter, or writes. Every module counts once, however often it is called, and all others
-(hard swish, sigmoid, padding, interpolation, attention) count nothing. The decoder has all three heads. Counted so, the networks
-of `baselines.py` give every printed digit.
+Table IV counts as torchstat (github.com/Swall0w/torchstat) does:
+
+* Operations ("FLOPs"): the multiply-accumulates of convolutions and linear layers, plus one per bias addition, two per
+  BatchNorm output, one per input of a pooling and one per output of a ReLU or ELU.
+* Memory access ("MAC(M)"): 4 bytes for each value that such a module reads, stores as a parameter, or writes.
+
+A module counts once, however often it is called. Other modules (hard swish, sigmoid, padding, interpolation, attention)
+do not count. The decoder includes all three heads. With these rules the networks of `baselines.py` give every printed
+digit.
 """
 
 from __future__ import annotations
@@ -22,18 +25,19 @@ from fadepth_core.models.layers.etm import ETMConv2d
 
 _ACTIVATIONS = (nn.ReLU, nn.ReLU6, nn.PReLU, nn.ELU, nn.LeakyReLU)
 _POOLINGS = (nn.MaxPool2d, nn.AvgPool2d)
-_IN_TABLE = (nn.Conv2d, ETMConv2d, nn.Linear, nn.BatchNorm2d, *_ACTIVATIONS, *_POOLINGS)
+_COUNTED = (nn.Conv2d, ETMConv2d, nn.Linear, nn.BatchNorm2d, *_ACTIVATIONS, *_POOLINGS)
 
 
 @dataclass(frozen=True)
 class Complexity:
-    """Of one forward pass.
+    """Cost of one forward pass.
 
     Attributes:
-        parameters: learnable ones.
-        multiply_accumulates: of convolutions, linear maps and the two matrix products of attention, of every call.
-        operations: the paper's count.
-        memory_access: the paper's count, bytes.
+        parameters: number of learnable parameters.
+        multiply_accumulates: of convolutions, linear layers and the two matrix products of attention; every call
+            counts.
+        operations: as the paper counts them.
+        memory_access: bytes, as the paper counts them.
     """
 
     parameters: int
@@ -44,7 +48,7 @@ class Complexity:
 
 @dataclass(frozen=True)
 class PrintedComplexity:
-    """What the paper prints of one network at 128×416, as text. Encoder and decoder are of Table IV, totals of Table I."""
+    """The printed figures of one network at 128×416, as text. Encoder and decoder: Table IV; totals: Table I."""
 
     blocks: str = ""
     parameters: tuple[str, str] = ("", "")  # M, encoder and decoder
@@ -54,7 +58,7 @@ class PrintedComplexity:
     total_operations: str = ""  # G
 
 
-#: By the names of `MODELS`.
+#: The paper's figures, by the names of `MODELS`.
 PRINTED = {
     "smalldepth": PrintedComplexity("6", ("2.07", "0.28"), ("0.25", "0.17"), ("39.07", "54.5"), "2.35", "0.42"),
     "hqdecv2": PrintedComplexity(total_parameters="24.65", total_operations="3.90"),
@@ -64,30 +68,30 @@ PRINTED = {
 
 
 def parameter_count(modules: Iterable[nn.Module]) -> int:
-    """Number of distinct learnable parameters in `modules`."""
+    """Number of learnable parameters in `modules`; shared ones count once."""
     return sum(p.numel() for p in {id(p): p for m in modules for p in m.parameters()}.values())
 
 
 @torch.no_grad()
 def complexity(model: nn.Module, input_shape: tuple[int, ...], parts: Iterable[nn.Module] | None = None) -> Complexity:
-    """Count `model` on an input of `input_shape` ([1, 3, H, W]); with `parts`, only what runs inside those modules."""
+    """Cost of `model` on an input of `input_shape` ([1, 3, H, W]); with `parts`, of those of its modules only."""
     parts = [model] if parts is None else list(parts)
     multiply_accumulates = 0
-    table: dict[nn.Module, tuple[int, int]] = {}  # operations and memory access, by the paper's rule
+    table: dict[nn.Module, tuple[int, int]] = {}  # operations and memory access, as the paper counts
 
     def count(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         nonlocal multiply_accumulates
         products = _multiply_accumulates(module, inputs[0], output)
         multiply_accumulates += products
-        if isinstance(module, _IN_TABLE):
+        if isinstance(module, _COUNTED):
             values = inputs[0].numel() + _stored_values(module) + output.numel()
-            table[module] = products + _further_operations(module, inputs[0], output), 4 * values
+            table[module] = products + _extra_operations(module, inputs[0], output), 4 * values
 
     counted = {module for part in parts for module in part.modules()}
     handles = [
         module.register_forward_hook(count)
         for module in counted
-        if isinstance(module, (*_IN_TABLE, nn.Conv1d, SelfAttention))
+        if isinstance(module, (*_COUNTED, nn.Conv1d, SelfAttention))
     ]
     was_training = model.training
     try:
@@ -102,6 +106,7 @@ def complexity(model: nn.Module, input_shape: tuple[int, ...], parts: Iterable[n
 
 
 def _multiply_accumulates(module: nn.Module, x: Tensor, output: Tensor) -> int:
+    """Of one call with input `x`; 0 for modules without matrix products."""
     if isinstance(module, (nn.Conv1d, nn.Conv2d, ETMConv2d)):
         return output.numel() * math.prod(module.kernel_size) * module.in_channels // module.groups
     if isinstance(module, nn.Linear):
@@ -112,7 +117,8 @@ def _multiply_accumulates(module: nn.Module, x: Tensor, output: Tensor) -> int:
     return 0
 
 
-def _further_operations(module: nn.Module, x: Tensor, output: Tensor) -> int:
+def _extra_operations(module: nn.Module, x: Tensor, output: Tensor) -> int:
+    """The operations of Table IV other than multiply-accumulates."""
     if isinstance(module, (nn.Conv2d, ETMConv2d)):
         return output.numel() if module.bias is not None else 0
     if isinstance(module, nn.BatchNorm2d):
@@ -123,7 +129,8 @@ def _further_operations(module: nn.Module, x: Tensor, output: Tensor) -> int:
 
 
 def _stored_values(module: nn.Module) -> int:
-    if isinstance(module, ETMConv2d):  # as one kernel
+    """Number of parameters; an ETM counts as its merged kernel."""
+    if isinstance(module, ETMConv2d):
         kernel = module.out_channels * module.in_channels // module.groups * math.prod(module.kernel_size)
         return kernel + (0 if module.bias is None else module.out_channels)
     return sum(parameter.numel() for parameter in module.parameters(recurse=False))

@@ -1,4 +1,4 @@
-"""What every depth network shares: how its input is normalised, what it returns, and its depth range."""
+"""Base class of the depth networks: the input normalisation, outputs and depth range that all of them share."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from fadepth_core.models.layers.head import MAX_DEPTH, MIN_DEPTH
+from fadepth_core.models.layers.head import MAX_DEPTH, MIN_DEPTH, depth_to_disparity
 
 
 @dataclass
 class DepthFeatures:
-    """What the losses look at.
+    """Outputs of a depth network that the losses use.
 
     Attributes:
         disparities: x_j in (0, 1) at 1, 1/2 and 1/4 of the input, each [B, 1, h, w].
@@ -28,26 +28,26 @@ class DepthFeatures:
 
 
 def halved_size(size: Sequence[int], halvings: int) -> tuple[int, ...]:
-    """Size (height, width) of a map at 1/2^halvings of an image of `size`: sides are rounded up, as strided filters do."""
+    """Size (height, width) of a map at 1/2^halvings of an image of `size`. Strided filters round odd sides up."""
     return tuple(math.ceil(side / 2**halvings) for side in size)
 
 
 class DepthNetwork(nn.Module):
     """Base class of the training forms. `fuse()` of a subclass returns the deployment form.
 
-    Subclasses set `heads`, three modules with a filter `conv` before the sigmoid, finest first.
+    Subclasses set `heads`: three modules, finest first, each with a convolution `conv` before the sigmoid.
 
     Args:
-        min_depth, max_depth: metres that the sigmoid's range is mapped to.
+        min_depth, max_depth: depth range in metres; the sigmoid's outputs 1 and 0 stand for these depths.
 
-    Shapes: image [B, 3, H, W], normalised with `PIXEL_MEAN` and `PIXEL_STD`, any H, W of at least 32 pixels ->
-    `DepthFeatures`, whose maps at 1/s of the input have ceil(H / s) rows and ceil(W / s) columns.
+    Shapes: image [B, 3, H, W], normalised with `PIXEL_MEAN` and `PIXEL_STD`, H and W at least 32 -> `DepthFeatures`,
+    whose maps at 1/s of the input have ceil(H / s) rows and ceil(W / s) columns.
     """
 
-    #: Pixel of the image, along both axes, that the first feature of the map at 1/2 is centred on; feature i is centred on
-    #: pixel 2·i + feature_offset. 0: strided filters with equal padding on both sides.
+    #: Feature i of the encoder map at 1/2 is centred on image pixel 2·i + feature_offset, along both axes. 0 for
+    #: strided filters with equal padding on both sides.
     feature_offset = 0
-    #: What the response of an untrained head's filter is multiplied with before the sigmoid.
+    #: Factor between the output of an untrained head's `conv` and the input of its sigmoid.
     initial_gate = 1.0
 
     heads: nn.ModuleList
@@ -60,35 +60,35 @@ class DepthNetwork(nn.Module):
         raise NotImplementedError
 
     def fuse(self) -> nn.Module:
-        """The deployment form: image [B, 3, H, W] -> finest disparity x in (0, 1) [B, 1, H, W], without BatchNorm and
-        ETM, in evaluation mode. This module is left unchanged."""
+        """The deployment form, in evaluation mode, without BatchNorm and ETM: image [B, 3, H, W] -> finest disparity
+        x in (0, 1) [B, 1, H, W]. This module is not changed."""
         raise NotImplementedError
 
     def encoder_modules(self) -> list[nn.Module]:
+        """The modules that the paper's Table IV counts as the encoder."""
         raise NotImplementedError
 
     def decoder_modules(self) -> list[nn.Module]:
-        """All behind the encoder, with the two coarser heads that only training needs, as the paper's Table IV counts."""
+        """The modules that Table IV counts as the decoder: all others, with the two coarser heads of training."""
         raise NotImplementedError
 
     def encoder_blocks(self) -> int:
-        """Number of residual blocks in the encoder: N of the paper's Table IV."""
+        """Number of residual blocks in the encoder: N of Table IV."""
         raise NotImplementedError
 
     @torch.no_grad()
     def set_start_depth(self, metres: float) -> None:
-        """Let untrained heads answer about `metres` instead of the middle of the disparity range, which is 0.2 m.
+        """Set the biases of untrained heads so that they predict about `metres`.
 
-        For metric training: at 0.2 m nothing that one frame sees lies inside the next, and no loss says where to go
-        (measured on a scene with known poses: the error falls from 0.48 to 0.16 from a start at 8 m, and stays at 0.98
-        from 0.2 m).
+        Needed for metric training. Without it they predict 0.2 m, the middle of the disparity range. At that depth no
+        point of one frame projects into the next, so the losses give no direction. Measured on a scene with known
+        poses: started at 8 m, the error falls from 0.48 to 0.16; started at 0.2 m, it stays at 0.98.
 
         Raises:
             ValueError: the depth is outside the network's range.
         """
         if not self.min_depth < metres < self.max_depth:
             raise ValueError(f"a start depth must lie between {self.min_depth} and {self.max_depth} m, got {metres}")
-        near, far = 1 / self.min_depth, 1 / self.max_depth
-        x = (1 / metres - far) / (near - far)
+        x = depth_to_disparity(metres, self.min_depth, self.max_depth)
         for head in self.heads:
             head.conv.bias.fill_(math.log(x / (1 - x)) / self.initial_gate)

@@ -1,8 +1,8 @@
-"""HQDecv2 (FA-Depth section III-D, eq. 23-27): the large network, 24.65 M parameters, that teaches SmallDepth.
+"""HQDecv2 (FA-Depth section III-D, eq. 23-27): the large depth network, 24.65 M parameters, teacher of SmallDepth.
 
-Each decoder stage also receives the encoder's maps of all higher resolutions, brought down to its own; what arrives is
-weighed at every pixel. The tables below ARE the architecture; the paper prints none, they were fitted to its parameter
-count (specification 5.9). `HQDecv2.fuse()` gives `FusedHQDecv2`, which is exported.
+Each decoder stage also receives the encoder maps of all higher resolutions, downsampled to its own, and fuses them with
+per-pixel weights. The tables below ARE the architecture. The paper prints no widths; these were fitted to its parameter
+count (docs/method.md, section 5.9). `HQDecv2` is the training form; `HQDecv2.fuse()` returns the exported form.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from fadepth_core.models.layers.upsample import AdaptiveUpsample
 # f_0..f_4 have the encoder's widths: (24, 48, 64, 160, 256) with the paper's EfficientNetV2-S.
 REFINED_WIDTHS = (24, 48, 64, 160, 160)  # g_0..g_4
 DECODER_WIDTHS = (24, 24, 48, 64, 160)  # u_0..u_4, at twice the resolution of their level
-# All halvings lead to one grid of tokens, 1/32 of the input.
+# The halvings of every level lead to the same token grid, at 1/32 of the input.
 LEVEL_TOKENS = (
     TokenConfig(width=24, heads=2, halvings=4),
     TokenConfig(width=48, heads=4, halvings=3),
@@ -50,21 +50,21 @@ class HQDecv2(DepthNetwork):
 
     Args:
         weights: local file of ImageNet weights of the encoder in timm's format; None starts from random weights.
-        encoder: the paper's by default, or another one of `ENCODER_WIDTHS` of `layers.backbone`.
-        min_depth, max_depth: metres that the sigmoid's range is mapped to.
+        encoder: an EfficientNet (tf_efficientnet...) of `layers.backbone.ENCODER_WIDTHS`; the default is the paper's.
+        min_depth, max_depth: depth range in metres.
 
-    Shapes: as `DepthNetwork`. The decoder needs multiples of 32: any other image is continued by its last row and column up
-    to the next ones, and all maps are cropped.
+    Shapes: as `DepthNetwork`. The decoder needs multiples of 32: other images are padded to the next multiple by
+    repeating the last row and column, and all maps are cropped.
 
     Raises:
         ImportError: timm cannot be imported.
-        FileNotFoundError: there is no file `weights`.
-        ValueError: an unknown encoder, or one that does not name its blocks as EfficientNets do.
+        FileNotFoundError: the file `weights` does not exist.
+        ValueError: the encoder is unknown or not an EfficientNet.
     """
 
-    # TensorFlow's "same" padding pads sides of even length at the end only.
+    # TensorFlow's "same" padding of a strided 3×3 filter pads even sides at the end only.
     feature_offset = 1
-    # The sigmoid that is half of the global context's answer.
+    # The head multiplies by a sigmoid of the global context, which is about 0.5 before training.
     initial_gate = 0.5
 
     def __init__(
@@ -85,7 +85,7 @@ class HQDecv2(DepthNetwork):
         )
 
     def forward(self, image: Tensor) -> DepthFeatures:
-        """Estimate disparities; the encoder's maps are f_0..f_4, the decoder's u_0..u_4."""
+        """Predict disparities. The returned encoder maps are f_0..f_4, the decoder maps u_0..u_4."""
         size = image.shape[-2:]
         height, width = size
         padding = (0, -width % _STRIDE, 0, -height % _STRIDE)
@@ -95,7 +95,7 @@ class HQDecv2(DepthNetwork):
         return DepthFeatures(_cropped(disparities, 0, size), _cropped(encoder, 1, size), _cropped(decoder, 0, size))
 
     def fuse(self) -> FusedHQDecv2:
-        """The deployment net: BatchNorm folded, the finest disparity alone. This module is left unchanged."""
+        """The deployment form: BatchNorm folded, finest disparity only. This module is not changed."""
         return FusedHQDecv2(self)
 
     def encoder_modules(self) -> list[nn.Module]:
@@ -109,20 +109,28 @@ class HQDecv2(DepthNetwork):
 
 
 def _cropped(maps: list[Tensor], halvings: int, size: tuple[int, int]) -> tuple[Tensor, ...]:
-    """The part of each map that shows an image of `size` (height, width); the first is at 1/2^halvings of the image, every
-    other at half the resolution of the one before."""
+    """Crop the maps of a padded image to those of an image of `size` (height, width).
+
+    The first map is at 1/2^halvings of the image; each further one has half the resolution of the one before.
+    """
     sizes = (halved_size(size, level) for level in range(halvings, halvings + len(maps)))
     return tuple(x[..., :height, :width] for x, (height, width) in zip(maps, sizes, strict=True))
 
 
 class HQDecoder(nn.Module):
-    """Encoder maps f_0..f_4 at 1/2 .. 1/32, of the given widths -> u_0..u_4 at 1/1 .. 1/16 (specification 5.1)."""
+    """Decoder (docs/method.md, section 5.1).
+
+    Args:
+        widths: channels of the encoder maps.
+
+    Shapes: encoder maps f_0..f_4 at 1/2 .. 1/32 -> u_0..u_4 at 1/1 .. 1/16.
+    """
 
     def __init__(self, widths: Sequence[int]):
         super().__init__()
         levels = range(len(LEVEL_TOKENS))
         self.laterals = nn.ModuleList(_refined(widths[j], REFINED_WIDTHS[j], LEVEL_TOKENS[j]) for j in levels)
-        # crossings[j][i] brings f_i down to level j; the coarsest level has none.
+        # crossings[j][i] downsamples f_i to level j (i < j); the coarsest level has none.
         self.crossings = nn.ModuleList(
             nn.ModuleList(
                 nn.Sequential(
@@ -154,7 +162,7 @@ class HQDecoder(nn.Module):
 
 
 def _refined(cin: int, cout: int, tokens: TokenConfig) -> nn.Sequential:
-    """R(TL(x)): channels brought to `cout`, then refined."""
+    """R(TL(x)): a 1×1 filter to `cout` channels, then refinement."""
     return nn.Sequential(conv2d(cin, cout, 1, bias=True), nn.ELU(inplace=True), Refinement(cout, tokens))
 
 

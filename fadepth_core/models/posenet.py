@@ -1,6 +1,6 @@
-"""Camera motion between two frames (specification 4.5): needed while training, discarded afterwards.
+"""Pose networks: the camera motion between two frames, needed for training only (docs/method.md, section 4.5).
 
-`PoseNet` is the paper's choice, FBNetV3 of timm; `SmallPoseNet` stands in for it where that is too slow.
+`PoseNet` is the paper's choice, timm's FBNetV3. `SmallPoseNet` is a faster replacement for tests and CPU training.
 """
 
 from __future__ import annotations
@@ -14,23 +14,23 @@ from torch import Tensor, nn
 from fadepth_core.models.layers.backbone import timm_backbone
 from fadepth_core.models.layers.conv import ConvBN
 
-# Keeps the first motions near zero, so that training starts from frames that still overlap.
+# Keeps the motions near zero at the start of training, so that the reprojected frames overlap.
 _OUTPUT_SCALE = 0.01
 
 
 class PoseNet(nn.Module):
-    """FBNetV3-b on two stacked frames: 6.6 M parameters, ending in a linear map of its 1984 pooled features.
+    """FBNetV3-b on two stacked frames, with a linear layer on its 1984 pooled features: 6.6 M parameters.
 
     Args:
-        weights: local file of ImageNet weights in timm's format for this backbone (.safetensors or .pth); its filters for
-            one RGB picture are spread over both. None starts from random weights.
+        weights: local file of ImageNet weights in timm's format for this backbone (.safetensors or .pth). The first
+            filters, trained on one RGB image, are repeated for both frames and halved. None starts from random weights.
 
     Shapes: two normalised frames in temporal order, stacked along the channels [B, 6, H, W] -> [B, 6]: axis-angle
     (radians) and translation (metres up to scale) of T_{first→second}.
 
     Raises:
         ImportError: timm cannot be imported.
-        FileNotFoundError: there is no file `weights`.
+        FileNotFoundError: the file `weights` does not exist.
     """
 
     BACKBONE = "fbnetv3_b"
@@ -46,8 +46,10 @@ class PoseNet(nn.Module):
 
 
 class SmallPoseNet(nn.Module):
-    """Six strided 3×3 convolutions, 0.76 M parameters, no dependency: for tests, demonstrations and training on a CPU,
-    where the small pictures leave `PoseNet` little to look at and its many layers most of the time. Not the paper's.
+    """Six strided 3×3 convolutions, 0.76 M parameters, no dependency on timm. Not in the paper.
+
+    For tests, demonstrations and CPU training. The images there are so small that `PoseNet`'s last maps have few
+    pixels, while its many layers take most of the time.
 
     Shapes: as `PoseNet`.
     """
@@ -67,7 +69,7 @@ POSE_NETS: dict[str, Callable[..., nn.Module]] = {"fbnetv3_b": PoseNet, "small":
 
 
 def build_pose_net(name: str, **options) -> nn.Module:
-    """Build the pose network called `name`.
+    """Build the pose network `name`.
 
     Raises:
         ValueError: no pose network has that name.

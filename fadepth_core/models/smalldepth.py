@@ -1,7 +1,7 @@
 """SmallDepth (FA-Depth section III-A, eq. 8-12): a 2.4 M parameter encoder-decoder for monocular disparity.
 
-The table of widths below IS the architecture. `SmallDepth` is the training form; `SmallDepth.fuse()` gives
-`FusedSmallDepth`, the plain-convolution net that is exported, with the same output.
+The table `LAYOUTS` IS the architecture. `SmallDepth` is the training form; `SmallDepth.fuse()` returns
+`FusedSmallDepth`, the exported form: plain convolutions with the same output.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from fadepth_core.models.depth_network import DepthFeatures, DepthNetwork
-from fadepth_core.models.layers.conv import ConvBN, load_kernel, settle_batch_norm
+from fadepth_core.models.layers.conv import ConvBN, calibrate_batch_norm, load_kernel
 from fadepth_core.models.layers.drop import DropBranch
 from fadepth_core.models.layers.etm import ETMConfig, etm_config
 from fadepth_core.models.layers.head import MAX_DEPTH, MIN_DEPTH, DisparityHead
@@ -24,7 +24,7 @@ __all__ = ["LAYOUTS", "DepthFeatures", "FusedSmallDepth", "Layout", "SmallDepth"
 
 @dataclass(frozen=True)
 class Stage:
-    """One encoder stage: output channels, number of DSRMs behind the downsampling, their hidden width."""
+    """One encoder stage: output channels, number of DSRMs after the downsampling, their hidden width."""
 
     channels: int
     blocks: int
@@ -40,8 +40,8 @@ class Layout:
     full_channels: int  # channels of R_1, at full resolution
 
 
-# The paper prints no widths; these were fitted to its complexity table (2.07 + 0.28 M parameters, 0.25 + 0.17 G
-# multiply-accumulates at 128×416, six DSRMs). Several layouts fit equally well.
+# The paper prints no widths. These were fitted to its complexity table (2.07 + 0.28 M parameters, 0.25 + 0.17 G
+# multiply-accumulates at 128×416, six DSRMs); several layouts fit equally well (docs/method.md, section 1.5).
 LAYOUTS = {
     "smalldepth": Layout(
         stages=(Stage(32, 0, 0), Stage(64, 1, 64), Stage(128, 1, 128), Stage(256, 2, 256), Stage(512, 2, 768)),
@@ -63,11 +63,14 @@ class SmallDepth(DepthNetwork):
         layout: a name in `LAYOUTS`.
         residual_drop: P_A, maximum drop rate of the two DSRM branches (Table V, first column).
         downsample_drop: P_B, maximum drop rate of the context term of sparse downsampling (Table V, second column).
-        constant_drop: rates at their maximum from the first iteration on (Table V, sch4).
-        etm: as `etm_config` takes it; replaces every filter larger than 1×1.
-        min_depth, max_depth: metres that the sigmoid's range is mapped to.
+        constant_drop: keep the drop rates at their maximum from the first iteration (Table V, sch4).
+        etm: see `etm_config`; replaces every filter larger than 1×1.
+        min_depth, max_depth: depth range in metres.
 
     Shapes: as `DepthNetwork`.
+
+    Raises:
+        ValueError: the layout is unknown, or `etm` is not valid.
     """
 
     feature_offset = 0
@@ -127,32 +130,33 @@ class SmallDepth(DepthNetwork):
         return DepthFeatures(disparities, tuple(encoder), tuple(decoder))
 
     def fuse(self) -> FusedSmallDepth:
-        """The deployment net: BatchNorm folded, ETM merged, exact rewrites applied. This module is left unchanged."""
+        """The deployment form: BatchNorm folded, ETM merged, exact rewrites applied. This module is not changed."""
         return FusedSmallDepth(self)
 
     def load_fused(self, fused: FusedSmallDepth, images: Tensor) -> None:
-        """Answer as `fused` does, so that training can go on from a network made for deployment.
+        """Load the weights of a deployed network, to continue training from it. The finest output stays the same.
 
-        The coarser heads, which it lacks, answer the start depth everywhere until they have learnt.
+        `fused` has no coarser heads: their weights are set to zero, so they predict their bias (`set_start_depth`)
+        everywhere until they are trained.
 
         Args:
-            images: some of what training will look at, normalised [B, 3, H, W], for BatchNorm's statistics.
+            images: training images, normalised [B, 3, H, W], from which BatchNorm gets its statistics.
 
         Raises:
             ValueError: `fused` has another layout.
         """
         if fused.layout_name != self.layout_name:
-            raise ValueError(f"a {fused.layout_name}, not a {self.layout_name}")
+            raise ValueError(f"the deployed network is a {fused.layout_name}, not a {self.layout_name}")
         stem, *downs = self.downs
         stem.load_folded(fused.downs[0][0])
         finest, *coarser = self.heads
-        own = [*downs, *(block for stage in self.blocks for block in stage), *self.ups, finest]
-        theirs = [*fused.downs[1:], *(block for stage in fused.blocks for block in stage), *fused.ups, fused.head]
-        for module, source in zip(own, theirs, strict=True):
+        modules = [*downs, *(block for stage in self.blocks for block in stage), *self.ups, finest]
+        sources = [*fused.downs[1:], *(block for stage in fused.blocks for block in stage), *fused.ups, fused.head]
+        for module, source in zip(modules, sources, strict=True):
             module.load_fused(source)
         for head in coarser:
             load_kernel(head.conv, torch.zeros(1, head.conv.in_channels, *head.conv.kernel_size))
-        settle_batch_norm(self, images)
+        calibrate_batch_norm(self, images)
 
     def encoder_modules(self) -> list[nn.Module]:
         return [self.downs, self.blocks]
@@ -194,12 +198,12 @@ def _encode(downs: nn.ModuleList, blocks: nn.ModuleList, image: Tensor) -> list[
 
 
 def _decode(ups: nn.ModuleList, encoder: list[Tensor], image: Tensor) -> list[Tensor]:
-    """R_1..R_5 (eq. 9-11): skips are sums of maps of equal resolution and width."""
+    """R_1..R_5 (eq. 9-11). Skip connections add maps of equal resolution and width."""
     decoder: list[Tensor] = []
     s = encoder[-1]
     for index in reversed(range(len(ups))):
         skip = encoder[index - 1] if index > 0 else None
-        # The size of the map it will meet, not 2h×2w: strided filters round odd sizes up.
+        # Upsample to the size of the skip, not to 2h×2w: strided filters round odd sizes up.
         target = image if skip is None else skip
         r = ups[index](s, target.shape[-2:])
         decoder.insert(0, r)

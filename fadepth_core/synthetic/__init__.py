@@ -1,1 +1,1 @@
-"""Rendered scenes with exact depth and camera motion: the renderer, and the data sets drawn by it."""
+"""Software renderer and the data sets rendered with it, with exact depth and camera motion."""

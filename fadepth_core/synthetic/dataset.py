@@ -1,7 +1,8 @@
-"""Rendered scenes with exact depth, motion and intrinsics, drawn anew for every sample from a seed.
+"""Data set of rendered streets and rooms with exact depth, motion and intrinsics, generated from a seed.
 
-Three consecutive frames of a random street or room, seen by a camera with random focal length, height, pitch and motion,
-under random light. Nothing is stored and nothing is downloaded: with it a training run starts on a fresh machine.
+A sample has three consecutive frames of a random scene, with random focal length, camera height, pitch, motion and
+light. Nothing is stored or downloaded, so training can start on a fresh machine. `street` and `room` build the scenes
+from shapes (`mesh`) and textures (`textures`); `raster` renders them.
 """
 
 from __future__ import annotations
@@ -23,16 +24,16 @@ from fadepth_core.synthetic.textures import TextureSet, build_atlas
 Random = np.random.Generator
 Preset = Literal["driving", "indoor"]
 
-#: Texels along a side of the shadow map.
+#: Side of the shadow map, texels.
 _SHADOW_TEXELS = 768
 
 
 @dataclass(frozen=True)
 class Track:
-    """How the ground bends and rises along z: every vertex and the camera follow it.
+    """Displacement of the ground along z, sideways and in height; all vertices and the camera follow it.
 
     Attributes:
-        bend, hill: (amplitude in metres, wavelength in metres) of a sine that starts straight and level at z = 0.
+        bend, hill: (amplitude, wavelength) in metres of a wave that is zero and level at z = 0.
     """
 
     bend: tuple[float, float] = (0.0, 1.0)
@@ -52,13 +53,15 @@ class Track:
 
 @dataclass
 class Scene:
-    """Everything that can be looked at.
+    """A scene to render.
 
     Attributes:
         geometry: at time 0, before `track` is applied.
-        mover: [V] which of `velocities` each vertex follows.
+        mover: [V] index into `velocities` for each vertex.
         velocities: [M, 3] metres per second.
-        materials, light: see `raster`; the light's shadow map is filled by `render_at`.
+        track: displacement of the ground.
+        materials, light: see `raster`; `render_at` fills the light's shadow map.
+        atlas: the textures, see `raster.render`.
     """
 
     geometry: Geometry
@@ -72,7 +75,7 @@ class Scene:
     def render_at(
         self, time: float, intrinsics: np.ndarray, camera_to_world: np.ndarray, size: tuple[int, int]
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Linear picture [H, W, 3] and depth [H, W] in metres at `time` seconds."""
+        """Linear image [H, W, 3] and depth [H, W] in metres at `time` seconds."""
         vertices = self.geometry.vertices + (self.velocities[self.mover] * time).astype(np.float32)
         x, y = self.track.shift(vertices[:, 2])
         vertices[:, 0] += x
@@ -92,14 +95,14 @@ class SyntheticDataset(Dataset):
     Args:
         preset: "driving" or "indoor".
         size: height and width of the frames, pixels.
-        length: how many samples an epoch has; each is another scene.
-        seed: draws the scenes, not the textures, which are the same for all.
-        moving: whether anything but the camera moves.
-        stride: makes the time between frames that much longer, as leaving out frames of a video does; small pictures
-            need it, because the same motion is fewer of their pixels.
-        static: nothing moves, not even the camera: one view three times, rendered in half the time. For training against
-            true depth alone.
-        sky: whether the sky has a depth, far away, or none, as in all measured depth.
+        length: number of samples in an epoch; each is another scene.
+        seed: seed of the scenes; the textures are the same for all seeds.
+        moving: whether objects move.
+        stride: factor on the time between frames, like leaving out frames of a video. Small images need a larger one,
+            because the same motion covers fewer of their pixels.
+        static: neither objects nor the camera move: one view is repeated three times, in half the rendering time. For
+            training on depth alone.
+        sky: whether the sky has a depth (`SKY_DEPTH`) or an unknown one (0), as in all measured depth.
     """
 
     def __init__(
@@ -140,30 +143,32 @@ class SyntheticDataset(Dataset):
 def rendered_sample(
     rng: Random,
     name: str,
-    shoot: Callable[[float, np.ndarray], tuple[np.ndarray, np.ndarray]],
+    render_view: Callable[[float, np.ndarray], tuple[np.ndarray, np.ndarray]],
     intrinsics: np.ndarray,
     motion: tuple[np.ndarray, float, float],
     static: bool,
     sky: bool,
 ) -> Sample:
-    """Three shots of a scene as a sample.
+    """Render three views of a scene as a sample.
 
     Args:
-        shoot: (time in seconds, camera-to-world pose [4, 4]) -> linear picture [H, W, 3] and depth [H, W] in metres.
+        rng: draws the properties of the image sensor.
+        name: `Sample.name`.
+        render_view: (time in seconds, camera-to-world pose [4, 4]) -> linear image [H, W, 3] and depth [H, W] in
+            metres.
         intrinsics: K [3, 3].
         motion: camera-to-world poses [3, 4, 4], seconds between two of them, and the camera's speed in m/s.
-        static: one shot, from the middle pose, three times.
-        sky: whether the sky has a depth.
+        static, sky: see `SyntheticDataset`; a static sample repeats the view from the middle pose.
     """
     poses, interval, speed = motion
     if static:
-        shots, poses, speed = 3 * [shoot(0.0, poses[1])], poses[[1, 1, 1]], 0.0
+        views, poses, speed = 3 * [render_view(0.0, poses[1])], poses[[1, 1, 1]], 0.0
     else:
-        shots = [shoot((i - 1) * interval, pose) for i, pose in enumerate(poses)]
-    frames = _develop(rng, np.stack([picture for picture, _ in shots]))
-    # In the middle camera's coordinates numbers are small, which single precision likes.
+        views = [render_view((i - 1) * interval, pose) for i, pose in enumerate(poses)]
+    frames = _apply_sensor(rng, np.stack([picture for picture, _ in views]))
+    # Relative to the middle camera, coordinates are small enough for float32.
     poses = np.linalg.inv(poses[1]) @ poses
-    depth = shots[1][1] if sky else _without_sky(shots[1][1])
+    depth = views[1][1] if sky else _without_sky(views[1][1])
     return Sample(
         torch.from_numpy(frames).permute(0, 3, 1, 2),
         torch.from_numpy(intrinsics).float(),
@@ -176,9 +181,9 @@ def rendered_sample(
 
 
 class SyntheticTest:
-    """Rendered pictures with their depth, as `LabelledImage`s: a test set of `length` scenes.
+    """Test set of `length` rendered scenes, as `LabelledImage`s.
 
-    Args are those of `SyntheticDataset`; sky has depth 0, that is none.
+    Args as for `SyntheticDataset`; the depth of the sky is unknown (0).
     """
 
     def __init__(
@@ -196,7 +201,7 @@ class SyntheticTest:
 
 
 def _without_sky(depth: np.ndarray) -> np.ndarray:
-    """0 where there is only sky."""
+    """Depth with 0 (unknown) for the sky."""
     return np.where(depth < SKY_DEPTH, depth, np.float32(0))
 
 
@@ -204,7 +209,7 @@ def _draw_intrinsics(rng: Random, size: tuple[int, int], preset: Preset) -> np.n
     """K [3, 3] of a camera with square pixels and a principal point near the middle."""
     height, width = size
     view = np.deg2rad(rng.uniform(50, 100) if preset == "driving" else rng.uniform(50, 90))
-    # A wide picture is part of a taller one: its field of view is given by its diagonal, not by its width alone.
+    # The field of view is that of the width, or of 1.3 times the height where the image is not wide.
     focal = 0.5 * max(width, 1.3 * height) / np.tan(view / 2)
     centre = ((width - 1) / 2 + width * rng.normal(0, 0.02), (height - 1) / 2 + height * rng.normal(0, 0.05))
     return np.array([[focal, 0, centre[0]], [0, focal * rng.uniform(0.97, 1.03), centre[1]], [0, 0, 1]])
@@ -220,6 +225,7 @@ def camera_rotation(yaw: float, pitch: float, roll: float) -> np.ndarray:
 
 
 def camera_pose(rotation: np.ndarray, position: np.ndarray) -> np.ndarray:
+    """Camera-to-world pose [4, 4] from the camera's rotation [3, 3] and position [3]."""
     pose = np.eye(4)
     pose[:3, :3], pose[:3, 3] = rotation, position
     return pose
@@ -236,11 +242,11 @@ def _draw_street(
     on_foot = street.kind in ("town", "suburb") and rng.random() < 0.15
     height = rng.uniform(0.4, 1.7) if on_foot else rng.uniform(1.2, 2.0)
     speed = rng.uniform(0.6, 2) if on_foot else rng.uniform(3, 33 if street.kind == "motorway" else 16)
-    # What is driven between two frames is bounded: cameras on fast cars have faster frames.
+    # Limit the distance between two frames: cameras on fast cars have higher frame rates.
     interval = stride * (rng.uniform(0.15, 0.4) if on_foot else min(rng.uniform(0.05, 0.12), 1.8 / speed))
     x = street.half * (rng.uniform(0.6, 1.3) if on_foot else rng.uniform(0.1, 0.65)) * (1 if rng.random() < 0.7 else -1)
     turn = rng.normal(0, 0.25) if rng.random() < 0.3 else rng.normal(0, 0.03)  # rad/s
-    look, pitch, roll = rng.normal(0, 0.04), rng.normal(0, 0.035), rng.normal(0, 0.012)
+    yaw, pitch, roll = rng.normal(0, 0.04), rng.normal(0, 0.035), rng.normal(0, 0.012)
     poses = []
     for step in (-1, 0, 1):
         t = step * interval
@@ -250,7 +256,7 @@ def _draw_street(
         slope_x, slope_y = track.slope(z)
         position = np.array([x + 0.5 * heading * z + dx, dy - height + rng.normal(0, 0.006), z])
         shake = rng.normal(0, [0.0015, 0.0025, 0.0015])
-        angles = (np.arctan(slope_x) + heading + look, pitch - np.arctan(slope_y), roll)
+        angles = (np.arctan(slope_x) + heading + yaw, pitch - np.arctan(slope_y), roll)
         poses.append(camera_pose(camera_rotation(*(np.array(angles) + shake)), position))
     geometry, mover = street.mesh.geometry()
     scene = Scene(
@@ -268,6 +274,7 @@ def _draw_street(
 def _draw_room(
     rng: Random, textures: TextureSet, moving: bool, stride: float
 ) -> tuple[Scene, np.ndarray, float, float]:
+    """As `_draw_street`, for a room."""
     room = Room(rng, textures, moving)
     height = rng.uniform(0.2, 1.7)
     interval, velocity = indoor_motion(rng, stride)
@@ -292,7 +299,7 @@ def _draw_room(
 
 
 def indoor_motion(rng: Random, stride: float) -> tuple[float, np.ndarray]:
-    """Seconds between frames, and velocity [3] in m/s, of a camera in a hand or on an indoor robot."""
+    """Seconds between frames, and velocity [3] in m/s, of a hand-held camera or an indoor robot."""
     interval = rng.uniform(0.05, 0.2)
     velocity = rng.normal(0, 1, 3) * (0.5, 0.12, 0.6)
     velocity *= np.clip(np.linalg.norm(velocity) * interval, 0.03, 0.15) / (np.linalg.norm(velocity) * interval)
@@ -300,14 +307,14 @@ def indoor_motion(rng: Random, stride: float) -> tuple[float, np.ndarray]:
 
 
 def daylight(rng: Random, textures: TextureSet) -> Light:
-    """Sun, blue sky and clouds, or an overcast day."""
+    """Light of a sunny day with blue sky and clouds, or of an overcast day."""
     sunny = rng.random() < 0.65
     elevation, azimuth = np.deg2rad(rng.uniform(12, 70)), rng.uniform(0, 2 * np.pi)
     sun = np.array([np.cos(elevation) * np.cos(azimuth), -np.sin(elevation), np.cos(elevation) * np.sin(azimuth)])
     warm = np.array([1.0, 0.75 + 0.25 * np.sin(elevation), 0.5 + 0.5 * np.sin(elevation)])
     blue = np.array([0.45, 0.65, 1.0]) if sunny else np.array([0.9, 0.95, 1.0])
     sky = rng.uniform(0.25, 0.7) if sunny else rng.uniform(0.8, 1.1)
-    # The map looks against the sun at the stretch of road ahead of the camera.
+    # The shadow map is the sun's view of a square of 75 m around the road 28 m ahead of the camera.
     across = np.cross(sun, (0.0, 1.0, 0.0))
     across /= np.linalg.norm(across)
     down = np.cross(sun, across)
@@ -334,11 +341,12 @@ def daylight(rng: Random, textures: TextureSet) -> Light:
 def lamplight(
     rng: Random, textures: TextureSet, lamp: np.ndarray, texels: int = _SHADOW_TEXELS, half_view: float = 72.0
 ) -> Light:
-    """A lamp under the ceiling, looking down for its shadows, and light from everywhere.
+    """Light of a lamp under the ceiling, whose shadow map looks down, and ambient light.
 
     Args:
-        lamp: its place [3].
-        texels: along a side of its shadow map. half_view: half the map's field of view, degrees.
+        lamp: position [3] of the lamp, metres.
+        texels: side of its shadow map.
+        half_view: half of the shadow map's field of view, degrees.
     """
     half = texels / 2
     focal = half / np.tan(np.deg2rad(half_view))
@@ -363,10 +371,10 @@ def lamplight(
     )
 
 
-def _develop(rng: Random, pictures: np.ndarray) -> np.ndarray:
-    """What a camera makes of linear light [3, H, W, 3]: exposure, white balance, gamma, noise; float32 in [0, 1]."""
+def _apply_sensor(rng: Random, pictures: np.ndarray) -> np.ndarray:
+    """Linear light [3, H, W, 3] as a camera stores it: exposure, white balance, gamma, noise; float32 in [0, 1]."""
     exposure = rng.uniform(0.3, 0.5) / np.clip(np.median(pictures[1]), 1e-3, None) ** 0.85
-    drift = np.exp(rng.normal(0, 0.006, (3, 1, 1, 1)))  # the automatic exposure at work
+    drift = np.exp(rng.normal(0, 0.006, (3, 1, 1, 1)))  # automatic exposure differs between frames
     balance = np.exp(rng.normal(0, 0.05, 3))
     encoded = np.clip(pictures * (exposure * drift * balance * 0.5), 0, 1) ** (1 / rng.uniform(1.9, 2.4))
     encoded += rng.normal(0, rng.uniform(0.001, 0.007), pictures.shape)

@@ -1,8 +1,8 @@
-"""Building scenes: quads with materials, standing things, and what moves.
+"""Shapes made of textured quads, and `Mesh`, which collects them with their materials and velocities into a scene.
 
 World coordinates are those of an optical frame that looks along the road or into the room: x right, y down, z forward,
-metres; the ground is y = 0. A quad is four corners in order around it, [4, 3], with texture coordinates [4, 2] in tiles;
-shapes are arrays of quads ([N, 4, 3], [N, 4, 2]).
+metres; the ground is y = 0. A quad is four corners in order around it, [4, 3], with texture coordinates [4, 2] in
+tiles; shapes are arrays of quads ([N, 4, 3], [N, 4, 2]).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class Shape(NamedTuple):
     uv: np.ndarray
 
     def at(self, x: float, y: float, z: float, yaw: float = 0.0) -> Shape:
-        """The shape turned about the vertical, then moved."""
+        """The shape rotated about the vertical axis, then moved."""
         c, s = np.cos(yaw), np.sin(yaw)
         return Shape(self.corners @ np.array([[c, 0, -s], [0, 1, 0], [s, 0, c]]) + (x, y, z), self.uv)
 
@@ -55,16 +55,17 @@ def walls(width: float, height: float, length: float, tile: float | None = None,
 
 
 def lid(width: float, height: float, length: float, tile: float | None = None) -> Shape:
-    """The top of such a box."""
+    """The top face of a box standing on y = 0, centred in x and z."""
     return rectangle((-width / 2, -height, -length / 2), (width, 0, 0), (0, 0, length), tile)
 
 
 def box(width: float, height: float, length: float, tile: float | None = None) -> Shape:
+    """A box standing on y = 0, centred in x and z, without bottom."""
     return join(walls(width, height, length, tile), lid(width, height, length, tile))
 
 
 def gable(width: float, height: float, rise: float, length: float, tile: float) -> tuple[Shape, Shape]:
-    """A roof with its ridge along x on a box of that size: (slopes, the two triangles below them)."""
+    """A gable roof on a box of that size, ridge along x: (slopes, the two triangular walls below them)."""
     w, d = width / 2 + 0.3, length / 2 + 0.4
     slopes = join(
         rectangle((-w, -height - rise, 0), (2 * w, 0, 0), (0, rise, -d), tile),
@@ -91,7 +92,7 @@ def cylinder(radius: float, height: float, tile: float, sides: int = 8, top_radi
 
 
 def cards(rng: np.random.Generator, centres: np.ndarray, size: np.ndarray) -> Shape:
-    """Squares around `centres` [N, 3] with edges `size` [N], turned at random."""
+    """Randomly rotated squares around `centres` [N, 3] with sides `size` [N], for foliage."""
     n = len(centres)
     yaw, tilt = rng.uniform(0, 2 * np.pi, n), rng.uniform(-1.2, 1.2, n)
     along = np.stack([np.cos(yaw), np.zeros(n), np.sin(yaw)], 1)
@@ -109,7 +110,7 @@ def strip(left: np.ndarray, right: np.ndarray, tile: float) -> Shape:
 
 
 class Mesh:
-    """A scene under construction."""
+    """Collects the shapes, materials and velocities of a scene."""
 
     def __init__(self):
         self._corners: list[np.ndarray] = []
@@ -124,18 +125,24 @@ class Mesh:
         self, texture: int, tint: Colour | float = 1.0, *, cutout: bool = False, gloss: float = 0.0, glass: float = 0.0,
         stain: float = 0.0, glow: float = 0.0, translucent: float = 0.0,
     ) -> int:  # fmt: skip
-        """A new material of the scene, see `raster.Materials`."""
+        """Add a material (see `raster.Materials`); returns its number for `add`."""
         tint = (tint,) * 3 if np.isscalar(tint) else tuple(tint)
         self._table.append((texture, tint, cutout, gloss, glass, stain, glow, translucent))
         return len(self._table) - 1
 
     def mover(self, velocity: tuple[float, float, float]) -> int:
-        """Something that moves with that velocity in metres per second; its number is for `add`."""
+        """Add a velocity in metres per second; returns its number for `add`."""
         self.velocities.append(np.asarray(velocity, float))
         return len(self.velocities) - 1
 
     def add(self, shape: Shape, material: int | np.ndarray, *, casts: bool = True, mover: int = 0) -> None:
-        """Place a shape; `material` may be one for each quad."""
+        """Add a shape.
+
+        Args:
+            material: number of its material, or one number for each quad.
+            casts: whether it casts a shadow.
+            mover: number of its velocity; 0 is at rest.
+        """
         n = len(shape.corners)
         self._corners.append(shape.corners)
         self._uv.append(shape.uv)
@@ -154,10 +161,10 @@ class Mesh:
         )
 
     def geometry(self) -> tuple[Geometry, np.ndarray]:
-        """Two triangles a quad, and which mover each vertex [V] belongs to."""
+        """Geometry with two triangles per quad, and the mover of each vertex [V]."""
         corners = np.concatenate(self._corners)
         count = len(corners)
-        # Diagonals also serve quads that are triangles, of which two corners are the same.
+        # The cross product of the diagonals is also right for triangles, which are quads with two equal corners.
         normals = np.cross(corners[:, 2] - corners[:, 0], corners[:, 3] - corners[:, 1])
         normals /= np.linalg.norm(normals, axis=1, keepdims=True) + 1e-9
         first = 4 * np.arange(count, dtype=np.int32)[:, None]
@@ -165,7 +172,8 @@ class Mesh:
         geometry = Geometry(
             corners.reshape(-1, 3).astype(np.float32),
             np.repeat(normals, 4, axis=0).astype(np.float32),
-            np.concatenate(self._uv).reshape(-1, 2).astype(np.float32),
+            # In C order: another memory layout would make numba compile the renderer again.
+            np.concatenate(self._uv).reshape(-1, 2).astype(np.float32, order="C"),
             faces,
             np.repeat(np.concatenate(self._materials), 2),
             np.repeat(np.concatenate(self._casts), 2),

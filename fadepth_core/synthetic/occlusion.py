@@ -1,7 +1,7 @@
-"""Ambient occlusion in screen space: corners and what stands close together get less of the light from everywhere.
+"""Screen-space ambient occlusion: corners and narrow gaps receive less ambient light.
 
-Points around each pixel's surface are compared with the depth map, as in Mittring, "Finding next gen: CryEngine 2", 2007,
-with the samples in the hemisphere above the surface.
+Sample points around each pixel's surface point are compared with the depth map, as in Mittring, "Finding next gen:
+CryEngine 2", 2007, with the samples in the hemisphere above the surface.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import math
 import cv2
 import numpy as np
 
-from fadepth_core.synthetic.raster import SKY_DEPTH, _jit
+from fadepth_core.synthetic.raster import SKY_DEPTH, jit
 
 _SAMPLES = 12
 
@@ -22,7 +22,7 @@ def ambient_occlusion(depth: np.ndarray, intrinsics: np.ndarray, radius: float) 
     Args:
         depth: [H, W] float32 metres along the optical axis, `SKY_DEPTH` for sky.
         intrinsics: K [3, 3], pixels.
-        radius: metres around a point in which things take its light.
+        radius: distance in metres within which surfaces occlude a point.
     """
     rng = np.random.default_rng(0)
     offsets = rng.standard_normal((16, _SAMPLES, 3))
@@ -33,7 +33,7 @@ def ambient_occlusion(depth: np.ndarray, intrinsics: np.ndarray, radius: float) 
     return cv2.blur(result, (4, 4))
 
 
-@_jit
+@jit
 def _occlude(depth, k, radius, offsets, lengths, result):
     height, width = depth.shape
     fx, fy, cx, cy = k[0, 0], k[1, 1], k[0, 2], k[1, 2]

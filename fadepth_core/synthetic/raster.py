@@ -1,9 +1,9 @@
-"""A small software renderer: textured triangles, one light with cast shadows, sky, haze; and the picture's exact depth.
+"""Software renderer: textured triangles, one light with cast shadows, sky and haze, with the image's exact depth.
 
 Visibility is found on a grid of 2 x 2 samples a pixel with homogeneous edge functions (Olano and Greer, "Triangle scan
-conversion using 2D homogeneous coordinates", 1997: nothing needs clipping); each triangle seen in a pixel is then
-shaded once and weighted by its samples. Compiled with numba, because a ray caster made of numpy or torch operations over
-a few dozen primitives took longer for one frame than this takes for three frames of several thousand triangles.
+conversion using 2D homogeneous coordinates", 1997: no clipping is needed); each triangle seen in a pixel is then shaded
+once and weighted by its samples. Compiled with numba, because a ray caster of numpy or torch operations over a few
+dozen primitives took longer for one frame than this takes for three frames of several thousand triangles.
 
 Coordinates are those of the optical frame (REP-103): x right, y down, z forward, metres; "up" is -y. Colours are linear
 light. Texture values are stored as square roots of linear light.
@@ -21,24 +21,24 @@ try:
 except ImportError as error:  # pragma: no cover - depends on the installation
     raise ImportError("rendered scenes need numba: pip install 'fadepth_ros[train]'") from error
 
-#: Depth in metres given to sky, which has none: farther than every cap, near enough for float32 geometry.
+#: Depth of the sky, metres: beyond the depth cap of every protocol, small enough for float32 geometry.
 SKY_DEPTH = 1000.0
-#: Nothing nearer to the camera than this is drawn, metres.
+#: Near plane: nothing nearer to the camera is drawn, metres.
 NEAR = 0.1
-#: Side of a texture that takes one row of the atlas, texels; a power of two. One of 2**k times that side takes 4**k rows
-#: and as many levels, of which the last is 2**k texels wide.
+#: Side of a texture that fills one row of the atlas, texels; a power of two. A texture of 2**k times this side fills
+#: 4**k rows and has the same number of levels, the last of which is 2**k texels wide.
 TEXTURE_SIDE = 256
 TEXTURE_LEVELS = 9
 
-#: Texels of one row: a texture with all its levels.
+#: Texels of one row of the atlas: a texture with all its mipmap levels.
 TEXTURE_TEXELS = sum((TEXTURE_SIDE >> level) ** 2 for level in range(TEXTURE_LEVELS))
 
-_jit = numba.njit(cache=True, fastmath=True, nogil=True, error_model="numpy")
+jit = numba.njit(cache=True, fastmath=True, nogil=True, error_model="numpy")
 
 
 class Geometry(NamedTuple):
     """Triangles. `vertices` [V, 3] metres, `normals` [V, 3], `uv` [V, 2] texture tiles, all float32; `faces` [F, 3] and
-    `materials` [F] int32; `casts` [F] bool, whether the triangle throws a shadow."""
+    `materials` [F] int32; `casts` [F] bool, whether the triangle casts a shadow."""
 
     vertices: np.ndarray
     normals: np.ndarray
@@ -49,13 +49,13 @@ class Geometry(NamedTuple):
 
 
 class Materials(NamedTuple):
-    """One row a material.
+    """Table with one row per material.
 
-    `texture` [M] int32 (first) row of the atlas, `side` [M] int32 texels along the texture's sides. `tint` [M, 3] float32
-    factor on the albedo where the texture's alpha is 1. `cutout` [M] bool: alpha is coverage instead, as for leaves and
-    fences. `gloss` [M] mirror reflection at normal incidence, `glass` [M] the same where the texture's alpha is 0 (windows).
-    `stain` [M] strength of large-scale variation of the albedo. `glow` [M] light given off. `translucent` [M] share of light
-    that passes (leaves, cloth).
+    `texture` [M] int32 (first) row of the atlas, `side` [M] int32 texels along the texture's sides. `tint` [M, 3]
+    float32 factor on the albedo where the texture's alpha is 1. `cutout` [M] bool: alpha is coverage instead, as for
+    leaves and fences. `gloss` [M] mirror reflection at normal incidence, `glass` [M] the same where the texture's alpha
+    is 0 (windows). `stain` [M] strength of large-scale variation of the albedo. `glow` [M] emitted light. `translucent`
+    [M] share of light that is transmitted (leaves, cloth).
     """
 
     texture: np.ndarray
@@ -70,12 +70,12 @@ class Materials(NamedTuple):
 
 
 class Light(NamedTuple):
-    """What lights the scene.
+    """The sun or a lamp, ambient light, sky and haze.
 
     `lamp` [4]: unit vector towards the sun and 0, or position of a lamp (metres) and 1. `lamp_rgb`, `up_rgb` (light
     from above), `down_rgb` (from below), `haze_rgb`, `zenith_rgb`, `cloud_rgb` [3]. `haze` [] 1 / metres. `clouds` [4]:
     texture row, cover in 0..1, tiles per unit of the cloud plane, offset in tiles. `shadow_view` [3, 4] and
-    `shadow_map` [h, w] float32: the lamp's view (see `depth_map`); a map of [1, 1] says that nothing is lit directly.
+    `shadow_map` [h, w] float32: the lamp's view (see `depth_map`); with a map of [1, 1] nothing is lit directly.
     `soft` [] width of the shadow's edge, texels.
     """
 
@@ -113,7 +113,7 @@ def render(
         size: (height, width), pixels.
 
     Returns:
-        picture [H, W, 3] float32 linear light, not clipped; depth [H, W] float32 metres along the optical axis at the
+        image [H, W, 3] float32 linear light, not clipped; depth [H, W] float32 metres along the optical axis at the
         pixel's centre, of the triangle that covers most of the pixel; `SKY_DEPTH` for sky.
     """
     height, width = size
@@ -141,10 +141,10 @@ def depth_map(
     perspective: bool,
     size: tuple[int, int],
 ) -> np.ndarray:
-    """How near the light the first triangle is that throws a shadow on each texel, float32 [h, w] of `size`.
+    """Shadow map: nearness to the light of the first shadow-casting triangle on each texel, float32 [h, w] of `size`.
 
     `view` [3, 4] maps world points to (x·w, y·w, w) texels for a lamp (`perspective`, values are 1/w), or to
-    (x, y, nearness in metres) for the sun. Where there is none the value is 0 (lamp) or very negative (sun).
+    (x, y, nearness in metres) for the sun. Without a triangle the value is 0 (lamp) or very negative (sun).
     """
     result = np.full(size, 0.0 if perspective else -1e9, np.float32)
     points = geometry.vertices.astype(np.float64) @ view[:, :3].T + view[:, 3]
@@ -158,13 +158,13 @@ def depth_map(
     return result
 
 
-@_jit
+@jit
 def _rasterise(points, point_keys, perspective, geometry, materials, atlas, shadows, keys, ids, edges):
     """Scan all triangles: keep in `keys` the largest key at each sample, in `ids` its triangle; fill `edges`.
 
     The three edge functions of a triangle, rows of the inverse of its (x·w, y·w, w) vertices, are barycentric
-    coordinates over depth; keys and texture coordinates follow from them. With `shadows` only the triangles that throw
-    one are drawn, and only keys are written.
+    coordinates divided by depth; keys and texture coordinates are computed from them. With `shadows`, only triangles
+    that cast a shadow are drawn, and only keys are written.
     """
     height, width = keys.shape
     for f in range(geometry.faces.shape[0]):
@@ -257,9 +257,9 @@ def _rasterise(points, point_keys, perspective, geometry, materials, atlas, shad
                     ids[y, x] = f
 
 
-@_jit
+@jit
 def _shade_frame(ids, edges, geometry, materials, atlas, light, rays, position, picture, depth):
-    """Shade each triangle once in each pixel that it is seen in; see `render`."""
+    """Shade every triangle once in each pixel where it is visible; see `render`."""
     height, width = depth.shape
     for row in range(height):
         for column in range(width):
@@ -296,7 +296,7 @@ def _shade_frame(ids, edges, geometry, materials, atlas, light, rays, position, 
             depth[row, column] = min(SKY_DEPTH, 1.0 / max(inverse, 1e-6))
 
 
-@_jit
+@jit
 def _level_start(texture, texture_side, side):
     """Index of the first texel of the level that is `side` texels wide, of a texture that starts at row `texture`.
 
@@ -305,7 +305,7 @@ def _level_start(texture, texture_side, side):
     return texture * TEXTURE_TEXELS + 4 * (texture_side * texture_side - side * side) // 3
 
 
-@_jit
+@jit
 def _texel(atlas, texture, texture_side, level, u, v):
     """Bilinear look-up with wrap-around at one level: (r, g, b, a) in 0..255."""
     side = texture_side >> level
@@ -326,7 +326,7 @@ def _texel(atlas, texture, texture_side, level, u, v):
     )
 
 
-@_jit
+@jit
 def _albedo(atlas, texture, side, u, v, ux, vx, uy, vy):
     """Texture averaged over the pixel's footprint: up to four look-ups along its long side (ground seen at a slant)."""
     along_x, along_y = math.sqrt(ux * ux + vx * vx), math.sqrt(uy * uy + vy * vy)
@@ -350,7 +350,7 @@ def _albedo(atlas, texture, side, u, v, ux, vx, uy, vy):
     return r * r, g * g, b * b, a * scale
 
 
-@_jit
+@jit
 def _environment(light, atlas, x, y, z, reflected):
     """Light from the sky in the unit direction (x, y, z); for a mirror reflection also from the ground."""
     rise = max(0.0, -y)
@@ -379,7 +379,7 @@ def _environment(light, atlas, x, y, z, reflected):
     return r, g, b
 
 
-@_jit
+@jit
 def _sky(light, atlas, rays, x, y):
     """Light from the sky through the sample-grid point (x, y): linear (r, g, b)."""
     dx = rays[0, 0] * x + rays[0, 1] * y + rays[0, 2]
@@ -389,7 +389,7 @@ def _sky(light, atlas, rays, x, y):
     return _environment(light, atlas, dx * scale, dy * scale, dz * scale, False)
 
 
-@_jit
+@jit
 def _lit_share(light, x, y, z):
     """Share of the lamp that reaches a point, 0..1, from the shadow map with a softened edge."""
     view, shadow = light.shadow_view, light.shadow_map
@@ -417,7 +417,7 @@ def _lit_share(light, x, y, z):
     return 0.25 * lit
 
 
-@_jit
+@jit
 def _shade(f, x, y, edges, geometry, materials, atlas, light, rays, position):
     """Light that triangle `f` sends through the sample-grid point (x, y): linear (r, g, b)."""
     a0, a1, a2 = edges[f, 0], edges[f, 3], edges[f, 6]
@@ -428,7 +428,7 @@ def _shade(f, x, y, edges, geometry, materials, atlas, light, rays, position):
     i0, i1, i2 = geometry.faces[f, 0], geometry.faces[f, 1], geometry.faces[f, 2]
     material = geometry.materials[f]
 
-    # Derivatives are per sample. A pixel is two samples wide; a footprint of 1.4 is sharper and shimmers little.
+    # Derivatives are per sample. A pixel is two samples wide, but a footprint of 1.4 is sharper and aliases little.
     along_x, along_y = a0 + a1 + a2, b0 + b1 + b2
     g0, g1, g2 = (a0 - e0 * along_x) * depth, (a1 - e1 * along_x) * depth, (a2 - e2 * along_x) * depth
     h0, h1, h2 = (b0 - e0 * along_y) * depth, (b1 - e1 * along_y) * depth, (b2 - e2 * along_y) * depth
@@ -462,7 +462,7 @@ def _shade(f, x, y, edges, geometry, materials, atlas, light, rays, position):
         change = 1.0 + stain * ((coarse + 0.7 * fine) / 216.0 - 1.0)
         red, green, blue = red * change, green * change, blue * change
 
-    # Normals face the viewer: surfaces have two sides.
+    # Surfaces are two-sided: turn normals to the viewer.
     n0, n1, n2 = geometry.normals[i0], geometry.normals[i1], geometry.normals[i2]
     nx, ny, nz = (
         e0 * n0[0] + e1 * n1[0] + e2 * n2[0],

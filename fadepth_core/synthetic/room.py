@@ -1,4 +1,4 @@
-"""Furnished rooms: what a camera on an indoor robot or in a hand sees."""
+"""Random furnished rooms, as seen by an indoor robot or a hand-held camera."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ _SURFACES = "wood planks plaster metal tiles dead_leaves"
 
 
 class Room:
-    """Fills a mesh with one room. The camera stands near the origin and looks along z.
+    """Builds the mesh of one room. The camera is near the origin and looks along z.
 
     Args:
-        rng: draws everything.
-        textures: rows to choose from.
+        rng: draws the room.
+        textures: textures to choose from.
         moving: whether people walk.
     """
 
@@ -60,7 +60,7 @@ class Room:
         mesh.add(shape.at((self.left + self.right) / 2, 0, (self.back + self.front) / 2), paper, casts=False)
 
     def _on_wall(self, wall: int, place: float, width: float, top: float, height: float, out: float = 0.02) -> m.Shape:
-        """A picture-like quad on the wall ahead (0), left (1) or right (2); `place` in 0..1 along it."""
+        """A flat rectangle on the wall ahead (0), left (1) or right (2); `place` in 0..1 along it."""
         if wall == 0:
             x = self.left + place * (self.right - self.left - width)
             return m.rectangle((x, -top, self.front - out), (width, 0, 0), (0, height, 0))
@@ -69,7 +69,7 @@ class Room:
         return m.rectangle((x, -top, z), (0, 0, width), (0, height, 0))
 
     def _hang_pictures(self, wall: int) -> None:
-        """Up to three pictures and screens on a wall."""
+        """Add up to three pictures and screens to a wall."""
         rng = self.rng
         for _ in range(int(rng.integers(0, 4))):
             width, height = rng.uniform(0.3, 1.3), rng.uniform(0.3, 1.0)
@@ -77,6 +77,7 @@ class Room:
             self.mesh.add(quad, self._material("poster screen poster dead_leaves"), casts=False)
 
     def _along_wall(self, wall: int) -> None:
+        """Add pictures, a door or window, and furniture along a wall."""
         rng, mesh = self.rng, self.mesh
         self._hang_pictures(wall)
         if rng.random() < 0.6:  # a door or a window
@@ -98,10 +99,10 @@ class Room:
             shape = m.box(length, height, depth, rng.uniform(0.6, 1.5)).at(x, 0, z, yaw)
             mesh.add(shape, self._material(names, self._tint(), gloss=rng.uniform(0, 0.05)))
             if height < 1.3 and rng.random() < 0.7:
-                self._things(x, z, height, 0.4 * depth)
+                self._small_objects(x, z, height, 0.4 * depth)
 
-    def _things(self, x: float, z: float, y: float, spread: float) -> None:
-        """Small things on a surface at height y."""
+    def _small_objects(self, x: float, z: float, y: float, spread: float) -> None:
+        """Add small objects to a surface at height y."""
         rng = self.rng
         for _ in range(int(rng.integers(1, 6))):
             dx, dz = rng.uniform(-spread, spread, 2)
@@ -126,7 +127,7 @@ class Room:
             for sz in (-1, 1):
                 leg = m.box(0.05, height, 0.05, 0.5).at(sx * (width / 2 - 0.05), 0, sz * (depth / 2 - 0.05))
                 mesh.add(leg.at(x, 0, z, yaw), wood)
-        self._things(x, z, height, 0.35 * depth)
+        self._small_objects(x, z, height, 0.35 * depth)
 
     def _chair(self, x: float, z: float) -> None:
         rng, mesh = self.rng, self.mesh

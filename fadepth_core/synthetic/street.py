@@ -1,4 +1,4 @@
-"""Streets, from a lane between town houses to a motorway: what a camera on a car or a delivery robot sees."""
+"""Random streets, from a lane in a town to a motorway, as seen by a car or a delivery robot."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from fadepth_core.synthetic.textures import TextureSet
 
 Random = np.random.Generator
 
-#: How often each kind of place is drawn.
+#: Probability of each kind of place.
 KINDS = {"town": 0.4, "suburb": 0.3, "country": 0.15, "motorway": 0.15}
-#: Where along z, in metres, there is a road, and where most things stand.
+#: The road's extent along z, metres.
 NEAR_END, FAR_END = -12.0, 320.0
 
 
 class Street:
-    """Fills a mesh with one street. The road runs along z, its middle is x = 0; bends and hills come later.
+    """Builds the mesh of one street. The road runs along z, its middle is x = 0; `dataset.Track` adds bends and hills.
 
     Args:
-        rng: draws everything.
-        textures: rows to choose from.
+        rng: draws the street.
+        textures: textures to choose from.
         moving: whether cars drive and people walk.
     """
 
@@ -89,7 +89,7 @@ class Street:
         self.mesh.add(quad, material, casts=False)
 
     def _sidewalks(self) -> float:
-        """Kerbs and pavements, if there are any; returns how far from the middle the next thing may stand."""
+        """Add kerbs and pavements in towns; return the distance from the road's middle beyond which objects stand."""
         rng = self.rng
         if self.kind not in ("town", "suburb"):
             return self.half + rng.uniform(0.5, 2)
@@ -119,7 +119,7 @@ class Street:
                 self._building(side, edge + setback + rng.uniform(0, 1.5), z + width / 2, width)
             z += width + (0.0 if self.kind == "town" and rng.random() < 0.7 else rng.uniform(1, 12))
         if rng.random() < (0.15 if self.kind == "town" else 0.65):
-            self._line_of(side, edge + rng.uniform(0.2, max(0.3, setback * 0.5)))
+            self._boundary(side, edge + rng.uniform(0.2, max(0.3, setback * 0.5)))
         trees = {"town": 0.4, "suburb": 0.7, "country": 0.8, "motorway": 0.6}[self.kind]
         if rng.random() < trees:
             step = rng.uniform(6, 22)
@@ -142,7 +142,7 @@ class Street:
                 z += rng.uniform(5.2, 7)
 
     def _building(self, side: int, x: float, z: float, width: float) -> None:
-        """A house whose front is `x` from the middle of the road and `width` long."""
+        """Add a house whose front is `x` from the middle of the road and `width` long."""
         rng, mesh = self.rng, self.mesh
         depth = rng.uniform(7, 14)
         storeys = int(rng.integers(2, 7)) if self.kind == "town" else int(rng.integers(1, 4))
@@ -191,8 +191,8 @@ class Street:
             leaf = int(rng.choice(self._leaves))
         mesh.add(m.cards(rng, centres + np.array([x, 0, z]), size), leaf)
 
-    def _line_of(self, side: int, x: float) -> None:
-        """A hedge, fence or wall along the road, with gaps."""
+    def _boundary(self, side: int, x: float) -> None:
+        """Add a hedge, fence or wall along the road, with gaps."""
         rng, mesh = self.rng, self.mesh
         kind, height = str(rng.choice(["hedge", "fence", "wall"])), rng.uniform(0.6, 2.2)
         material = {
@@ -235,7 +235,7 @@ class Street:
             mesh.add(quad, self._material("sign", cutout=True), casts=False)
 
     def _clutter(self, x: float, z: float) -> None:
-        """Bins, boxes, bollards, bushes."""
+        """Add a bin, box, bollard or bush."""
         rng, mesh = self.rng, self.mesh
         if rng.random() < 0.35:
             count, size = 14, rng.uniform(0.4, 1.5)
@@ -252,7 +252,7 @@ class Street:
     # --------------------------------------------------------------------------------------------------------- traffic
 
     def _vehicle(self, x: float, z: float, yaw: float, speed: float = 0.0) -> None:
-        """A car, van or lorry whose nose points along +z where yaw is 0."""
+        """Add a car, van or lorry; its front points along +z at yaw 0."""
         rng, mesh = self.rng, self.mesh
         mover = mesh.mover((np.sin(yaw) * speed, 0, np.cos(yaw) * speed)) if speed else 0
         paint = [self._tint(0.02, 1.0, 0.03), self._tint(0.1, 0.8, 0.6)][int(rng.random() < 0.4)]
@@ -334,7 +334,7 @@ class Street:
                 self._person(float(x), rng.uniform(5, 50), rng.uniform(0.5, 1.8) * self._moving, float(heading))
 
     def _horizon(self) -> None:
-        """Rows of trees and roofs far away, so that the ground does not end in a line."""
+        """Add rows of trees far away, so that the ground does not end in a straight line."""
         rng = self.rng
         for distance in (150.0, 230.0, 310.0):
             height = rng.uniform(6, 22)

@@ -1,9 +1,9 @@
-"""Procedural textures: tiling pictures of asphalt, masonry, leaves, windows, cloth ..., drawn from noise and a seed.
+"""Procedural tiling textures of asphalt, masonry, leaves, windows, cloth ..., generated from noise and a seed.
 
-Every recipe returns [256, 256, 4], clipped to 0..1 later: colour as the square root of linear light, and alpha, which
-says how far a material's tint colours the texel, or, for cut-outs (leaves, fences, signs), where there is anything at
-all. Noise has the 1/f spectrum of photographs, and patterns are irregular on purpose: a network must not learn to
-recognise rendering. Recipes that are neutral grey are coloured by the tint.
+Every recipe returns [256, 256, 4], clipped to 0..1 later: colour as the square root of linear light, and alpha. Alpha
+is the weight of the material's tint, or coverage for cut-outs (leaves, fences, signs). Noise has the 1/f spectrum of
+photographs, and patterns are irregular on purpose, so that a network cannot learn to recognise rendered images. Grey
+recipes are coloured by the tint.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Random = np.random.Generator
 
 @dataclass(frozen=True)
 class TextureSet:
-    """`texels` [N, TEXTURE_TEXELS, 4] uint8: every texture with its levels; `rows`: which rows show what, by name."""
+    """`texels` [N, TEXTURE_TEXELS, 4] uint8: all textures with their levels; `rows`: the rows of each recipe."""
 
     texels: np.ndarray
     rows: dict[str, list[int]]
@@ -31,7 +31,7 @@ class TextureSet:
 
 @lru_cache(maxsize=2)
 def build_atlas(seed: int) -> TextureSet:
-    """Draw all textures of `RECIPES` from one seed (about three seconds, once a process)."""
+    """Draw all textures of `RECIPES` from one seed (about three seconds, once per process)."""
     rows: dict[str, list[int]] = {}
     count = sum(number for _, number in RECIPES.values())
     texels = np.empty((count, TEXTURE_TEXELS, 4), np.uint8)
@@ -46,11 +46,11 @@ def build_atlas(seed: int) -> TextureSet:
 
 
 def _levels(picture: np.ndarray, cutout: bool) -> np.ndarray:
-    """A texture and its halvings, flattened: [256, 256, 4] float -> [TEXTURE_TEXELS, 4] uint8."""
+    """A texture and its mipmap levels, flattened: [256, 256, 4] float -> [TEXTURE_TEXELS, 4] uint8."""
     levels = []
     level = picture.astype(np.float32)
     if cutout:
-        # Texels where nothing is would bleed their colour into the smaller levels.
+        # Give transparent texels the colour around them; their own would bleed into the smaller levels.
         weight = cv2.blur(level[..., 3:], (9, 9), borderType=cv2.BORDER_REFLECT)[..., None] + 1e-3
         spread = cv2.blur(level[..., :3] * level[..., 3:], (9, 9), borderType=cv2.BORDER_REFLECT) / weight
         mean = (level[..., :3] * level[..., 3:]).sum((0, 1)) / (level[..., 3].sum() + 1e-3)
@@ -59,7 +59,7 @@ def _levels(picture: np.ndarray, cutout: bool) -> np.ndarray:
     for _ in range(TEXTURE_LEVELS):
         levels.append((level * 255 + 0.5).astype(np.uint8).reshape(-1, 4))
         if level.shape[0] > 1:
-            # Light is averaged, not its square root.
+            # Average linear light, not its square root.
             linear = level.copy()
             linear[..., :3] **= 2
             linear = cv2.resize(linear, (level.shape[1] // 2, level.shape[0] // 2), interpolation=cv2.INTER_AREA)
@@ -72,7 +72,7 @@ def _levels(picture: np.ndarray, cutout: bool) -> np.ndarray:
 
 
 def fractal(rng: Random, beta: float, stretch: tuple[float, float] = (1.0, 1.0)) -> np.ndarray:
-    """Tiling noise with amplitude 1/f^beta, mean 0 and deviation 1, [256, 256]; `stretch` > 1 draws it out (x, y)."""
+    """Tiling noise with amplitude 1/f^beta, mean 0, deviation 1, [256, 256]; `stretch` (x, y) elongates it."""
     fy = np.fft.fftfreq(S)[:, None] * S * stretch[1]
     fx = np.fft.rfftfreq(S)[None, :] * S * stretch[0]
     amplitude = np.maximum(np.hypot(fx, fy), 1.0) ** -beta
@@ -111,7 +111,7 @@ def _picture(tone: np.ndarray, colour: np.ndarray | None = None, alpha: np.ndarr
 
 
 def _wrap_draw(canvas: np.ndarray, draw, x: float, y: float, reach: float) -> None:
-    """Call `draw(canvas, x, y)` at every place where a shape of that reach shows on the tile."""
+    """Call `draw(canvas, x, y)` at every position at which a shape of radius `reach` is on the tile."""
     for dx in (-S, 0, S):
         for dy in (-S, 0, S):
             if -reach < x + dx < S + reach and -reach < y + dy < S + reach:
@@ -127,7 +127,7 @@ def _leaves(
     within=None,
     slender: float = 0.5,
 ) -> None:
-    """Scatter leaf-like ellipses, the lighter ones on top; `within(rng)` gives a place, else anywhere on the tile."""
+    """Scatter leaf-like ellipses, the lighter ones on top, at positions drawn by `within(rng)`; None: anywhere."""
     brightness = np.sort(rng.beta(2.0, 1.6, count)) * 0.75 + 0.2
     for light in brightness:
         x, y = rng.random(2) * S if within is None else within(rng)
@@ -148,7 +148,7 @@ def _leaves(
 
 
 def _glyphs(rng: Random, image: np.ndarray, box: tuple[int, int, int, int], ink: tuple, height: int) -> None:
-    """Lines of strokes that look like writing from afar, inside (x0, y0, x1, y1)."""
+    """Draw lines of strokes that look like writing from afar, inside (x0, y0, x1, y1)."""
     x0, y0, x1, y1 = box
     for y in range(y0, y1 - height + 1, int(height * 1.6)):
         x = x0
@@ -319,7 +319,7 @@ def roof(rng: Random) -> np.ndarray:
 
 
 def facade(rng: Random) -> np.ndarray:
-    """Two storeys of two windows on a wall that takes the tint; bare panes have alpha 0."""
+    """Two storeys of two windows on a wall that is tinted; window panes have alpha 0."""
     if rng.random() < 0.25:
         tone, joints = _masonry(rng, 48, 24, 0.5, 0.004, 0.06)
         wall = np.where(joints, tone * 1.1, tone)
@@ -376,7 +376,7 @@ def facade(rng: Random) -> np.ndarray:
 
 
 def _pane(rng: Random, pane: np.ndarray) -> None:
-    """Fill a window [h, w, 4] in place: a dark room with alpha 0, perhaps behind curtains or a blind."""
+    """Fill a window [h, w, 4] in place: a dark room with alpha 0, sometimes behind curtains or a blind."""
     h, w = pane.shape[:2]
     if h < 4 or w < 4:
         return
@@ -398,7 +398,7 @@ def _pane(rng: Random, pane: np.ndarray) -> None:
 
 
 def glass_front(rng: Random) -> np.ndarray:
-    """An office front: a grid of panes between mullions."""
+    """The front of an office: a grid of panes between mullions."""
     rows, columns = int(rng.choice([4, 6, 8])), int(rng.choice([3, 4, 6, 8]))
     picture = np.ascontiguousarray(_picture(np.full((S, S), rng.uniform(0.3, 0.9), np.float32)))
     bar = int(rng.integers(2, 6))
@@ -477,7 +477,7 @@ def hedge(rng: Random) -> np.ndarray:
 
 
 def leaves(rng: Random) -> np.ndarray:
-    """A spray of leaves with a ragged outline, drawn in the middle of the tile: a cut-out."""
+    """A twig of leaves with an irregular outline in the middle of the tile: a cut-out."""
     canvas = np.zeros((S, S, 4), np.float32)
     centres = rng.normal(0.5, 0.19, (int(rng.integers(8, 20)), 2)) * S
     for x, y in centres:
@@ -494,7 +494,7 @@ def leaves(rng: Random) -> np.ndarray:
 
 
 def needles(rng: Random) -> np.ndarray:
-    """A conifer's branch, hanging: a cut-out."""
+    """A hanging branch of a conifer: a cut-out."""
     canvas = np.zeros((S, S, 4), np.float32)
     hue = _colour(rng, (0.3, 0.42, 0.28), (0.34, 0.46, 0.3), (0.35, 0.45, 0.4))
     for _ in range(900):
@@ -508,7 +508,7 @@ def needles(rng: Random) -> np.ndarray:
 
 
 def treeline(rng: Random) -> np.ndarray:
-    """Trees far away in a row, a cut-out that stands on the tile's lower edge (v = 1)."""
+    """A row of distant trees: a cut-out whose ground is the tile's lower edge (v = 1)."""
     canvas = np.zeros((S, S, 4), np.float32)
     hues = _GREENS * rng.uniform(0.8, 1.1)
     for _ in range(int(rng.integers(18, 36))):
@@ -715,7 +715,7 @@ def books(rng: Random) -> np.ndarray:
 
 
 def dead_leaves(rng: Random) -> np.ndarray:
-    """Shapes of all sizes hiding one another, and noise: the statistics of photographs without their content."""
+    """Overlapping shapes of all sizes, and noise: the dead leaves model, which has the statistics of photographs."""
     canvas = np.full((S, S, 4), 0.5, np.float32)
     palette = np.clip(rng.normal(0.5, 0.22, (10, 1)) + 0.1 * rng.standard_normal((10, 3)), 0.03, 1)
     radii = np.sort(2.5 / np.sqrt(rng.uniform(0.0007, 1, 700)))[::-1]
@@ -777,13 +777,13 @@ def screen(rng: Random) -> np.ndarray:
 
 
 def keys(rng: Random) -> np.ndarray:
-    """A keyboard's top."""
+    """The top of a keyboard."""
     tone, joints = _masonry(rng, 6, 15, 0.25, 0.008, 0.02)
     dark = rng.random() < 0.5
     return _picture(np.where(joints, 0.12 if dark else 0.5, tone * (0.35 if dark else 1.15)))
 
 
-#: name -> (recipe, how many variants). Row 0 must be `noise`, which the renderer uses for stains.
+#: name -> (recipe, number of variants). Row 0 must be `noise`, which the renderer uses for stains.
 RECIPES = {
     "noise": (noise, 1), "clouds": (clouds, 3), "asphalt": (asphalt, 8), "concrete": (concrete, 5),
     "paving": (paving, 6), "cobbles": (cobbles, 3), "gravel": (gravel, 2), "grass": (grass, 6), "dirt": (dirt, 3),

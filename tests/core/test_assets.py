@@ -1,4 +1,4 @@
-"""Scenes made of 3D models: what a folder or a Gazebo world holds is where its files say, looks so, and has exact depth."""
+"""Scenes of 3D models: geometry and textures as in the files, exact depth and motion, and helpful errors."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ pytest.importorskip("collada", reason="needs the extra 'assets'")
 SIZE = (48, 64)
 K = np.array([[50.0, 0, 31.5], [0, 50, 23.5], [0, 0, 1]])
 
-#: A square 2 x 2 m in the plane x = 0 that faces -x, z up; its texture upright as seen from there.
+#: A square of 2 x 2 m in the plane x = 0 that faces -x, z up; its texture is upright when seen from there.
 PANEL = """mtllib panel.mtl
 v 0 1 -1
 v 0 -1 -1
@@ -45,7 +45,7 @@ f 1/1 2/2 3/3 4/4
 
 
 def write_box(folder, name, extents=(1, 1, 1)):
-    """A model with an SDF file and a box as its mesh."""
+    """Write a model with an SDF file whose mesh is a box."""
     (folder / name / "meshes").mkdir(parents=True)
     trimesh.creation.box(extents).export(folder / name / "meshes" / "box.obj")
     visual = f"<geometry><mesh><uri>model://{name}/meshes/box.obj</uri></mesh></geometry>"
@@ -67,62 +67,63 @@ def include(name, pose):
     return f"<include><uri>model://{name}</uri><pose>{pose}</pose></include>"
 
 
-def slab(name, size, pose):
-    """A model of the world's own: a box."""
+def box_model(name, size, pose):
+    """SDF of a model that is a box."""
     visual = f"<visual name='v'><geometry><box><size>{size}</size></box></geometry></visual>"
     return f"<model name='{name}'><pose>{pose}</pose><link name='l'>{visual}</link></model>"
 
 
 def hall(*more):
-    """A room of 8 x 6 m, 3 m high, without ceiling."""
+    """SDF of a room of 8 x 6 m, 3 m high, without ceiling."""
     return (
-        slab("floor", "8 6 0.1", "0 0 -0.05 0 0 0")
-        + slab("wall_a", "8 0.1 3", "0 3 1.5 0 0 0")
-        + slab("wall_b", "8 0.1 3", "0 -3 1.5 0 0 0")
-        + slab("wall_c", "0.1 6 3", "4 0 1.5 0 0 0")
-        + slab("wall_d", "0.1 6 3", "-4 0 1.5 0 0 0")
+        box_model("floor", "8 6 0.1", "0 0 -0.05 0 0 0")
+        + box_model("wall_a", "8 0.1 3", "0 3 1.5 0 0 0")
+        + box_model("wall_b", "8 0.1 3", "0 -3 1.5 0 0 0")
+        + box_model("wall_c", "0.1 6 3", "4 0 1.5 0 0 0")
+        + box_model("wall_d", "0.1 6 3", "-4 0 1.5 0 0 0")
         + "".join(more)
     )
 
 
-def look(parts, texture_side=256):
-    """Linear picture and depth of parts for a camera at the origin that looks along Gazebo's x."""
+def render_parts(parts, texture_side=256):
+    """Linear image and depth of parts, seen along Gazebo's x axis by a camera at the origin."""
     atlas = Atlas(texture_side)
     stage = build_stage(parts, atlas)
     light = daylight(np.random.default_rng(0), atlas.textures)
     light = light._replace(
         lamp_rgb=np.zeros(3), up_rgb=np.ones(3), down_rgb=np.ones(3), shadow_map=np.zeros((1, 1), np.float32), haze=0.0
     )
-    still = np.zeros(len(stage.geometry.vertices), int)
-    scene = Scene(stage.geometry, still, np.zeros((1, 3)), Track(), stage.materials, light, atlas.finish())
+    at_rest = np.zeros(len(stage.geometry.vertices), int)
+    scene = Scene(stage.geometry, at_rest, np.zeros((1, 3)), Track(), stage.materials, light, atlas.finish())
     return scene.render_at(0.0, K, np.eye(4), SIZE)
 
 
-def paper(folder, picture, alpha=""):
+def textured_panel(folder, picture, alpha=""):
+    """The parts of `PANEL` with the texture `picture`, 2 m ahead."""
     (folder / "panel.obj").write_text(PANEL)
     (folder / "panel.mtl").write_text(f"newmtl paper\nKd 1 1 1\nmap_Kd paper.png\n{alpha}")
     cv2.imwrite(str(folder / "paper.png"), picture)
     return [part.moved(pose_matrix("2 0 0 0 0 0")) for part in read_model(folder / "panel.obj")]
 
 
-def test_depth_is_that_of_the_model_where_the_world_puts_it(tmp_path):
-    """A cube of 1 m, 4 m long by its scale, its middle 7 m ahead and 1 m to the left: its near face is 5 m away."""
+def test_depth_matches_the_pose_and_scale_in_the_world(tmp_path):
+    """A cube of 1 m, scaled to a length of 4 m, its centre 7 m ahead and 1 m to the left: its front is 5 m away."""
     write_box(tmp_path, "block")
     scaled = "<geometry><mesh><uri>model://block/meshes/box.obj</uri><scale>4 1 1</scale></mesh></geometry>"
     content = f"<link name='l'><visual name='v'>{scaled}</visual></link>"
     world = write_world(tmp_path, f"<model name='m'><pose>7 1 0 0 0 0</pose>{content}</model>")
-    _, depth = look(read_sdf(world, Library(tmp_path)))
+    _, depth = render_parts(read_sdf(world, Library(tmp_path)))
     face = np.isclose(depth, 5.0, rtol=1e-5)
     assert np.flatnonzero(face.any(0)).tolist() == list(range(17, 27))  # 31.5 - 50·y/5 for y = 0.5 .. 1.5
     assert np.flatnonzero(face.any(1)).tolist() == list(range(19, 29))  # 23.5 ± 50·0.5/5
     assert depth[0, 0] == SKY_DEPTH
 
 
-def test_poses_of_world_model_link_and_visual_follow_each_other(tmp_path):
+def test_poses_of_include_model_link_and_visual_are_composed(tmp_path):
     write_box(tmp_path, "bar", (3, 1, 1))
     mesh = "<geometry><mesh><uri>model://bar/meshes/box.obj</uri></mesh></geometry>"
     link = f"<link name='l'><pose>1 0 0 0 0 0</pose><visual name='v'><pose>0 0 2 0 0 0</pose>{mesh}</visual></link>"
-    write_model(tmp_path, "bar", f"<pose>50 0 0 0 0 0</pose>{link}")  # the include's pose replaces this one
+    write_model(tmp_path, "bar", f"<pose>50 0 0 0 0 0</pose>{link}")  # replaced by the pose of the include
     turned = include("bar", f"10 0 0 0 0 {np.pi / 2}")
     nested = f"<model name='outer'><pose>0 0 5 0 0 0</pose>{turned}</model>"
     (part,) = read_sdf(write_world(tmp_path, nested), Library(tmp_path))
@@ -132,12 +133,12 @@ def test_poses_of_world_model_link_and_visual_follow_each_other(tmp_path):
     assert "bar" in part.name
 
 
-@pytest.mark.parametrize("texture_side", [256, 512, 1024])
-def test_a_picture_is_on_the_model_upright_and_unmirrored(tmp_path, texture_side):
+@pytest.mark.parametrize("texture_side", [256, 1024])
+def test_image_textures_are_upright_and_not_mirrored(tmp_path, texture_side):
     picture = np.zeros((1024, 1024, 3), np.uint8)
     picture[:512, :512], picture[:512, 512:] = (0, 0, 255), (0, 255, 0)  # OpenCV's BGR: red, green above; blue below
     picture[512:, :512] = (255, 0, 0)
-    seen, depth = look(paper(tmp_path, picture), texture_side)
+    seen, depth = render_parts(textured_panel(tmp_path, picture), texture_side)
     assert np.isclose(depth[23, 31], 2.0, rtol=1e-5)
     corners = [seen[12, 20], seen[12, 43], seen[36, 20], seen[36, 43]]
     assert [int(c.argmax()) for c in corners[:3]] == [0, 1, 2]
@@ -145,23 +146,23 @@ def test_a_picture_is_on_the_model_upright_and_unmirrored(tmp_path, texture_side
     assert corners[3].max() < 0.02
 
 
-def test_alpha_is_coverage_only_where_the_model_says_so(tmp_path):
+def test_alpha_is_coverage_only_if_the_model_declares_it(tmp_path):
     picture = np.full((64, 64, 4), 255, np.uint8)
     picture[:, 32:, 3] = 0
-    _, whole = look(paper(tmp_path, picture))
-    _, half = look(paper(tmp_path, picture, "map_d paper.png\n"))
+    _, whole = render_parts(textured_panel(tmp_path, picture))
+    _, half = render_parts(textured_panel(tmp_path, picture, "map_d paper.png\n"))
     assert np.isclose(whole[23, [20, 43]], 2.0, rtol=1e-5).all()
     assert np.isclose(half[23, 20], 2.0, rtol=1e-5)
     assert half[23, 43] == SKY_DEPTH
 
 
-def test_collada_is_read_in_its_unit(tmp_path):
+def test_collada_units_are_converted_to_metres(tmp_path):
     text = trimesh.exchange.dae.export_collada(trimesh.creation.box((100, 200, 300))).decode()
     (tmp_path / "box.dae").write_text(text.replace("<asset>", '<asset><unit name="cm" meter="0.01"/>', 1))
     np.testing.assert_allclose(np.ptp(bounds(read_model(tmp_path / "box.dae")), axis=0), [1, 2, 3], rtol=1e-5)
 
 
-def test_what_is_missing_is_left_out_with_a_warning(tmp_path, caplog):
+def test_missing_models_and_meshes_are_left_out_with_a_warning(tmp_path, caplog):
     write_box(tmp_path, "block")
     write_model(tmp_path, "broken", "<link name='l'><visual name='v'><geometry><mesh><uri>model://broken/no.dae</uri>"
                 "</mesh></geometry></visual></link>")  # fmt: skip
@@ -179,7 +180,7 @@ def test_what_is_missing_is_left_out_with_a_warning(tmp_path, caplog):
 
 
 def test_cameras_are_on_free_floor(tmp_path):
-    write_box(tmp_path, "block", (2, 2, 1))  # closed: its inside is no free floor
+    write_box(tmp_path, "block", (2, 2, 1))  # closed: its inside is not free floor
     world = write_world(tmp_path, hall(include("block", "0 0 0.5 0 0 0")))
     stage = build_stage(read_sdf(world, Library(tmp_path)), Atlas(256))
     places, rng = Places(stage.geometry), np.random.default_rng(0)
@@ -203,11 +204,11 @@ def world_folder(tmp_path_factory):
     return folder
 
 
-def test_a_world_yields_samples_that_follow_from_the_seed(world_folder):
-    def drawn(seed=3, **options):
+def test_world_samples_are_complete_and_reproducible(world_folder):
+    def load(seed=3, **options):
         return build_dataset("assets", SIZE, root=world_folder, world="tiny", seed=seed, retexture=1.0, **options)[1]
 
-    item, again, other = drawn(), drawn(), drawn(4)
+    item, again, other = load(), load(), load(4)
     assert item.frames.shape == (3, 3, *SIZE)
     assert item.frames.dtype == item.depth.dtype == torch.float32
     assert torch.equal(item.frames, again.frames)
@@ -217,10 +218,10 @@ def test_a_world_yields_samples_that_follow_from_the_seed(world_folder):
     torch.testing.assert_close(item.poses[1], torch.eye(4))
     travelled = float(item.poses[2, :3, 3].norm())
     assert travelled == pytest.approx(float(item.speed * item.interval), rel=1e-3)
-    still = drawn(static=True)
-    assert torch.equal(still.depth, item.depth)
-    assert float(still.speed) == 0
-    torch.testing.assert_close(still.poses, torch.eye(4).expand(3, 4, 4))
+    static = load(static=True)
+    assert torch.equal(static.depth, item.depth)
+    assert float(static.speed) == 0
+    torch.testing.assert_close(static.poses, torch.eye(4).expand(3, 4, 4))
 
 
 def test_true_depth_and_motion_explain_the_other_frames(world_folder):
@@ -231,24 +232,26 @@ def test_true_depth_and_motion_explain_the_other_frames(world_folder):
     seen = reproject(item.depth[:, None], motion, item.intrinsics)
     used = (seen.valid & (seen.flow.norm(dim=1, keepdim=True) > 3)).expand_as(middle)
     warped, plain = (sample(other, seen.pixels) - middle)[used].abs(), (other - middle)[used].abs()
-    assert warped.median() < 0.6 * plain.median()  # what is left is noise; what one view hides is few of the pixels
+    assert warped.median() < 0.6 * plain.median()  # the rest is noise; few pixels are occluded in the other view
 
 
-def test_loose_things_stand_in_a_world_only_if_wanted(world_folder):
-    bare, full = (
+def test_scatter_places_furniture_in_a_world(world_folder):
+    bare, furnished = (
         AssetsDataset(world_folder, "tiny", size=SIZE, static=True, seed=5, retexture=0.0, scatter=n) for n in (0, 8)
     )
     rng = np.random.default_rng(0)
-    faces = [len(bare._draw(rng)[0].geometry.faces), max(len(full._draw(rng)[0].geometry.faces) for _ in range(4))]
-    assert faces[1] > faces[0]
-    assert (faces[1] - faces[0]) % 12 == 0
+    count = len(bare._draw(rng)[0].geometry.faces)
+    counts = (len(furnished._draw(rng)[0].geometry.faces) for _ in range(8))
+    more = next((found for found in counts if found > count), count)
+    assert more > count, "the number of models is random, but not 0 in all of eight scenes"
+    assert (more - count) % 12 == 0, "each model is a box"
 
 
-def test_models_are_sorted_by_name_and_size(tmp_path, caplog):
+def test_models_get_roles_by_name_and_size(tmp_path, caplog):
     write_box(tmp_path, "house_7", (8, 10, 6))
     write_box(tmp_path, "toy_house", (0.2, 0.3, 0.2))
     write_box(tmp_path, "mystery", (1, 1, 1))
-    trimesh.creation.box((1.7, 1.5, 4.2)).export(tmp_path / "red_car.obj")  # stands alone: y is up, z its length
+    trimesh.creation.box((1.7, 1.5, 4.2)).export(tmp_path / "red_car.obj")  # without an SDF file: y is up, z its length
     with caplog.at_level(logging.WARNING):
         models = load_models(Library(tmp_path), STREET, Atlas(256))
     assert {role: [model.name for model in known] for role, known in models.items() if known} == {
@@ -259,11 +262,11 @@ def test_models_are_sorted_by_name_and_size(tmp_path, caplog):
     np.testing.assert_allclose(models["vehicle"][0].extent, [1.7, 1.5, 4.2], rtol=1e-5)
     np.testing.assert_allclose(models["building"][0].extent, [10, 6, 8], rtol=1e-5)
     lowest = models["vehicle"][0].stage.geometry.vertices[:, 1].max()
-    assert lowest == pytest.approx(0, abs=1e-5)  # y is down: it stands on the ground
+    assert lowest == pytest.approx(0, abs=1e-5), "it is on the ground; y is down"
 
 
 @pytest.mark.parametrize(("kind", "names"), [("street", ("house_1", "car_1", "tree_1")), ("room", ("sofa", "table"))])
-def test_a_folder_of_models_makes_streets_and_rooms(tmp_path, kind, names):
+def test_streets_and_rooms_from_a_folder_of_models(tmp_path, kind, names):
     sizes = {"house_1": (8, 9, 6), "car_1": (4.2, 1.7, 1.5), "tree_1": (3, 3, 6), "sofa": (2, 0.9, 0.8)}
     for name in names:
         write_box(tmp_path, name, sizes.get(name, (1, 1, 0.7)))
@@ -278,7 +281,7 @@ def test_a_folder_of_models_makes_streets_and_rooms(tmp_path, kind, names):
         dataset[2]
 
 
-def test_a_folder_without_anything_usable_is_named(tmp_path):
+def test_errors_name_an_unusable_folder_or_world(tmp_path):
     with pytest.raises(DataError, match=f"no folder {tmp_path / 'none'}"):
         AssetsDataset(tmp_path / "none")
     with pytest.raises(DataError, match=f"{tmp_path}: of its 0 models"):
@@ -286,7 +289,7 @@ def test_a_folder_without_anything_usable_is_named(tmp_path):
     with pytest.raises(DataError, match=f"{tmp_path}: no world 'moon'; there are none"):
         AssetsDataset(tmp_path, "moon")
     with pytest.raises(DataError, match=r"tiny\.world: no free floor at height 0"):
-        AssetsDataset(tmp_path, write_world(tmp_path, slab("pillar", "0.2 0.2 3", "0 0 2 0 0 0")).name)
+        AssetsDataset(tmp_path, write_world(tmp_path, box_model("pillar", "0.2 0.2 3", "0 0 2 0 0 0")).name)
 
 
 @pytest.mark.parametrize(
@@ -301,21 +304,21 @@ def test_a_folder_without_anything_usable_is_named(tmp_path):
         ({"roles": {"tree": "("}}, "names of role tree"),
     ],
 )
-def test_options_that_make_no_sense_are_refused(tmp_path, options, message):
+def test_invalid_options_are_refused(tmp_path, options, message):
     with pytest.raises(ValueError, match=message):
         AssetsDataset(tmp_path, **options)
 
 
 @pytest.mark.parametrize(("module", "what"), [("trimesh", "trimesh"), ("collada", "pycollada")])
-def test_a_missing_extra_is_named(tmp_path, monkeypatch, module, what):
+def test_errors_name_the_missing_extra(tmp_path, monkeypatch, module, what):
     (tmp_path / "house.dae").write_bytes(trimesh.exchange.dae.export_collada(trimesh.creation.box((9, 9, 9))))
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(ImportError, match=rf"{what}: pip install 'fadepth_ros\[assets\]'"):
         AssetsDataset(tmp_path, kind="street")
 
 
-def test_corners_get_less_light_than_open_walls():
-    """A floor 1 m below the camera meets a wall 4 m ahead; above the wall's upper edge, 1 m up, is sky."""
+def test_ambient_occlusion_darkens_corners_but_not_open_walls():
+    """A floor 1 m below the camera meets a wall 4 m ahead; the wall ends 1 m above the camera, below the sky."""
     k = np.array([[50.0, 0, 31.5], [0, 50, 23.5], [0, 0, 1]])
     down = (np.arange(48) - 23.5) / 50
     rows = np.where(down > 0.25, 1 / np.maximum(down, 0.01), np.where(down < -0.25, SKY_DEPTH, 4.0))

@@ -1,4 +1,4 @@
-"""The depth networks with an encoder of timm: the paper's Table IV, and training and deployment as for SmallDepth."""
+"""Depth networks with an encoder of timm: the paper's Table IV, training and deployment."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from depth_networks import as_trained, assert_answers_about_8_metres, exported_depths
+from depth_networks import as_trained_on_noise, assert_start_depth, exported_depths
 from fadepth_core.common.color import PIXEL_MEAN, PIXEL_STD
 from fadepth_core.models import build_model
 from fadepth_core.models.complexity import PRINTED, complexity, parameter_count
@@ -21,26 +21,21 @@ from fadepth_core.runtime.export import export_checkpoint
 from fadepth_core.runtime.network import load_network
 
 NAMES = ("resnet18", "mobilenetv3", "unet")
-PAPERS = ("resnet18", "mobilenetv3")
+PAPER_NAMES = ("resnet18", "mobilenetv3")
 
 
 @pytest.fixture(autouse=True)
 def _timm(timm):
-    """Every network here has an encoder of timm."""
-
-
-def with_statistics(network, dtype=torch.float32):
-    torch.manual_seed(1)
-    return as_trained(network.to(dtype), (torch.randn(2, 3, 64, 96, dtype=dtype) for _ in range(4)))
+    """Skip without timm: every network here has an encoder of timm."""
 
 
 def rounded(value: float, printed: str) -> str:
     return f"{value:.{len(printed.partition('.')[2])}f}"
 
 
-@pytest.mark.parametrize("name", PAPERS)
-def test_the_papers_complexity(name):
-    """Table IV, to the last printed digit; the count of parameters does not change with ETM merged."""
+@pytest.mark.parametrize("name", PAPER_NAMES)
+def test_complexity_equals_the_papers(name):
+    """Table IV, to the last printed digit. A merged ETM has no additional parameters."""
     network, printed = build_model(name), PRINTED[name]
     assert network.encoder_blocks() == int(printed.blocks)
     for place, modules in enumerate((network.encoder_modules(), network.decoder_modules())):
@@ -55,9 +50,9 @@ def test_the_papers_complexity(name):
     assert parameter_count([plain]) == parameter_count([merged])
 
 
-@pytest.mark.parametrize("size", [(128, 416), (64, 208), (100, 170), (33, 47), (32, 32)])
+@pytest.mark.parametrize("size", [(33, 47), (32, 32)])
 @pytest.mark.parametrize("name", NAMES)
-def test_any_size_gives_maps_of_the_sizes_that_smalldepth_gives(name, size):
+def test_map_sizes_equal_smalldepths(name, size):
     image = torch.zeros(1, 3, *size)
     with torch.no_grad():
         out, reference = build_model(name).eval()(image), build_model("smalldepth").eval()(image)
@@ -68,24 +63,24 @@ def test_any_size_gives_maps_of_the_sizes_that_smalldepth_gives(name, size):
 
 
 @pytest.mark.parametrize(
-    ("name", "etm"), [*((name, etm) for name in PAPERS for etm in (None, "etm", "etm#")), ("unet", None)]
+    ("name", "etm"), [("resnet18", None), ("resnet18", "etm"), ("mobilenetv3", "etm#"), ("unet", None)]
 )
 def test_fused_equals_trained(name, etm):
-    network = with_statistics(build_model(name, etm=etm))
+    network = as_trained_on_noise(build_model(name, etm=etm))
     before = {key: value.clone() for key, value in network.state_dict().items()}
     fused = network.fuse()
     x = torch.randn(2, 3, 64, 96)
     with torch.no_grad():
         expected = network(x).disparities[0]
-        assert expected.std() > 0.002, "a constant output would prove nothing"
+        assert expected.std() > 0.002, "a constant output would hide errors"
         torch.testing.assert_close(fused(x), expected, rtol=1e-5, atol=1e-5)
-    assert not fused.training, "what measures and exports it wants evaluation mode"
+    assert not fused.training, "the deployment form is in evaluation mode"
     assert not any(isinstance(module, (nn.BatchNorm2d, ETMConv2d)) for module in fused.modules())
     assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
 
 
-@pytest.mark.parametrize("name", PAPERS)
-def test_etm_is_in_every_filter_larger_than_one_pixel(name):
+@pytest.mark.parametrize("name", PAPER_NAMES)
+def test_etm_replaces_every_filter_larger_than_1x1(name):
     network = build_model(name, etm={"dropconv": False})
     larger = [m for m in network.modules() if isinstance(m, nn.Conv2d) and max(m.kernel_size) > 1]
     assert larger == []
@@ -95,14 +90,15 @@ def test_etm_is_in_every_filter_larger_than_one_pixel(name):
     assert [key for key, p in network.named_parameters() if p.grad is None] == []
 
 
-@pytest.mark.parametrize("etm", [None, "etm"])
-@pytest.mark.parametrize(("name", "encoder"), [("resnet18", "resnet18"), ("mobilenetv3", "mobilenetv3_large_100")])
+@pytest.mark.parametrize(
+    ("name", "encoder", "etm"), [("resnet18", "resnet18", None), ("mobilenetv3", "mobilenetv3_large_100", "etm")]
+)
 def test_encoder_takes_imagenet_weights_from_a_file(timm, tmp_path, name, encoder, etm):
-    """With ETM, too, training starts from the function of these weights."""
+    """Also with ETM the encoder's maps are those of the weights."""
     from safetensors.torch import save_file
 
     torch.manual_seed(0)
-    trained = with_statistics(timm.create_model(encoder, pretrained=False))
+    trained = as_trained_on_noise(timm.create_model(encoder, pretrained=False))
     save_file(trained.state_dict(), tmp_path / "encoder.safetensors")
     network = build_model(name, weights=tmp_path / "encoder.safetensors", etm=etm).eval()
     image = torch.randn(1, 3, 64, 96)
@@ -115,19 +111,19 @@ def test_encoder_takes_imagenet_weights_from_a_file(timm, tmp_path, name, encode
         build_model(name, weights=tmp_path / "absent.pth")
 
 
-@pytest.mark.parametrize(("name", "etm"), [*((name, etm) for name in PAPERS for etm in (None, "etm#")), ("unet", None)])
+@pytest.mark.parametrize(("name", "etm"), [("resnet18", "etm#"), ("unet", None)])
 def test_start_depth(name, etm):
     torch.manual_seed(0)
     network = build_model(name, etm=etm)
-    assert_answers_about_8_metres(network, torch.randn(2, 3, 64, 96))
+    assert_start_depth(network, torch.randn(2, 3, 64, 96))
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_exported_network_at_a_size_it_was_not_exported_at(name, tmp_path):
-    """The ONNX file in OpenVINO, and the checkpoint beside it, against PyTorch."""
+def test_exported_network_equals_pytorch(name, tmp_path):
+    """The ONNX file in OpenVINO, and the checkpoint."""
     size = (96, 160)
     options = {"encoder": "tf_efficientnet_lite0"} if name == "unet" else {"etm": {"branch_drop": 0.2}}
-    network = with_statistics(build_model(name, **options))
+    network = as_trained_on_noise(build_model(name, **options))
     description = Description(
         name, "training", size, (0.1, 100.0), PIXEL_MEAN, PIXEL_STD, trained=False, options=options
     )
@@ -135,18 +131,18 @@ def test_exported_network_at_a_size_it_was_not_exported_at(name, tmp_path):
     export_checkpoint(fused, description, tmp_path / "net.safetensors")
     rng = np.random.default_rng(0)
     with torch.no_grad():
-        image = torch.randn(1, 3, 64, 96)
+        x = torch.randn(1, 3, 64, 96)
         loaded = load_network(Checkpoint(tmp_path / "net.safetensors"))
-        torch.testing.assert_close(loaded(image), fused(image), rtol=1e-6, atol=1e-6)
-    picture = rng.integers(0, 256, (*size, 3), dtype=np.uint8)
-    expected, depth = exported_depths(fused, tmp_path / "net.onnx", picture)
-    assert expected.std() > 0.005 * expected.mean(), "a constant output would prove nothing"
+        torch.testing.assert_close(loaded(x), fused(x), rtol=1e-6, atol=1e-6)
+    image = rng.integers(0, 256, (*size, 3), dtype=np.uint8)
+    expected, depth = exported_depths(fused, tmp_path / "net.onnx", image)
+    assert expected.std() > 0.005 * expected.mean(), "a constant output would hide errors"
     assert np.abs(depth / expected - 1).max() < 1e-4
 
 
 @pytest.mark.parametrize("name", ["smalldepth", "hqdecv2", *NAMES])
-def test_features_are_centred_where_the_network_says(name):
-    """The pixels that reach a feature of the map at 1/2 lie about pixel 2·i + feature_offset of the image."""
+def test_features_are_centred_at_the_feature_offset(name):
+    """The receptive field of feature i of the map at 1/2 is centred on pixel 2·i + feature_offset of the image."""
     torch.manual_seed(0)
     network = build_model(name).eval()
     image = torch.randn(1, 3, 68, 100, requires_grad=True)
@@ -157,16 +153,15 @@ def test_features_are_centred_where_the_network_says(name):
     assert centre == [2 * row + network.feature_offset, 2 * column + network.feature_offset]
 
 
-@pytest.mark.parametrize("encoder", ["tf_efficientnet_lite0", "tf_efficientnetv2_s", "resnet18"])
-def test_a_decoder_on_an_encoder_of_ones_choice(encoder):
-    network = with_statistics(build_model("unet", encoder=encoder))
+def test_unet_takes_another_encoder():
+    network = as_trained_on_noise(build_model("unet", encoder="tf_efficientnetv2_s"))
     x = torch.randn(1, 3, 64, 96)
     with torch.no_grad():
         torch.testing.assert_close(network.fuse()(x), network(x).disparities[0], rtol=1e-5, atol=1e-5)
 
 
 def test_hqdecv2_takes_another_efficientnet():
-    network = with_statistics(build_model("hqdecv2", encoder="tf_efficientnet_lite0"))
+    network = as_trained_on_noise(build_model("hqdecv2", encoder="tf_efficientnet_lite0"))
     x = torch.randn(1, 3, 64, 96)
     with torch.no_grad():
         torch.testing.assert_close(network.fuse()(x), network(x).disparities[0], rtol=1e-4, atol=1e-5)
@@ -175,7 +170,7 @@ def test_hqdecv2_takes_another_efficientnet():
         build_model("hqdecv2", encoder="resnet18")
 
 
-def test_an_unknown_encoder_is_refused():
+def test_unknown_encoder_is_refused():
     with pytest.raises(ValueError, match=r"unknown encoder 'vgg'; known encoders: tf_efficientnetv2_s, "):
         build_model("unet", encoder="vgg")
 
@@ -191,8 +186,8 @@ def test_fixed_padding_is_tensorflows(size):
     torch.testing.assert_close(fixed(x), conv(x))
 
 
-def test_timm_can_be_imported_outside_of_pytest():
-    """Also beside PyPI's torchvision, whose compiled operators the CPU build of torch cannot load."""
+def test_timm_can_be_imported_in_a_fresh_process():
+    """Even with PyPI's torchvision, whose compiled operators the CPU build of torch cannot load."""
     program = "from fadepth_core.models.layers.backbone import import_timm; print(import_timm().__version__)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr

@@ -1,4 +1,4 @@
-"""DDAD in the layout it is distributed in, written small."""
+"""DDAD: samples, LiDAR depth and errors, on a small data set in the distributed layout."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LOOKING_AHEAD = {"qw": 0.5, "qx": -0.5, "qy": 0.5, "qz": -0.5}
 
 
 def write_scene(root, name, frames):
-    """A vehicle that drives ahead 1.5 m a frame; camera 2 m ahead of the LiDAR and 0.5 m below it."""
+    """Write a scene of a vehicle that moves 1.5 m per frame; camera 2 m ahead of the LiDAR and 0.5 m below it."""
     folder = root / name
     (folder / "rgb" / "CAMERA_01").mkdir(parents=True)
     (folder / "point_cloud" / "LIDAR").mkdir(parents=True)
@@ -30,7 +30,7 @@ def write_scene(root, name, frames):
     for i in range(frames):
         x = 1.5 * i
         cv2.imwrite(str(folder / f"rgb/CAMERA_01/{i}.png"), np.full((*SIZE, 3), 20 * i, np.uint8))
-        # Ahead of the LiDAR by 12 m, 1 m to the left, level with the camera; and one behind the vehicle.
+        # One point 12 m ahead of the LiDAR, 1 m to the left, at the camera's height; and one behind the vehicle.
         points = np.array([[12.0, 1.0, -0.5], [-5.0, 0.0, 0.0]], np.float32)
         np.savez(folder / f"point_cloud/LIDAR/{i}.npz", data=np.column_stack([points, np.zeros(2, np.float32)]))
         pose = {"translation": {"x": x + 2, "y": 0.0, "z": 1.0}, "rotation": LOOKING_AHEAD}
@@ -63,7 +63,7 @@ def ddad(tmp_path):
     return tmp_path
 
 
-def test_samples_do_not_cross_scenes_and_have_the_cameras_motion(ddad):
+def test_samples_are_within_one_scene_and_have_the_cameras_poses(ddad):
     dataset = DdadDataset(ddad, size=(64, 96))
     assert [dataset[i].name for i in range(len(dataset))] == ["000000/1", "000000/2", "000001/1"]
     sample = dataset[1]
@@ -77,7 +77,7 @@ def test_samples_do_not_cross_scenes_and_have_the_cameras_motion(ddad):
     np.testing.assert_allclose(sample.intrinsics[:2, 2], [sx * 60.5 - 0.5, sy * 38.5 - 0.5], rtol=1e-6)
 
 
-def test_lidar_depth_is_the_cameras(ddad):
+def test_lidar_depth_is_in_the_cameras_frame(ddad):
     test = DdadTest(ddad)
     assert len(test) == 2
     image = test[1]
@@ -98,10 +98,10 @@ def test_lidar_depth_is_the_cameras(ddad):
             lambda root: (root / "ddad.json").write_text('{"scene_splits": {"1": {"filenames": []}}}'),
             "split 'val' is empty",
         ),
-        (lambda root: (root / "000150/scene_abc.json").write_text('{"data": []}'), "not a scene as DDAD has them"),
+        (lambda root: (root / "000150/scene_abc.json").write_text('{"data": []}'), "not a DDAD scene"),
         (
             lambda root: (root / "000150/scene_abc.json").unlink(),
-            "1 of the 1 scenes of split 'val' are not in it: 000150/",
+            "1 of the 1 scenes of split 'val' are missing: 000150/",
         ),
         (
             lambda root: (root / "000150/calibration/cal.json").write_text("{}"),
@@ -113,13 +113,13 @@ def test_lidar_depth_is_the_cameras(ddad):
         (lambda root: (root / "000150/rgb/CAMERA_01/0.png").unlink(), "0.png: no such file"),
     ],
 )
-def test_what_is_wrong_with_a_file_is_said(ddad, spoil, message):
+def test_errors_name_the_invalid_file(ddad, spoil, message):
     spoil(ddad)
     with pytest.raises(DataError, match=message):
         DdadTest(ddad)[0]
 
 
-def test_a_split_without_three_frames_is_said(ddad):
+def test_unusable_splits_are_refused(ddad):
     with pytest.raises(DataError, match="no scene of split 'val' has three frames"):
         DdadDataset(ddad, "val")
     with pytest.raises(DataError, match="split must be train or val, got 'test'"):

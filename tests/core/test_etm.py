@@ -1,4 +1,4 @@
-"""The ETM's promise: whatever was trained, one plain convolution gives the same output (specification 2.3, 2.4)."""
+"""ETM: equal output after reparameterisation (docs/method.md, sections 2.3, 2.4). Drop function and its schedule."""
 
 import itertools
 
@@ -24,7 +24,7 @@ GRID = [
 
 
 def trained_etm(k, s, d, g, ci, co, config=ETM_VARIANTS["etm"], dtype=torch.float64):
-    """An ETM with every parameter moved away from its start."""
+    """An ETM with random changes to every parameter."""
     torch.manual_seed(0)
     layer = ETMConv2d(ci, co, k, s, d, g, bias=True, config=config).to(dtype)
     with torch.no_grad():
@@ -34,38 +34,40 @@ def trained_etm(k, s, d, g, ci, co, config=ETM_VARIANTS["etm"], dtype=torch.floa
 
 
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
-@pytest.mark.parametrize(("k", "s", "d", "g", "ci", "co"), GRID)
-def test_reparameterized_equals_evaluation(k, s, d, g, ci, co, dtype, bound):
-    layer = trained_etm(k, s, d, g, ci, co, dtype=dtype).eval()
-    x = torch.randn(2, ci, 19, 23, dtype=dtype)
-    expected, plain = layer(x), layer.reparameterize()
-    assert type(plain) is torch.nn.Conv2d
-    actual = plain(x)
-    assert actual.shape == expected.shape
-    assert (actual - expected).abs().max() <= bound * expected.abs().max()
+def test_reparameterized_equals_evaluation(dtype, bound):
+    for k, s, d, g, ci, co in GRID:
+        layer = trained_etm(k, s, d, g, ci, co, dtype=dtype).eval()
+        x = torch.randn(2, ci, 19, 23, dtype=dtype)
+        expected, plain = layer(x), layer.reparameterize()
+        assert type(plain) is torch.nn.Conv2d
+        actual = plain(x)
+        assert actual.shape == expected.shape
+        assert (actual - expected).abs().max() <= bound * expected.abs().max(), (k, s, d, g, ci, co)
 
 
-@pytest.mark.parametrize("name", ["etm", "etm*", "etm#"])
-@pytest.mark.parametrize(("k", "s", "d", "g", "ci", "co"), GRID[::3])
-def test_merged_training_step_equals_explicit_branches(name, k, s, d, g, ci, co):
-    """Eq. 16 against eq. 15a: same masks, every branch convolved for itself, outputs and gradients."""
-    layer = trained_etm(k, s, d, g, ci, co, ETM_VARIANTS[name]).train()
-    layer.branch_rate.set_progress(1, 1)
-    masks = layer.sample_masks()
-    x = torch.randn(2, ci, 13, 17, dtype=torch.float64)
+@pytest.mark.parametrize(
+    "config", [ETM_VARIANTS["etm"], ETMConfig(all_shapes=True, variance="none")], ids=["etm", "all_shapes"]
+)
+def test_merged_training_step_equals_explicit_branches(config):
+    """Eq. 16 against eq. 15a, where every branch is convolved separately: outputs and gradients for the same masks."""
+    for k, s, d, g, ci, co in GRID[::3]:
+        layer = trained_etm(k, s, d, g, ci, co, config).train()
+        layer.branch_rate.set_progress(1, 1)
+        masks = layer.sample_masks()
+        x = torch.randn(2, ci, 13, 17, dtype=torch.float64)
 
-    merged = F.conv2d(x, layer.merged_kernel(masks), layer.bias, s, layer.padding, d, g)
-    explicit = layer.bias[None, :, None, None]
-    for kernel in layer.branch_kernels(masks):
-        padding = [d * (n - 1) // 2 for n in kernel.shape[-2:]]
-        explicit = explicit + F.conv2d(x, kernel, None, s, padding, d, g)
-    assert (merged - explicit).abs().max() <= 1e-10
+        merged = F.conv2d(x, layer.merged_kernel(masks), layer.bias, s, layer.padding, d, g)
+        explicit = layer.bias[None, :, None, None]
+        for kernel in layer.branch_kernels(masks):
+            padding = [d * (n - 1) // 2 for n in kernel.shape[-2:]]
+            explicit = explicit + F.conv2d(x, kernel, None, s, padding, d, g)
+        assert (merged - explicit).abs().max() <= 1e-10, (k, s, d, g, ci, co)
 
-    parameters = list(layer.parameters())
-    a = torch.autograd.grad(merged.square().sum(), parameters, allow_unused=True)
-    b = torch.autograd.grad(explicit.square().sum(), parameters, allow_unused=True)
-    for left, right in zip(a, b, strict=True):
-        torch.testing.assert_close(left, right, rtol=1e-9, atol=1e-9)
+        parameters = list(layer.parameters())
+        a = torch.autograd.grad(merged.square().sum(), parameters, allow_unused=True)
+        b = torch.autograd.grad(explicit.square().sum(), parameters, allow_unused=True)
+        for left, right in zip(a, b, strict=True):
+            torch.testing.assert_close(left, right, rtol=1e-9, atol=1e-9)
 
 
 def test_branches_of_each_variant():
@@ -85,7 +87,7 @@ def test_etm_sharp_starts_from_the_largest_filter():
         assert torch.equal(branch.weight, _centre_crop(largest, branch.shape))
 
 
-def test_without_a_batchnorm_the_branches_start_as_an_average():
+def test_with_a_bias_the_merged_kernel_starts_as_the_average_of_the_branches():
     torch.manual_seed(0)
     layer = ETMConv2d(16, 1, 3, bias=True, config=ETM_VARIANTS["etm"])
     assert layer.merged_kernel().std() < layer.branches[-1].weight.std()
@@ -113,7 +115,7 @@ def test_standard_branch_is_never_dropped_and_others_keep_their_mean():
     assert (elements == 0).float().mean() == pytest.approx(0.3, abs=0.01)
 
 
-def test_evaluation_draws_nothing():
+def test_evaluation_is_deterministic():
     layer = trained_etm(3, 1, 1, 1, 4, 4).eval()
     layer.branch_rate.set_progress(1, 1)
     x = torch.randn(1, 4, 8, 8, dtype=torch.float64)
@@ -130,7 +132,7 @@ def test_evaluation_draws_nothing():
         {"kernel_size": 7, "padding": 1, "stride": 2},
     ],
 )
-def test_any_convolution_can_become_an_etm_with_its_kernel(options):
+def test_convolutions_become_etms_with_the_same_output(options):
     torch.manual_seed(0)
     network = torch.nn.Sequential(torch.nn.Conv2d(4, 4, 1), torch.nn.Conv2d(4, 8, **options)).double().eval()
     x = torch.randn(2, 4, 19, 23, dtype=torch.float64)
@@ -142,16 +144,16 @@ def test_any_convolution_can_become_an_etm_with_its_kernel(options):
     torch.testing.assert_close(plain(network[0](x)), expected, rtol=1e-10, atol=1e-10)
 
 
-def test_convolutions_with_other_padding_are_refused():
+def test_convolutions_with_other_padding_or_unequal_strides_are_refused():
     for conv in (torch.nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect"), torch.nn.Conv2d(4, 4, 3, stride=(1, 2))):
         with pytest.raises(ValueError, match="ETM"):
             convert_to_etm(torch.nn.Sequential(conv), ETM_VARIANTS["etm"], keep_kernels=True)
 
 
-# --------------------------------------------------------------------------------------------------------------- options
+# ------------------------------------------------------------------------------------------------------------- options
 
 
-def test_options_come_as_json():
+def test_config_from_a_mapping():
     options = {"branch_drop": 0.2, "element_drop": 0, "dropconv": False, "variance": "none"}
     assert etm_config(options) == ETMConfig(branch_drop=0.2, element_drop=0.0, dropconv=False, variance="none")
     assert etm_config({}) == ETMConfig()
@@ -168,12 +170,12 @@ def test_options_come_as_json():
         ({"branch_drop": 1.0}, r"branch_drop must lie in \[0, 1\), got 1.0"),
     ],
 )
-def test_wrong_options_are_named(options, message):
+def test_invalid_options_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         etm_config(options)
 
 
-# ------------------------------------------------------------------------------------------------- drop function, eq. 4, 5
+# -------------------------------------------------------------------------------------------- drop function, eq. 4, 5
 
 
 def test_drop_is_per_sample_and_keeps_the_mean():
@@ -181,18 +183,18 @@ def test_drop_is_per_sample_and_keeps_the_mean():
     drop = DropBranch(0.75, constant=True).train()
     out = drop(torch.ones(4000, 2, 3, 3))
     per_sample = out.flatten(1)
-    assert (per_sample == per_sample[:, :1]).all(), "a sample is dropped whole"
+    assert (per_sample == per_sample[:, :1]).all(), "a sample is kept or dropped as a whole"
     assert set(out.unique().tolist()) == {0.0, 4.0}
     assert out.mean() == pytest.approx(1.0, abs=0.1)
 
 
-def test_drop_is_identity_when_evaluating_or_at_rate_zero():
+def test_drop_is_the_identity_in_evaluation_and_at_rate_zero():
     x = torch.randn(3, 2, 4, 4)
     assert DropBranch(0.9, constant=True).eval()(x) is x
     assert DropBranch(0.9).train()(x) is x, "the schedule starts at zero"
 
 
-def test_schedule_is_linear_and_survives_resume():
+def test_schedule_is_linear_and_not_in_the_state_dict():
     module = torch.nn.Sequential(DropBranch(0.8), DropBranch(0.4), DropBranch(0.5, constant=True))
     set_drop_progress(module, 25, 100)
     assert [m.rate for m in module] == [pytest.approx(0.2), pytest.approx(0.1), 0.5]
@@ -206,8 +208,8 @@ def test_rate_one_is_refused():
         ScheduledRate(1.0)
 
 
-def test_shared_masks_hold_for_every_pass_inside_and_for_none_outside():
-    """Branch and element masks of an ETM, and the samples' masks of a drop function of the same batch size."""
+def test_shared_masks_are_used_by_every_pass_inside_the_context_only():
+    """Branch and element masks of an ETM, and the per-sample masks of a drop function."""
     torch.manual_seed(0)
     etm = ETMConv2d(4, 4, 3, config=ETMConfig(branch_drop=0.5, element_drop=0.5, constant_rate=True)).train()
     drop = DropBranch(0.5, constant=True).train()
@@ -215,6 +217,6 @@ def test_shared_masks_hold_for_every_pass_inside_and_for_none_outside():
     with shared_masks(network):
         assert torch.equal(etm(x), etm(x))
         assert torch.equal(drop(ones), drop(ones))
-        assert drop(torch.ones(8, 1)).shape == (8, 1), "another batch size has a mask of its own"
+        assert drop(torch.ones(8, 1)).shape == (8, 1), "a separate mask for another batch size"
     assert not torch.equal(etm(x), etm(x))
     assert not torch.equal(drop(ones), drop(ones))

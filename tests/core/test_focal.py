@@ -1,4 +1,4 @@
-"""Scenes scaled to one focal length: what stays, what follows the camera."""
+"""Canonical focal length: scaled scenes look the same, and predictions are scaled to the camera's focal length."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 import torch
 
+from fadepth_core.common.framing import focal_length
 from fadepth_core.data import collate
-from fadepth_core.data.focal import at_focal_length, focal_length
+from fadepth_core.data.focal import at_focal_length
 from fadepth_core.evaluation import NetworkPredictor
 from fadepth_core.geometry import relative_motion, reproject
-from fadepth_core.models.smalldepth import DepthFeatures
+from fadepth_core.models.depth_network import DepthFeatures
 from fadepth_core.runtime.checkpoint import Checkpoint, Description
-from fadepth_core.runtime.engine import DepthEngine
+from fadepth_core.runtime.engine import DepthEngine, FrameRequest
 from fadepth_core.runtime.export import export_checkpoint
 from fadepth_core.synthetic.dataset import SyntheticDataset
 
@@ -27,7 +28,7 @@ def sample():
 
 
 def test_the_scaled_scene_looks_the_same(sample):
-    """Depth and motion scaled together show every point where it was."""
+    """If depth and motion are scaled together, the optical flow does not change."""
     scaled = at_focal_length(sample, 2.5 * focal_length(sample.intrinsics), SIZE[1])
     assert torch.allclose(scaled.depth, 2.5 * sample.depth)
     assert torch.allclose(scaled.speed, 2.5 * sample.speed)
@@ -35,17 +36,17 @@ def test_the_scaled_scene_looks_the_same(sample):
     assert torch.equal(scaled.frames, sample.frames)
     before, after = (_flow_to_next(item) for item in (sample, scaled))
     torch.testing.assert_close(after, before, rtol=1e-3, atol=1e-3)
-    assert before.abs().max() > 2, "there is motion to be wrong about"
+    assert before.abs().max() > 2, "the camera must move"
     assert not torch.allclose(_flow_to_next(replace(scaled, poses=sample.poses)), before, atol=0.5)
 
 
-def test_larger_frames_are_judged_at_the_networks_size(sample):
+def test_the_focal_length_is_that_at_the_networks_size(sample):
     half = at_focal_length(sample, focal_length(sample.intrinsics) / 2, SIZE[1] // 2)
     assert torch.allclose(half.depth, sample.depth)
 
 
 class Constant(torch.nn.Module):
-    """Answers one disparity everywhere."""
+    """Predicts one disparity everywhere."""
 
     min_depth, max_depth = 0.1, 100.0
 
@@ -57,7 +58,7 @@ class Constant(torch.nn.Module):
         return DepthFeatures((self.x.expand(len(image), 1, *image.shape[-2:]),), (), ())
 
 
-def test_a_prediction_follows_the_focal_length():
+def test_predicted_depth_is_proportional_to_the_focal_length():
     picture = np.zeros((128, 192, 3), np.uint8)
     k = np.array([[300.0, 0, 95.5], [0, 300.0, 63.5], [0, 0, 1]])
     plain = NetworkPredictor(Constant().eval(), SIZE)(picture, k)
@@ -68,8 +69,8 @@ def test_a_prediction_follows_the_focal_length():
     np.testing.assert_allclose(wide, 4 * plain, rtol=1e-6)
 
 
-def test_the_engine_follows_the_focal_length(network, tmp_path):
-    """Twice the focal length, twice the depth; and pixels of the camera count as pixels of the network."""
+def test_the_engines_depth_is_proportional_to_the_focal_length(network, tmp_path):
+    """Twice the focal length gives twice the depth; the focal length is converted to pixels of the network's input."""
     path = tmp_path / "net.safetensors"
     description = Description(
         "smalldepth",
@@ -85,13 +86,14 @@ def test_the_engine_follows_the_focal_length(network, tmp_path):
     assert Checkpoint(path).description.focal_length == 120.0
     engine = DepthEngine.load(path, SIZE, (128, 192), backend="torch")
     image = np.random.default_rng(0).integers(0, 255, (128, 192, 3), np.uint8)
-    unscaled = engine.infer(image).depth.copy()
+    unscaled = engine.infer(FrameRequest(image)).depth.copy()
     for focal, factor in ((240.0, 1.0), (480.0, 2.0)):
         k = np.array([[focal, 0, 95.5], [0, focal, 63.5], [0, 0, 1]])
-        np.testing.assert_allclose(engine.infer(image, k, points=False).depth, factor * unscaled, rtol=1e-5)
+        result = engine.infer(FrameRequest(image, k, points=False))
+        np.testing.assert_allclose(result.depth, factor * unscaled, rtol=1e-5)
 
 
-def test_a_senseless_focal_length_is_refused():
+def test_a_negative_focal_length_is_refused():
     description = Description(
         "smalldepth",
         "deploy",

@@ -1,7 +1,7 @@
-"""Cameras, motion and warping against a scene whose every answer is known in closed form (specification 4.1).
+"""Cameras, motion and warping on a scene with known depth and colour at every point (docs/method.md, section 4.1).
 
-The scene is rendered here by ray casting: a slanted wall and a box before it, coloured by a smooth function of the point
-in space, so that two cameras see the same colour at the same point. `Scene` serves the tests of the losses too.
+The scene is rendered by ray casting: a slanted wall with a box in front of it. The colour is a smooth function of the
+point in space, so two cameras see the same colour at the same point. The tests of the losses use `Scene` too.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ SIZE = (96, 160)
 
 @dataclass
 class Scene:
-    """Wall n·X = d and an axis-aligned box, world units metres. `box` None leaves the wall alone."""
+    """Wall n·X = d and an axis-aligned box, in metres. `box` None: the wall only."""
 
     wall_normal: tuple[float, float, float] = (-0.25, 0.1, 1.0)
     wall_distance: float = 12.0
@@ -45,8 +45,8 @@ class Scene:
     finest_wavelength: float = 2.5  # metres, of the colours
 
     def cast(self, pixels: Tensor, intrinsics: Tensor, pose: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """What camera-to-world `pose` [4, 4] sees at `pixels` [2, h, w], whole or not: colour [3, h, w], depth [h, w] in
-        metres and surface [h, w]."""
+        """Cast rays from camera-to-world `pose` [4, 4] through `pixels` [2, h, w], which may be fractional: colour
+        [3, h, w], depth [h, w] in metres, surface [h, w]."""
         xy = (pixels - intrinsics[:2, 2, None, None]) / intrinsics[[0, 1], [0, 1]][:, None, None]
         rays = torch.cat([xy, torch.ones_like(xy[:1])])  # z = 1, so the ray's parameter is the depth
         direction = torch.einsum("ij,jhw->ihw", pose[:3, :3], rays)
@@ -92,8 +92,10 @@ POSES = torch.stack([pose(0, -0.01, 0, 0.30, 0.02, -0.4), pose(0, 0, 0, 0, 0, 0)
 
 
 def bilinear_bound(values: Tensor, surface: Tensor) -> float:
-    """Largest error of bilinear interpolation in `values` [..., H, W] between pixels of one surface [1, H, W]:
-    (max|∂xx| + max|∂yy|) / 8 from second differences; 10 % on top because the extremes may lie between pixels."""
+    """Bound on the error of bilinear interpolation in `values` [..., H, W] between pixels of one surface [1, H, W].
+
+    (max|∂xx| + max|∂yy|) / 8 from second differences, plus 10 % because the extremes may lie between pixels.
+    """
     total = 0.0
     for x, s in ((values, surface), (values.transpose(-1, -2), surface.transpose(-1, -2))):
         second = (x[..., 2:] - 2 * x[..., 1:-1] + x[..., :-2]).abs()
@@ -127,8 +129,8 @@ def test_scaled_intrinsics_follow_the_pixel_centres(factor):
 
 
 def test_half_size_camera_sees_the_area_average():
-    """Rendering with halved intrinsics = averaging 2×2 pixels of the full rendering; a shift of the principal point by
-    half a pixel, as diag(½, ½, 1)·K would give, is well above the bound."""
+    """Rendering with halved intrinsics equals averaging 2×2 pixels of the full rendering. With diag(½, ½, 1)·K the
+    principal point is shifted and the error is well above the bound."""
     scene = Scene(box=None)
     height, width = SIZE
     full, _, surface = scene.render(camera(), POSES[0])
@@ -168,16 +170,15 @@ def test_motion_from_vector_is_the_right_handed_rotation_then_the_translation():
     torch.testing.assert_close(quarter, expected)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("angle", [0.0, 1e-4])
-def test_rotation_gradient_is_that_of_the_generators_at_zero(dtype, angle):
+def test_rotation_gradient_near_zero(angle):
     """dR/dr_k at zero is the cross-product matrix of axis k."""
-    vector = torch.zeros(3, 6, dtype=dtype)
+    vector = torch.zeros(3, 6)
     vector[:, 0] = angle
     vector.requires_grad_()
-    weights = torch.arange(9, dtype=dtype).view(3, 3)
+    weights = torch.arange(9.0).view(3, 3)
     (motion_from_vector(vector)[:, :3, :3] * weights).sum().backward()
-    expected = torch.tensor([7.0 - 5.0, 2.0 - 6.0, 3.0 - 1.0], dtype=dtype)
+    expected = torch.tensor([7.0 - 5.0, 2.0 - 6.0, 3.0 - 1.0])
     torch.testing.assert_close(vector.grad[:, :3], expected.expand(3, 3), atol=20 * angle + 1e-6, rtol=0)
 
 
@@ -196,28 +197,30 @@ def test_motion_errors_in_degrees():
     assert rotation_error(turned, truth).item() == pytest.approx(10, abs=1e-4)
     assert rotation_error(truth, truth).item() == pytest.approx(0, abs=1e-4)
     hundredth = truth @ motion_from_vector(torch.tensor([torch.pi / 18000, 0, 0, 0, 0, 0]))
-    assert rotation_error(hundredth, truth).item() == pytest.approx(0.01, rel=0.01), "in single precision"
+    assert rotation_error(hundredth, truth).item() == pytest.approx(0.01, rel=0.01), "small angles in single precision"
     half_turn = motion_from_vector(torch.tensor([torch.pi, 0, 0, 0, 0, 0]))
     assert rotation_error(half_turn, torch.eye(4)).item() == pytest.approx(180, abs=1e-3)
 
     slanted = motion_from_vector(torch.tensor([0.0, 0, 0, 0, 5, 5]))
-    assert translation_direction_error(slanted, truth).item() == pytest.approx(45, abs=1e-4), "length plays no part"
-    assert translation_direction_error(torch.eye(4), truth).isnan(), "no motion has no direction"
+    assert translation_direction_error(slanted, truth).item() == pytest.approx(45, abs=1e-4), (
+        "the length does not matter"
+    )
+    assert translation_direction_error(torch.eye(4), truth).isnan(), "zero translation has no direction"
 
 
 # -------------------------------------------------------------------------------------------------------------- warping
 
 
-@pytest.mark.parametrize(("a", "b"), [(1, 0), (1, 2), (0, 1), (2, 1)])
+@pytest.mark.parametrize(("a", "b"), [(1, 0), (2, 1)])
 def test_true_depth_and_motion_reproduce_the_other_frame(a, b):
-    """I_b⟨q⟩ = I_a wherever b sees the same surface, up to the bilinear error of I_b (here below 0.006 of the value
-    range). Interpolation across a silhouette has no bound: pixels of which b's taps lie on two surfaces are left out."""
+    """I_b⟨q⟩ = I_a where b sees the same surface, up to the bilinear error of I_b (here below 0.006 of the value
+    range). Pixels whose four taps in b lie on two surfaces are excluded, because that error has no bound."""
     scene, k = Scene(), camera()
     image_a, depth_a, surface_a = scene.render(k, POSES[a])
     image_b, _, surface_b = scene.render(k, POSES[b])
     view = reproject(depth_a[None], relative_motion(POSES[a], POSES[b])[None], k[None])
 
-    # What b sees at q exactly, not at its pixels: without interpolation the colours agree to rounding.
+    # A ray of b through q needs no interpolation: the colours agree to rounding.
     colour, depth, _ = scene.cast(view.pixels[0], k, POSES[b])
     seen = view.valid[0, 0] & ((depth - view.depth[0, 0]).abs() < 1e-9)
     torch.testing.assert_close(colour[:, seen], image_a[:, seen], atol=1e-9, rtol=0)
@@ -232,16 +235,16 @@ def test_true_depth_and_motion_reproduce_the_other_frame(a, b):
     assert (sample(image_b[None], view.pixels)[0] - image_a).abs()[:, compared].max() <= bound
 
 
-def test_no_motion_leaves_everything_in_place():
+def test_zero_motion_gives_zero_flow():
     _, depth, _ = Scene().render(camera(), POSES[1])
-    still = reproject(depth[None], torch.eye(4, dtype=torch.float64)[None], camera()[None])
-    assert still.flow.abs().max() < 1e-10
-    torch.testing.assert_close(still.depth[0], depth)
+    view = reproject(depth[None], torch.eye(4, dtype=torch.float64)[None], camera()[None])
+    assert view.flow.abs().max() < 1e-10
+    torch.testing.assert_close(view.depth[0], depth)
     image = torch.rand(1, 3, *SIZE, dtype=torch.float64)
     torch.testing.assert_close(sample(image, pixel_grid(*SIZE, dtype=torch.float64)[None]), image)
 
 
-def test_valid_means_in_front_and_inside():
+def test_valid_means_in_front_of_the_camera_and_inside_the_image():
     depth = torch.full((1, 1, 5, 9), 2.0)
     k = torch.tensor([[[4.0, 0, 4], [0, 4, 2], [0, 0, 1]]])
 

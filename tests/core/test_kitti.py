@@ -1,4 +1,4 @@
-"""KITTI in the layout it is downloaded in, written small."""
+"""KITTI RAW: samples, LiDAR depth and errors, on a small data set in the downloaded layout."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fadepth_core.data.kitti import Entry, KittiDataset, KittiTest, read_list
 DAY, DRIVE = "2011_09_26", "2011_09_26_drive_0001_sync"
 SIZE = (96, 310)  # height and width of the pictures
 K2 = np.array([[180.0, 0, 152.0], [0, 181.0, 43.0], [0, 0, 1]])
-#: Camera 3 stands half a metre to the right of the rectified origin.
+#: Camera 3 is half a metre to the right of the rectified origin.
 K3, OFFSET = np.array([[180.0, 0, 150.0], [0, 181.0, 43.0], [0, 0, 1]]), -0.5
 #: LiDAR: x ahead, y left, z up; 0.27 m behind the camera and 0.08 m above it.
 R, T = np.array([[0.0, -1, 0], [0, 0, -1], [1, 0, 0]]), np.array([0, 0.08, -0.27])
@@ -64,7 +64,7 @@ def entries(*frames, side="l"):
 
 
 def write_points(root, frame, points):
-    """Points as a person names them: (pixel column, row, metres ahead of the camera) of camera 2."""
+    """Write a LiDAR sweep of points given as (pixel column, row, depth in metres) of camera 2."""
     rows = []
     for u, v, depth in points:
         x = depth * np.linalg.inv(K2) @ [u, v, 1]
@@ -82,7 +82,7 @@ def names(dataset):
     return [dataset[i].name for i in range(len(dataset))]
 
 
-def test_the_published_lists_come_with_the_package():
+def test_the_published_lists_are_part_of_the_package():
     lengths = {"eigen_zhou_train_files": 39810, "eigen_zhou_val_files": 4424, "eigen_test_files": 697}
     for name, length in {**lengths, "eigen_benchmark_test_files": 652}.items():
         assert len(read_list(name)) == length
@@ -109,7 +109,7 @@ def test_the_right_camera_has_its_own_pictures_and_calibration(kitti):
     assert float(sample.intrinsics[0, 2]) == pytest.approx(320 / 310 * 150.5 - 0.5)
 
 
-def test_jpeg_pictures_will_do_and_so_will_no_inertial_unit(kitti):
+def test_jpeg_images_are_read_and_speed_is_optional(kitti):
     folder = kitti / DAY / DRIVE / "image_02" / "data"
     for path in folder.iterdir():
         cv2.imwrite(str(path.with_suffix(".jpg")), cv2.imread(str(path)))
@@ -120,7 +120,7 @@ def test_jpeg_pictures_will_do_and_so_will_no_inertial_unit(kitti):
     assert sample.speed is None
 
 
-def test_lidar_depth_lies_where_published_figures_have_it(kitti):
+def test_lidar_depth_follows_the_conventions_of_the_published_figures(kitti):
     # Two points on one pixel, one apart, one above the picture, one behind the camera.
     write_points(kitti, 2, [(100, 50, 20.0), (100.2, 50.1, 8.0), (30.4, 10, 5.0), (50, -40, 9.0), (60, 50, -4.0)])
     image = KittiTest(kitti, entries=entries(2))[0]
@@ -156,7 +156,7 @@ def test_improved_depth_is_read_from_train_or_val(kitti, tmp_path):
 
 
 def test_missing_drives_are_counted_and_named(tmp_path, kitti):
-    with pytest.raises(DataError, match=r"of the list's \d+ drives are not in it: 2011_09_26/.*synced.*raw_data"):
+    with pytest.raises(DataError, match=r"of the list's \d+ drives are missing: 2011_09_26/.*synced.*raw_data"):
         KittiDataset(tmp_path)
     with pytest.raises(DataError, match=r"1 of the list's 2 drives.*drive_0009"):
         KittiTest(kitti, entries=[*entries(1), Entry(f"{DAY}/drive_0009", 1, "l")])
@@ -177,13 +177,13 @@ def test_missing_drives_are_counted_and_named(tmp_path, kitti):
         (lambda day: (day / DRIVE / "oxts" / "data" / "0000000002.txt").write_text("1 2"), "no velocity in it"),
     ],
 )
-def test_what_is_wrong_with_a_file_is_said(kitti, spoil, message):
+def test_errors_name_the_invalid_file(kitti, spoil, message):
     spoil(kitti / DAY)
     with pytest.raises(DataError, match=message):
         KittiDataset(kitti, entries=entries(2))[0]
 
 
-def test_entries_come_as_rows_from_yaml_or_as_a_text_file(kitti, tmp_path):
+def test_entries_may_be_rows_or_a_text_file(kitti, tmp_path):
     write_sweeps(kitti, (1, 2))
     drive = f"{DAY}/{DRIVE}"
     listed = tmp_path / "val.txt"
@@ -207,20 +207,20 @@ def test_entries_come_as_rows_from_yaml_or_as_a_text_file(kitti, tmp_path):
         ("no/such/list.txt", "no/such/list.txt: no such file"),
     ],
 )
-def test_a_wrong_row_of_entries_is_named(kitti, entries, message):
+def test_errors_name_the_invalid_row_of_entries(kitti, entries, message):
     for kind in (KittiDataset, KittiTest):
         with pytest.raises(DataError, match=message) as error:
             kind(kitti, entries=entries)
         assert "\n" not in str(error.value)
 
 
-def test_a_wrong_line_of_an_entries_file_is_named(kitti, tmp_path):
+def test_errors_name_the_invalid_line_of_an_entries_file(kitti, tmp_path):
     (tmp_path / "list.txt").write_text(f"{DAY}/{DRIVE} 1 l\n{DAY}/{DRIVE} one l\n")
     with pytest.raises(DataError, match=r"list\.txt, line 2: the frame must be a whole number, got 'one'"):
         KittiDataset(kitti, entries=tmp_path / "list.txt")
 
 
-def test_the_validation_split_is_measured_against_lidar(kitti, monkeypatch):
+def test_the_validation_split_has_lidar_depth(kitti, monkeypatch):
     write_sweeps(kitti, range(5))
     lists = {"eigen_zhou_val_files": entries(*range(5)), "eigen_test_files": entries(3)}
     monkeypatch.setattr("fadepth_core.data.kitti.read_list", lists.__getitem__)
@@ -234,15 +234,15 @@ def test_the_validation_split_is_measured_against_lidar(kitti, monkeypatch):
         KittiTest(kitti, split="train")
 
 
-def test_no_list_names_frames_whose_sweeps_kitti_lacks():
+def test_the_lists_contain_no_frames_without_lidar_sweep():
     for name in ("eigen_test_files", "eigen_benchmark_test_files", "eigen_zhou_val_files"):
         drive = "2011_09_26/2011_09_26_drive_0009_sync"
         assert not [e for e in read_list(name) if e.drive == drive and 177 <= e.frame <= 180]
 
 
-def test_a_broken_sweep_is_named(kitti):
+def test_errors_name_the_invalid_sweep(kitti):
     with pytest.raises(DataError, match=r"0000000002.bin: no such file"):
         KittiTest(kitti, entries=entries(2))[0]
     (kitti / DAY / DRIVE / "velodyne_points" / "data" / "0000000002.bin").write_bytes(b"\0" * 20)
-    with pytest.raises(DataError, match="5 numbers; points are four each"):
+    with pytest.raises(DataError, match="5 numbers; expected four for each point"):
         KittiTest(kitti, entries=entries(2))[0]

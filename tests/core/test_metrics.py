@@ -1,4 +1,4 @@
-"""Metrics against numbers worked out by hand."""
+"""Metrics compared with values calculated by hand."""
 
 import math
 from dataclasses import astuple
@@ -20,12 +20,12 @@ def test_metrics_by_hand():
     assert (metrics.d1, metrics.d2, metrics.d3) == (1 / 4, 2 / 4, 3 / 4)  # limits 1.25, 1.5625, 1.953125
 
 
-def test_a_ratio_at_the_limit_does_not_count():
+def test_a_ratio_equal_to_the_limit_is_not_below_it():
     assert depth_metrics(np.array([5.0, 4.0]), np.array([4.0, 5.0])).d1 == 0
 
 
-def test_sums_over_many_single_precision_pixels_stay_exact():
-    """A million float32 pixels, each 10 % too far, are 10 % off on average."""
+def test_means_over_many_float32_pixels_are_exact():
+    """A million float32 pixels, each 10 % too far, have a mean error of 10 %."""
     truth = np.full(1_000_000, 10.0, np.float32)
     assert depth_metrics(truth * np.float32(1.1), truth).abs_rel == pytest.approx(0.1, rel=1e-6)
 
@@ -39,18 +39,18 @@ def test_the_mean_is_over_images():
 @pytest.mark.parametrize(
     ("prediction", "truth", "message"),
     [
-        ([], [], "lists of depths"),
+        ([], [], "arrays of depths"),
         ([1.0, 2.0], [1.0], "equally long"),
-        ([[1.0]], [[1.0]], "lists of depths"),
+        ([[1.0]], [[1.0]], "arrays of depths"),
         ([1.0, np.inf], [1.0, 2.0], "some predicted depths"),
         ([1.0, 2.0], [1.0, 0.0], "some true depths"),
     ],
 )
-def test_what_cannot_be_measured_is_refused(prediction, truth, message):
+def test_invalid_depths_are_refused(prediction, truth, message):
     with pytest.raises(ValueError, match=message):
         depth_metrics(np.array(prediction), np.array(truth))
 
 
-def test_nothing_to_average():
+def test_the_mean_of_nothing_is_refused():
     with pytest.raises(ValueError, match="no metrics"):
         mean_metrics([])

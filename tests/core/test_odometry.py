@@ -1,4 +1,4 @@
-"""Trajectories from a pose network: chained as they must be, written as evo and others read them, measured by evo."""
+"""Trajectories from a pose network: chaining of motions, errors, and KITTI and TUM files."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ COUNT, SIZE, FOCAL = 11, (32, 64), 50.0
 
 
 def curve(count=COUNT):
-    """Camera-to-world poses [N, 4, 4] of a camera that drives up a spiral; not the identity at the start."""
+    """Camera-to-world poses [N, 4, 4] of a camera that moves up a spiral; the first is not the identity."""
     poses = np.tile(np.eye(4), (count, 1, 1))
     for i, pose in enumerate(poses):
         pose[:3, :3] = cv2.Rodrigues(np.array([0.02 * i, 0.3 + 0.1 * i, 0.01 * i]))[0]
@@ -28,7 +28,7 @@ def curve(count=COUNT):
 
 
 class TrueMotion(torch.nn.Module):
-    """Answers the true motion T_{first→second} of each pair, times `length`; knows a frame by its grey level."""
+    """Predicts the true motion T_{first→second}, translation times `length`; the grey level identifies a frame."""
 
     def __init__(self, poses, length=1.0):
         super().__init__()
@@ -46,7 +46,7 @@ class TrueMotion(torch.nn.Module):
 
 @pytest.fixture
 def clip(tmp_path):
-    """Frame i is of grey level 10 i."""
+    """A clip whose frame i has grey level 10 i."""
     folder = tmp_path / "drive"
     folder.mkdir()
     for i in range(COUNT):
@@ -76,7 +76,7 @@ def test_the_true_motions_give_the_true_trajectory(clip, stride):
     assert errors.scale == pytest.approx(1, abs=1e-5)
 
 
-def test_an_open_scale_counts_only_where_the_alignment_keeps_it(clip):
+def test_a_wrong_scale_affects_only_the_rigidly_aligned_error(clip):
     errors = trajectory_errors(estimate_trajectory(TrueMotion(curve(), length=0.5), opened(clip)))
     assert errors.scale == pytest.approx(2, abs=1e-4)
     assert errors.ate_sim3 == pytest.approx(0, abs=1e-4)
@@ -84,14 +84,14 @@ def test_an_open_scale_counts_only_where_the_alignment_keeps_it(clip):
     assert errors.ate_se3 > 0.3
 
 
-def test_a_network_trained_at_one_focal_length_gives_metres_for_this_camera(clip):
-    """Its scenes were scaled by 200 / 50 (`data.focal`), and so are its translations."""
+def test_translations_are_scaled_from_the_training_focal_length(clip):
+    """The training scenes were scaled by 200 / 50 (`data.focal`), so the network's translations are too."""
     trajectory = estimate_trajectory(TrueMotion(curve(), length=4.0), opened(clip), focal_length=4 * FOCAL)
     assert trajectory_errors(trajectory).scale == pytest.approx(1, abs=1e-5)
 
 
-def test_a_wrong_turn_is_measured(clip):
-    """One of ten steps turns 9° too far: 0.9° a step."""
+def test_a_rotation_error_is_measured(clip):
+    """One of ten steps rotates 9° too far: a mean of 0.9° per step."""
     trajectory = estimate_trajectory(TrueMotion(curve()), opened(clip))
     wrong = np.eye(4)
     wrong[:3, :3] = cv2.Rodrigues(np.deg2rad([0, 9.0, 0]))[0]
@@ -101,7 +101,7 @@ def test_a_wrong_turn_is_measured(clip):
     assert errors.ate_sim3 > 0.01
 
 
-def test_what_cannot_be_compared(clip):
+def test_trajectories_without_motion_are_refused(clip):
     standing, straight = np.tile(np.eye(4), (2, 5, 1, 1))
     straight[:, 2, 3] = np.arange(5)
     with pytest.raises(DataError, match="the true camera never moves"):
@@ -112,7 +112,7 @@ def test_what_cannot_be_compared(clip):
     assert (errors.ate_sim3, errors.ate_se3, errors.scale) == (None, None, 0.5)
 
 
-def test_kitti_and_tum_files(clip, tmp_path):
+def test_trajectories_are_written_in_kitti_and_tum_format(clip, tmp_path):
     trajectory = estimate_trajectory(TrueMotion(curve()), opened(clip))
     write_trajectory(trajectory, tmp_path / "new" / "kitti.txt")
     rows = np.loadtxt(tmp_path / "new" / "kitti.txt")
@@ -128,7 +128,7 @@ def test_kitti_and_tum_files(clip, tmp_path):
     np.testing.assert_allclose(np.loadtxt(tmp_path / "tum.txt"), expected, atol=1e-7)
 
 
-def test_a_missing_evo_names_the_extra(monkeypatch):
+def test_without_evo_the_error_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "evo.core", None)
     with pytest.raises(ImportError, match=r"pip install 'fadepth_ros\[odometry\]'"):
         trajectory_errors(Trajectory(np.arange(3), curve(3), curve(3)))

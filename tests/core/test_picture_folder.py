@@ -1,4 +1,4 @@
-"""Folders of single pictures, with and without depth and camera, and the depth that a teacher predicts for them."""
+"""Folders of single images: reading, writing and shrinking them, and labelling them with a teacher's depth."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def picture(seed, height=96, width=128):
 
 
 def write_folder(root, entries):
-    """A folder with an index; an entry is (further keys, depth or None)."""
+    """Write a folder with an index; an entry is (further keys, depth or None)."""
     root.mkdir(parents=True, exist_ok=True)
     index = []
     for number, (keys, depth) in enumerate(entries):
@@ -41,7 +41,7 @@ def write_folder(root, entries):
     return root
 
 
-def test_pictures_with_depth_a_camera_or_neither(tmp_path):
+def test_depth_and_camera_are_optional(tmp_path):
     depth = np.full((96, 128), 3.0, np.float32)
     root = write_folder(tmp_path, [(CAMERA, depth), (CAMERA, None), ({}, None)])
     dataset = PictureDataset(root, (96, 128))
@@ -58,7 +58,7 @@ def test_pictures_with_depth_a_camera_or_neither(tmp_path):
     assert [dataset[i].name for i in range(3)] == ["p0", "p1", "p2"]
 
 
-def test_a_folder_without_an_index(tmp_path):
+def test_a_folder_without_an_index_yields_all_images(tmp_path):
     for name in ("b.jpg", "deeper/a.png", "deeper/c.JPG"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         cv2.imwrite(str(tmp_path / name), picture(1))
@@ -68,8 +68,7 @@ def test_a_folder_without_an_index(tmp_path):
     assert (sample.name, sample.frames.shape) == ("b.jpg", (1, 3, 64, 64))
 
 
-def test_a_folder_of_folders(tmp_path):
-    """Each with its own index, or without."""
+def test_subfolders_are_read_with_and_without_index(tmp_path):
     write_folder(tmp_path / "measured", [(CAMERA, np.ones((96, 128), np.float32)), (CAMERA, None)])
     (tmp_path / "found").mkdir()
     cv2.imwrite(str(tmp_path / "found" / "a.png"), picture(5))
@@ -79,8 +78,8 @@ def test_a_folder_of_folders(tmp_path):
     assert [sample.depth is not None for sample in samples] == [False, True, False]
 
 
-def test_pictures_are_cropped_to_the_wanted_shape(tmp_path):
-    """Depth is where the picture is; dense depth is looked up, sparse depth gathered."""
+def test_images_and_depth_are_cropped_to_the_given_size(tmp_path):
+    """Dense depth is resized by nearest neighbour; of sparse depth no value is lost."""
     depth = np.zeros((96, 128), np.float32)
     depth[:, :64], depth[:, 64:] = 2.0, 8.0
     sparse = np.zeros_like(depth)
@@ -103,12 +102,12 @@ def test_pictures_are_cropped_to_the_wanted_shape(tmp_path):
         ({**CAMERA, "cx": "left"}, None, "picture 0 cannot be used: could not convert"),
     ],
 )
-def test_an_index_that_says_too_little_is_refused(tmp_path, keys, depth, message):
+def test_an_incomplete_index_is_refused(tmp_path, keys, depth, message):
     with pytest.raises(DataError, match=f"index.json: {message}"):
         PictureDataset(write_folder(tmp_path, [(keys, depth)]))
 
 
-def test_what_is_not_there_is_named(tmp_path):
+def test_errors_name_what_is_missing(tmp_path):
     with pytest.raises(DataError, match=r"nowhere: no such folder"):
         PictureDataset(tmp_path / "nowhere")
     with pytest.raises(DataError, match=r"neither index\.json nor a picture"):
@@ -121,24 +120,24 @@ def test_what_is_not_there_is_named(tmp_path):
 
 
 class Teacher:
-    """Inverse depth that falls from left to right; counts how often it is asked."""
+    """Predicts inverse depth that decreases from left to right; records its calls."""
 
     def __init__(self):
-        self.asked = []
+        self.calls = []
 
     def __call__(self, image, intrinsics):
-        self.asked.append((image.shape, intrinsics))
+        self.calls.append((image.shape, intrinsics))
         return np.tile(np.linspace(0.5, 0.1, image.shape[1], dtype=np.float32), (image.shape[0], 1))
 
 
-def test_a_teachers_depth_is_kept_as_pictures_with_depth(tmp_path):
+def test_a_teachers_depth_is_written_as_a_picture_folder(tmp_path):
     pictures, labels = tmp_path / "pictures", tmp_path / "labels"
     pictures.mkdir()
     for name, (height, width) in {"a": (96, 128), "b": (60, 200)}.items():
         cv2.imwrite(str(pictures / f"{name}.png"), picture(3, height, width))
     teacher = Teacher()
     assert label_pictures(pictures, teacher, labels) == 2
-    assert [shape for shape, _ in teacher.asked] == [(192, 256, 3), (128, 416, 3)], "of its aspect ratio each"
+    assert [shape for shape, _ in teacher.calls] == [(192, 256, 3), (128, 416, 3)], "aspect ratios are kept"
     for name, size in (("000000", (96, 128)), ("000001", (60, 200))):
         depth = read_depth(labels / "depth" / f"{name}.png")
         assert depth.shape == size
@@ -147,37 +146,37 @@ def test_a_teachers_depth_is_kept_as_pictures_with_depth(tmp_path):
     sample = PictureDataset(labels, (64, 64))[0]
     assert sample.name == "a.png"
     assert (sample.depth > 0).all()
-    # The teacher was told the camera that the entry names: metres stay metres at any focal length.
+    # The teacher got the intrinsics of the written entry, so metric depth is right at any focal length.
     focal = json.loads((labels / "index.json").read_text())[0]["fx"]
-    assert teacher.asked[0][1][0, 0] == pytest.approx(focal * 2)
+    assert teacher.calls[0][1][0, 0] == pytest.approx(focal * 2)
     again = Teacher()
     assert label_pictures(pictures, again, labels) == 2
-    assert again.asked == [], "an interrupted run goes on"
+    assert again.calls == [], "an interrupted run is resumed"
 
 
 class Scenes:
-    """A data set whose second sample has no depth; counts what is asked for."""
+    """A data set whose second sample has no depth; records the indices that are read."""
 
     def __init__(self):
-        self.asked = []
+        self.read = []
 
     def __len__(self):
         return 3
 
     def __getitem__(self, index):
-        self.asked.append(index)
+        self.read.append(index)
         frames = torch.full((3, 3, 32, 64), 0.25 * (index + 1))
         matrix = torch.tensor([[40.0, 0, 31.0], [0, 41.0, 15.0], [0, 0, 1]])
         depth = None if index == 1 else torch.full((32, 64), 2.5 * (index + 1))
         return Sample(frames, matrix, torch.tensor(0.1), f"scene {index}", depth=depth)
 
 
-def test_a_data_set_is_written_and_read_again(tmp_path):
+def test_a_written_data_set_is_read_again(tmp_path):
     scenes = Scenes()
     assert write_pictures(scenes, tmp_path, range(2)) == 2
     assert write_pictures(scenes, tmp_path, range(3)) == 3
     assert write_pictures(scenes, tmp_path, range(1)) == 1
-    assert scenes.asked == [0, 1, 2], "an interrupted run goes on"
+    assert scenes.read == [0, 1, 2], "an interrupted run is resumed"
     dataset = PictureDataset(tmp_path, (32, 64))
     for index in range(3):
         found, expected = dataset[index], scenes[index]
@@ -188,8 +187,8 @@ def test_a_data_set_is_written_and_read_again(tmp_path):
             torch.testing.assert_close(found.depth, expected.depth, atol=1 / 256, rtol=0)
 
 
-def test_the_shape_of_a_teachers_depth_does_not_count(tmp_path):
-    """In a mixture with measured depth the loss of shape looks at the latter alone."""
+def test_the_shape_loss_ignores_a_teachers_depth(tmp_path):
+    """In a mixture with measured depth, the shape loss uses only the measured depth."""
     root = write_folder(tmp_path, [(CAMERA, np.tile(np.linspace(2, 9, 128, dtype=np.float32), (96, 1)))])
     sharp, soft = (WithPlaceholders(PictureDataset(root, (64, 96), sharp=value))[0] for value in (True, False))
 
@@ -219,7 +218,7 @@ def test_the_shape_of_a_teachers_depth_does_not_count(tmp_path):
     assert not mixed.sharp
 
 
-def test_of_a_tall_picture_the_middle_rows_are_labelled(tmp_path):
+def test_only_the_middle_rows_of_a_tall_image_are_labelled(tmp_path):
     pictures = tmp_path / "pictures"
     pictures.mkdir()
     cv2.imwrite(str(pictures / "tall.png"), picture(3, 200, 160))
@@ -230,12 +229,12 @@ def test_of_a_tall_picture_the_middle_rows_are_labelled(tmp_path):
     assert (depth[60:140] > 0).all()
     assert not depth[:60].any()
     assert not depth[140:].any()
-    ((shape, matrix),) = teacher.asked
+    ((shape, matrix),) = teacher.calls
     assert shape[1] / shape[0] == pytest.approx(2, rel=0.15)
-    assert matrix[1, 2] == pytest.approx(shape[0] / 2 - 0.5, abs=0.6), "the principal point of the rows that are seen"
+    assert matrix[1, 2] == pytest.approx(shape[0] / 2 - 0.5, abs=0.6), "the principal point relative to these rows"
 
 
-def test_a_smaller_copy_for_another_machine(tmp_path):
+def test_shrinking_keeps_the_shares_and_spreads_the_images(tmp_path):
     ramp = np.tile(np.linspace(2, 90, 256, dtype=np.float32), (192, 1))
     smooth = np.full((192, 256, 3), 120, np.uint8)
     source = tmp_path / "all"

@@ -1,4 +1,4 @@
-"""Pose networks: six numbers near zero from two frames, and clear errors where something is missing."""
+"""Pose networks: small motions from untrained networks, ImageNet weights, and errors that name what is missing."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from fadepth_core.models.layers.backbone import timm_backbone
 from fadepth_core.models.posenet import PoseNet, SmallPoseNet, build_pose_net
 
 
-def check_motion_network(network):
+def assert_predicts_small_motions(network):
     torch.manual_seed(0)
     pairs = torch.randn(2, 6, 64, 96)
     vectors = network.train()(pairs)
     assert vectors.shape == (2, 6)
-    assert vectors.abs().max() < 0.05, "training starts from frames that overlap"
+    assert vectors.abs().max() < 0.05, "reprojected frames overlap at the start of training"
     assert vectors[0].ne(vectors[1]).all()
     vectors.square().sum().backward()
     assert [name for name, p in network.named_parameters() if p.grad is None] == []
@@ -28,18 +28,18 @@ def test_small_network():
     network = build_pose_net("small")
     assert isinstance(network, SmallPoseNet)
     assert parameter_count([network]) == pytest.approx(0.76e6, rel=0.01)
-    check_motion_network(network)
+    assert_predicts_small_motions(network)
 
 
 def test_fbnet(timm):
     network = build_pose_net("fbnetv3_b")
     assert parameter_count([network.encoder]) == pytest.approx(6.6e6, rel=0.01)
     assert network.head.in_features == 1984
-    check_motion_network(network)
+    assert_predicts_small_motions(network)
 
 
 def test_fbnet_takes_imagenet_weights_from_a_file(timm, tmp_path):
-    """Filters for one picture serve two: each sees its share of the response, so the sum keeps its size."""
+    """The first filters are repeated for both frames and halved, so that the response keeps its size."""
     from safetensors.torch import save_file
 
     trained = timm.create_model("fbnetv3_b", pretrained=False)
@@ -53,8 +53,8 @@ def test_fbnet_takes_imagenet_weights_from_a_file(timm, tmp_path):
             assert torch.equal(named[name], value), name
 
 
-def test_both_frames_get_the_normalisation_the_backbone_expects(timm):
-    """EfficientNet-Lite's weights expect 127/255 and 128/255; fbnetv3_b's expect ImageNet's, in which frames come."""
+def test_both_frames_are_normalised_as_the_backbone_expects(timm):
+    """EfficientNet-Lite expects mean 127/255 and std 128/255; fbnetv3_b expects ImageNet's, as the frames have."""
     torch.manual_seed(0)
     network = timm_backbone("tf_efficientnet_lite0", in_chans=6, num_classes=0).eval()
     pair = torch.rand(1, 6, 64, 96)
@@ -66,17 +66,17 @@ def test_both_frames_get_the_normalisation_the_backbone_expects(timm):
     with torch.no_grad():
         network((pair - mean) / std)
     torch.testing.assert_close(seen[0], (pair - expected_mean) / expected_std, rtol=1e-5, atol=1e-5)
-    assert type(PoseNet().encoder).__module__.startswith("timm"), "nothing to change"
+    assert type(PoseNet().encoder).__module__.startswith("timm"), "no RenormalisedBackbone"
 
 
-def test_missing_timm_names_the_extra(monkeypatch):
+def test_missing_timm_error_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "timm", None)
     with pytest.raises(ImportError, match=r"pip install 'fadepth_ros\[train\]'"):
         build_pose_net("fbnetv3_b")
-    build_pose_net("small")  # needs nothing
+    build_pose_net("small")  # does not need timm
 
 
-def test_missing_weights_are_named(timm, tmp_path):
+def test_missing_weights_error_names_the_file(timm, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"fbnetv3_b at .*absent\.pth"):
         PoseNet(weights=tmp_path / "absent.pth")
 

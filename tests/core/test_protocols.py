@@ -1,10 +1,11 @@
-"""The protocols: which pixels count, how predictions become metres, what is reported, and the folder of pictures."""
+"""Evaluation protocols: evaluated pixels, scaling of predictions, predictors, reports, and the folder test set."""
 
 import json
 import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -32,34 +33,34 @@ from fadepth_core.evaluation import (
 from fadepth_core.evaluation.baselines import ConstantDepth, GroundPlane
 from fadepth_core.evaluation.report import CAPTION_HEIGHT, MAP_SIZE, TILE_WIDTH, map_from_above
 from fadepth_core.models import SmallDepth
-from fadepth_core.models.smalldepth import DepthFeatures
+from fadepth_core.models.depth_network import DepthFeatures
 from fadepth_core.runtime.engine import DepthEngine
 
-DATA = Path(os.environ.get("FADEPTH_DATA", Path(__file__).resolve().parents[3] / "shared" / "data"))
+DATA = os.environ.get("FADEPTH_DATA")
 
 FOLDER = PROTOCOLS["folder"]
 METRIC = replace(FOLDER, scaling="none")
 
 
 def labelled(depth, name="hall"):
-    """A grey picture of the given depth."""
+    """A grey image with the given depth."""
     depth = np.asarray(depth, np.float32)
     return LabelledImage(np.full((*depth.shape, 3), 128, np.uint8), depth, np.eye(3), name)
 
 
 def predicting(depth):
-    """A predictor that always answers this depth."""
+    """A predictor that always returns this depth."""
     return lambda image, intrinsics: (1 / np.asarray(depth, np.float32)).astype(np.float32)
 
 
-# Which pixels count ------------------------------------------------------------------------------------------------
+# Evaluated pixels --------------------------------------------------------------------------------------------------
 
 
 def test_garg_crop_of_a_kitti_image():
     assert garg_crop((375, 1242)) == (slice(153, 371), slice(44, 1197))
 
 
-def test_only_the_crop_counts():
+def test_only_pixels_inside_the_crop_are_evaluated():
     image = labelled(np.full((375, 1242), 10.0))
     whole, cropped = 375 * 1242, 218 * 1153
     for name, count in (
@@ -69,15 +70,15 @@ def test_only_the_crop_counts():
         assert compare(predicting(np.ones((4, 4))), image, PROTOCOLS[name]).valid.sum() == count
 
 
-def test_truth_outside_the_range_does_not_count():
+def test_truth_outside_the_range_is_not_evaluated():
     image = labelled([[0.0, 1e-3, 5.0, 80.0, 150.0, 250.0]])
     predict = predicting(np.full((1, 6), 5.0))
     assert compare(predict, image, PROTOCOLS["ddad_80"]).valid.tolist() == [[False, False, True, False, False, False]]
     assert compare(predict, image, PROTOCOLS["ddad_200"]).valid.tolist() == [[False, False, True, True, True, False]]
 
 
-def test_improved_truth_as_monodepth2_measures_it():
-    """All known truth counts, in the median as in the errors; predictions end at 80 m."""
+def test_improved_truth_is_evaluated_as_by_monodepth2():
+    """All known truth is used, for the median as for the errors; predictions are clipped at 80 m."""
     image = labelled([[0.0, 10.0, 20.0, 160.0, 255.0]])
     predict = predicting([[1.0, 1.0, 9.0, 9.0, 9.0]])  # medians of truth and prediction: 90 m and 9 m
     comparison = compare(predict, image, PROTOCOLS["kitti_eigen_improved_monodepth2"])
@@ -86,14 +87,14 @@ def test_improved_truth_as_monodepth2_measures_it():
     assert comparison.metrics.abs_rel == pytest.approx((0 + 3 + 0.5 + 175 / 255) / 4)
 
 
-# How predictions become metres -------------------------------------------------------------------------------------
+# Scaling of predictions --------------------------------------------------------------------------------------------
 
 
-def test_median_scaling_is_over_the_pixels_that_count():
-    """Medians of 4 (truth) and 2 (prediction); the pixel without truth would have moved the latter."""
+def test_median_scaling_uses_the_evaluated_pixels_only():
+    """Medians of 4 (truth) and 2 (prediction); the pixel without truth would change the latter."""
     comparison = compare(predicting([[1.0, 2.0, 3.0, 60.0]]), labelled([[2.0, 4.0, 8.0, 0.0]]), FOLDER)
     assert comparison.ratio == pytest.approx(2)
-    np.testing.assert_allclose(comparison.depth, [[2, 4, 6, 80]], rtol=1e-6)  # 120 m is clipped
+    np.testing.assert_allclose(comparison.depth, [[2, 4, 6, 80]], rtol=1e-6)  # 120 m before clipping
     assert comparison.metrics.abs_rel == pytest.approx((0 + 0 + 2 / 8) / 3)
 
 
@@ -106,16 +107,16 @@ def test_metric_depth_is_not_scaled():
 def test_predictions_are_clipped_after_scaling():
     protocol = Protocol("near", min_depth=1.0, max_depth=10.0)
     comparison = compare(predicting([[0.1, 1.0, 1.0, 4.0]]), labelled([[2.0, 5.0, 5.0, 5.0]]), protocol)
-    np.testing.assert_allclose(comparison.depth, [[1, 5, 5, 10]], rtol=1e-6)  # 0.5 and 20 m before
+    np.testing.assert_allclose(comparison.depth, [[1, 5, 5, 10]], rtol=1e-6)  # 0.5 and 20 m before clipping
 
 
 def test_inverse_depth_is_resized_not_depth():
-    """Halfway between 1 m and 4 m lies 1 / ((1 + 1/4) / 2) = 1.6 m, not 2.5 m."""
+    """Halfway between 1 m and 4 m the depth is 1 / ((1 + 1/4) / 2) = 1.6 m, not 2.5 m."""
     depth = compare(predicting([[1.0, 4.0]]), labelled(np.full((1, 3), 1.0)), METRIC).depth
     np.testing.assert_allclose(depth, [[1, 1.6, 4]], rtol=1e-6)
 
 
-def test_unusable_input_is_named():
+def test_errors_name_the_invalid_image():
     with pytest.raises(DataError, match=r"hall: no true depth between 0.001 and 80.0 m, so 'folder'"):
         compare(predicting([[1.0]]), labelled([[0.0, 100.0]]), FOLDER)
     outside = np.zeros((375, 1242))
@@ -138,16 +139,16 @@ def test_unusable_input_is_named():
         ({"max_truth": 1e-3}, "no truth"),
     ],
 )
-def test_impossible_protocols_are_refused(options, message):
+def test_invalid_protocols_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         Protocol("mine", **options)
 
 
-# Networks ----------------------------------------------------------------------------------------------------------
+# Predictors --------------------------------------------------------------------------------------------------------
 
 
 class LeftRight(torch.nn.Module):
-    """x grows from left to right whatever it sees, plus what the red channel adds."""
+    """x increases from left to right and with the red channel; records the sizes of its inputs."""
 
     min_depth, max_depth = 0.1, 100.0
 
@@ -167,7 +168,7 @@ class LeftRight(torch.nn.Module):
 
 @pytest.fixture
 def picture():
-    """Red grows downwards and to the right."""
+    """Red increases downwards and to the right."""
     rows, columns = np.mgrid[0:96, 0:160]
     image = np.zeros((96, 160, 3), np.uint8)
     image[..., 0] = rows + columns // 2
@@ -178,8 +179,8 @@ def inverse_depth_of(x):
     return (1 / 0.1 - 1 / 100) * x + 1 / 100
 
 
-def test_a_networks_inverse_depth(picture):
-    """Normalisation as in training, the network's own range, no stretching where the size fits."""
+def test_the_predicted_inverse_depth_of_a_network(picture):
+    """The image is normalised as in training, x is scaled to the network's depth range, and a fitting size is kept."""
     red = (picture[..., 0] / 255 - 0.485) / 0.229
     expected = inverse_depth_of(np.linspace(0.2, 0.4, 160) + 0.05 * red)
     for training_form in (False, True):
@@ -188,14 +189,14 @@ def test_a_networks_inverse_depth(picture):
         np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
-def test_flip_averages_with_the_mirrored_picture(picture):
-    """The picture's part is kept where it is; what depends on the side of the image cancels."""
+def test_flip_averages_with_the_mirrored_prediction(picture):
+    """The part of x that depends on the colour is kept; the part that depends on the side is averaged out."""
     red = (picture[..., 0] / 255 - 0.485) / 0.229
     found = NetworkPredictor(LeftRight(), (96, 160), flip=True)(picture, np.eye(3))
     np.testing.assert_allclose(found, inverse_depth_of(0.3 + 0.05 * red), rtol=1e-5)
 
 
-def test_network_sizes():
+def test_the_network_size_is_chosen_for_the_camera_or_given():
     network = LeftRight()
     predict = NetworkPredictor(network)
     for size in ((375, 1242), (480, 640)):
@@ -204,7 +205,7 @@ def test_network_sizes():
     assert network.sizes == [(128, 416), choose_network_size((480, 640)), (192, 640)]
 
 
-def test_training_and_deployment_form_measure_alike(picture):
+def test_training_and_deployment_form_predict_the_same(picture):
     torch.manual_seed(0)
     network = SmallDepth().eval()
     trained, fused = (
@@ -218,24 +219,24 @@ def test_a_network_in_training_mode_is_refused(picture):
         NetworkPredictor(LeftRight().train())(picture, np.eye(3))
 
 
-# What is reported --------------------------------------------------------------------------------------------------
+# Reports -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def evaluation():
-    """Two images that are twice and four times as far as predicted."""
+    """Two images whose true depth is two and four times the prediction."""
     depth = np.linspace(1, 10, 48 * 64).reshape(48, 64)
     return evaluate(predicting(depth), [labelled(2 * depth, "a"), labelled(4 * depth, "b")], FOLDER)
 
 
-def test_ratios_tell_how_metric_a_network_is(evaluation):
+def test_ratios_measure_the_metric_scale(evaluation):
     assert [image.ratio for image in evaluation.images] == pytest.approx([2, 4])
     assert evaluation.ratio_median == pytest.approx(3)
     assert evaluation.ratio_spread == pytest.approx(1 / 3)
     assert evaluation.metrics.abs_rel == pytest.approx(0, abs=1e-6)
 
 
-def test_groups(evaluation):
+def test_results_are_split_by_group(evaluation):
     groups = evaluation.by_group(["street", "indoor"])
     assert {name: [image.name for image in part.images] for name, part in groups.items()} == {
         "street": ["a"],
@@ -244,7 +245,7 @@ def test_groups(evaluation):
     assert groups["indoor"].ratio_median == pytest.approx(4)
 
 
-def test_json(evaluation, tmp_path):
+def test_results_are_written_as_json(evaluation, tmp_path):
     write_json(evaluation, tmp_path / "result.json")
     content = json.loads((tmp_path / "result.json").read_text())
     assert content == evaluation.to_dict()
@@ -257,15 +258,15 @@ def test_json(evaluation, tmp_path):
     assert content["images"][1]["metrics"]["d1"] == 1.0
 
 
-@pytest.mark.parametrize(("name", "protocol"), PROTOCOLS.items())
-def test_published_rows(name, protocol):
-    rows = published_rows(protocol)
-    # The paper's improved rows stand beside monodepth2's, so they are compared under its protocol alone.
-    assert bool(rows) == (name not in ("folder", "kitti_eigen_improved"))
-    for row in rows:
-        assert 0.05 < row.metrics.abs_rel < 0.2
-        assert row.metrics.d1 < 1
-    assert published_rows(replace(protocol, scaling="none")) == []
+def test_published_rows_of_every_protocol():
+    for name, protocol in PROTOCOLS.items():
+        rows = published_rows(protocol)
+        # The paper prints its improved rows beside monodepth2's, so they belong to monodepth2's protocol only.
+        assert bool(rows) == (name not in ("folder", "kitti_eigen_improved"))
+        for row in rows:
+            assert 0.05 < row.metrics.abs_rel < 0.2
+            assert row.metrics.d1 < 1
+        assert published_rows(replace(protocol, scaling="none")) == []
 
 
 def test_published_rows_of_one_size():
@@ -276,7 +277,7 @@ def test_published_rows_of_one_size():
     assert published_rows(PROTOCOLS["kitti_eigen"], (320, 1024)) == []
 
 
-def test_table_beside_the_papers(evaluation, capsys):
+def test_the_table_has_the_papers_rows(evaluation, capsys):
     print_table(evaluation, published_rows(PROTOCOLS["ddad_200"]), label="SmallDepth, ours")
     title, header, paper, ours, ratios = capsys.readouterr().out.splitlines()
     assert title == "folder: 2 images, no crop, up to 80 m, scaling: median"
@@ -287,7 +288,7 @@ def test_table_beside_the_papers(evaluation, capsys):
     assert ratios == "truth / prediction: median 3.000, std / median 0.333"
 
 
-def test_picture_sheet(tmp_path):
+def test_the_picture_sheet_shows_image_depth_and_error(tmp_path):
     rng = np.random.default_rng(0)
     images = [labelled(rng.uniform(1, 10, (48, 64)), f"frame {index}") for index in range(9)]
     images[4].depth[:, 32:] = 0
@@ -305,13 +306,13 @@ def test_picture_sheet(tmp_path):
     assert (image == 128).all()
     assert depth.std() > 20
     left, right = error[:, : TILE_WIDTH // 2 - 8], error[:, TILE_WIDTH // 2 + 8 :]
-    assert left.any(-1).mean() > 0.2  # where truth is known
+    assert left.any(-1).mean() > 0.2  # the half with ground truth
     assert not right.any()
     with pytest.raises(ValueError, match="at least one"):
         picture_sheet([], tmp_path / "sheet.png")
 
 
-# The folder of pictures --------------------------------------------------------------------------------------------
+# The folder test set -----------------------------------------------------------------------------------------------
 
 
 ENTRY = {"id": "hall", "rgb": "hall.png", "depth": "hall_depth.png", "fx": 50, "fy": 51, "cx": 31.5, "cy": 23.5}
@@ -319,7 +320,7 @@ ENTRY = {"id": "hall", "rgb": "hall.png", "depth": "hall_depth.png", "fx": 50, "
 
 @pytest.fixture
 def folder(tmp_path):
-    """Two pictures of different groups, red on the left, 2.5 m away."""
+    """Two images of different groups, red on the left, 2.5 m away."""
     rgb = np.zeros((48, 64, 3), np.uint8)
     rgb[:, :32, 2] = 255  # OpenCV writes BGR
     cv2.imwrite(str(tmp_path / "hall.png"), rgb)
@@ -332,7 +333,7 @@ def write_index(folder, value):
     (folder / "index.json").write_text(json.dumps(value))
 
 
-def test_folder_yields_pictures_with_depth(folder):
+def test_a_folder_yields_images_with_depth(folder):
     images = FolderTest(folder)
     assert len(images) == 2
     assert images.groups == ["indoor", "street"]
@@ -364,13 +365,13 @@ def test_a_folder_of_folders_is_one_test_set(folder, tmp_path_factory):
         (["hall.png"], "picture 0 cannot be used"),
     ],
 )
-def test_a_bad_index_is_named(folder, index, message):
+def test_errors_name_the_invalid_index(folder, index, message):
     write_index(folder, index)
     with pytest.raises(DataError, match=rf"index\.json: .*{message}"):
         FolderTest(folder)
 
 
-def test_what_is_missing_in_a_folder_is_named(folder):
+def test_errors_name_what_is_missing_in_a_folder(folder):
     with pytest.raises(DataError, match=r"no pictures of group forest; groups: indoor, street"):
         FolderTest(folder, groups=["forest"])
     cv2.imwrite(str(folder / "hall_depth.png"), np.full((24, 64), 640, np.uint16))
@@ -386,30 +387,30 @@ def test_what_is_missing_in_a_folder_is_named(folder):
         FolderTest(folder / "elsewhere")
 
 
-@pytest.mark.skipif(not (DATA / "eval" / "index.json").is_file(), reason=f"no evaluation pictures in {DATA}")
-def test_the_folder_protocol_on_real_pictures():
-    """Street and indoor frames of several cameras; a constant depth is measured on all of them."""
-    images = FolderTest(DATA / "eval")
+@pytest.mark.skipif(DATA is None, reason="FADEPTH_DATA, the folder of the development data, is not set")
+def test_the_folder_protocol_on_real_images():
+    """A constant depth is evaluated on street and indoor images of several cameras."""
+    images = FolderTest(Path(DATA) / "eval")
     assert len(images) == 21
     assert {"kitti_object", "rgbd_indoor"} <= set(images.groups)
 
     def constant(image, intrinsics):
         return np.ones((2, 2), np.float32)
 
-    evaluation = evaluate(constant, (depth_inside(image) for image in images), FOLDER)
+    evaluation = evaluate(constant, (with_plausible_depth(image) for image in images), FOLDER)
     assert len(evaluation.images) == 21
     assert 0.2 < evaluation.metrics.abs_rel < 0.8
     assert evaluation.by_group(images.groups)["rgbd_indoor"].ratio_median < 5
 
 
-def depth_inside(image):
+def with_plausible_depth(image):
     known = image.depth[image.depth > 0]
     assert known.size > 1000
     assert known.max() < 200
     return image
 
 
-def test_a_sheet_without_truth_shows_images_and_depth(tmp_path):
+def test_the_sheet_without_truth_shows_images_and_depth(tmp_path):
     images = {
         f"frame {i}": (np.random.default_rng(i).integers(0, 255, (48, 96, 3), np.uint8), np.eye(3)) for i in range(2)
     }
@@ -420,13 +421,13 @@ def test_a_sheet_without_truth_shows_images_and_depth(tmp_path):
     assert sheet.shape == (2 * height, 2 * TILE_WIDTH + MAP_SIZE[1], 3)
     depth = sheet[CAPTION_HEIGHT : CAPTION_HEIGHT + round(TILE_WIDTH * 48 / 96), TILE_WIDTH : 2 * TILE_WIDTH]
     depth = depth.mean(axis=(1, 2))
-    assert (np.diff(depth[::20]) > 0).all(), "near is bright, and the ramp gets nearer downwards"
+    assert (np.diff(depth[::20]) > 0).all(), "near is bright, and depth decreases downwards"
     with pytest.raises(ValueError, match="at least one image"):
         prediction_sheet(lambda image, k: ramp, {}, tmp_path / "none.png")
 
 
 def red_on_the_map(depth):
-    """Where the points of a red picture lie on its map: pixels right of the camera, and ahead of it."""
+    """Positions of the points of a red image on its map: pixels to the right of the camera, and ahead of it."""
     k = np.array([[64.0, 0, 63.5], [0, 64.0, 23.5], [0, 0, 1]])
     red = np.zeros((*depth.shape, 3), np.uint8)
     red[..., 0] = 255
@@ -434,9 +435,9 @@ def red_on_the_map(depth):
     return columns - MAP_SIZE[1] // 2, MAP_SIZE[0] - 1 - rows
 
 
-def test_points_from_above_lie_where_they_must():
-    """A wall 30 m ahead is a line half-way up (4 pixels a metre), as wide as the view; one 3 m ahead has a larger map; a
-    wall along the way, 5 m to the right, is a line upwards."""
+def test_the_map_shows_points_at_their_positions():
+    """A wall 30 m ahead is a horizontal line half-way up (4 pixels per metre), as wide as the view; a wall 3 m ahead is
+    drawn at a larger scale; a wall along the road, 5 m to the right, is a vertical line."""
     x, z = red_on_the_map(np.full((48, 128), 30.0))
     assert set(z) == {120}
     assert (x.min(), x.max()) == (round(-63.5 / 64 * 120), round(63.5 / 64 * 120))
@@ -445,7 +446,7 @@ def test_points_from_above_lie_where_they_must():
     far = np.full((48, 128), 10.0)
     far[:, 64:] = 70.0
     x, z = red_on_the_map(far)
-    assert x.max() <= 0, "beyond the map's end nothing is drawn"
+    assert x.max() <= 0, "points beyond the end of the map are not drawn"
     assert set(z) == {40}
     right = np.arange(128) > 68
     beside = np.where(right, 5 * 64 / np.maximum(np.arange(128) - 63.5, 1), 70)[None].repeat(48, 0)
@@ -454,7 +455,7 @@ def test_points_from_above_lie_where_they_must():
     assert (z.min(), z.max()) == (round(4 * 5 * 64 / 63.5), round(4 * 5 * 64 / 5.5))
 
 
-def test_the_highest_of_points_above_each_other_shows():
+def test_the_map_shows_the_highest_of_several_points():
     picture = np.zeros((48, 128, 3), np.uint8)
     picture[:24, :, 1] = 255  # green above red
     picture[24:, :, 0] = 255
@@ -464,7 +465,7 @@ def test_the_highest_of_points_above_each_other_shows():
     assert not (shown == (0, 0, 255)).all(-1).any()
 
 
-def test_baselines_by_hand():
+def test_baselines_compared_with_values_by_hand():
     k = np.array([[100.0, 0, 32], [0, 50.0, 20], [0, 0, 1]])
     ground = GroundPlane(camera_height=1.5)(np.zeros((48, 64, 3), np.uint8), k)
     assert ground.shape == (48, 64)
@@ -474,12 +475,12 @@ def test_baselines_by_hand():
     images[0].depth[0] = 90  # beyond the cap
     best = ConstantDepth.typical(images, FOLDER)
     assert best.depth == 3.0
-    with pytest.raises(DataError, match="empty: no true depth that counts for 'folder'"):
+    with pytest.raises(DataError, match="empty: no true depth that 'folder' measures"):
         ConstantDepth.typical([*images, labelled(np.zeros((4, 4)), "empty")], FOLDER)
     assert compare(best, images[1], replace(FOLDER, scaling="none")).metrics.abs_rel == 0
 
 
-def test_table_of_groups_and_baselines(capsys):
+def test_the_table_has_rows_of_groups_and_baselines(capsys):
     images = [labelled(np.full((4, 4), depth), str(depth)) for depth in (1.0, 1.0, 2.0)]
     measured, baseline = (
         evaluate(ConstantDepth(depth), images, replace(FOLDER, scaling="none")) for depth in (1.0, 2.0)
@@ -491,19 +492,27 @@ def test_table_of_groups_and_baselines(capsys):
     assert values == pytest.approx([2 / 3, 0.5, 1 / 6, 0.25, 0.0, 0.5], abs=1e-3)
 
 
-def test_an_engine_is_made_once_for_each_size_of_pictures(checkpoint, monkeypatch):
-    """Test sets of several cameras come back to sizes; an engine takes seconds to compile."""
-    made = []
-    load = DepthEngine.load
+class FakeEngine:
+    """Predicts the height of the image as depth, in metres."""
 
-    def counted(checkpoint, size, camera_size, *options):
-        made.append(camera_size)
-        return load(checkpoint, size, camera_size, *options)
+    backend_name, precision = "openvino", "fp32"
 
-    monkeypatch.setattr(DepthEngine, "load", counted)
+    def infer(self, request):
+        return SimpleNamespace(depth=np.full((32, 64), len(request.image), np.float32))
+
+
+def test_one_engine_is_loaded_per_image_size(checkpoint, monkeypatch):
+    """Test sets of several cameras alternate between sizes, and an engine takes seconds to compile."""
+    loaded = []
+
+    def load(checkpoint, size, camera_size, *options):
+        loaded.append(camera_size)
+        return FakeEngine()
+
+    monkeypatch.setattr(DepthEngine, "load", load)
     predict = EnginePredictor(checkpoint, backend="openvino", precision="fp32")
-    pictures = [np.full((height, 96, 3), 90, np.uint8) for height in (64, 48, 64, 48)]
-    found = [predict(picture, np.eye(3) * 80) for picture in pictures]
-    assert made == [(64, 96), (48, 96)]
-    np.testing.assert_array_equal(found[0], found[2])
-    np.testing.assert_array_equal(found[1], found[3])
+    heights = (64, 48, 64, 48)
+    predicted = [predict(np.full((height, 96, 3), 90, np.uint8), np.eye(3) * 80) for height in heights]
+    assert loaded == [(64, 96), (48, 96)]
+    for height, inverse_depth in zip(heights, predicted, strict=True):
+        np.testing.assert_allclose(inverse_depth, 1 / height)

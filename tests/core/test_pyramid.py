@@ -1,4 +1,4 @@
-"""The pyramid loss: its levels see the same scene, and when gradients are computed does not change them (section 3)."""
+"""Pyramid loss (docs/method.md, section 3): inputs of the levels, gradients, consistency terms, supervised losses."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ from fadepth_core.losses import PAPER_LEVELS, BaseWeights, LevelWeights, Motions
 from fadepth_core.losses.pyramid import _consistency, _Map
 from fadepth_core.models import SmallDepth
 from fadepth_core.models.layers.drop import DropBranch, set_drop_progress
+from fadepth_core.models.layers.head import depth_to_disparity
 from fadepth_core.models.posenet import build_pose_net
 from fadepth_core.models.smalldepth import DepthFeatures
 from fadepth_core.synthetic.dataset import SyntheticDataset
@@ -39,7 +40,7 @@ CR_ONLY = {"cr": LevelWeights(1.0)}
 
 
 def scene_sample(scene=None, dtype=torch.float64, copies=1) -> Sample:
-    """A batch of one drive, frames at twice the size of level cr."""
+    """A batch of `copies` equal samples of the scene; frames have twice the size of level cr."""
     scene, intrinsics = scene or Scene(), camera(130.0, DOUBLE)
     views = [scene.render(intrinsics, pose, DOUBLE) for pose in POSES]
     one = Sample(
@@ -56,7 +57,7 @@ def scene_sample(scene=None, dtype=torch.float64, copies=1) -> Sample:
 
 
 class PointwiseDepth(nn.Module):
-    """Looks at single pixels, so that mirroring its input mirrors its output exactly."""
+    """1×1 filters only, so that mirroring its input mirrors its output exactly."""
 
     min_depth, max_depth, feature_offset = 0.1, 100.0, 0
 
@@ -87,11 +88,11 @@ def gradients(loss: PyramidLoss, batch: Sample) -> list[torch.Tensor]:
 # --------------------------------------------------------------------------------------------------------------- levels
 
 
-def test_every_level_is_a_picture_its_intrinsics_explain():
-    """A level's frames are what a camera with its intrinsics sees, and its true depth, intrinsics and poses warp one of
-    them onto another, both to the bilinear error. The outermost pixels are left out: there the reducing filter is cut
-    off on one side."""
-    scene = Scene(box=None, finest_wavelength=5.0)  # coarse enough for level lr
+def test_frames_of_every_level_match_its_intrinsics_depth_and_poses():
+    """A level's frames equal a rendering with its intrinsics, and its true depth, intrinsics and poses warp one frame
+    onto another, both to the bilinear error. The outermost pixels are excluded, because the reducing filter is cut off
+    there."""
+    scene = Scene(box=None, finest_wavelength=5.0)  # coarse texture, resolved at level lr
     torch.manual_seed(0)  # the colours of level color
     sizes = {}
     for name, level in PyramidLoss(PointwiseDepth(), None, SIZE)._inputs(scene_sample(scene)):
@@ -133,7 +134,7 @@ def test_intrinsics_of_the_levels():
     assert torch.equal(levels["flip"].depth, batch.depth.flip(-1))
 
 
-def test_frames_already_of_the_right_size_are_left_alone():
+def test_frames_of_the_size_of_level_cr_are_not_resized():
     levels = {name: weights for name, weights in PAPER_LEVELS.items() if name != "hr"}
     batch = scene_sample()
     loss = PyramidLoss(PointwiseDepth(), None, DOUBLE, levels)
@@ -165,7 +166,7 @@ def test_color_jitter_draws_once_per_sample_and_keeps_grey_grey():
 
 
 def test_immediate_backward_equals_joint_backward():
-    """Without consistency terms no level's loss touches another's graph (specification 3.3)."""
+    """Without consistency terms the loss of a level depends on its own graph only (docs/method.md, section 3.3)."""
     depth_net, pose_net = networks()
     levels = {name: replace(weights, feature=0.0, disparity=0.0) for name, weights in PAPER_LEVELS.items()}
     batch = scene_sample()
@@ -176,8 +177,8 @@ def test_immediate_backward_equals_joint_backward():
         assert (a - b).abs().max() <= 1e-10
 
 
-def test_only_joint_consistency_pulls_on_level_cr():
-    """Immediate backward differentiates the consistency terms by the level's own outputs alone, with cr as a constant."""
+def test_consistency_has_a_gradient_at_level_cr_only_if_joint():
+    """Immediate backward differentiates the consistency terms by the level's outputs, with cr as a constant."""
     torch.manual_seed(2)
     depth_net, batch = PointwiseDepth().double(), scene_sample()
     levels = {"cr": LevelWeights(0.0), "color": LevelWeights(0.0, 1.0, 1.0)}
@@ -200,16 +201,16 @@ def test_only_joint_consistency_pulls_on_level_cr():
     ).backward()
     for parameter, found, other in zip(depth_net.parameters(), immediate, joint, strict=True):
         torch.testing.assert_close(found, parameter.grad, atol=1e-7, rtol=1e-5)
-        assert (found - other).abs().max() > 1e-5, "joint adds the pull on cr"
+        assert (found - other).abs().max() > 1e-5, "joint adds the gradient at cr"
 
 
-def test_each_network_runs_once_per_level_and_its_graph_is_gone_before_the_next():
+def test_each_network_runs_once_per_level_and_each_graph_is_freed_before_the_next():
     depth_net, pose_net = networks(torch.float32)
     alive, batches = [], {"depth": [], "pose": []}
 
     def on_depth(_module, inputs, output):
         gc.collect()
-        assert not any(reference() is not None for reference in alive), "the previous level still holds memory"
+        assert not any(reference() is not None for reference in alive), "the graph of the previous level is not freed"
         alive[:] = [weakref.ref(output.encoder[4]), weakref.ref(output.decoder[3])]
         batches["depth"].append(len(inputs[0]))
 
@@ -222,8 +223,8 @@ def test_each_network_runs_once_per_level_and_its_graph_is_gone_before_the_next(
     assert not any(v.requires_grad for level in report.levels.values() for v in vars(level).values() if v is not None)
 
 
-def test_networks_see_channels_last_pictures():
-    """In planar memory the depth network takes several times as long on a CPU."""
+def test_network_inputs_are_channels_last():
+    """With planar memory the depth network takes several times as long on a CPU."""
     depth_net, pose_net = networks(torch.float32)
     seen = []
     for net in (depth_net, pose_net):
@@ -233,8 +234,8 @@ def test_networks_see_channels_last_pictures():
     assert all(x.is_contiguous(memory_format=torch.channels_last) for x in seen)
 
 
-def test_autocast_is_the_networks_business():
-    """Networks in bfloat16 inside, losses in the frames' precision outside."""
+def test_only_the_networks_run_under_autocast():
+    """Networks in bfloat16, losses in the frames' precision."""
     depth_net, pose_net = networks(torch.float32)
     batch = scene_sample(dtype=torch.float32)
     full = PyramidLoss(depth_net, pose_net, SIZE)
@@ -258,8 +259,8 @@ def test_autocast_is_the_networks_business():
     assert found.total.item() == pytest.approx(expected.total.item(), rel=0.02)
 
 
-def test_backward_belongs_to_the_caller():
-    """One call per level with that level's summand of eq. 20; one call in all when joint."""
+def test_backward_is_called_once_per_level():
+    """With the level's summand of eq. 20. If joint, once with the sum."""
     depth_net, pose_net = networks(torch.float32)
     batch, calls = scene_sample(dtype=torch.float32), []
     report = PyramidLoss(depth_net, pose_net, SIZE)(batch, lambda loss: calls.append(loss.item()))
@@ -298,8 +299,8 @@ def test_training_reaches_every_parameter():
 # ---------------------------------------------------------------------------------------------------------- consistency
 
 
-def test_consistency_is_zero_for_a_network_that_commutes_with_the_change():
-    """A pointwise network mirrors its output with its input; recoloured, it does not give the same."""
+def test_consistency_is_zero_for_an_equivariant_network():
+    """A pointwise network is equivariant to mirroring, not to colour changes."""
     depth_net = PointwiseDepth().double()
     levels = {
         "cr": LevelWeights(1.0),
@@ -314,8 +315,8 @@ def test_consistency_is_zero_for_a_network_that_commutes_with_the_change():
 
 
 @pytest.mark.parametrize("name", ["lr", "hr"])
-def test_distributions_forgive_an_offset_and_l1_does_not(name):
-    """Softmax compares how a map is distributed over the image, so a constant added to a level's map costs nothing."""
+def test_softmax_ignores_an_offset_and_l1_does_not(name):
+    """The softmax over the image does not change if a constant is added to a level's map."""
 
     class Offset(PointwiseDepth):
         offset = 0.0
@@ -337,16 +338,16 @@ def test_distributions_forgive_an_offset_and_l1_does_not(name):
             level = PyramidLoss(net, None, SIZE, levels)(scene_sample(), torch.Tensor.backward).levels[name]
             values[metric, offset] = level.feature_consistency.item(), level.disparity_consistency.item()
     assert values["softmax", 0.2] == pytest.approx(values["softmax", 0.0], rel=1e-9)
-    assert min(values["softmax", 0.0]) > 0, "the level is interpolated, so not quite equal"
+    assert min(values["softmax", 0.0]) > 0, "not zero, because the level is interpolated"
     for plain, moved in zip(values["l1", 0.0], values["l1", 0.2], strict=True):
         assert plain < 0.1 < moved <= plain + 0.2 + 1e-9
 
 
-# ------------------------------------------------------------------------------------------------ poses and measurements
+# ----------------------------------------------------------------------------------------- poses and supervised losses
 
 
 class TrueDepth(nn.Module):
-    """Answers with the scene's depth times a factor, whatever the image."""
+    """Predicts the scene's depth times a factor for every image."""
 
     min_depth, max_depth, feature_offset = 0.1, 100.0, 0
 
@@ -355,7 +356,7 @@ class TrueDepth(nn.Module):
         intrinsics = scale_intrinsics(camera(130.0, DOUBLE), 0.5, 0.5)
         views = [Scene(box=None).render(intrinsics, pose, SIZE) for pose in POSES]
         depth = factor * torch.stack([depth for _, depth, _ in views])
-        self.disparity = nn.Parameter((1 / depth - 0.01) / 9.99)
+        self.disparity = nn.Parameter(depth_to_disparity(depth))
 
     def forward(self, image):
         features = image[..., ::2, ::2]
@@ -363,7 +364,7 @@ class TrueDepth(nn.Module):
         return DepthFeatures((disparity,), (features,), (image,))
 
 
-def test_known_poses_stand_in_for_a_pose_network():
+def test_known_poses_replace_the_pose_network():
     batch = scene_sample(Scene(box=None))
     right = PyramidLoss(TrueDepth(), None, SIZE, CR_ONLY)(batch, torch.Tensor.backward).levels["cr"]
     wrong_poses = batch.poses.clone()
@@ -371,16 +372,16 @@ def test_known_poses_stand_in_for_a_pose_network():
     scaled = replace(batch, poses=wrong_poses)
     wrong = PyramidLoss(TrueDepth(), None, SIZE, CR_ONLY)(scaled, torch.Tensor.backward).levels["cr"]
     assert wrong.photometric > 5 * right.photometric
-    # Depth is metric then: with the translations a factor too long, depths too long by the same factor fit again.
+    # Known poses make depth metric: depths scaled as the translations fit again.
     fitting = PyramidLoss(TrueDepth(1.3), None, SIZE, CR_ONLY)(scaled, torch.Tensor.backward).levels["cr"]
     assert wrong.photometric > 5 * fitting.photometric
 
 
 def test_predicted_motions_are_those_of_the_pairs_in_temporal_order():
-    """A pose network that tells pairs apart by their pictures and knows the answers gives the motions of the poses."""
+    """A pose network that returns the true motion of each pair gives the motions of the poses."""
     into_middle, out_of_middle = torch.randn(2, 2, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
-    def knows_the_answers(pairs):
+    def true_motions(pairs):
         first, second = pairs[:, :3].mean((1, 2, 3)), pairs[:, 3:].mean((1, 2, 3))
         assert torch.equal(second, first + 1), "temporal order"
         return torch.stack([(into_middle, out_of_middle)[int(x % 10)][int(x // 10)] for x in first])
@@ -391,12 +392,12 @@ def test_predicted_motions_are_those_of_the_pairs_in_temporal_order():
     poses = torch.stack(
         [motion_from_vector(into_middle), middle, invert_motion(motion_from_vector(out_of_middle))], dim=1
     )
-    found, expected = predict_motions(knows_the_answers, frames), Motions.from_poses(poses)
+    found, expected = predict_motions(true_motions, frames), Motions.from_poses(poses)
     torch.testing.assert_close(found.to_previous, expected.to_previous)
     torch.testing.assert_close(found.to_next, expected.to_next)
 
 
-def test_without_motion_only_the_middle_frame_is_looked_at():
+def test_without_motion_only_the_middle_frame_is_used():
     torch.manual_seed(0)
     batch, seen = scene_sample(copies=2), []
     network = PointwiseDepth().double()
@@ -407,14 +408,14 @@ def test_without_motion_only_the_middle_frame_is_looked_at():
         loss = PyramidLoss(network, None, SIZE, levels, BaseWeights(photometric, 0, 0, 0), depth_weight=1.0)
         return gradients(loss, batch)
 
-    alone, everything = result(0.0), result(1e-12)
+    middle_only, all_frames = result(0.0), result(1e-12)
     assert seen == [2, 2, 6, 6]
-    assert alone[0].abs().max() > 1e-4
-    for found, expected in zip(alone, everything, strict=True):
+    assert middle_only[0].abs().max() > 1e-4
+    for found, expected in zip(middle_only, all_frames, strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-9)
 
 
-def test_measured_depth_and_speed_are_losses_of_their_own():
+def test_supervised_losses_of_depth_and_speed():
     batch = scene_sample(Scene(box=None))
     none = BaseWeights(0, 0, 0, 0)
     level = PyramidLoss(TrueDepth(1.2), None, SIZE, CR_ONLY, none, depth_weight=1.0)(
@@ -425,6 +426,8 @@ def test_measured_depth_and_speed_are_losses_of_their_own():
     assert level.speed is None
 
     class HalfMetre(nn.Module):
+        """Predicts a translation of 0.5 m for every pair."""
+
         def __init__(self):
             super().__init__()
             self.vector = nn.Parameter(torch.tensor([0, 0, 0, 0.3, 0, 0.4], dtype=torch.float64))
@@ -442,7 +445,7 @@ def test_measured_depth_and_speed_are_losses_of_their_own():
     assert speed_part(7.0).total.item() == pytest.approx(0.4, abs=1e-7)
 
 
-def test_what_is_missing_is_named():
+def test_missing_data_and_wrong_sizes_are_refused():
     net, pose_net, batch = PointwiseDepth().double(), build_pose_net("small").double(), scene_sample()
     backward = torch.Tensor.backward
     with pytest.raises(ValueError, match="without a pose network the samples must have camera poses"):
@@ -470,7 +473,7 @@ def test_what_is_missing_is_named():
         ({"speed_weight": 1.0}, "a speed loss needs a pose network"),
     ],
 )
-def test_senseless_settings_are_refused(options, message):
+def test_contradicting_settings_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         PyramidLoss(PointwiseDepth(), None, **{"size": SIZE, **options})
 
@@ -480,7 +483,7 @@ def test_unknown_metric_is_refused():
         LevelWeights(1.0, 0.1, 0.1, "kl")
 
 
-def test_default_weights_are_the_papers_best():
+def test_default_weights_are_the_papers():
     """Table X's best row per level, as Table IX uses them: w_k, w^f_k, w^d_k."""
     table = {name: (w.loss, w.feature, w.disparity) for name, w in PAPER_LEVELS.items()}
     assert table == {
@@ -492,7 +495,7 @@ def test_default_weights_are_the_papers_best():
     }
 
 
-# ------------------------------------------------------------------------------------- what the consistency terms compare
+# ------------------------------------------------------------------------------------------- scale of consistency terms
 
 
 def street_batch(size=SIZE, count=2) -> Sample:
@@ -507,9 +510,9 @@ def gradient_norm(network, levels, batch, **options) -> float:
     return float(torch.stack([p.grad.norm() for p in network.parameters() if p.grad is not None]).norm())
 
 
-def test_every_consistency_term_counts_and_none_drowns_the_levels_own_loss():
-    """Gradient of each weighted term between 0.005 and 2 of that of the weighted loss of its level (2.5e-4 and 2e-6 if
-    distributions were averaged over the positions)."""
+def test_consistency_gradients_are_of_the_order_of_the_levels_own():
+    """Gradient of each weighted term relative to that of the weighted loss of its level: between 0.005 and 2. Averaged
+    over the positions, distributions would give 2.5e-4 and 2e-6."""
     torch.manual_seed(0)
     network = SmallDepth(residual_drop=0.9, etm="etm#").train()
     network.set_start_depth(8.0)
@@ -534,7 +537,7 @@ def test_distribution_errors_are_sums_over_the_image():
         assert 0 < lines < 2
 
 
-def test_metrics_of_features_are_bounded_or_free_of_scale():
+def test_feature_metrics_are_bounded_or_scale_invariant():
     a, b = torch.rand(2, 2, 5, 12, 20, generator=torch.Generator().manual_seed(0))
 
     def errors(metric):
@@ -544,13 +547,13 @@ def test_metrics_of_features_are_bounded_or_free_of_scale():
         plain, scaled = errors(metric)
         assert plain == pytest.approx(scaled, rel=1e-3)
     plain, scaled = errors("softmax_sigmoid")
-    assert scaled < plain, "both saturate"
+    assert scaled < plain, "the sigmoids saturate"
     plain, scaled = errors("softmax")
     assert scaled > 3 * plain
 
 
-def test_all_levels_are_as_sharp_as_what_is_deployed():
-    """Level cr, reduced from twice the size, is the picture that OpenCV's area average makes of it, as `Framing` does."""
+def test_levels_are_reduced_by_the_area_average():
+    """OpenCV's area average, which `Framing` uses in deployment. Other filters would blur the levels."""
     batch = street_batch(count=1)
     inputs = dict(PyramidLoss(PointwiseDepth(), None, SIZE)._inputs(batch))
     original = batch.frames[0, 1].permute(1, 2, 0).numpy()
@@ -560,8 +563,8 @@ def test_all_levels_are_as_sharp_as_what_is_deployed():
         np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
-def test_levels_share_their_drop_masks_where_asked():
-    """A network that commutes with mirroring, but for its drop: with one mask for all levels flip finds no difference."""
+def test_levels_can_share_their_drop_masks():
+    """The network is equivariant to mirroring except for drop: with shared masks the consistency of flip is zero."""
 
     class Dropping(PointwiseDepth):
         def __init__(self):
@@ -581,11 +584,11 @@ def test_levels_share_their_drop_masks_where_asked():
     assert shared.feature_consistency < 1e-14
     assert own.feature_consistency > 0.1
     draws = [network.drop(torch.ones(64, 1)) for _ in range(2)]
-    assert not torch.equal(*draws), "outside of the loss every pass draws its own"
+    assert not torch.equal(*draws), "outside of the loss every pass draws a mask"
 
 
 def test_outputs_can_be_rescaled_to_cr_before_their_losses():
-    """Table VIII, use_cr: the losses of lr and hr are then those of cr's frames with the level's interpolated depth."""
+    """Table VIII, use_cr: the losses of lr and hr use the frames of cr and the level's interpolated depth."""
 
     class Constant(TrueDepth):
         def forward(self, image):

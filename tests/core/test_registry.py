@@ -13,7 +13,7 @@ from fadepth_core.data.registry import TRAINING_SETS, InMemory, Mixture, WithPla
 
 
 class Numbers:
-    """`length` samples that are their own numbers, and how often each was loaded."""
+    """A data set of `length` samples (name, index); counts how often each was loaded."""
 
     def __init__(self, name, length):
         self.name, self.length, self.loaded = name, length, Counter()
@@ -44,12 +44,12 @@ def test_a_data_set_is_built_by_name():
         ("kitti", {}, "data set 'kitti': missing a required argument: 'root'"),
     ],
 )
-def test_what_cannot_be_built_is_explained(name, options, message):
+def test_errors_explain_unknown_names_and_options(name, options, message):
     with pytest.raises(DataError, match=message):
         build_dataset(name, (64, 96), **options)
 
 
-def test_a_mixture_shows_everything_and_keeps_the_shares():
+def test_a_mixture_contains_every_sample_and_keeps_the_shares():
     small, large = Numbers("small", 3), Numbers("large", 10)
     mixture = Mixture([small, large], [3, 1])
     seen = Counter(mixture[i] for i in range(len(mixture)))
@@ -62,21 +62,21 @@ def test_a_mixture_shows_everything_and_keeps_the_shares():
 
 
 @pytest.mark.parametrize("shares", [(1, 1), (0.3, 0.7), (5, 2), (1, 30)])
-def test_shares_hold_within_rounding(shares):
+def test_shares_are_exact_to_one_sample(shares):
     mixture = Mixture([Numbers("a", 7), Numbers("b", 11)], shares)
     seen = Counter(mixture[i] for i in range(len(mixture)))
-    assert len(seen) == 18, "everything is shown"
+    assert len(seen) == 18, "every sample is in the mixture"
     first = sum(n for (name, _), n in seen.items() if name == "a")
     assert abs(first - len(mixture) * shares[0] / sum(shares)) <= 1
 
 
 @pytest.mark.parametrize("shares", [[1], [1, 0], [1, -2]])
-def test_shares_that_make_no_sense_are_refused(shares):
+def test_invalid_shares_are_refused(shares):
     with pytest.raises(ValueError, match="one positive share for each"):
         Mixture([Numbers("a", 1), Numbers("b", 1)], shares)
 
 
-def test_what_is_kept_in_memory_is_loaded_once():
+def test_samples_in_memory_are_loaded_once():
     source = Numbers("a", 4)
     kept = InMemory(source)
     assert [kept[i] for i in (2, 1, 2, 2)] == [("a", 2), ("a", 1), ("a", 2), ("a", 2)]
@@ -84,7 +84,7 @@ def test_what_is_kept_in_memory_is_loaded_once():
     assert len(kept) == 4
 
 
-def test_what_is_not_known_is_filled_in():
+def test_missing_fields_get_placeholders():
     sample = build_dataset("synthetic", (64, 96), length=1)[0]
     assert WithPlaceholders([sample])[0].depth is sample.depth
     filled = WithPlaceholders([replace(sample, depth=None, speed=None)])[0]

@@ -1,4 +1,4 @@
-"""The batch on its way from the loader to the device."""
+"""Batches: page-locked memory for the copy to a GPU."""
 
 import torch
 from torch.utils.data._utils.pin_memory import pin_memory
@@ -6,8 +6,9 @@ from torch.utils.data._utils.pin_memory import pin_memory
 from fadepth_core.data import Sample, collate
 
 
-def test_the_loader_pins_every_tensor_of_a_batch(monkeypatch):
-    """Pinning needs CUDA, so it is replaced; `pin_memory` is what `DataLoader(pin_memory=True)` calls on each batch."""
+def test_loader_pins_every_tensor_of_a_batch(monkeypatch):
+    """torch's `pin_memory` is called by `DataLoader(pin_memory=True)` on each batch. `Tensor.pin_memory` is replaced,
+    because it needs CUDA."""
     pinned = []
 
     def record(tensor, *_):

@@ -1,4 +1,4 @@
-"""Video without true depth: the truth explains frames best, with known motion and with fitted, and agrees with itself."""
+"""Video evaluation: true depth has the smallest error, with known and with fitted motion, and is consistent."""
 
 from __future__ import annotations
 
@@ -22,8 +22,14 @@ from fadepth_core.synthetic.dataset import SyntheticDataset
 
 @pytest.fixture(scope="module")
 def street():
-    """Three frames of a rendered street in which only the camera moves, with poses and depth."""
-    return SyntheticDataset("driving", (96, 320), length=1, seed=3, moving=False)[0]
+    """A rendered street in which only the camera moves: three frames with poses and depth."""
+    return SyntheticDataset("driving", (64, 224), length=1, seed=3, moving=False)[0]
+
+
+@pytest.fixture(scope="module")
+def fitted(street):
+    """The motions fitted to the street's true depth."""
+    return fit_motion(DepthPairs.of(street.frames, street.depth, street.intrinsics))
 
 
 @pytest.fixture(scope="module")
@@ -34,68 +40,68 @@ def wall():
     return Sample(frames, camera().float(), torch.tensor(0.1), "wall:1", poses=POSES.float()), depths[:, 0]
 
 
-def true_motions(three):
-    motions = Motions.from_poses(three.poses[None])
+def true_motions(triplet):
+    motions = Motions.from_poses(triplet.poses[None])
     return torch.cat([motions.to_previous, motions.to_next])
 
 
-def everywhere(three, metres):
-    return torch.full_like(three.depth, metres)
+def constant_depth(triplet, metres):
+    return torch.full_like(triplet.depth, metres)
 
 
-def test_true_depth_explains_more_than_a_constant(street):
-    """Whatever is known of the motion, and whatever the unit of depth; constants of several distances are tried."""
+def test_true_depth_has_a_smaller_error_than_constant_depth(street, fitted):
+    """With known and with fitted motion, and with depth of unknown scale."""
     truth = DepthPairs.of(street.frames, street.depth, street.intrinsics)
-    constants = [DepthPairs.of(street.frames, everywhere(street, d), street.intrinsics) for d in (5.0, 10.0, 20.0)]
+    constants = [DepthPairs.of(street.frames, constant_depth(street, d), street.intrinsics) for d in (5.0, 10.0, 20.0)]
     known = true_motions(street)
-    as_it_is = truth.unexplained(known).mean()
-    assert as_it_is < 0.5
-    assert as_it_is < 0.8 * min(pairs.unexplained(known).mean() for pairs in constants)
-    fitted = truth.unexplained(fit_motion(truth)).mean()
-    assert fitted == pytest.approx(float(as_it_is), abs=0.02)
-    assert fitted < 0.8 * constants[0].unexplained(fit_motion(constants[0])).mean()
+    error = truth.unexplained(known).mean()
+    assert error < 0.5
+    assert error < 0.8 * min(pairs.unexplained(known).mean() for pairs in constants)
+    fitted_error = truth.unexplained(fitted).mean()
+    assert fitted_error == pytest.approx(float(error), abs=0.02)
+    assert fitted_error < 0.8 * constants[0].unexplained(fit_motion(constants[0])).mean()
     far = replace(truth, depth=30 * truth.depth)
-    assert far.unexplained(fit_length(far, known)).mean() == pytest.approx(float(as_it_is), abs=0.02)
+    assert far.unexplained(fit_length(far, known)).mean() == pytest.approx(float(error), abs=0.02)
 
 
-def test_the_fit_recovers_the_motion(street):
-    found, true = fit_motion(DepthPairs.of(street.frames, street.depth, street.intrinsics)), true_motions(street)
-    assert rotation_error(found, true).max() < 0.1
-    assert translation_direction_error(found, true).max() < 2
-    torch.testing.assert_close(found[:, :3, 3].norm(dim=1), true[:, :3, 3].norm(dim=1), rtol=0.03, atol=0)
+def test_the_fit_recovers_the_motion(street, fitted):
+    true = true_motions(street)
+    assert rotation_error(fitted, true).max() < 0.1
+    assert translation_direction_error(fitted, true).max() < 3
+    torch.testing.assert_close(fitted[:, :3, 3].norm(dim=1), true[:, :3, 3].norm(dim=1), rtol=0.03, atol=0)
 
 
-def test_what_looks_unmoved_or_leaves_the_picture_counts_as_unexplained(street):
-    pairs = DepthPairs.of(street.frames, everywhere(street, 10.0), street.intrinsics)
+def test_no_motion_and_pixels_outside_the_image_have_error_one(street):
+    pairs = DepthPairs.of(street.frames, constant_depth(street, 10.0), street.intrinsics)
     away = torch.eye(4).repeat(2, 1, 1)
     torch.testing.assert_close(pairs.unexplained(away), torch.ones(2))
     away[:, 0, 3] = 1e4
     torch.testing.assert_close(pairs.unexplained(away), torch.ones(2))
 
 
-def test_true_depth_agrees_with_itself(wall):
-    three, depths = wall
-    result = measure(three, depths, "none")
+def test_true_depth_is_consistent(wall):
+    triplet, depths = wall
+    result = measure(triplet, depths, "none")
     assert result.temporal < 1e-4
     assert result.steps == pytest.approx((0, 0), abs=1e-3)
     assert result.photometric < 0.1
 
 
-def test_a_change_of_scale_shows(wall):
-    """The last frame's depth is a fifth too far: δ_D = 0.2 / 2.2 in one pair of the two."""
-    three, depths = wall
+def test_a_change_of_scale_is_measured(wall):
+    """The last frame's depth is a fifth too far: δ_D = 0.2 / 2.2 in one of the two pairs."""
+    triplet, depths = wall
     wrong = torch.stack([depths[0], depths[1], 1.2 * depths[2]])
-    result = measure(three, wrong, "none")
+    result = measure(triplet, wrong, "none")
     assert result.steps == pytest.approx((0, math.log(1.2)), abs=1e-3)
     assert result.temporal == pytest.approx(0.2 / 2.2 / 2, abs=1e-3)
 
 
-def test_clips_count_alike_and_are_printed(wall, capsys):
-    three, depths = wall
-    answers = {rgb(frame).tobytes(): (1 / depth).numpy() for frame, depth in zip(three.frames, depths, strict=True)}
+def test_results_are_grouped_by_clip_and_printed(wall, capsys):
+    triplet, depths = wall
+    known = {rgb(frame).tobytes(): (1 / depth).numpy() for frame, depth in zip(triplet.frames, depths, strict=True)}
     clips = ["a", "a", "b"]
-    truth = evaluate_video(lambda image, k: answers[image.tobytes()], [three] * 3, clips, "none")
-    flat = evaluate_video(ConstantDepth(12.0), [three] * 3, clips, "none")
+    truth = evaluate_video(lambda image, k: known[image.tobytes()], [triplet] * 3, clips, "none")
+    flat = evaluate_video(ConstantDepth(12.0), [triplet] * 3, clips, "none")
     assert truth.figures.photometric < 0.8 * flat.figures.photometric
     assert [len(frames) for frames in truth.clips.values()] == [2, 1]
     print_video_table({"constant": flat, "net": truth}, "none")
@@ -106,14 +112,14 @@ def test_clips_count_alike_and_are_printed(wall, capsys):
     assert float(rows[3].split()[1]) == pytest.approx(truth.figures.photometric, abs=1e-3)
 
 
-def test_metres_need_poses(wall):
-    three, depths = wall
-    with pytest.raises(DataError, match="wall:1: no camera poses, so metres cannot be measured"):
-        measure(replace(three, poses=None), depths, "none")
+def test_metric_evaluation_needs_poses(wall):
+    triplet, depths = wall
+    with pytest.raises(DataError, match="wall:1: no camera poses, which are needed to measure metric depth"):
+        measure(replace(triplet, poses=None), depths, "none")
     with pytest.raises(DataError, match="no frames to evaluate 'video' on"):
         evaluate_video(ConstantDepth(), [], [])
 
 
-def test_frames_are_spread_over_every_clip():
+def test_chosen_frames_are_spread_over_every_clip():
     assert choose_evenly(["a"] * 9 + ["b"] * 2, 3) == [0, 4, 8, 9, 10]
     assert np.diff(choose_evenly(["a"] * 100, 10)).min() >= 10

@@ -1,1 +1,1 @@
-"""Building blocks, one idea a file."""
+"""Building blocks of the networks, one idea per file."""

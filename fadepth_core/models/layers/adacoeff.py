@@ -1,4 +1,4 @@
-"""Adaptive coefficients AdaCoeff (FA-Depth eq. 23): how much each of several maps counts, decided at every pixel."""
+"""Adaptive coefficients AdaCoeff (FA-Depth eq. 23): fusion of several maps with predicted per-pixel weights."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ from fadepth_core.models.layers.conv import conv2d
 
 
 class AdaCoeff(nn.Module):
-    """Weighted sum of n maps of one shape; the weights follow from the maps' channel means and sum to one at every pixel.
+    """Weighted sum of n maps of one shape.
 
-    They are computed and not stored per pixel, so the network does not depend on the size of its input.
+    The weights are predicted from the maps' channel means and sum to one at every pixel. HQDec instead stored one
+    learned weight per pixel, which fixed the size of its input.
 
     Args:
-        maps: n.
+        maps: their number n.
 
     Shapes: n maps [B, C, H, W] -> [B, C, H, W].
     """

@@ -1,4 +1,4 @@
-"""Disparity head AttDispv2 (specification 5.7): a local answer, tempered by what the whole picture says."""
+"""Disparity head AttDispv2 (docs/method.md, section 5.7): a local filter gated by the global context of the image."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from fadepth_core.models.layers.conv import conv2d
 
 
 class AttentionDisparityHead(nn.Module):
-    """x = σ(c ⊙ t), c a 3×3 filter, t in (0, 1) from the global context. Shapes: [B, C, H, W] -> [B, 1, H, W] in (0, 1)."""
+    """x = σ(c ⊙ t): c from a 3×3 filter, t in (0, 1) from the global context. Shapes: [B, C, H, W] -> [B, 1, H, W]."""
 
     def __init__(self, channels: int, tokens: TokenConfig):
         super().__init__()
         self.attention = ChannelAttention()
-        # Zeros beyond the border would read as a depth edge.
+        # Reflection padding: zeros beyond the border would look like a depth edge.
         self.conv = nn.Conv2d(channels, 1, 3, padding=1, padding_mode="reflect")
         self.gate = nn.Sequential(GlobalContext(channels, tokens), conv2d(channels, 1, 1, bias=True), nn.Sigmoid())
 

@@ -1,5 +1,5 @@
-"""Axial downsampling (specification 5.5): resolution turned into channels, first along the height, then along the width,
-so that no pixel is skipped; beside it a maximum pooling, and the two weighed at every pixel."""
+"""Axial downsampling (docs/method.md, section 5.5). One branch moves pixels into channels, first along the height, then
+along the width, so no pixel is lost. The other is max pooling. AdaCoeff fuses the two."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fadepth_core.models.layers.channels import ChannelInteraction, conv_bn_elu
 
 
 class AxialDownsample(nn.Module):
-    """Shapes: [B, C, H, W] -> [B, C, H / s, W / s], both sides multiples of the factor s."""
+    """Shapes: [B, C, H, W] -> [B, C, H / s, W / s]; H and W are multiples of the factor s."""
 
     def __init__(self, channels: int, factor: int):
         super().__init__()
@@ -27,12 +27,12 @@ class AxialDownsample(nn.Module):
 
 
 class _AxialStep(nn.Module):
-    """Every s-th line of one axis becomes a channel, C·s in all; these interact and are brought back to C."""
+    """One axis: groups of s lines become s·C channels, which are mixed and reduced to C channels."""
 
     def __init__(self, channels: int, factor: int, dim: int):
         super().__init__()
         self.dim = dim
-        self.phase = nn.Parameter(torch.empty(factor))  # tells the s lines of a group apart
+        self.phase = nn.Parameter(torch.empty(factor))  # one learned offset for each of the s lines of a group
         nn.init.trunc_normal_(self.phase, std=0.02)
         self.interact = ChannelInteraction(channels * factor)
         self.exit = conv_bn_elu(channels * factor, channels)

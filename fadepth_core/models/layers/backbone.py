@@ -1,4 +1,4 @@
-"""Encoders of timm, from random weights or from a local file, behind the normalisation that their ImageNet weights expect."""
+"""Encoders of timm, with random weights or weights from a file, and the input normalisation these weights expect."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from fadepth_core.common.color import PIXEL_MEAN, PIXEL_STD
 
-#: Encoders that a decoder can be put on, by timm's name: channels of their maps at 1/2, 1/4, 1/8, 1/16 and 1/32.
+#: Encoders for which decoders exist, by timm's name: channels of their maps at 1/2, 1/4, 1/8, 1/16 and 1/32.
 ENCODER_WIDTHS = {
     "tf_efficientnetv2_s": (24, 48, 64, 160, 256),
     "tf_efficientnet_lite0": (16, 24, 40, 112, 320),
@@ -23,10 +23,10 @@ ENCODER_WIDTHS = {
 
 
 def encoder_widths(name: str) -> tuple[int, ...]:
-    """Channels of the maps of the encoder `name`, finest first.
+    """Channels of the maps of encoder `name`, finest first.
 
     Raises:
-        ValueError: no encoder in `ENCODER_WIDTHS` has that name.
+        ValueError: `name` is not in `ENCODER_WIDTHS`.
     """
     if name not in ENCODER_WIDTHS:
         raise ValueError(f"unknown encoder '{name}'; known encoders: {', '.join(ENCODER_WIDTHS)}")
@@ -37,19 +37,20 @@ def timm_backbone(name: str, weights: str | Path | None = None, **options) -> nn
     """Build the timm model `name` for images normalised with `PIXEL_MEAN` and `PIXEL_STD`.
 
     Args:
-        weights: local file of its ImageNet weights in timm's format (.safetensors or .pth); None starts from random ones.
-        options: of `timm.create_model`.
+        weights: local file of its ImageNet weights in timm's format (.safetensors or .pth); None starts from random
+            weights.
+        options: passed to `timm.create_model`.
 
     Returns:
-        The model itself where its weights expect these statistics, a `RenormalisedBackbone` where they expect others.
+        The model itself if its weights expect this normalisation, otherwise a `RenormalisedBackbone`.
 
     Raises:
         ImportError: timm cannot be imported.
-        FileNotFoundError: there is no file `weights`.
+        FileNotFoundError: the file `weights` does not exist.
     """
     try:
         timm = import_timm()
-    except (ImportError, RuntimeError) as error:  # the latter from a torchvision for another torch
+    except (ImportError, RuntimeError) as error:  # RuntimeError: torchvision was built for another torch
         raise ImportError(
             f"{name} comes from timm, which cannot be imported ({error}): pip install 'fadepth_ros[train]'"
         ) from error
@@ -59,7 +60,7 @@ def timm_backbone(name: str, weights: str | Path | None = None, **options) -> nn
         raise FileNotFoundError(f"no file with weights of {name} at {weights}")
     else:
         model = timm.create_model(name, pretrained=True, pretrained_cfg_overlay={"file": str(weights)}, **options)
-    # Also without weights: a checkpoint of a network is loaded into one that was built without them.
+    # Renormalise also without `weights`: a trained checkpoint may be loaded into the model later.
     mean, std = model.pretrained_cfg["mean"], model.pretrained_cfg["std"]
     if (tuple(mean), tuple(std)) == (PIXEL_MEAN, PIXEL_STD):
         return model
@@ -67,16 +68,16 @@ def timm_backbone(name: str, weights: str | Path | None = None, **options) -> nn
 
 
 class RenormalisedBackbone(nn.Module):
-    """A model behind the change from ImageNet's normalisation to the one it was trained with, one scale and shift a channel.
+    """A model with its input changed from ImageNet's normalisation to its own, by one scale and one shift per channel.
 
-    Its first filter pads with zeros, which stand for the mean color, so scale and shift cannot be folded into that filter.
+    They cannot be folded into the model's first filter: it pads with zeros, which stand for the mean colour.
 
     Args:
         model: takes [B, 3·images, H, W].
-        mean, std: its normalisation of inputs in [0, 1].
-        images: how many are stacked along the channels.
+        mean, std: normalisation the model expects, for inputs in [0, 1].
+        images: number of images stacked along the channels.
 
-    Shapes: input as the model's, normalised with `PIXEL_MEAN` and `PIXEL_STD` -> the model's output.
+    Shapes: [B, 3·images, H, W] normalised with `PIXEL_MEAN` and `PIXEL_STD` -> the model's output.
     """
 
     def __init__(self, model: nn.Module, mean: tuple[float, ...], std: tuple[float, ...], images: int = 1):
@@ -94,14 +95,16 @@ class RenormalisedBackbone(nn.Module):
 
 
 def without_normalisation(backbone: nn.Module) -> nn.Module:
-    """The timm model of what `timm_backbone` built."""
+    """The timm model inside the result of `timm_backbone`."""
     return backbone.model if isinstance(backbone, RenormalisedBackbone) else backbone
 
 
 def with_fixed_padding(encoder: nn.Module) -> nn.Module:
-    """Replace TensorFlow's "same" padding, worked out from each input's size, by what it is at every even size: a filter of
-    stride 2 with k×k elements gets (k - 2) // 2 rows above and columns to the left, the rest below and to the right. The
-    exported graph needs no arithmetic on sizes then. Changes `encoder` and returns it.
+    """Replace TensorFlow's "same" padding, which depends on the input's size, by its value at even sizes, so that the
+    exported graph needs no arithmetic on sizes. Changes `encoder` in place and returns it.
+
+    A k×k filter of stride 2 gets (k - 2) // 2 rows above and columns to the left, and the rest of k - 2 below and to
+    the right.
     """
     from timm.layers import Conv2dSame
 
@@ -119,10 +122,10 @@ def with_fixed_padding(encoder: nn.Module) -> nn.Module:
 
 
 def import_timm() -> ModuleType:
-    """timm, also beside a torchvision that was built for another torch.
+    """Import timm, even if the installed torchvision was built for another torch.
 
-    timm imports torchvision, whose import fails where its compiled operators cannot be loaded (PyPI's torchvision beside the
-    CPU build of torch). timm's models use none of them, so it is enough to declare them.
+    timm imports torchvision, whose import fails if its compiled operators cannot be loaded (PyPI's torchvision with the
+    CPU build of torch). timm's models do not use these operators, so declaring them is enough.
     """
     try:
         import timm
@@ -134,9 +137,9 @@ def import_timm() -> ModuleType:
     return timm
 
 
-@cache  # which also keeps the library, and with it the operators, alive
+@cache  # also keeps a reference to the library: its operators exist as long as it does
 def _declare_torchvision_operators() -> torch.library.Library:
-    """Declare, without implementation, the operators that torchvision looks up when it is imported."""
+    """Declare the operators that torchvision looks up on import, without implementing them."""
     library = torch.library.Library("torchvision", "DEF")
     for name in ("nms", "qnms"):
         library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")

@@ -1,8 +1,8 @@
-"""BatchNorm statistics for measurement and export.
+"""BatchNorm statistics for measurement and export, recomputed with drop off (docs/method.md, amendment to section 1.1).
 
-While training, BatchNorm keeps a running average of statistics it saw with drop on. The survivors of a drop are multiplied by
-1 / (1 - p), so behind a branch with p near 0.9 the variance in that average is several times the one at inference, where
-nothing is dropped. Statistics are therefore recomputed with drop off before a network is measured, drawn, saved or exported.
+BatchNorm's running average is collected while drop is on. Drop scales the surviving values by 1 / (1 - p), so after a
+branch with p near 0.9 the averaged variance is several times the variance at inference, where nothing is dropped.
+Therefore the statistics are recomputed before a network is measured, shown in images, saved or exported.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from torch import Tensor, nn
 
 @torch.no_grad()
 def recompute_batch_norm(network: nn.Module, batches: Iterable[Tensor]) -> None:
-    """Replace every BatchNorm's running mean and variance by those over all `batches`, with all drop functions off.
+    """Replace every BatchNorm's running mean and variance by those over all `batches`, with drop off.
 
-    Mean and variance are those of the whole set ("precise" BatchNorm, Wu and Johnson 2021, "Rethinking 'Batch' in
-    BatchNorm"), not a moving average. The network is left in evaluation mode.
+    They are the exact statistics of the whole set, not a moving average ("precise" BatchNorm, Wu and Johnson 2021,
+    "Rethinking 'Batch' in BatchNorm").
 
     Args:
-        network: changed in place.
-        batches: at least one, each of normalised images [B, 3, H, W] on the network's device. Within a pass, the layers before
-            a BatchNorm are normalised by the statistics of that batch.
+        network: changed in place; left in evaluation mode.
+        batches: at least one, each of normalised images [B, 3, H, W] on the network's device. In each pass, earlier
+            BatchNorms normalise by the statistics of that batch.
     """
     collected: dict[nn.BatchNorm2d, list[tuple[int, Tensor, Tensor]]] = {
         module: [] for module in network.modules() if isinstance(module, nn.BatchNorm2d)
@@ -37,7 +37,7 @@ def recompute_batch_norm(network: nn.Module, batches: Iterable[Tensor]) -> None:
 
     network.eval()
     for module in collected:
-        module.train()  # so that each pass is normalised by its own statistics, never by the running ones
+        module.train()  # normalise by the batch's statistics, not by the running ones
     hooks = [module.register_forward_pre_hook(partial(collect, parts)) for module, parts in collected.items()]
     try:
         for batch in batches:
@@ -53,7 +53,7 @@ def recompute_batch_norm(network: nn.Module, batches: Iterable[Tensor]) -> None:
         share = counts / counts.sum()
         means, variances = (torch.stack(values).cpu() for values in list(zip(*parts, strict=True))[1:])
         mean = share @ means
-        # Spread within the passes and between them.
+        # Variance within the batches plus variance between them.
         variance = share @ (variances + (means - mean).square())
         module.running_mean.copy_(mean)
         module.running_var.copy_(variance)

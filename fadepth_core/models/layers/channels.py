@@ -1,5 +1,5 @@
-"""The channel operations of HQDecv2 (specification 5.3, 5.5, 5.6, 5.8): its convolution unit, two ways to reweight whole
-channels, and the interaction unit that is made of them."""
+"""Channel operations of HQDecv2 (docs/method.md, sections 5.3, 5.5, 5.6, 5.8): its convolution unit, two kinds of
+channel attention, and the channel interaction unit built of them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def conv_bn_elu(cin: int, cout: int, kernel: int = 1, stride: int = 1, groups: i
 
 
 class ChannelAttention(nn.Module):
-    """ECA: scales each channel by what three neighbouring channel means say. Shapes: [B, C, H, W] -> [B, C, H, W]."""
+    """ECA: scales each channel by a weight from three neighbouring channel means. Shapes: [B, C, H, W] -> same."""
 
     def __init__(self):
         super().__init__()
@@ -26,7 +26,7 @@ class ChannelAttention(nn.Module):
 
 
 class SqueezeExcite(nn.Module):
-    """Scales each channel by what all channel means say, through C/16 channels. Shapes: [B, C, H, W] -> [B, C, H, W]."""
+    """Scales each channel by a weight from all channel means, through C/16 channels. Shapes: [B, C, H, W] -> same."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -42,7 +42,7 @@ class SqueezeExcite(nn.Module):
 
 
 class ChannelInteraction(nn.Sequential):
-    """CI: a local filter per channel, then channels reweighted, mixed and reweighted. Shapes: [B, C, H, W] -> same."""
+    """CI: depthwise filter, squeeze-excite, 1×1 filter, channel attention. Shapes: [B, C, H, W] -> [B, C, H, W]."""
 
     def __init__(self, channels: int):
         super().__init__(

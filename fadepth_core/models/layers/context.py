@@ -1,7 +1,8 @@
-"""Global path of HQDecv2's refinement and heads (FA-Depth eq. 25): self-attention on a coarse grid of overlapping tokens.
+"""Global path of HQDecv2's refinement and heads (FA-Depth eq. 25): self-attention on a coarse grid of overlapping
+tokens.
 
-HQDec cut patches that did not overlap and put them back by a transposed convolution, whose borders are visible in the
-depth map. Here strided 3×3 filters overlap on the way down, and the way up is interpolation and a local filter.
+HQDec used patches that do not overlap and a transposed convolution, whose patch borders are visible in the depth map.
+Here strided 3×3 filters, which overlap, lead to the tokens; interpolation and a local filter lead back.
 """
 
 from __future__ import annotations
@@ -16,15 +17,20 @@ from fadepth_core.models.layers.channels import conv_bn_elu
 from fadepth_core.models.layers.conv import conv2d
 from fadepth_core.models.layers.sparse import upsample_to
 
-#: Tokens (rows, columns) at 128×416, where every token stands for 32×32 pixels; learned positions are kept for this grid.
+#: Token grid (rows, columns) of a 128×416 image, one token per 32×32 pixels. The learned positions have this size.
 POSITION_GRID = (4, 13)
 _MLP_RATIO = 3
 
 
 @dataclass(frozen=True)
 class TokenConfig:
-    """Tokens of one global path: their width, the attention heads they are split over, and how many halvings of the
-    resolution lead to their grid."""
+    """Tokens of one global path.
+
+    Attributes:
+        width: channels of a token.
+        heads: attention heads.
+        halvings: number of stride-2 filters between the map and the token grid.
+    """
 
     width: int
     heads: int
@@ -32,7 +38,7 @@ class TokenConfig:
 
 
 class GlobalContext(nn.Module):
-    """Lets every part of a map see every other one; the input is added to the result. Shapes: [B, C, H, W] -> same."""
+    """Adds global context to a map, by self-attention between its tokens. Shapes: [B, C, H, W] -> [B, C, H, W]."""
 
     def __init__(self, channels: int, tokens: TokenConfig):
         super().__init__()
@@ -71,7 +77,7 @@ class TransformerBlock(nn.Module):
 
 
 class _TokenFilter(nn.Linear):
-    """The same as a filter of one token, channels first: [B, N, D] -> [B, D', N].
+    """nn.Linear computed as a 1-D convolution with kernel size 1, channels first: [B, N, D] -> [B, D', N].
 
     TensorRT-RTX 1.7 fails on an nn.Linear whose output is split into heads ("logical memory size should be equal to
     non-opaque payload size").

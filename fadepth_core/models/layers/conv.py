@@ -1,8 +1,8 @@
-"""Convolution + BatchNorm + activation, the unit everything here is made of, and its folding for deployment.
+"""Convolution + BatchNorm + activation, the basic unit of the networks, and its folding for deployment.
 
-`conv2d` is the one place that decides whether a spatial filter is a plain convolution or an ETM; `folded` turns either,
-with the BatchNorm behind it, into one plain convolution, and `load_folded` goes the way back, so that training can go on
-from a network that was made for deployment.
+Only `conv2d` decides whether a spatial filter is a plain convolution or an ETM. `ConvBN.folded` turns either, with its
+BatchNorm, into one plain convolution; `ConvBN.load_folded` is the inverse, so that training can continue from a
+deployed network.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from fadepth_core.models.layers.etm import ETMConfig, ETMConv2d
 
 
 def conv2d(cin, cout, kernel, stride=1, dilation=1, groups=1, bias=False, etm: ETMConfig | None = None) -> nn.Module:
-    """A "same"-padded convolution; with `etm` set and a kernel larger than 1×1, its ETM form."""
+    """A "same"-padded convolution; an ETM if `etm` is given and the kernel is larger than 1×1."""
     if etm is not None and kernel > 1:
         return ETMConv2d(cin, cout, kernel, stride, dilation, groups, bias, etm)
     conv = nn.Conv2d(cin, cout, kernel, stride, dilation * (kernel - 1) // 2, dilation, groups, bias=bias)
-    nn.init.kaiming_normal_(conv.weight, nonlinearity="linear" if bias else "relu")  # with a bias, no ReLU follows
+    nn.init.kaiming_normal_(conv.weight, nonlinearity="linear" if bias else "relu")  # with a bias: no ReLU
     if bias:
         nn.init.zeros_(conv.bias)
     return conv
 
 
 class ConvBN(nn.Module):
-    """Convolution (no bias) -> BatchNorm -> optional ReLU: `CBA` and `CB` of the specification.
+    """Convolution (no bias) -> BatchNorm -> optional ReLU: `CBA` and `CB` in docs/method.md.
 
     Shapes: [B, Ci, H, W] -> [B, Co, ceil(H / s), ceil(W / s)].
     """
@@ -43,18 +43,18 @@ class ConvBN(nn.Module):
         return self.act(self.bn(self.conv(x)))
 
     def folded(self) -> nn.Conv2d:
-        """The plain convolution with bias that equals convolution and BatchNorm in evaluation; activation left out."""
+        """One convolution with bias, equal to convolution and BatchNorm in evaluation mode; without the activation."""
         return fold(self.conv, self.bn)
 
     def load_folded(self, conv: nn.Conv2d) -> None:
-        """Compute in evaluation what the plain convolution `conv` does: the inverse of `folded`."""
+        """Load a plain convolution, to compute the same in evaluation mode: the inverse of `folded`."""
         load_kernel(self.conv, conv.weight)
-        pass_through(self.bn, conv.bias)
+        set_shift_only(self.bn, conv.bias)
 
 
 @torch.no_grad()
 def load_kernel(conv: nn.Module, kernel: Tensor, bias: Tensor | None = None) -> None:
-    """Give a plain convolution or an ETM this kernel [Co, Ci/g, Kh, Kw], and this bias [Co] if it has one."""
+    """Set the kernel [Co, Ci/g, Kh, Kw] of a plain convolution or an ETM, and its bias [Co] if `bias` is given."""
     if isinstance(conv, ETMConv2d):
         conv.load_kernel(kernel)
     else:
@@ -64,8 +64,8 @@ def load_kernel(conv: nn.Module, kernel: Tensor, bias: Tensor | None = None) -> 
 
 
 @torch.no_grad()
-def pass_through(bn: nn.BatchNorm2d, shift: Tensor) -> None:
-    """A BatchNorm that in evaluation adds `shift` [C] and does nothing else."""
+def set_shift_only(bn: nn.BatchNorm2d, shift: Tensor) -> None:
+    """Set a BatchNorm so that in evaluation mode it only adds `shift` [C]."""
     bn.running_mean.zero_()
     bn.running_var.fill_(1.0)
     bn.weight.fill_((1.0 + bn.eps) ** 0.5)
@@ -73,14 +73,14 @@ def pass_through(bn: nn.BatchNorm2d, shift: Tensor) -> None:
 
 
 @torch.no_grad()
-def settle_batch_norm(network: nn.Module, images: Tensor) -> None:
-    """Give every BatchNorm the statistics of `images` [B, 3, H, W] without changing what the network answers.
+def calibrate_batch_norm(network: nn.Module, images: Tensor) -> None:
+    """Set every BatchNorm's running statistics to those of `images` [B, 3, H, W]; the network's output does not change.
 
-    A network put together by `load_folded` has BatchNorms that know nothing of the data. In training they would normalise
-    by the batch, and change its answer altogether; with scale and shift set against the statistics they do not.
+    After `load_folded` the BatchNorms do not hold the statistics of the data. In training mode they would normalise by
+    the batch and change the output completely. Scale and shift set to undo the normalisation prevent this.
     """
 
-    def settle(bn: nn.BatchNorm2d, inputs: tuple[Tensor, ...]) -> None:
+    def calibrate(bn: nn.BatchNorm2d, inputs: tuple[Tensor, ...]) -> None:
         mean, var = inputs[0].mean((0, 2, 3)), inputs[0].var((0, 2, 3), unbiased=False)
         scale = bn.weight / (bn.running_var + bn.eps).sqrt()
         shift = bn.bias - bn.running_mean * scale
@@ -89,7 +89,7 @@ def settle_batch_norm(network: nn.Module, images: Tensor) -> None:
         bn.weight.copy_(scale * (var + bn.eps).sqrt())
         bn.bias.copy_(shift + mean * scale)
 
-    hooks = [m.register_forward_pre_hook(settle) for m in network.modules() if isinstance(m, nn.BatchNorm2d)]
+    hooks = [m.register_forward_pre_hook(calibrate) for m in network.modules() if isinstance(m, nn.BatchNorm2d)]
     was_training = network.training
     try:
         network.eval()(images)
@@ -100,12 +100,12 @@ def settle_batch_norm(network: nn.Module, images: Tensor) -> None:
 
 
 def fold(conv: nn.Module, bn: nn.BatchNorm2d) -> nn.Conv2d:
-    """Merge an ETM if there is one, then fold the BatchNorm's running statistics into the kernel and a bias.
+    """One plain convolution with bias that equals `conv` (plain or ETM) followed by `bn` in evaluation mode.
 
-    Computed in double precision, so that the only rounding is that of the result. The arguments are left unchanged.
+    Computed in double precision, so that only the result is rounded. The arguments are not changed.
     """
     dtype = next(conv.parameters()).dtype
-    # fuse_conv_bn_eval insists on evaluation mode, which copies have without a trace left in the training net.
+    # Copies, because fuse_conv_bn_eval needs evaluation mode and the arguments may be in training mode.
     conv, bn = copy.deepcopy(conv).double().eval(), copy.deepcopy(bn).double().eval()
     plain = conv.reparameterize().eval() if isinstance(conv, ETMConv2d) else conv
     return fuse_conv_bn_eval(plain, bn).to(dtype)

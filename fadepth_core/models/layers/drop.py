@@ -1,6 +1,6 @@
-"""Drop function (FA-Depth eq. 4) and its schedule (eq. 5).
+"""Drop function (FA-Depth eq. 4, stochastic depth) and the schedule of its rate (eq. 5).
 
-A whole branch of one sample is zeroed at random while training and the survivors are rescaled, so evaluation needs no
+In training a branch is zeroed at random for whole samples, and the others are rescaled, so that evaluation needs no
 correction. The rate grows during training: the trainer calls `set_drop_progress` once per iteration.
 """
 
@@ -24,7 +24,7 @@ class ScheduledRate(nn.Module):
         constant: keep p(i) = P from the first iteration (ablation row sch4 of Table V).
 
     Raises:
-        ValueError: `maximum` is outside [0, 1); at 1 the rescaling by 1 / (1 - p) has no meaning.
+        ValueError: `maximum` is outside [0, 1); at 1 the factor 1 / (1 - p) is infinite.
     """
 
     def __init__(self, maximum: float, constant: bool = False):
@@ -37,14 +37,14 @@ class ScheduledRate(nn.Module):
         self._shared: dict[Hashable, Any] | None = None
 
     def set_progress(self, iteration: int, total: int) -> None:
-        """Move to iteration i of N. Nothing is stored in the state dict: a resumed run calls this with its own i."""
+        """Set the rate of iteration i of N. It is not in the state dict: a resumed run calls this with its own i."""
         if total <= 0:
             raise ValueError(f"the total number of iterations must be positive, got {total}")
         if not self.constant:
             self.rate = self.maximum * min(max(iteration, 0), total) / total
 
-    def drawn(self, key: Hashable, draw: Callable[[], _Mask]) -> _Mask:
-        """A random mask: a new one, or inside `shared_masks` the one drawn first for `key`."""
+    def draw_mask(self, key: Hashable, draw: Callable[[], _Mask]) -> _Mask:
+        """A random mask from `draw()`; inside `shared_masks`, the first one drawn for `key`."""
         if self._shared is None:
             return draw()
         if key not in self._shared:
@@ -56,7 +56,7 @@ class ScheduledRate(nn.Module):
 
 
 class DropBranch(ScheduledRate):
-    """D_p(X) = m / (1 - p) ⊙ X with one Bernoulli(1 - p) draw per sample (eq. 4); identity when evaluating.
+    """D_p(X) = m / (1 - p) ⊙ X with one Bernoulli(1 - p) draw per sample (eq. 4); identity in evaluation.
 
     Shapes: [B, ...] -> [B, ...].
     """
@@ -69,7 +69,7 @@ class DropBranch(ScheduledRate):
         def draw() -> Tensor:
             return torch.empty(x.shape[0], device=x.device, dtype=x.dtype).bernoulli_(keep) / keep
 
-        return x * self.drawn(x.shape[0], draw).view(-1, *([1] * (x.dim() - 1)))
+        return x * self.draw_mask(x.shape[0], draw).view(-1, *([1] * (x.dim() - 1)))
 
 
 def set_drop_progress(model: nn.Module, iteration: int, total: int) -> None:
@@ -80,10 +80,10 @@ def set_drop_progress(model: nn.Module, iteration: int, total: int) -> None:
 
 @contextmanager
 def shared_masks(model: nn.Module) -> Iterator[None]:
-    """Inside, every drop function of `model` draws one mask and uses it in all forward passes of the same batch size.
+    """Context in which every drop function of `model` uses one mask in all forward passes of the same batch size.
 
-    For a batch that is looked at several times, mirrored or recoloured (pyramid levels): with masks of their own the passes
-    differ by what was dropped far more than by what they are compared for.
+    For passes whose outputs are compared, e.g. pyramid levels of one batch, mirrored or recoloured. With separate masks
+    their outputs differ far more by what was dropped than by the change of the image.
     """
     modules = list(_scheduled(model))
     for module in modules:

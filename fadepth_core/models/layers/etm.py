@@ -1,9 +1,9 @@
 """Equivalent transformation module, ETM (FA-Depth section III-B, eq. 13-19).
 
-While training, one convolution's kernel is the sum of several kernels of different shapes (identity, K×1, 1×K, a K×K
-whose elements are dropped at random, and the plain K×K), each scaled by a learned, variance-normalised factor and
-sometimes dropped whole. Only the sum is convolved. For deployment the sum is stored: `reparameterize` returns an
-ordinary `nn.Conv2d` with the same output.
+In training, the kernel of one convolution is the sum of several kernels of different shapes: identity, K×1, 1×K, a K×K
+kernel whose elements are dropped at random ("dropconv"), and the standard K×K kernel. Each is scaled by a learned
+factor, normalised by its variance; all but the standard one are dropped at random. Only the sum is convolved. For
+deployment `reparameterize` returns a plain `nn.Conv2d` with the summed kernel. Details: docs/method.md, section 2.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from fadepth_core.models.layers.drop import ScheduledRate
 
 _EPS = 1e-5
-#: Of a kernel that is loaded, what the branches beside the standard one start with, together.
+#: `load_kernel`: sum of the starting factors of all branches but the standard one.
 _LOADED_SHARE = 0.1
 
 
@@ -33,8 +33,8 @@ class ETMConfig:
         dropconv_scale: α, coefficient of the dropconv branch (third number of Table VII).
         init_from_largest: start every smaller kernel from the centred crop of the largest one (the paper's ETM#).
         all_shapes: use every odd shape up to K×K instead of only K×1 and 1×K.
-        variance: "weight" divides γ by the spread of the branch's own weights, "none" uses γ alone.
-        constant_rate: p_b from the first iteration on instead of the linear schedule.
+        variance: "weight" divides γ by the standard deviation of the branch's weights, "none" uses γ alone.
+        constant_rate: keep the rate at p_b from the first iteration, instead of the schedule of eq. 5.
     """
 
     branch_drop: float = 0.1
@@ -56,7 +56,7 @@ class ETMConfig:
 
 
 _BASE = ETMConfig()
-#: The variants of section III-B by the names the paper's tables use.
+#: The variants of section III-B, by the names in the paper's tables.
 ETM_VARIANTS: dict[str, ETMConfig] = {
     "etm": _BASE,
     "etm*": replace(_BASE, dropconv=False),
@@ -65,10 +65,10 @@ ETM_VARIANTS: dict[str, ETMConfig] = {
 
 
 def etm_config(etm: str | ETMConfig | Mapping | None) -> ETMConfig | None:
-    """Turn a variant's name ("etm", "etm*", "etm#"), a config, the fields of one by name, or None into a config or None.
+    """The config that `etm` stands for: a variant ("etm", "etm*", "etm#"), a config, a mapping of its fields, or None.
 
     Raises:
-        ValueError: no variant has that name; a field is unknown, of another type, or out of its range.
+        ValueError: the variant or a field is unknown, or a field has the wrong type or is out of range.
     """
     if etm is None or isinstance(etm, ETMConfig):
         return etm
@@ -80,7 +80,7 @@ def etm_config(etm: str | ETMConfig | Mapping | None) -> ETMConfig | None:
 
 
 def _checked_field(name: str, value):
-    """`value` as field `name` of an `ETMConfig`; a whole number may stand for a fraction, as in JSON."""
+    """`value`, checked as field `name` of an `ETMConfig`. A float field also takes an int, as in JSON."""
     known = [field.name for field in fields(ETMConfig)]
     if name not in known:
         raise ValueError(f"unknown ETM option '{name}'; known options: {', '.join(known)}")
@@ -93,7 +93,7 @@ def _checked_field(name: str, value):
 
 
 class _Branch(nn.Module):
-    """One kernel W_t with its scale γ_t. `shape` None marks the identity, whose kernel is a constant."""
+    """One kernel W_t with its scale γ_t. `shape` None is the identity branch, whose kernel is constant."""
 
     def __init__(
         self, shape, out_channels, fan_in_channels, variance, coefficient=1.0, droppable=True, element_drop=0.0
@@ -104,16 +104,17 @@ class _Branch(nn.Module):
         self.droppable = droppable
         self.element_drop = element_drop
         self.fan_in = 0 if shape is None else fan_in_channels * shape[0] * shape[1]
-        # A single weight, and the constant identity, have no spread to divide by.
+        # A single weight and the constant identity have no variance.
         self.normalised = variance == "weight" and self.fan_in > 1
         if shape is not None:
             self.weight = nn.Parameter(torch.empty(out_channels, fan_in_channels, *shape))
         self.gamma = nn.Parameter(torch.ones(out_channels))
 
-    def spread(self) -> Tensor | float:
-        """sqrt(var_t + ε) per output channel, [Co, 1, 1, 1].
+    def deviation(self) -> Tensor | float:
+        """sqrt(var_t + ε) per output channel, [Co, 1, 1, 1]; 1 if the branch is not normalised.
 
-        For depthwise kernels the mean square replaces the variance: the variance of three numbers is too noisy.
+        Depthwise kernels use the mean square instead of the variance, which is too noisy for three numbers
+        (docs/method.md, section 2.3).
         """
         if not self.normalised:
             return 1.0
@@ -126,24 +127,24 @@ class _Branch(nn.Module):
 
     @torch.no_grad()
     def reset_gamma(self) -> None:
-        """γ starts at the spread, so that every branch starts with factor 1."""
-        spread = self.spread()
-        self.gamma.copy_(spread.flatten() if isinstance(spread, Tensor) else torch.ones_like(self.gamma))
+        """Set γ to the deviation, so that every branch has factor 1."""
+        deviation = self.deviation()
+        self.gamma.copy_(deviation.flatten() if isinstance(deviation, Tensor) else torch.ones_like(self.gamma))
 
     def kernel(self, identity: Tensor | None, element_mask: Tensor | None = None) -> Tensor:
-        """α_t · γ_t / sqrt(var_t + ε) ⊙ W̃_t (eq. 15d without the branch's own Bernoulli factor)."""
+        """α_t · γ_t / sqrt(var_t + ε) ⊙ W̃_t (eq. 15d without the branch's Bernoulli factor)."""
         weight = identity if self.shape is None else self.weight
         if element_mask is not None:
             weight = weight * element_mask
-        return weight * (self.coefficient * self.gamma[:, None, None, None] / self.spread())
+        return weight * (self.coefficient * self.gamma[:, None, None, None] / self.deviation())
 
 
 class ETMConv2d(nn.Module):
-    """Drop-in replacement of `nn.Conv2d` trained as several merged kernels.
+    """Replacement of `nn.Conv2d` whose kernel is the sum of several kernels in training.
 
     Args:
-        padding: zeros (above and below, left and right); None keeps the size at stride 1 (for odd kernels; even ones lose
-            a row and a column).
+        padding: zeros (above and below, left and right). None keeps the size at stride 1 for odd kernels; even kernels
+            lose one row and one column.
 
     Shapes: as `nn.Conv2d`; without `padding` [B, Ci, H, W] -> [B, Co, ceil(H / s), ceil(W / s)] for odd kernels.
     """
@@ -210,16 +211,16 @@ class ETMConv2d(nn.Module):
         for branch in self.branches:
             branch.reset_gamma()
             if self.bias is not None:
-                # No BatchNorm follows to take the sum's scale out again: start from the branches' average.
+                # No BatchNorm follows to normalise the scale of the sum, so start from the average of the branches.
                 with torch.no_grad():
                     branch.gamma.div_(len(self.branches))
 
     @torch.no_grad()
     def load_kernel(self, kernel: Tensor) -> None:
-        """Make the merged kernel equal `kernel` [Co, Ci/g, Kh, Kw].
+        """Set the branches so that the merged kernel equals `kernel` [Co, Ci/g, Kh, Kw].
 
-        The smaller branches and dropconv take a small share of it, since in training they are dropped at random; the
-        standard branch, which never is, takes the rest.
+        The branches that can be dropped get a small part of it, so that dropping them changes the output little. The
+        standard branch, which is never dropped, gets the rest.
         """
         *others, standard = self.branches
         for branch in others:
@@ -227,14 +228,14 @@ class ETMConv2d(nn.Module):
                 branch.weight.copy_(_centre_crop(kernel, branch.shape))
             branch.reset_gamma()
             branch.gamma.mul_(_LOADED_SHARE / len(others))
-        taken = sum(_centre_pad(branch.kernel(self.identity), self.kernel_size) for branch in others)
-        standard.weight.copy_(kernel - taken)
+        others_sum = sum(_centre_pad(branch.kernel(self.identity), self.kernel_size) for branch in others)
+        standard.weight.copy_(kernel - others_sum)
         standard.reset_gamma()
 
     def sample_masks(self) -> list[tuple[Tensor | float, Tensor | None]]:
         """Draw the random factors of one training step: per branch (b_t / (1 - p_b), M / (1 - p_e) or None).
 
-        One draw serves the whole batch, because one merged kernel does (eq. 16).
+        The whole batch shares one draw, because it shares the merged kernel (eq. 16).
         """
         masks = []
         rate = self.branch_rate.rate
@@ -251,7 +252,7 @@ class ETMConv2d(nn.Module):
         return masks
 
     def branch_kernels(self, masks=None) -> list[Tensor]:
-        """Ŵ_t of eq. 15d, each at its own shape; `masks` None means the deterministic kernels of eq. 18."""
+        """Ŵ_t of eq. 15d, each in its own shape. Without `masks`: the kernels of eq. 18, without drop."""
         masks = masks or [(1.0, None)] * len(self.branches)
         return [
             keep * branch.kernel(self.identity, elements)
@@ -259,12 +260,12 @@ class ETMConv2d(nn.Module):
         ]
 
     def merged_kernel(self, masks=None) -> Tensor:
-        """Σ_t Z(Ŵ_t) (eq. 16 and 18): smaller kernels zero-padded about the centre, [Co, Ci/g, Kh, Kw]."""
+        """Σ_t Z(Ŵ_t) (eq. 16 and 18), [Co, Ci/g, Kh, Kw]: smaller kernels are centred and padded with zeros."""
         return sum(_centre_pad(kernel, self.kernel_size) for kernel in self.branch_kernels(masks))
 
     def forward(self, x: Tensor) -> Tensor:
-        # One draw per training step where `drop.shared_masks` asks for it.
-        masks = self.branch_rate.drawn("etm", self.sample_masks) if self.training else None
+        # Inside `drop.shared_masks` all passes use the first draw.
+        masks = self.branch_rate.draw_mask("etm", self.sample_masks) if self.training else None
         kernel = self.merged_kernel(masks)
         return F.conv2d(x, kernel, self.bias, self.stride, self.padding, self.dilation, self.groups)
 
@@ -290,14 +291,15 @@ class ETMConv2d(nn.Module):
 
 
 def convert_to_etm(module: nn.Module, config: ETMConfig, keep_kernels: bool) -> None:
-    """Replace every convolution larger than 1×1 inside `module`, in place (Table VI: other networks with ETM).
+    """Replace every convolution larger than 1×1 inside `module` by an ETM, in place (Table VI: ETM in other networks).
 
     Args:
-        keep_kernels: start from a merged kernel that equals the replaced one (ImageNet weights), not from a random one.
+        keep_kernels: start from a merged kernel equal to the replaced one (for ImageNet weights) instead of a random
+            one.
 
     Raises:
-        ValueError: a convolution pads with something else than zeros, or has different strides or dilations for rows and
-            columns.
+        ValueError: a convolution's padding is not a fixed number of zeros, or its strides or dilations differ between
+            rows and columns.
     """
     for parent in list(module.modules()):
         for name, child in list(parent.named_children()):
@@ -307,7 +309,7 @@ def convert_to_etm(module: nn.Module, config: ETMConfig, keep_kernels: bool) -> 
 
 @torch.no_grad()
 def _etm_of(conv: nn.Conv2d, config: ETMConfig, keep_kernel: bool) -> ETMConv2d:
-    # A subclass may pad in its forward pass (timm's Conv2dSame).
+    # Subclasses are refused because they may pad in `forward` (timm's Conv2dSame).
     if type(conv) is not nn.Conv2d or conv.padding_mode != "zeros" or isinstance(conv.padding, str):
         raise ValueError(f"only convolutions that pad with fixed numbers of zeros can become an ETM, not {conv}")
     (stride, other_stride), (dilation, other_dilation) = conv.stride, conv.dilation
@@ -332,7 +334,7 @@ def _etm_of(conv: nn.Conv2d, config: ETMConfig, keep_kernel: bool) -> ETMConv2d:
 
 
 def _centre_offsets(small, large) -> tuple[int, int]:
-    # Centre index floor((K-1)/2), as the limits of the sums in eq. 13 fix it for even kernels too.
+    # Centre index floor((K-1)/2), also for even kernels: from the limits of the sums in eq. 13.
     return (large[0] - 1) // 2 - (small[0] - 1) // 2, (large[1] - 1) // 2 - (small[1] - 1) // 2
 
 

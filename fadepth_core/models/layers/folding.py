@@ -1,4 +1,4 @@
-"""Folding every BatchNorm and ETM of a network away, for networks whose modules have no deployment form of their own."""
+"""Removal of all BatchNorms and ETMs of a network, for networks whose modules have no `fuse()` of their own."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ from fadepth_core.models.layers.etm import ETMConv2d
 
 @torch.no_grad()
 def without_batch_norm(module: nn.Module) -> nn.Module:
-    """A copy in evaluation mode that computes the same without BatchNorm and ETM; `module` is left unchanged.
+    """A copy in evaluation mode that computes the same without BatchNorm and ETM; `module` is not changed.
 
-    A BatchNorm declared directly behind a convolution or an ETM is folded into it: in every module used here and in timm's
-    encoders, children are declared in the order in which they run. Any other becomes a `ChannelAffine`.
+    A BatchNorm declared directly after a convolution or an ETM is folded into it. This relies on child modules being
+    declared in the order in which they run, as in all modules used here and in timm's encoders. Any other BatchNorm
+    becomes a `ChannelAffine`.
     """
     module = copy.deepcopy(module).eval().requires_grad_(False)
     for parent in list(module.modules()):
@@ -28,17 +29,17 @@ def without_batch_norm(module: nn.Module) -> nn.Module:
                     affine = nn.Identity()
                 else:
                     affine = ChannelAffine(child)
-                # timm's BatchNorm carries the activation behind it.
+                # timm's BatchNorm contains the activation that follows it.
                 setattr(parent, name, nn.Sequential(affine, child.act) if hasattr(child, "act") else affine)
             previous = name
         for name, child in list(parent.named_children()):
-            if isinstance(child, ETMConv2d):  # without BatchNorm behind it
+            if isinstance(child, ETMConv2d):  # not followed by a BatchNorm
                 setattr(parent, name, child.reparameterize().requires_grad_(False))
     return module
 
 
 class ChannelAffine(nn.Module):
-    """BatchNorm with fixed statistics: one scale and one shift a channel. Shapes: [B, C, H, W] -> [B, C, H, W]."""
+    """BatchNorm with fixed statistics: one scale and one shift per channel. Shapes: [B, C, H, W] -> [B, C, H, W]."""
 
     def __init__(self, bn: nn.BatchNorm2d):
         super().__init__()

@@ -1,5 +1,5 @@
-"""Disparity head (FA-Depth eq. 12): one 3×3 filter with spaced elements, then a sigmoid; and the mapping from the
-sigmoid's output to depth (specification 1.6)."""
+"""Disparity head (FA-Depth eq. 12): one dilated 3×3 filter and a sigmoid. Also the mapping between the sigmoid's output
+and depth (docs/method.md, section 1.6)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from fadepth_core.models.layers.conv import conv2d, load_kernel
 from fadepth_core.models.layers.etm import ETMConfig, ETMConv2d
 
-MIN_DEPTH = 0.1  # metres; the range the sigmoid spans, not what the node publishes
+#: Default depth range of the networks, metres. The node limits the depths it publishes separately.
+MIN_DEPTH = 0.1
 MAX_DEPTH = 100.0
 
 
@@ -27,17 +28,17 @@ class DisparityHead(nn.Module):
         return FusedDisparityHead(self.conv.reparameterize() if isinstance(self.conv, ETMConv2d) else self.conv)
 
     def load_fused(self, fused: FusedDisparityHead) -> None:
-        """Compute what `fused` does: the inverse of `fuse`."""
+        """Load the weights of `fused`, so that both compute the same: the inverse of `fuse`."""
         load_kernel(
             self.conv, (fused.depthwise.weight * fused.sum.weight.transpose(0, 1)).transpose(0, 1), fused.sum.bias
         )
 
 
 class FusedDisparityHead(nn.Module):
-    """Deployment form of `DisparityHead`: the C -> 1 filter as C depthwise filters and a 1×1 sum.
+    """Deployment form of `DisparityHead`: the C -> 1 filter written as C depthwise filters and a 1×1 sum.
 
-    Engines pad a single output channel to a full vector; depthwise filters use every lane. Multiply-accumulates grow by
-    one per channel and pixel.
+    Inference engines pad a single output channel to a full vector; depthwise filters use every lane of it. This costs
+    one more multiply-accumulate per channel and pixel (docs/method.md, section 1.5b).
     """
 
     def __init__(self, conv: nn.Conv2d):
@@ -57,5 +58,12 @@ class FusedDisparityHead(nn.Module):
 
 
 def disparity_to_depth(x: Tensor, min_depth: float = MIN_DEPTH, max_depth: float = MAX_DEPTH) -> Tensor:
-    """Depth in metres from the head's output: 1 / (a·x + b), a = 1/d_min - 1/d_max, b = 1/d_max."""
+    """Depth in metres of the head's output x in (0, 1): 1 / (a·x + b) with a = 1/d_min - 1/d_max, b = 1/d_max."""
     return 1.0 / ((1.0 / min_depth - 1.0 / max_depth) * x + 1.0 / max_depth)
+
+
+def depth_to_disparity(
+    depth: Tensor | float, min_depth: float = MIN_DEPTH, max_depth: float = MAX_DEPTH
+) -> Tensor | float:
+    """The head's output x that stands for `depth` metres: the inverse of `disparity_to_depth`."""
+    return (1 / depth - 1 / max_depth) / (1 / min_depth - 1 / max_depth)

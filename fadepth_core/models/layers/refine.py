@@ -1,4 +1,4 @@
-"""Refinement AdaRMv2 (FA-Depth eq. 24-26): a map, its local context and its global context, weighed at every pixel."""
+"""Refinement AdaRMv2 (FA-Depth eq. 24-26): a map fused with its local and its global context by per-pixel weights."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from fadepth_core.models.layers.channels import ChannelAttention, conv_bn_elu
 from fadepth_core.models.layers.context import GlobalContext, TokenConfig
 from fadepth_core.models.layers.conv import ConvBN
 
-_SQUEEZE = 4
+_SQUEEZE = 4  # r = C / m of eq. 24a
 
 
 class Refinement(nn.Module):
-    """Both contexts are gathered in C/4 channels. Shapes: [B, C, H, W] -> [B, C, H, W]."""
+    """Both contexts are computed in C/4 channels. Shapes: [B, C, H, W] -> [B, C, H, W]."""
 
     def __init__(self, channels: int, tokens: TokenConfig):
         super().__init__()

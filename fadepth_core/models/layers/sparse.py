@@ -1,9 +1,9 @@
-"""The three modules SmallDepth is made of (FA-Depth section III-A): sparse downsampling (eq. 2), the double-scale
-sparse residual module (eq. 3) and sparse upsampling (eq. 6). "Sparse" means that channels and pixels are never
-connected by the same filter: spatial filters are depthwise, channel filters are 1×1.
+"""The three modules of SmallDepth (FA-Depth section III-A): sparse downsampling (eq. 2), the double-scale sparse
+residual module (eq. 3) and sparse upsampling (eq. 6). "Sparse" means that no filter connects both channels and
+neighbouring pixels: spatial filters are depthwise, channel filters are 1×1.
 
-Each module has a `fuse()` that returns its deployment form: same function, BatchNorm and ETM merged into plain
-convolutions, and the exact rewrites that make it cheaper to run; and a `load_fused()` that goes the way back.
+`fuse()` of each module returns its deployment form: the same function with BatchNorm and ETM merged into plain
+convolutions and exact rewrites that make it cheaper (docs/method.md, section 1.5b). `load_fused()` is the inverse.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fadepth_core.models.layers.conv import ConvBN, conv2d, fold, load_kernel, pass_through
+from fadepth_core.models.layers.conv import ConvBN, conv2d, fold, load_kernel, set_shift_only
 from fadepth_core.models.layers.drop import DropBranch
 from fadepth_core.models.layers.etm import ETMConfig
 
@@ -25,12 +25,12 @@ def upsample_to(x: Tensor, size: tuple[int, int]) -> Tensor:
 class SparseDownsample(nn.Module):
     """SD: halves the resolution, Ci -> Co with Co a multiple of Ci (eq. 2).
 
-    A strided depthwise filter gathers context, a strided 1×1 filter connects channels; their sum is activated. The
-    context term alone may be dropped: the 1×1 term is the only one that mixes channels and must survive.
+    A strided depthwise filter gathers context, a strided 1×1 filter connects channels; ReLU of their sum. Only the
+    context term may be dropped, because the 1×1 term is the only one that connects channels.
 
-    The channel-multiplying depthwise filter is written as Co/Ci plain depthwise filters whose outputs are concatenated
-    (the same function up to a channel order; grouped convolutions with a multiplier miss the fast kernels of several
-    engines).
+    The depthwise filter with channel multiplier Co/Ci is written as Co/Ci plain depthwise filters whose outputs are
+    concatenated: the same function up to the order of channels. Several inference engines have no fast kernel for a
+    multiplier.
 
     Shapes: [B, Ci, H, W] -> [B, Co, ceil(H / 2), ceil(W / 2)].
     """
@@ -63,11 +63,12 @@ class SparseDownsample(nn.Module):
     def load_fused(self, fused: FusedSparseDownsample) -> None:
         for own, conv in zip(self.context, fused.context, strict=True):
             load_kernel(own, conv.weight)
-        pass_through(self.context_bn, torch.cat([conv.bias for conv in fused.context]))
+        set_shift_only(self.context_bn, torch.cat([conv.bias for conv in fused.context]))
         self.channel.load_folded(fused.channel)
 
 
 def _bn_slice(bn: nn.BatchNorm2d, channels: slice) -> nn.BatchNorm2d:
+    """The BatchNorm of some of the channels."""
     part = nn.BatchNorm2d(channels.stop - channels.start, eps=bn.eps).to(bn.weight)
     part.load_state_dict(
         {name: (value if value.dim() == 0 else value[channels]) for name, value in bn.state_dict().items()}
@@ -76,7 +77,7 @@ def _bn_slice(bn: nn.BatchNorm2d, channels: slice) -> nn.BatchNorm2d:
 
 
 class FusedSparseDownsample(nn.Module):
-    """Deployment form of `SparseDownsample`. Shapes as there."""
+    """Deployment form of `SparseDownsample`; same shapes."""
 
     def __init__(self, context: list[nn.Conv2d], channel: nn.Conv2d):
         super().__init__()
@@ -88,7 +89,7 @@ class FusedSparseDownsample(nn.Module):
 
 
 class DoubleScaleResidual(nn.Module):
-    """DSRM: local and dilated depthwise context in a hidden width E, around a residual connection (eq. 3a-d).
+    """DSRM: residual block with a local and a dilated depthwise filter in a hidden width E (eq. 3a-d).
 
     Shapes: [B, C, H, W] -> [B, C, H, W].
     """
@@ -106,7 +107,7 @@ class DoubleScaleResidual(nn.Module):
         self.expand = ConvBN(channels, hidden)
         self.local = ConvBN(hidden, hidden, kernel, groups=hidden, etm=etm)
         self.dilated = ConvBN(hidden, hidden, kernel, dilation=dilation, groups=hidden, etm=etm)
-        # Two modules: each branch draws its own mask.
+        # Two modules, so that each branch draws its own mask.
         self.drop_local, self.drop_dilated = drops or (DropBranch(0.0), DropBranch(0.0))
         self.project = ConvBN(hidden, channels, relu=False)
 
@@ -126,7 +127,7 @@ class DoubleScaleResidual(nn.Module):
 
 
 class FusedDoubleScaleResidual(nn.Module):
-    """Deployment form of `DoubleScaleResidual`. Shapes as there."""
+    """Deployment form of `DoubleScaleResidual`; same shapes."""
 
     def __init__(self, expand: nn.Conv2d, local: nn.Conv2d, dilated: nn.Conv2d, project: nn.Conv2d):
         super().__init__()
@@ -138,9 +139,9 @@ class FusedDoubleScaleResidual(nn.Module):
 
 
 class SparseUpsample(nn.Module):
-    """SU: doubles the resolution, Ci -> Co (eq. 6): channels first at low resolution, then interpolate, then refine.
+    """SU: doubles the resolution, Ci -> Co (eq. 6): channels reduced at low resolution, interpolation, refinement.
 
-    Shapes: [B, Ci, h, w] -> [B, Co, *size] with size the skip it will meet, (2h, 2w) for even stages.
+    Shapes: [B, Ci, h, w] -> [B, Co, *size]; `size` is that of the skip to be added, (2h, 2w) if its sides are even.
     """
 
     def __init__(self, cin: int, cout: int, low_kernel: int = 3, high_kernel: int = 5, etm: ETMConfig | None = None):
@@ -162,10 +163,10 @@ class SparseUpsample(nn.Module):
 
 
 class FusedSparseUpsample(nn.Module):
-    """Deployment form of `SparseUpsample`. Shapes as there.
+    """Deployment form of `SparseUpsample`; same shapes.
 
-    The 1×1 filter runs before the interpolation, at a quarter of the cost: both are linear and bilinear weights sum to
-    one, so they commute, bias included. The activation stays behind the interpolation.
+    The 1×1 filter runs before the interpolation, at a quarter of the cost. The two commute, bias included, because both
+    are linear and the bilinear weights sum to one. The activation stays after the interpolation.
     """
 
     def __init__(self, reduce: nn.Conv2d, low: nn.Conv2d, connect: nn.Conv2d, refine: nn.Conv2d):

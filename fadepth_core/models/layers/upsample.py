@@ -1,4 +1,4 @@
-"""Upsampling DAdaNRSUv2 (FA-Depth eq. 27): four functions give four times the channels, which become pixels."""
+"""Upsampling DAdaNRSUv2 (FA-Depth eq. 27): pixel shuffle of an expanded map, fused with bilinear interpolation."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fadepth_core.models.layers.refine import Refinement
 
 
 class AdaptiveUpsample(nn.Module):
-    """Learned sub-pixels and bilinear interpolation, weighed at every pixel. Shapes: [B, C, h, w] -> [B, C, 2h, 2w]."""
+    """Pixel shuffle and bilinear interpolation, fused by AdaCoeff. Shapes: [B, C, h, w] -> [B, C, 2h, 2w]."""
 
     def __init__(self, channels: int, tokens: TokenConfig):
         super().__init__()

@@ -1,5 +1,6 @@
-"""Scenes made of 3D models from files: worlds of Gazebo as they are, and streets and rooms put together from a folder.
+"""Scenes made of 3D models from files: Gazebo worlds, and streets and rooms composed of the models of a folder.
 
-Files become parts (`meshes`, `sdf`), parts become geometry, materials and one atlas for the renderer (`stage`); `models`
-sorts a folder's models by what they can stand for; `world`, `street` and `room` draw scenes; `dataset` yields samples.
+Files become parts (`meshes`, `sdf`), parts become geometry, materials and one texture atlas for the renderer (`stage`).
+`models` assigns a folder's models to roles, e.g. vehicle or furniture; `world`, `street` and `room` build scenes of
+them; `dataset` yields samples.
 """

@@ -1,7 +1,7 @@
-"""Rendered scenes of 3D models with exact depth, motion and intrinsics, drawn anew for every sample from a seed.
+"""Data set of rendered scenes of 3D models with exact depth, motion and intrinsics, generated from a seed.
 
-Like `synthetic.dataset`, whose renderer and light it uses, but with real shapes and pictures: anybody's models, or a world of
-Gazebo. Nothing is stored; the models are the user's.
+Like `synthetic.dataset`, whose renderer and light it uses, but with modelled shapes and image textures: the user's own
+models or a Gazebo world. Nothing is stored, and no models are part of this package.
 """
 
 from __future__ import annotations
@@ -35,16 +35,17 @@ from fadepth_core.synthetic.dataset import (
     rendered_sample,
 )
 from fadepth_core.synthetic.occlusion import ambient_occlusion
+from fadepth_core.synthetic.raster import Light
 
 Random = np.random.Generator
 Kind = Literal["world", "street", "room"]
 
-#: By kind: heights of the camera in metres, horizontal fields of view in degrees.
+#: By kind: range of the camera's height in metres, and of the horizontal field of view in degrees.
 _HEIGHTS: dict[str, Range] = {"world": (0.2, 1.7), "room": (0.2, 1.7), "street": (0.5, 2.0)}
 _VIEWS: dict[str, Range] = {"world": (50, 85), "room": (50, 85), "street": (50, 90)}
-#: By kind: metres around a point in which things take ambient light from it, and how much at most.
+#: By kind: radius of ambient occlusion in metres, and the largest share of light that it removes.
 _OCCLUSION = {"world": (0.5, 0.7), "room": (0.5, 0.7), "street": (1.0, 0.5)}
-#: How often a street or room is drawn until its view is good.
+#: Attempts to draw a street or room with a good view.
 _TRIES = 20
 
 
@@ -53,28 +54,28 @@ class AssetsDataset(Dataset[Sample]):
 
     Args:
         root: folder with the models: folders with SDF files (as Gazebo's), or model files, at any depth.
-        world: a Gazebo world below `root`, to be seen as it is: its file, or the file's name without suffix.
-        kind: "world"; "street", composed of the models whose names tell of houses, vehicles, trees ...
-            (`models.STREET`); or "room", of those that tell of furniture (`models.ROOM`). By default "world" if one is
-            given, else "street".
+        world: a Gazebo world below `root`: its file, or the file's name without suffix.
+        kind: "world"; "street", composed of models whose names match the roles of `models.STREET` (houses, vehicles,
+            trees ...); or "room", of those of `models.ROOM` (furniture). Default: "world" if `world` is given, else
+            "street".
         size: height and width of the frames, pixels.
-        length: how many samples an epoch has; each is another scene.
-        seed: draws the scenes.
+        length: number of samples in an epoch; each is another scene.
+        seed: seed of the scenes.
         moving: whether vehicles and people move.
-        stride: makes the time between frames that much longer.
-        static: nothing moves, not even the camera: one view three times, rendered in a third of the time.
-        sky: whether the sky has a depth, far away, or none, as in all measured depth.
-        heights: of the camera above the floor, metres, from and to; by default 0.2 to 1.7, in streets 0.5 to 2.
-        view: horizontal field of view, degrees, from and to; by default 50 to 85, in streets 50 to 90.
-        texture_side: the longest side of a model's picture in memory, texels: 256, 512 or 1024.
-        retexture: probability that the walls of a world have other textures, and the same for its floors and ceilings.
-        scatter: up to that many of the folder's furniture models stand on free floor of a world.
-        roles: other regular expressions for the names of some roles of a street or room.
+        stride: factor on the time between frames.
+        static: neither objects nor the camera move: one view is repeated three times, in a third of the rendering time.
+        sky: whether the sky has a depth (`SKY_DEPTH`) or an unknown one (0), as in all measured depth.
+        heights: range of the camera's height above the floor, metres; default: 0.2 to 1.7, in streets 0.5 to 2.
+        view: range of the horizontal field of view, degrees; default: 50 to 85, in streets 50 to 90.
+        texture_side: largest side of a model's image texture in memory, texels: 256, 512 or 1024.
+        retexture: probability that the walls of a world get other textures, and the same for its floors and ceilings.
+        scatter: largest number of furniture models of the folder that are placed on the free floor of a world.
+        roles: regular expressions that replace the name patterns of some roles of a street or room.
 
     Raises:
-        ImportError: trimesh, or what it needs for a format, is missing; names the extra.
-        DataError: there is no such folder or world, or nothing usable in it.
-        ValueError: another option makes no sense.
+        ImportError: trimesh, or a package it needs for a format, is missing; the message names the extra.
+        DataError: no such folder or world, or nothing usable in it.
+        ValueError: another option is invalid.
     """
 
     def __init__(
@@ -91,8 +92,8 @@ class AssetsDataset(Dataset[Sample]):
         for name, value, least in (("length", length, 1), ("stride", stride, 1e-6), ("scatter", scatter, 0)):
             if value < least:
                 raise ValueError(f"{name} must be at least {least}, got {value}")
-        self._heights = _ordered("heights", heights or _HEIGHTS[kind], 0.05, 100)
-        self._view = _ordered("view", view or _VIEWS[kind], 5, 150)
+        self._heights = _check_range("heights", heights or _HEIGHTS[kind], 0.05, 100)
+        self._view = _check_range("view", view or _VIEWS[kind], 5, 150)
         require_trimesh()
         root = Path(root).expanduser()
         if not root.is_dir():
@@ -103,7 +104,7 @@ class AssetsDataset(Dataset[Sample]):
         self._textures = atlas.textures
         library = Library(root)
         self._world = World(library, world, atlas) if world is not None else None
-        known = _with_names(STREET if kind == "street" else ROOM, roles or {})
+        known = _override_names(STREET if kind == "street" else ROOM, roles or {})
         try:
             self._models = load_models(library, known, atlas) if kind != "world" or scatter else {"furniture": []}
         except DataError:
@@ -124,15 +125,17 @@ class AssetsDataset(Dataset[Sample]):
         return rendered_sample(
             rng,
             f"{self._name} {self._seed}:{index}",
-            lambda time, pose: self._shoot(scene, time, intrinsics, pose),
+            lambda time, pose: self._render(scene, time, intrinsics, pose),
             intrinsics,
             motion,
             self._static,
             self._sky,
         )
 
-    def _shoot(self, scene: Scene, time: float, intrinsics: np.ndarray, pose: np.ndarray):
-        """Linear picture [H, W, 3] and depth [H, W]."""
+    def _render(
+        self, scene: Scene, time: float, intrinsics: np.ndarray, pose: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Linear image [H, W, 3] with ambient occlusion, and depth [H, W] in metres."""
         picture, depth = scene.render_at(time, intrinsics, pose, self._size)
         radius, strength = _OCCLUSION[self._kind]
         shade = 1 - strength + strength * ambient_occlusion(depth, intrinsics, radius)
@@ -145,7 +148,7 @@ class AssetsDataset(Dataset[Sample]):
                 rng, self._texels, self._size, self._heights, self._view, self._retexture, self._models["furniture"],
                 self._scatter,
             )  # fmt: skip
-            return scene, intrinsics, *_carried(rng, pose, self._stride)
+            return scene, intrinsics, *_draw_motion(rng, pose, self._stride)
         street = self._kind == "street"
         for _ in range(_TRIES):
             scene, poses, interval, speed = self._draw_street(rng) if street else self._draw_room(rng)
@@ -155,6 +158,7 @@ class AssetsDataset(Dataset[Sample]):
         return scene, intrinsics, poses, interval, speed
 
     def _draw_street(self, rng: Random) -> tuple[Scene, np.ndarray, float, float]:
+        """A scene, camera-to-world poses [3, 4, 4], seconds between frames, and the camera's speed in m/s."""
         street = ModelStreet(rng, self._textures, self._moving, self._models)
         bend = rng.choice([-1, 1]) * rng.gamma(1.0, 3.0), rng.uniform(180, 500)
         track = Track(bend, (rng.normal(0, 1.0), rng.uniform(150, 400)))
@@ -163,20 +167,19 @@ class AssetsDataset(Dataset[Sample]):
         interval = self._stride * (rng.uniform(0.15, 0.4) if on_foot else min(rng.uniform(0.05, 0.12), 1.8 / speed))
         across = rng.uniform(0.6, 1.3) if on_foot else rng.uniform(0.1, 0.65)
         x, height = street.half * across * (1 if rng.random() < 0.7 else -1), rng.uniform(*self._heights)
-        look, pitch, roll = rng.normal(0, 0.3 if on_foot else 0.08), rng.normal(0, 0.04), rng.normal(0, 0.015)
+        heading, pitch, roll = rng.normal(0, 0.3 if on_foot else 0.08), rng.normal(0, 0.04), rng.normal(0, 0.015)
         poses = []
         for z in (-speed * interval, 0.0, speed * interval):
             (dx, dy), (slope_x, slope_y) = track.shift(z), track.slope(z)
-            yaw, down, tilt = np.array([np.arctan(slope_x) + look, pitch - np.arctan(slope_y), roll]) + rng.normal(
-                0, [0.0015, 0.0025, 0.0015]
-            )
-            poses.append(
-                camera_pose(camera_rotation(yaw, down, tilt), np.array([x + dx, dy - height + rng.normal(0, 0.006), z]))
-            )
+            angles = np.array([np.arctan(slope_x) + heading, pitch - np.arctan(slope_y), roll])
+            angles += rng.normal(0, [0.0015, 0.0025, 0.0015])
+            position = np.array([x + dx, dy - height + rng.normal(0, 0.006), z])
+            poses.append(camera_pose(camera_rotation(*angles), position))
         scene = _scene(street, track, daylight(rng, self._textures), self._texels)
         return scene, np.stack(poses), interval, speed
 
     def _draw_room(self, rng: Random) -> tuple[Scene, np.ndarray, float, float]:
+        """As `_draw_street`, for a room."""
         room = ModelRoom(rng, self._textures, self._moving, self._models["furniture"])
         x, z = rng.uniform(room.left, room.right) * 0.6, rng.uniform(0, room.front - 0.5)
         light = lamp_light(rng, self._textures, np.array([x, -room.height + 0.1, z]))
@@ -184,16 +187,17 @@ class AssetsDataset(Dataset[Sample]):
         pose = camera_pose(
             camera_rotation(*angles), np.array([0, -min(rng.uniform(*self._heights), room.height - 0.3), 0])
         )
-        return _scene(room, Track(), light, self._texels), *_carried(rng, pose, self._stride)
+        return _scene(room, Track(), light, self._texels), *_draw_motion(rng, pose, self._stride)
 
 
-def _scene(drawn: ModelStreet | ModelRoom, track: Track, light, texels: np.ndarray) -> Scene:
+def _scene(drawn: ModelStreet | ModelRoom, track: Track, light: Light, texels: np.ndarray) -> Scene:
+    """The scene of a street or room with the models placed in it."""
     geometry, mover, materials = drawn.placements.merged(*drawn.mesh.geometry(), drawn.mesh.materials())
     return Scene(geometry, mover, np.array(drawn.mesh.velocities), track, materials, light, texels)
 
 
-def _carried(rng: Random, pose: np.ndarray, stride: float) -> tuple[np.ndarray, float, float]:
-    """Poses [3, 4, 4] around `pose` of a camera on an indoor robot or in a hand, seconds between them, speed in m/s."""
+def _draw_motion(rng: Random, pose: np.ndarray, stride: float) -> tuple[np.ndarray, float, float]:
+    """Motion of a hand-held camera or an indoor robot: poses [3, 4, 4] around `pose`, seconds between them, m/s."""
     interval, velocity = indoor_motion(rng, stride)
     spin = rng.normal(0, [0.3, 0.15, 0.06])
     poses = []
@@ -203,14 +207,14 @@ def _carried(rng: Random, pose: np.ndarray, stride: float) -> tuple[np.ndarray, 
     return np.stack(poses), interval, float(np.linalg.norm(velocity))
 
 
-def _ordered(name: str, value: Sequence[float], low: float, high: float) -> Range:
+def _check_range(name: str, value: Sequence[float], low: float, high: float) -> Range:
     if len(value) != 2 or not low <= value[0] <= value[1] <= high:
         raise ValueError(f"{name} must be two numbers from {low:g} to {high:g} in order, got {tuple(value)}")
     return float(value[0]), float(value[1])
 
 
-def _with_names(known: Mapping, names: Mapping[str, str]) -> dict:
-    """The roles with other regular expressions for some."""
+def _override_names(known: Mapping, names: Mapping[str, str]) -> dict:
+    """The roles `known` with the name patterns of some replaced."""
     unknown = sorted(set(names) - set(known))
     if unknown:
         raise ValueError(f"no role {', '.join(unknown)}; there are {', '.join(known)}")

@@ -1,7 +1,7 @@
-"""3D model files as triangles with pictures: COLLADA, Wavefront OBJ, glTF, STL and whatever else trimesh reads.
+"""Read 3D model files as textured triangles: COLLADA, Wavefront OBJ, glTF, STL and other formats of trimesh.
 
-The only module that imports trimesh. Vertices are metres in the axes of the file; what a format says of its unit is
-honoured. Every triangle has vertices of its own, because at hard edges a vertex has several normals.
+The only module that imports trimesh. Vertices are in the axes of the file, converted to metres if the file states its
+unit. Every triangle has its own vertices, because at hard edges a vertex has several normals.
 """
 
 from __future__ import annotations
@@ -21,28 +21,28 @@ from fadepth_core.common.errors import DataError
 
 _log = logging.getLogger(__name__)
 
-#: Files that are models.
+#: Suffixes of model files.
 SUFFIXES = (".dae", ".obj", ".glb", ".gltf", ".stl", ".ply", ".off", ".3mf")
-#: The longest side of a picture that is kept, texels; the renderer's textures are no larger.
+#: Larger image textures are reduced to this side, texels; the renderer's textures are no larger.
 PICTURE_SIDE = 1024
 
-#: A material of this opacity or less is a pane of glass and left out: depth is that of what is behind.
-_CLEAR = 0.5
-#: A corner takes the vertex's normal where its cosine with the triangle's is larger.
+#: Materials of this opacity or less count as glass and are left out, so that depth is that of the objects behind.
+_GLASS_OPACITY = 0.5
+#: A corner takes the vertex's normal if the cosine of its angle to the triangle's normal is larger than this.
 _SMOOTH = 0.7
-#: How COLLADA and OBJ say that a picture's alpha is coverage.
+#: Declarations in COLLADA and OBJ that a texture's alpha is coverage.
 _CUTOUTS = re.compile(rb"<transparent[^>]*>\s*<texture|^\s*map_d\s", re.MULTILINE)
 _METRES = {"meters": 1.0, "millimeters": 1e-3, "centimeters": 1e-2, "inches": 0.0254, "feet": 0.3048}
 
 
 @dataclass(frozen=True)
 class Surface:
-    """How a part looks.
+    """Appearance of a part.
 
     Attributes:
-        colour: linear RGB in 0..1 that the picture is multiplied with.
-        picture: sRGB and alpha, uint8 [H, W, 4], row 0 at v = 0; None for a plain colour.
-        cutout: whether alpha says where there is anything, as in leaves and fences.
+        colour: linear RGB in 0..1, multiplied with the picture.
+        picture: image texture, sRGB and alpha, uint8 [H, W, 4], row 0 at v = 0; None for a plain colour.
+        cutout: whether alpha is coverage, as in leaves and fences.
         incomplete: whether the file names a picture that could not be read.
     """
 
@@ -57,9 +57,11 @@ class Part:
     """Triangles of one material.
 
     Attributes:
-        corners: [F, 3, 3] metres. normals: [F, 3, 3] unit vectors. uv: [F, 3, 2] tiles, v down. All float32.
-        surface: how it looks.
-        name: of the geometry; `sdf` puts the names of the models that it is in before it.
+        corners: [F, 3, 3] float32 metres.
+        normals: [F, 3, 3] float32 unit vectors.
+        uv: [F, 3, 2] float32 texture tiles, v down.
+        surface: its appearance.
+        name: name of the geometry; `sdf` puts the names of the enclosing models before it.
     """
 
     corners: np.ndarray
@@ -69,7 +71,7 @@ class Part:
     name: str = ""
 
     def moved(self, matrix: np.ndarray) -> Part:
-        """The part under an affine motion [4, 4], which may scale."""
+        """The part transformed by an affine matrix [4, 4], which may scale."""
         linear = matrix[:3, :3].astype(np.float32)
         normals = self.normals @ np.linalg.inv(linear)
         normals /= np.linalg.norm(normals, axis=-1, keepdims=True) + 1e-9
@@ -77,14 +79,14 @@ class Part:
 
 
 def bounds(parts: Iterable[Part]) -> np.ndarray:
-    """Least and greatest coordinates [2, 3] of some parts."""
+    """Bounding box of the parts: smallest and largest coordinates [2, 3]."""
     extents = [(part.corners.min((0, 1)), part.corners.max((0, 1))) for part in parts]
     low, high = zip(*extents, strict=True)
     return np.stack([np.min(low, axis=0), np.max(high, axis=0)])
 
 
 def metric_uv(corners: np.ndarray, normals: np.ndarray) -> np.ndarray:
-    """Texture coordinates [F, 3, 2] in metres, v down, on the coordinate plane that each triangle faces most; z is up."""
+    """Texture coordinates [F, 3, 2] in metres, v down, by projection along each triangle's main axis; z is up."""
     axis = np.abs(normals.sum(1)).argmax(-1)
     across = np.array([[1, 2], [0, 2], [0, 1]])[axis]
     uv = np.take_along_axis(corners, np.repeat(across[:, None], 3, axis=1), axis=2)
@@ -95,10 +97,10 @@ def metric_uv(corners: np.ndarray, normals: np.ndarray) -> np.ndarray:
 
 
 def find_file(name: str, folders: Sequence[Path]) -> Path | None:
-    """The file of that relative name in one of the folders; else one with the same last component, in any case.
+    """Find a file by relative name in one of the folders; else by the name's last component, ignoring case.
 
-    Models name pictures by paths of the machine on which they were made. "model://" stands for the folder in which the
-    models lie, one of the folders above.
+    The second rule is for models whose files name pictures by paths of the author's machine. "model://" is the folder
+    of all models, one of the parent folders.
     """
     name = name.replace("\\", "/").removeprefix("file://")
     model = name.startswith("model://")
@@ -117,7 +119,7 @@ def find_file(name: str, folders: Sequence[Path]) -> Path | None:
 
 
 def read_picture(path: Path) -> np.ndarray | None:
-    """sRGB and alpha, uint8 [H, W, 4], no side longer than `PICTURE_SIDE`; None if OpenCV and Pillow cannot read it."""
+    """Read an image as sRGB and alpha, uint8 [H, W, 4], sides up to `PICTURE_SIDE`; None if it cannot be read."""
     picture = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
     if picture is not None:
         if picture.dtype == np.uint16:
@@ -126,23 +128,24 @@ def read_picture(path: Path) -> np.ndarray | None:
             picture = cv2.cvtColor(picture, cv2.COLOR_GRAY2RGBA)
         else:
             picture = cv2.cvtColor(picture, cv2.COLOR_BGR2RGBA if picture.shape[2] == 3 else cv2.COLOR_BGRA2RGBA)
-        return _limited(picture)
+        return _limit_size(picture)
     try:
         from PIL import Image
 
         with Image.open(path) as image:
-            return _limited(np.array(image.convert("RGBA")))
+            return _limit_size(np.array(image.convert("RGBA")))
     except (ImportError, OSError, ValueError):
         return None
 
 
 def has_holes(picture: np.ndarray) -> bool:
-    """Whether alpha is nearly everywhere 0 or 1, and both occur: it is coverage, or marks what is painted."""
+    """Whether alpha is nearly everywhere 0 or 1, and both occur: it is coverage, or marks painted areas."""
     clear, solid = np.mean(picture[..., 3] < 40), np.mean(picture[..., 3] > 215)
     return bool(clear > 0.02 and solid > 0.02 and clear + solid > 0.75)
 
 
-def _limited(picture: np.ndarray) -> np.ndarray:
+def _limit_size(picture: np.ndarray) -> np.ndarray:
+    """The picture, reduced if a side is longer than `PICTURE_SIDE`."""
     height, width = picture.shape[:2]
     if max(height, width) <= PICTURE_SIDE:
         return picture
@@ -154,10 +157,10 @@ def _limited(picture: np.ndarray) -> np.ndarray:
 
 
 def require_trimesh():
-    """The module trimesh.
+    """Import and return the module trimesh.
 
     Raises:
-        ImportError: it is missing; names the extra to install.
+        ImportError: it is missing; the message names the extra to install.
     """
     try:
         import trimesh
@@ -167,10 +170,10 @@ def require_trimesh():
 
 
 def read_model(path: Path) -> list[Part]:
-    """The parts of a model file; panes of glass are left out.
+    """Read the parts of a model file, except glass.
 
     Raises:
-        ImportError: trimesh, or what it needs for this format, is missing.
+        ImportError: trimesh, or a package it needs for this format, is missing.
         DataError: the file cannot be read or holds no triangles.
     """
     trimesh = require_trimesh()
@@ -184,14 +187,14 @@ def read_model(path: Path) -> list[Part]:
             import collada  # noqa: F401 - trimesh needs it
         except ImportError as error:
             raise ImportError("COLLADA models need pycollada: pip install 'fadepth_ros[assets]'") from error
-        data = re.sub(rb"<!--.*?-->", b"", data, flags=re.DOTALL)  # pycollada takes a comment for an unknown element
-    files = _files_beside(path, trimesh)
+        data = re.sub(rb"<!--.*?-->", b"", data, flags=re.DOTALL)  # pycollada fails on comments
+    files = _file_resolver(path, trimesh)
     options = {"split_groups": True} if kind == "obj" else {}
     try:
         scene = trimesh.load_scene(io.BytesIO(data), file_type=kind, resolver=files, process=False, **options)
     except (ImportError, MemoryError):
         raise
-    except Exception as error:  # what trimesh's many readers raise is not documented
+    except Exception as error:  # trimesh does not document the errors of its readers
         raise DataError(f"{path}: {error}") from error
     cutouts = files.cutouts or (kind == "dae" and _CUTOUTS.search(data) is not None)
     parts = []
@@ -203,8 +206,8 @@ def read_model(path: Path) -> list[Part]:
         surface = _surface(mesh.visual, files.incomplete, cutouts)
         if surface is not None:
             material = getattr(getattr(mesh.visual, "material", None), "name", None)
-            name = str(key).removesuffix(f"_{material}")  # trimesh appends the material to the name of an OBJ's group
-            scale = np.diag([*3 * [_metres(mesh.units or scene.units)], 1.0])
+            name = str(key).removesuffix(f"_{material}")  # trimesh appends the material to the names of OBJ groups
+            scale = np.diag([*3 * [_unit_length(mesh.units or scene.units)], 1.0])
             parts.append(_part(mesh, surface, name).moved(scale @ matrix))
     if not parts:
         raise DataError(f"{path}: no triangles")
@@ -218,7 +221,7 @@ def submesh_of(parts: Sequence[Part], path: Path, name: str) -> list[Part]:
         DataError: there is none.
     """
     names = [name, *_geometries_of_node(path, name)] if path.suffix.lower() == ".dae" else [name]
-    # trimesh makes names unique by numbers, exporters append "-mesh" or "-lib".
+    # trimesh appends numbers to make names unique, exporters append "-mesh" or "-lib".
     pattern = re.compile("(" + "|".join(map(re.escape, names)) + r")(-mesh|-lib)?(_\d+)?")
     chosen = [part for part in parts if pattern.fullmatch(part.name)]
     if not chosen:
@@ -226,10 +229,13 @@ def submesh_of(parts: Sequence[Part], path: Path, name: str) -> list[Part]:
     return chosen
 
 
-def _files_beside(path: Path, trimesh):
-    """trimesh's access to the pictures and material files of a model; notes what they lack and declare."""
-    near = path.parent
-    folders = [near, near / "textures", near.parent / "materials" / "textures", near.parent / "textures", near.parent]
+def _file_resolver(path: Path, trimesh):
+    """Resolver with which trimesh opens the pictures and material files of a model.
+
+    Records whether one is missing (`incomplete`) and whether a material file declares coverage (`cutouts`).
+    """
+    base = path.parent
+    folders = [base, base / "textures", base.parent / "materials" / "textures", base.parent / "textures", base.parent]
 
     class Files(trimesh.resolvers.Resolver):
         def __init__(self):
@@ -258,13 +264,14 @@ def _files_beside(path: Path, trimesh):
     return Files()
 
 
-def _metres(units: str | None) -> float:
-    """Length of a unit as trimesh names it: "0.01 * meters", "inches"; 1 where it names none."""
+def _unit_length(units: str | None) -> float:
+    """Metres of a unit as trimesh names it ("0.01 * meters", "inches"); 1 where it names none."""
     number, _, unit = (units or "").rpartition("*")
     return float(number or 1) * _METRES.get(unit.strip(), 1.0)
 
 
 def _part(mesh, surface: Surface, name: str) -> Part:
+    """A trimesh mesh as a part, without degenerate triangles."""
     corners = np.asarray(mesh.triangles, np.float32)
     normal = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
     length = np.linalg.norm(normal, axis=1)
@@ -273,7 +280,7 @@ def _part(mesh, surface: Surface, name: str) -> Part:
     flat = (normal[solid] / length[solid, None])[:, None]
     normals = np.asarray(mesh.vertex_normals, np.float32)[faces]
     cosine = (normals * flat).sum(-1, keepdims=True)
-    # Files disagree on the side to which normals point; the renderer turns a triangle's normals to the viewer together.
+    # Files disagree on the orientation of normals, and the renderer orients the three normals of a triangle together.
     normals = np.where(np.abs(cosine) > _SMOOTH, normals * np.sign(cosine), flat).astype(np.float32)
     uv = getattr(mesh.visual, "uv", None)
     if uv is None or len(uv) != len(mesh.vertices):
@@ -284,10 +291,11 @@ def _part(mesh, surface: Surface, name: str) -> Part:
 
 
 def _surface(visual, incomplete: bool, cutouts: bool) -> Surface | None:
-    """How trimesh's material looks, None for glass.
+    """The surface of a trimesh visual; None for glass.
 
-    `incomplete`: whether one of the file's pictures is missing; `cutouts`: whether its pictures' alpha is coverage. Many
-    pictures have an alpha channel that means something else, or nothing.
+    Args:
+        incomplete: whether one of the file's pictures is missing.
+        cutouts: whether the alpha of its pictures is coverage; in many pictures it means something else, or nothing.
     """
     material = getattr(visual, "material", None)
     if material is None:
@@ -300,21 +308,22 @@ def _surface(visual, incomplete: bool, cutouts: bool) -> Surface | None:
         factor = getattr(material, "diffuse", None)
     colour = np.ones(4) if factor is None else np.asarray(factor, float)
     colour = colour / 255 if colour.max() > 1 else colour
-    if len(colour) > 3 and colour[3] <= _CLEAR:
+    if len(colour) > 3 and colour[3] <= _GLASS_OPACITY:
         return None
     if picture is None:
         return Surface(_linear(colour), incomplete=incomplete and colour[:3].min() > 0.99)
-    picture = _limited(np.array(picture.convert("RGBA")))
+    picture = _limit_size(np.array(picture.convert("RGBA")))
     cutouts = cutouts or getattr(material, "alphaMode", None) in ("MASK", "BLEND")
     return Surface(_linear(colour), picture, cutouts and has_holes(picture))
 
 
 def _linear(colour: np.ndarray) -> tuple[float, float, float]:
+    """sRGB in 0..1 -> linear RGB, by a gamma of 2.2."""
     return tuple(float(c) for c in np.clip(colour[:3], 0, 1) ** 2.2)
 
 
 def _geometries_of_node(path: Path, name: str) -> list[str]:
-    """Identifiers of the geometries below the COLLADA nodes of that name."""
+    """Identifiers of the geometries below the COLLADA nodes with that name."""
     found = []
     for node in ElementTree.parse(path).iter():
         if node.tag.rpartition("}")[2] == "node" and name in (node.get("name"), node.get("id")):

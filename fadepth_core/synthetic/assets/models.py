@@ -1,4 +1,4 @@
-"""The models of a folder, sorted by what they can stand for in a scene."""
+"""The models of a folder by their role in a scene, which is found from their name and size."""
 
 from __future__ import annotations
 
@@ -21,11 +21,12 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Role:
-    """What a model can stand for.
+    """Condition for a model to have a role in a scene.
 
     Attributes:
-        names: regular expression found in its name, in any case.
-        size: least and greatest extent of its longest horizontal side, or of its height if `upright`, metres.
+        names: regular expression that its name contains, ignoring case.
+        size: smallest and largest length of its longest horizontal side, or of its height if `upright`, metres.
+        upright: whether `size` limits the height.
     """
 
     names: str
@@ -34,11 +35,11 @@ class Role:
 
 
 def _word(names: str) -> str:
-    """Regular expression for names that stand for themselves, between digits, underscores and the like."""
+    """Regular expression for whole words, i.e. without letters before and after."""
     return rf"(?<![a-z])({names})(?![a-z])"
 
 
-#: The roles of a street; a model has the first whose names and size fit.
+#: Roles of a street; a model has the first one whose names and size match.
 STREET = {
     "clutter": Role(
         r"barrel|jersey|dumpster|mail_?box|post_?box|hydrant|trash|bollard|cinder_block|cardboard_box|fountain|pallet|crate|"
@@ -59,7 +60,7 @@ STREET = {
         (4.5, 36),
     ),
 }
-#: The role of a room: what stands on the floor.
+#: Role of a room: furniture that stands on the floor.
 ROOM = {
     "furniture": Role(
         r"sofa|couch|chair|stool|table(?!t|ware)|desk(?!portrait)|cabinet|wardrobe|shelf|rack|refrigerator|fridge|oven|"
@@ -72,9 +73,10 @@ ROOM = {
 
 @dataclass
 class Model:
-    """A model in the scenes' axes, the middle of its base at the origin.
+    """A model in the scenes' axes, with the centre of its base at the origin.
 
     Attributes:
+        stage: its geometry and materials.
         extent: size along x, y, z, metres.
     """
 
@@ -86,12 +88,12 @@ class Model:
         self, rng: Random, placements: Placements, position: Sequence[float], yaw: float,
         scale: float | Sequence[float] = 1.0, *, chroma: float = 0.04, paint: bool = False, glossy: bool = True, mover: int = 0,
     ) -> None:  # fmt: skip
-        """Put it into a scene, see `Placements.add`, with varied brightness, hue and gloss.
+        """Add it to a scene with random brightness, hue and gloss; for the other arguments see `Placements.add`.
 
         Args:
-            chroma: deviation of the hue.
-            paint: whether what its pictures mark as painted gets a car's paint.
-            glossy: whether it may be a weak mirror.
+            chroma: standard deviation of the hue.
+            paint: whether areas that its pictures mark as painted get the colour of a car.
+            glossy: whether it may be slightly reflective.
         """
         count = len(self.stage.painted)
         tints = np.exp(rng.normal(0, chroma, 3) + rng.normal(-0.1, 0.25)) * np.ones((count, 3))
@@ -111,12 +113,12 @@ _PAINT_SHARES = (0.25, 0.16, 0.18, 0.17, 0.09, 0.08, 0.03, 0.02, 0.02)
 
 
 def load_models(library: Library, roles: Mapping[str, Role], atlas: Atlas) -> dict[str, list[Model]]:
-    """The models of a folder that have one of the roles, by role; their pictures go into the atlas.
+    """Load the models of a folder that have one of the roles, by role; their pictures are added to the atlas.
 
-    A model is a folder with an SDF file, or a model file that is in no such folder.
+    A model is a folder with an SDF file, or a model file outside such folders.
 
     Raises:
-        ImportError: trimesh, or what it needs for a format, is missing.
+        ImportError: trimesh, or a package it needs for a format, is missing.
         DataError: no model could be loaded, or none has a role.
     """
     patterns = {name: re.compile(role.names, re.IGNORECASE) for name, role in roles.items()}
@@ -126,8 +128,8 @@ def load_models(library: Library, roles: Mapping[str, Role], atlas: Atlas) -> di
     models: dict[str, list[Model]] = {role: [] for role in roles}
     failed = 0
     for name, file in sorted(files.items()):
-        fitting = [role for role in roles if patterns[role].search(name)]
-        if not fitting or file is None:
+        matching = [role for role in roles if patterns[role].search(name)]
+        if not matching or file is None:
             continue
         try:
             parts = read_sdf(file, library) if file.suffix == ".sdf" else z_up(library.model(file), file)
@@ -136,11 +138,12 @@ def load_models(library: Library, roles: Mapping[str, Role], atlas: Atlas) -> di
             _log.warning("%s, left out", error)
             continue
         size = np.ptp(bounds(parts), axis=0)
-        role = next((role for role in fitting if _fits(roles[role], size)), None)
+        role = next((role for role in matching if _has_size(roles[role], size)), None)
         if role is None:
-            _log.warning("%s: %s m is no size of %s, left out", file, size.round(2).tolist(), " or ".join(fitting))
+            sizes = size.round(2).tolist()
+            _log.warning("%s: a size of %s m does not fit role %s, left out", file, sizes, " or ".join(matching))
         else:
-            models[role].append(_standing(name, parts, atlas))
+            models[role].append(_build_model(name, parts, atlas))
     if not any(models.values()):
         why = f"{failed} could not be loaded" if failed else "none has a name and size of a role"
         raise DataError(f"{library.root}: of its {len(files)} models, {why}; roles are {', '.join(roles)}")
@@ -148,7 +151,7 @@ def load_models(library: Library, roles: Mapping[str, Role], atlas: Atlas) -> di
 
 
 def z_up(parts: list[Part], path: Path) -> list[Part]:
-    """Parts of a file that stands alone, turned so that z is up: glTF and OBJ have y up, COLLADA says it itself."""
+    """Rotate the parts of a model file so that z is up: glTF and OBJ have y up, COLLADA states its up axis."""
     kind = path.suffix.lower()
     if kind == ".dae":
         found = re.search(rb"<up_axis>\s*([XYZ])_UP", path.read_bytes())
@@ -161,16 +164,17 @@ def z_up(parts: list[Part], path: Path) -> list[Part]:
     return [part.moved(turn) for part in parts]
 
 
-def _fits(role: Role, size: np.ndarray) -> bool:
+def _has_size(role: Role, size: np.ndarray) -> bool:
     low, high = role.size
     return low <= (size[2] if role.upright else max(size[:2])) <= high
 
 
-def _standing(name: str, parts: list[Part], atlas: Atlas) -> Model:
+def _build_model(name: str, parts: list[Part], atlas: Atlas) -> Model:
+    """A model of parts that are in Gazebo's axes, moved so that the centre of its base is at the origin."""
     low, high = bounds(parts)
     shift = np.eye(4)
     shift[:2, 3] = -(low + high)[:2] / 2
-    if abs(low[2]) > 0.02 + 0.05 * (high - low)[2]:  # less than that is in the ground: foundations, roots
+    if abs(low[2]) > 0.02 + 0.05 * (high - low)[2]:  # else foundations or roots in the ground
         shift[2, 3] = -low[2]
     stage = build_stage([part.moved(shift) for part in parts], atlas)
     return Model(name, stage, (high - low)[[1, 2, 0]])

@@ -1,4 +1,4 @@
-"""Where in a world there is free floor: for cameras, and for things to stand on."""
+"""Map of the free floor of a world, on which cameras and loose objects are placed."""
 
 from __future__ import annotations
 
@@ -9,24 +9,26 @@ from fadepth_core.synthetic.raster import Geometry
 
 Random = np.random.Generator
 
-#: Edge of a cell of the map, metres.
+#: Side of a cell of the map, metres.
 CELL = 0.08
-#: A free region of fewer square metres is the inside of a cupboard.
-_LEAST_AREA = 1.5
-#: Heights below which things are no obstacle, and of the planes for which free space is looked up, metres.
-_STEP, _PLANES = 0.12, (0.3, 0.7, 1.1, 1.7)
+#: Smaller free regions are ignored, square metres; they are insides of cupboards and the like.
+_MIN_AREA = 1.5
+#: Objects lower than this are no obstacle, metres.
+_STEP = 0.12
+#: Camera heights for which a map is made, metres.
+_PLANES = (0.3, 0.7, 1.1, 1.7)
 
 
 class Places:
-    """A map, seen from above, of the free floor of a world in the scenes' axes (y down, floor at y = 0).
+    """Grid map of the free floor of a world in the scenes' axes (y down, floor at y = 0).
 
     Args:
         geometry: of the world.
-        clearance: metres that a camera keeps from everything beside it.
+        clearance: smallest horizontal distance of a camera to obstacles, metres.
 
     Attributes:
         roofed: share of the free floor with a roof or ceiling above it.
-        wall_height: of most of what is higher than a door, metres.
+        wall_height: height that most objects higher than a door reach, metres.
     """
 
     def __init__(self, geometry: Geometry, clearance: float = 0.35):
@@ -38,29 +40,29 @@ class Places:
         self._clearance = clearance
         self._origin = ground[:, [0, 2]].min(0) - 2 * CELL
         self._shape = tuple(((ground[:, [2, 0]].max(0) - self._origin[::-1]) / CELL).astype(int) + 3)
-        floor = cv2.morphologyEx(self._marked(ground), cv2.MORPH_CLOSE, np.ones((5, 5), np.uint8))
+        floor = cv2.morphologyEx(self._occupied(ground), cv2.MORPH_CLOSE, np.ones((5, 5), np.uint8))
         free = []
         for plane in _PLANES:
-            blocked = self._marked(points[(height > _STEP) & (height < plane + 0.25)])
+            blocked = self._occupied(points[(height > _STEP) & (height < plane + 0.25)])
             free.append(floor & (1 - cv2.morphologyEx(blocked, cv2.MORPH_CLOSE, np.ones((3, 3), np.uint8))))
-        upright = _large(free[-1])
-        # Metres to what stands in the way, for each plane.
-        self._room = [cv2.distanceTransform(_connected(f, upright), cv2.DIST_L2, 5) * CELL for f in free]
+        open_floor = _large_regions(free[-1])
+        # Distance to the nearest obstacle in metres, for each plane.
+        self._distance = [cv2.distanceTransform(_reachable(f, open_floor), cv2.DIST_L2, 5) * CELL for f in free]
         above = points[level & (height > 2.0)]
-        covered = cv2.morphologyEx(self._marked(above), cv2.MORPH_CLOSE, np.ones((9, 9), np.uint8))
-        free = self._room[0] > 0
+        covered = cv2.morphologyEx(self._occupied(above), cv2.MORPH_CLOSE, np.ones((9, 9), np.uint8))
+        free = self._distance[0] > 0
         self.roofed = float(covered[free].mean()) if free.any() else 0.0
         self.wall_height = self._wall_height(points[(height > 2.2) & (height < 12)])
         self._above = above
 
     def area(self) -> float:
-        """Square metres in which a low camera can be."""
-        return float((self._room[0] > self._clearance).sum()) * CELL**2
+        """Area in which a low camera can be placed, square metres."""
+        return float((self._distance[0] > self._clearance).sum()) * CELL**2
 
     def draw(self, rng: Random, height: float) -> np.ndarray | None:
-        """A random position [3] of a camera of that height in metres, None if there is none."""
+        """Random position [3] for a camera at `height` metres; None if there is none."""
         plane = min(int(np.searchsorted(_PLANES, height)), len(_PLANES) - 1)
-        cells = np.flatnonzero(self._room[plane] > self._clearance)
+        cells = np.flatnonzero(self._distance[plane] > self._clearance)
         if not len(cells):
             return None
         row, column = np.unravel_index(rng.choice(cells), self._shape)
@@ -68,21 +70,22 @@ class Places:
         return np.array([x, -height, z])
 
     def draw_near(self, rng: Random, position: np.ndarray, reach: float, radius: float) -> np.ndarray | None:
-        """(x, z) of floor that is free for `radius` metres around, at most `reach` metres away; None if there is none."""
+        """Random (x, z) with free floor within `radius` metres, at most `reach` metres from `position`; or None."""
         column, row = ((position[[0, 2]] - self._origin) / CELL).astype(int)
         cells = int(reach / CELL)
         top, left = max(0, row - cells), max(0, column - cells)
-        rows, columns = np.nonzero(self._room[-1][top : row + cells + 1, left : column + cells + 1] > radius)
+        rows, columns = np.nonzero(self._distance[-1][top : row + cells + 1, left : column + cells + 1] > radius)
         places = self._origin + (np.stack([columns + left, rows + top], 1) + 0.5) * CELL
         places = places[np.hypot(*(places - position[[0, 2]]).T) < reach]
         return places[rng.integers(len(places))] if len(places) else None
 
     def ceiling(self, position: np.ndarray) -> float:
-        """Height in metres of what is above a place."""
+        """Height of the ceiling above a position, metres; the height of the walls if there is none."""
         near = np.abs(self._above[:, [0, 2]] - position[[0, 2]]).max(1) < 0.3
         return float(-self._above[near, 1].max()) if near.any() else self.wall_height
 
     def _wall_height(self, points: np.ndarray) -> float:
+        """Height that 80 % of the map's columns with such points reach, metres; 2.6 without points."""
         if not len(points):
             return 2.6
         cells = ((points[:, [2, 0]] - self._origin[::-1]) / CELL).astype(int)
@@ -91,8 +94,8 @@ class Places:
         np.maximum.at(tops, column.ravel(), -points[:, 1])
         return float(np.quantile(tops, 0.2))
 
-    def _marked(self, points: np.ndarray) -> np.ndarray:
-        """uint8 [rows, columns], 1 where there are points."""
+    def _occupied(self, points: np.ndarray) -> np.ndarray:
+        """Grid uint8 [rows, columns], 1 in cells with points."""
         grid = np.zeros(self._shape, np.uint8)
         cells = ((points[:, [2, 0]] - self._origin[::-1]) / CELL).astype(int)
         inside = ((cells >= 0) & (cells < self._shape)).all(1)
@@ -100,25 +103,25 @@ class Places:
         return grid
 
 
-def _large(free: np.ndarray) -> np.ndarray:
-    """The regions of at least `_LEAST_AREA`, uint8 [rows, columns]."""
+def _large_regions(free: np.ndarray) -> np.ndarray:
+    """The regions of more than `_MIN_AREA`, uint8 [rows, columns]."""
     _, labels, statistics, _ = cv2.connectedComponentsWithStats(free, connectivity=4)
-    large = statistics[:, cv2.CC_STAT_AREA] * CELL**2 > _LEAST_AREA
-    large[0] = False  # what is not free
+    large = statistics[:, cv2.CC_STAT_AREA] * CELL**2 > _MIN_AREA
+    large[0] = False  # label 0 is the floor that is not free
     return large[labels].astype(np.uint8)
 
 
-def _connected(free: np.ndarray, upright: np.ndarray) -> np.ndarray:
-    """The regions that reach to where one can stand upright: not the inside of a box or bed, but the space under a table."""
+def _reachable(free: np.ndarray, open_floor: np.ndarray) -> np.ndarray:
+    """The regions connected to open floor: the space under a table, but not the inside of a box or bed."""
     count, labels = cv2.connectedComponents(free, connectivity=4)
     reached = np.zeros(count, bool)
-    reached[np.unique(labels[upright > 0])] = True
+    reached[np.unique(labels[open_floor > 0])] = True
     reached[0] = False
     return reached[labels].astype(np.uint8)
 
 
 def _surface_points(geometry: Geometry) -> tuple[np.ndarray, np.ndarray]:
-    """Points [N, 3] on all triangles, closer together than a cell, and whether their triangle is level [N]."""
+    """Points [N, 3] on all triangles, spaced less than a cell, and whether their triangle is level [N]."""
     corners = geometry.vertices[geometry.faces].astype(np.float64)
     a, b = corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]
     normal = np.cross(a, b)

@@ -1,4 +1,4 @@
-"""Rooms of `scenes.room` in which the furniture is models of a folder."""
+"""Rooms of `synthetic.room` with furniture from the models of a folder."""
 
 from __future__ import annotations
 
@@ -18,27 +18,30 @@ class ModelRoom(Room):
     """A room with models.
 
     Args:
-        models: that stand on the floor, see `models.ROOM`.
-        drawn: probability that a piece of furniture is drawn as in `Room`.
+        models: furniture that stands on the floor, see `models.ROOM`.
+        procedural: probability that a piece of furniture is built as in `Room`.
 
     Attributes:
-        placements: the models, not in `mesh`.
+        placements: the placed models, which are not in `mesh`.
     """
 
-    def __init__(self, rng: Random, textures: TextureSet, moving: bool, models: Sequence[Model], drawn: float = 0.15):
-        self.placements, self._models, self._drawn = Placements(), models, drawn
-        self._taken = [(0.0, 0.0, 0.5)]  # x, z, radius; the camera
+    def __init__(
+        self, rng: Random, textures: TextureSet, moving: bool, models: Sequence[Model], procedural: float = 0.15
+    ):
+        self.placements, self._models, self._procedural = Placements(), models, procedural
+        self._taken = [(0.0, 0.0, 0.5)]  # x, z, radius; the first is the camera
         super().__init__(rng, textures, moving)
 
-    def _furniture(self, x: float, z: float) -> bool:
-        """Put a model there unless something stands there; whether the place is done with."""
-        if self.rng.random() < self._drawn:
+    def _place_random(self, x: float, z: float) -> bool:
+        """Place a random model unless the place is taken. False: build the furniture as in `Room` instead."""
+        if self.rng.random() < self._procedural:
             return False
         model = self._models[int(self.rng.integers(len(self._models)))]
-        self._stand(model, x, z, self.rng.uniform(-np.pi, np.pi))
+        self._place(model, x, z, self.rng.uniform(-np.pi, np.pi))
         return True
 
-    def _stand(self, model: Model, x: float, z: float, yaw: float) -> None:
+    def _place(self, model: Model, x: float, z: float, yaw: float) -> None:
+        """Place a model unless it is higher than the room or the place is taken."""
         radius = 0.5 * float(np.hypot(*model.extent[[0, 2]]))
         if model.extent[1] > self.height or any(
             np.hypot(x - a, z - b) < 0.85 * (radius + r) for a, b, r in self._taken
@@ -63,21 +66,21 @@ class ModelRoom(Room):
                 z = rng.uniform(0.8, self.front)
             inside = self.left + wide / 2 <= x <= self.right - wide / 2 and z + deep / 2 <= self.front
             if inside:
-                self._stand(model, x, z, quarter * np.pi / 2)
+                self._place(model, x, z, quarter * np.pi / 2)
         self._hang_pictures(wall)
 
     def _table(self, x: float, z: float) -> None:
-        if not self._furniture(x, z):
+        if not self._place_random(x, z):
             super()._table(x, z)
 
     def _chair(self, x: float, z: float) -> None:
-        if not self._furniture(x, z):
+        if not self._place_random(x, z):
             super()._chair(x, z)
 
     def _box(self, x: float, z: float) -> None:
-        if not self._furniture(x, z):
+        if not self._place_random(x, z):
             super()._box(x, z)
 
     def _plant(self, x: float, z: float) -> None:
-        if not self._furniture(x, z):
+        if not self._place_random(x, z):
             super()._plant(x, z)

@@ -1,8 +1,8 @@
-"""Gazebo's worlds and models (SDF) as placed parts: includes, nested models, links, visuals, poses, scales, materials.
+"""Read Gazebo worlds and models (SDF) as placed parts, with includes, nested models, poses, scales and materials.
 
-Coordinates are Gazebo's (REP-103): x forward, y left, z up, metres. Only visuals are drawn; sensors, lights, plugins,
-actors, physics and models on servers are passed over. Format: http://sdformat.org/spec. Materials of OGRE scripts are
-understood as far as their first texture and their diffuse colour.
+Coordinates are Gazebo's (REP-103): x forward, y left, z up, metres. Only visuals are read; sensors, lights, plugins,
+actors, physics and models on servers are ignored. Format: http://sdformat.org/spec. Of OGRE material scripts, the first
+texture and the diffuse colour are used.
 """
 
 from __future__ import annotations
@@ -32,24 +32,24 @@ from fadepth_core.synthetic.assets.meshes import (
 
 _log = logging.getLogger(__name__)
 
-#: Gazebo's own materials, sRGB.
+#: Gazebo's built-in materials, sRGB.
 _COLOURS = {
     "White": (1, 1, 1), "Grey": (0.5, 0.5, 0.5), "Gray": (0.5, 0.5, 0.5), "DarkGrey": (0.18, 0.18, 0.18),
     "LightGrey": (0.75, 0.75, 0.75), "Black": (0.05, 0.05, 0.05), "FlatBlack": (0.05, 0.05, 0.05), "Red": (0.8, 0, 0),
     "Green": (0, 0.6, 0), "Blue": (0, 0, 0.8), "Yellow": (0.8, 0.8, 0), "Orange": (0.9, 0.45, 0.05),
     "Wood": (0.55, 0.38, 0.22), "Bricks": (0.55, 0.3, 0.24), "Road": (0.25, 0.25, 0.25), "Asphalt": (0.25, 0.25, 0.25),
 }  # fmt: skip
-#: Models that show nothing.
+#: Models without visuals, which need not be installed.
 _EMPTY = ("model://sun",)
 
 
 class Library:
-    """The models below a folder; keeps what it has read.
+    """The models below a folder, with a cache of the files that were read.
 
     Attributes:
         root: the folder.
-        folders: by its name, each folder with a model.config or an .sdf file; of two of a name, the first.
-        files: model files that are in no such folder.
+        folders: folders with a model.config or an .sdf file, by name; the first of several with one name.
+        files: model files outside these folders.
     """
 
     def __init__(self, root: Path):
@@ -69,7 +69,7 @@ class Library:
         self._warned: set[str] = set()
 
     def resolve(self, uri: str, near: Path) -> Path | None:
-        """The folder or file that a URI names, None if there is none; `near` is the folder of the file with the URI."""
+        """The folder or file that a URI names, or None; `near` is the folder of the file that contains the URI."""
         scheme, found, rest = uri.strip().partition("://")
         if not found:
             scheme, rest = "", uri.strip()
@@ -81,18 +81,18 @@ class Library:
                 return None
             path = self.folders[name] / inner
         else:
-            # Worlds name files from where they lie, and from folders above, which Gazebo is told of by the environment.
+            # Worlds name files relative to their own folder, or to a parent folder on Gazebo's resource path.
             bases = [near, *(base for base in near.parents if base.is_relative_to(self.root))]
             path = next((base / rest for base in bases if (base / rest).parent.exists()), near / rest)
         return path if path.exists() else find_file(path.name, [path.parent])
 
     def model_file(self, folder: Path) -> Path | None:
-        """The SDF file of a model's folder."""
+        """The SDF file of a model's folder: model.sdf, else the last one; or None."""
         files = sorted(folder.glob("*.sdf"))
         return next((file for file in files if file.name == "model.sdf"), files[-1] if files else None)
 
     def model(self, path: Path, submesh: str | None = None) -> list[Part]:
-        """As `meshes.read_model`, with only the parts of `submesh` if one is given."""
+        """`meshes.read_model` with a cache; only the parts of `submesh` if one is given."""
         if path not in self._models:
             try:
                 self._models[path] = read_model(path)
@@ -104,20 +104,20 @@ class Library:
         return parts if submesh is None else submesh_of(parts, path, submesh.strip())
 
     def picture(self, path: Path) -> np.ndarray | None:
-        """As `meshes.read_picture`."""
+        """`meshes.read_picture` with a cache."""
         if path not in self._pictures:
             self._pictures[path] = read_picture(path)
         return self._pictures[path]
 
     def script_surface(self, name: str, places: Sequence[Path]) -> Surface | None:
-        """The material of that name in the OGRE scripts of these files and folders, None if it is in none."""
+        """The material `name` in the OGRE scripts of these files and folders; None if not found."""
         key = (name, tuple(places))
         if key not in self._surfaces:
             self._surfaces[key] = self._read_script(name, places)
         return self._surfaces[key]
 
     def warn(self, message: str) -> None:
-        """Log a warning, once: worlds include the same model many times."""
+        """Log a warning once, because worlds include the same model many times."""
         if message not in self._warned:
             self._warned.add(message)
             _log.warning(message)
@@ -152,10 +152,10 @@ class Library:
 
 
 def read_sdf(path: Path, library: Library) -> list[Part]:
-    """What is visible of a .world or .sdf file, without what could not be loaded, of which the log tells.
+    """Read the visible parts of a .world or .sdf file; parts that cannot be loaded are left out with a warning.
 
     Raises:
-        ImportError: trimesh, or what it needs for a format, is missing.
+        ImportError: trimesh, or a package it needs for a format, is missing.
         DataError: no such file, not SDF, or nothing in it could be loaded.
     """
     parts = []
@@ -170,7 +170,7 @@ def read_sdf(path: Path, library: Library) -> list[Part]:
 
 
 def pose_matrix(text: str | None, degrees: bool = False) -> np.ndarray:
-    """[4, 4] of SDF's "x y z roll pitch yaw": metres, radians, turned about the fixed axes x, y, z in that order."""
+    """Pose [4, 4] from SDF's "x y z roll pitch yaw": metres, radians, about the fixed axes x, y, z in this order."""
     x, y, z, roll, pitch, yaw = np.pad(np.array([float(v) for v in (text or "").split()]), (0, 6))[:6]
     if degrees:
         roll, pitch, yaw = np.deg2rad([roll, pitch, yaw])
@@ -184,7 +184,7 @@ def pose_matrix(text: str | None, degrees: bool = False) -> np.ndarray:
 
 
 class _Reader:
-    """Collects the visuals of one file; `near` is its folder. `at` is where the element's frame lies in the world."""
+    """Collects the visuals of one file in folder `near`; `at` is the world pose [4, 4] of an element's parent frame."""
 
     def __init__(self, library: Library, near: Path):
         self._library, self._near = library, near
@@ -219,7 +219,8 @@ class _Reader:
             return []
         if inner is None:
             return []
-        place = at @ _pose(element if element.find("pose") is not None else inner)  # the include's replaces the model's
+        # The pose of the include replaces the model's.
+        place = at @ _pose(element if element.find("pose") is not None else inner)
         name = f"{name}/{element.findtext('name') or inner.get('name', '')}/{file.parent.name}".strip("/")
         return _Reader(self._library, file.parent).children(inner, place, name)
 
@@ -267,7 +268,7 @@ class _Reader:
         return [part.moved(matrix) for part in parts]
 
     def _surface(self, material: Element | None) -> Surface | None:
-        """What a visual's material says, None where the mesh's own materials stay."""
+        """The surface given by a visual's material; None to keep the materials of the mesh."""
         if material is None:
             return None
         albedo = material.findtext("pbr/metal/albedo_map") or material.findtext("pbr/specular/albedo_map")
@@ -307,6 +308,7 @@ def _numbers(text: str | None, default: tuple[float, ...]) -> tuple[float, ...]:
 
 
 def _linear(colour: Sequence[float | str]) -> tuple[float, float, float]:
+    """sRGB in 0..1 -> linear RGB, by a gamma of 2.2."""
     return tuple(min(1.0, max(0.0, float(c))) ** 2.2 for c in colour[:3])
 
 
@@ -314,14 +316,14 @@ def _linear(colour: Sequence[float | str]) -> tuple[float, float, float]:
 
 
 def _from_quads(quads: np.ndarray, normals: np.ndarray) -> Part:
-    """Two triangles for each quad [N, 4, 3] with corner normals [N, 4, 3]; a picture lies once on each."""
+    """Two triangles for each quad [N, 4, 3] with corner normals [N, 4, 3]; a picture covers each quad once."""
     uv = np.broadcast_to(np.array([[0, 1], [1, 1], [1, 0], [0, 0]], float), (len(quads), 4, 2))
     triangles = [a[:, [0, 1, 2, 0, 2, 3]].reshape(-1, 3, a.shape[-1]).astype(np.float32) for a in (quads, normals, uv)]
     return Part(*triangles, Surface())
 
 
 def _box(size: Sequence[float]) -> Part:
-    """A box around the origin; a plane, seen from both sides, if the third size is 0."""
+    """A box around the origin; a two-sided rectangle if the third size is 0."""
     quads, normals = [], []
     for axis in range(3):
         a, b = (axis + 1) % 3, (axis + 2) % 3

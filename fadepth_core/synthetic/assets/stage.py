@@ -1,4 +1,4 @@
-"""From parts to what the renderer draws: an atlas of all pictures, geometry, and a table of materials.
+"""Convert parts to the renderer's input: one atlas of all image textures, geometry, and a table of materials.
 
 Gazebo's axes (x forward, y left, z up) become those of the scenes (x right, y down, z forward).
 """
@@ -19,15 +19,15 @@ Random = np.random.Generator
 
 #: Rotation from Gazebo's axes to the scenes'.
 TO_OPTICAL = np.array([[0.0, -1.0, 0.0], [0.0, 0.0, -1.0], [1.0, 0.0, 0.0]])
-#: Share of light that a white picture reflects.
+#: Albedo of a white picture.
 _WHITE = 0.9
 
 
 class Atlas:
-    """The textures of the scenes and, behind them, the pictures of models.
+    """Texture atlas: the procedural textures, followed by the pictures of models.
 
     Args:
-        side: the longest side at which a picture is stored, texels: `TEXTURE_SIDE` times 1, 2 or 4.
+        side: largest side at which a picture is stored, texels: `TEXTURE_SIDE` times 1, 2 or 4.
 
     Raises:
         ValueError: another side.
@@ -40,16 +40,16 @@ class Atlas:
         self._side = side
         self._rows = [self.textures.texels]
         self._count = len(self.textures.texels)
-        # With the picture itself: an id is a picture's only while the picture lives.
+        # Keeps the picture too: its id is unique only while it exists.
         self._known: dict[tuple, tuple[np.ndarray, tuple[int, int]]] = {}
         white = np.full((1, 1, 4), 255, np.uint8)
         self.white = self.add(Surface((1.0, 1.0, 1.0), white))
 
     def add(self, surface: Surface) -> tuple[int, int]:
-        """First row and side of a surface's picture times its colour.
+        """Add a surface's picture times its colour; return its first row and its side.
 
-        Alpha stays as it is also where it is not coverage: the renderer takes it for how much a texel is tinted. Pictures
-        of vehicles have their paint marked so.
+        Alpha that is not coverage is kept: the renderer uses it as the weight of the tint. Pictures of vehicles mark
+        their painted areas this way.
         """
         key = (id(surface.picture), surface.colour, surface.cutout)
         if key not in self._known:
@@ -62,17 +62,17 @@ class Atlas:
         return self._known[key][1]
 
     def finish(self) -> np.ndarray:
-        """All texels, [N, TEXTURE_TEXELS, 4] uint8; the pictures are let go and nothing can be added any more."""
+        """All texels, [N, TEXTURE_TEXELS, 4] uint8. Releases the pictures; do not add any afterwards."""
         self._known.clear()
         self._rows = [np.concatenate(self._rows)]
         return self._rows[0]
 
 
 def _levels(surface: Surface, side: int) -> np.ndarray:
-    """A picture as the atlas stores it, with its levels: [4^k · TEXTURE_TEXELS, 4] uint8 for side = 2^k · TEXTURE_SIDE."""
+    """A picture with its levels as the atlas stores it: [4^k · TEXTURE_TEXELS, 4] uint8 for side 2^k · TEXTURE_SIDE."""
     level = surface.picture.astype(np.float32) / 255
     level[..., :3] = level[..., :3] ** 2.2 * np.float32(surface.colour)
-    if surface.cutout:  # what is clear may have any colour, which must not show at the edges
+    if surface.cutout:  # transparent texels may have any colour, which must not bleed into the edges
         weight = cv2.blur(level[..., 3:], (15, 15))[..., None]
         spread = cv2.blur(level[..., :3] * level[..., 3:], (15, 15)) / (weight + 1e-3)
         mean = (level[..., :3] * level[..., 3:]).sum((0, 1)) / (level[..., 3].sum() + 1e-3)
@@ -97,11 +97,11 @@ class Stage:
     Attributes:
         geometry: its materials are rows of `materials`.
         materials: one row for each surface.
-        incomplete: [M] whether a material lacks its picture.
-        painted: [M] whether alpha marks what is painted, so that any tint looks right.
-        metric_uv: [V, 2] texture coordinates in metres, for textures that take the place of a part's own.
-        part: [F] which part a triangle belongs to.
-        names: of the parts.
+        incomplete: [M] whether the material's picture is missing.
+        painted: [M] whether alpha marks painted areas, which may have any colour.
+        metric_uv: [V, 2] texture coordinates in metres, for textures that replace a part's own.
+        part: [F] index of the part of each triangle.
+        names: names of the parts.
     """
 
     geometry: Geometry
@@ -114,18 +114,18 @@ class Stage:
 
 
 def build_stage(parts: Sequence[Part], atlas: Atlas) -> Stage:
-    """One stage of all parts, which are in Gazebo's axes; their pictures go into the atlas."""
+    """One stage of all parts, which are in Gazebo's axes; their pictures are added to the atlas."""
     numbers: dict[tuple, int] = {}
     surfaces: list[Surface] = []
-    which = []
+    material_of_part = []
     for part in parts:
-        look = part.surface
-        # Parts that lack their picture may each get another one.
-        key = (id(look.picture), look.colour, look.cutout, part.name if look.incomplete else None)
+        surface = part.surface
+        # Parts without their picture have separate materials, because each may get another texture.
+        key = (id(surface.picture), surface.colour, surface.cutout, part.name if surface.incomplete else None)
         if key not in numbers:
             numbers[key] = len(surfaces)
-            surfaces.append(look)
-        which.append(numbers[key])
+            surfaces.append(surface)
+        material_of_part.append(numbers[key])
     counts = [len(part.corners) for part in parts]
     turn = TO_OPTICAL.T.astype(np.float32)
     geometry = Geometry(
@@ -133,30 +133,31 @@ def build_stage(parts: Sequence[Part], atlas: Atlas) -> Stage:
         np.concatenate([part.normals for part in parts]).reshape(-1, 3) @ turn,
         np.concatenate([part.uv for part in parts]).reshape(-1, 2),
         np.arange(3 * sum(counts), dtype=np.int32).reshape(-1, 3),
-        np.repeat(np.array(which, np.int32), counts),
+        np.repeat(np.array(material_of_part, np.int32), counts),
         np.ones(sum(counts), bool),
     )
-    plain = np.array([look.picture is None for look in surfaces])
-    rows, sides = zip(*(atlas.white if look.picture is None else atlas.add(look) for look in surfaces), strict=True)
-    tints = [look.colour if look.picture is None else (1, 1, 1) for look in surfaces]
-    cutout = np.array([look.cutout for look in surfaces])
-    none = np.zeros(len(surfaces), np.float32)
+    plain = np.array([surface.picture is None for surface in surfaces])
+    places = [atlas.white if surface.picture is None else atlas.add(surface) for surface in surfaces]
+    rows, sides = zip(*places, strict=True)
+    tints = [surface.colour if surface.picture is None else (1, 1, 1) for surface in surfaces]
+    cutout = np.array([surface.cutout for surface in surfaces])
+    zeros = np.zeros(len(surfaces), np.float32)
     materials = Materials(
         texture=np.array(rows, np.int32),
         side=np.array(sides, np.int32),
         tint=_WHITE * np.array(tints, np.float32),
         cutout=cutout,
-        gloss=none,
-        glass=none,
+        gloss=zeros,
+        glass=zeros,
         stain=np.where(plain, 0.12, 0.0).astype(np.float32),
-        glow=none,
+        glow=zeros,
         translucent=np.where(cutout, 0.4, 0.0).astype(np.float32),
     )
     return Stage(
         geometry,
         materials,
-        np.array([look.incomplete for look in surfaces]),
-        np.array([look.picture is not None and not look.cutout and has_holes(look.picture) for look in surfaces]),
+        np.array([surface.incomplete for surface in surfaces]),
+        np.array([s.picture is not None and not s.cutout and has_holes(s.picture) for s in surfaces]),
         np.concatenate([metric_uv(part.corners, part.normals) for part in parts]).reshape(-1, 2),
         np.repeat(np.arange(len(parts)), counts),
         [part.name for part in parts],
@@ -164,7 +165,7 @@ def build_stage(parts: Sequence[Part], atlas: Atlas) -> Stage:
 
 
 class Placements:
-    """Models put into a scene, which `merged` joins to the rest of it."""
+    """Models placed in a scene; `merged` joins them with the rest of the scene."""
 
     def __init__(self):
         self._pieces: list[tuple[Geometry, Materials, int]] = []
@@ -173,13 +174,15 @@ class Placements:
         self, stage: Stage, position: Sequence[float], yaw: float, scale: float | Sequence[float] = 1.0,
         tints: np.ndarray | None = None, gloss: float = 0.0, mover: int = 0,
     ) -> None:  # fmt: skip
-        """Place a model, scaled, then turned about the vertical, then moved.
+        """Place a model: scale it, rotate it about the vertical axis, then move it.
 
         Args:
-            position: (x, y, z), metres. yaw: to the right, radians. scale: one factor, or one each for x, y, z.
-            tints: [M, 3] linear colours with which the materials are multiplied.
+            position: (x, y, z), metres.
+            yaw: rotation to the right, radians.
+            scale: one factor, or one each for x, y, z.
+            tints: [M, 3] linear colours, multiplied with the materials' tints.
             gloss: mirror reflection of all its materials.
-            mover: what it moves with, see `mesh.Mesh.mover`.
+            mover: number of its velocity, see `mesh.Mesh.mover`.
         """
         c, s = np.cos(yaw), np.sin(yaw)
         turn = np.array([[c, 0, -s], [0, 1, 0], [s, 0, c]], np.float32)
@@ -194,14 +197,14 @@ class Placements:
     def merged(
         self, geometry: Geometry, mover: np.ndarray, materials: Materials
     ) -> tuple[Geometry, np.ndarray, Materials]:
-        """Geometry, what each vertex moves with [V], and materials, of a scene and of what was placed."""
+        """Geometry, mover of each vertex [V] and materials of a scene with the placed models."""
         geometries, movers, tables = [geometry], [mover], [materials]
         vertices, rows = len(geometry.vertices), len(materials.tint)
-        for piece, table, moves_with in self._pieces:
+        for piece, table, piece_mover in self._pieces:
             geometries.append(
                 piece._replace(faces=piece.faces + np.int32(vertices), materials=piece.materials + np.int32(rows))
             )
-            movers.append(np.full(len(piece.vertices), moves_with))
+            movers.append(np.full(len(piece.vertices), piece_mover))
             tables.append(table)
             vertices, rows = vertices + len(piece.vertices), rows + len(table.tint)
         return (

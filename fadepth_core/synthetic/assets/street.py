@@ -1,6 +1,7 @@
-"""Streets of `scenes.street` in which houses, vehicles, trees, poles and what else stands there are models of a folder.
+"""Streets of `synthetic.street` with houses, vehicles, trees, poles and other objects from the models of a folder.
 
-Ground, road, pavements, sky and where things stand stay as they are; a few things are drawn as there, for variety.
+Ground, road, pavements, sky and the positions of objects are those of `synthetic.street`; for variety, a few objects
+are too.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from fadepth_core.synthetic.textures import TextureSet
 
 Random = np.random.Generator
 
-#: Vehicles longer than this, metres, are buses and lorries, of which there are fewer.
+#: Vehicles longer than this, metres, are buses and lorries, which are drawn less often.
 _LONG = 6.0
 
 
@@ -25,34 +26,36 @@ class ModelStreet(Street):
 
     Args:
         models: by role, see `models.STREET`.
-        drawn: probability that a thing is drawn as in `Street` although there is a model for it.
+        procedural: probability that an object is built as in `Street` although there is a model for it.
 
     Attributes:
-        placements: the models, not in `mesh`.
+        placements: the placed models, which are not in `mesh`.
     """
 
     def __init__(
-        self, rng: Random, textures: TextureSet, moving: bool, models: Mapping[str, list[Model]], drawn: float = 0.15
-    ):
-        self.placements, self._models, self._drawn = Placements(), models, drawn
+        self, rng: Random, textures: TextureSet, moving: bool, models: Mapping[str, list[Model]],
+        procedural: float = 0.15,
+    ):  # fmt: skip
+        self.placements, self._models, self._procedural = Placements(), models, procedural
         houses = models["building"]
-        # Along one street a few houses repeat.
+        # A street repeats a few houses.
         self._houses = [houses[i] for i in rng.integers(len(houses), size=5)] if houses else []
         super().__init__(rng, textures, moving)
 
     def _pick(self, role: str) -> Model | None:
-        """A model of that role, None if the thing is to be drawn."""
+        """A random model of that role; None: build the object as in `Street`."""
         known = self._models[role]
-        if not known or self.rng.random() < self._drawn:
+        if not known or self.rng.random() < self._procedural:
             return None
         return known[int(self.rng.integers(len(known)))]
 
-    def _moving_along(self, heading: float, speed: float) -> int:
+    def _mover(self, heading: float, speed: float) -> int:
+        """Number of the velocity with that heading in radians and speed in m/s; 0 at rest."""
         return self.mesh.mover((np.sin(heading) * speed, 0, np.cos(heading) * speed)) if speed else 0
 
     def _building(self, side: int, x: float, z: float, width: float) -> None:
         rng = self.rng
-        if self._houses and rng.random() >= self._drawn:
+        if self._houses and rng.random() >= self._procedural:
             for _ in range(6):
                 model = self._houses[int(rng.integers(len(self._houses)))]
                 quarter = int(rng.integers(4))
@@ -66,7 +69,7 @@ class ModelStreet(Street):
 
     def _tree(self, x: float, z: float) -> None:
         model = self._pick("tree")
-        if model is None or self.rng.random() < 0.3:  # trees are drawn in more kinds than a folder has
+        if model is None or self.rng.random() < 0.3:  # procedural trees are more varied than the models of a folder
             super()._tree(x, z)
             return
         stretch = self.rng.uniform(3.5, 13) / model.extent[1]
@@ -78,7 +81,7 @@ class ModelStreet(Street):
         if model is None:
             super()._pole(x, z)
             return
-        yaw = self.rng.integers(4) * np.pi / 2 + self.rng.normal(0, 0.1)  # where a model's front is, is not known
+        yaw = self.rng.integers(4) * np.pi / 2 + self.rng.normal(0, 0.1)  # the front side of a model is unknown
         model.place(self.rng, self.placements, (x, 0, z), yaw, self.rng.uniform(0.85, 1.15))
 
     def _clutter(self, x: float, z: float) -> None:
@@ -97,7 +100,7 @@ class ModelStreet(Street):
         for _ in range(2):
             if max(model.extent[[0, 2]]) > _LONG:
                 model = self._pick("vehicle") or model
-        mover = self._moving_along(yaw, speed)
+        mover = self._mover(yaw, speed)
         along = 0.0 if model.extent[2] >= model.extent[0] else np.pi / 2
         turn = yaw + along + self.rng.integers(2) * np.pi + self.rng.normal(0, 0.02)
         model.place(self.rng, self.placements, (x, 0, z), turn, self.rng.uniform(0.94, 1.06), paint=True, mover=mover)
@@ -107,5 +110,5 @@ class ModelStreet(Street):
         if model is None:
             super()._person(x, z, speed, heading)
             return
-        mover = self._moving_along(heading, speed)
+        mover = self._mover(heading, speed)
         model.place(self.rng, self.placements, (x, 0, z), heading, self.rng.uniform(0.92, 1.06), mover=mover)

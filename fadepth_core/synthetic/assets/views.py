@@ -1,4 +1,4 @@
-"""What scenes made of models have in common: cameras, lamps, and which views are worth drawing."""
+"""Cameras and lamps for scenes of 3D models, and the test whether a view is worth rendering."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from fadepth_core.synthetic.textures import TextureSet
 Random = np.random.Generator
 Range = tuple[float, float]
 
-#: Texels along a side of a lamp's shadow map, and half its field of view in degrees. Beyond it everything is lit, also what is behind
-#: walls; a wider view would need more texels, because thin shadows fall on walls that it sees at a slant.
+#: Side of a lamp's shadow map in texels, and half of its field of view in degrees. Beyond that view everything is lit,
+#: even behind walls; a wider view would need more texels, because thin shadows fall on walls that are seen at a slant.
 _SHADOW_TEXELS, _SHADOW_VIEW = 1024, 78.0
 
 
@@ -23,7 +23,7 @@ def draw_intrinsics(rng: Random, size: tuple[int, int], view: Range) -> np.ndarr
 
     Args:
         size: height and width, pixels.
-        view: horizontal field of view, degrees, from and to.
+        view: range of the horizontal field of view, degrees.
     """
     height, width = size
     focal = 0.5 * width / np.tan(np.deg2rad(rng.uniform(*view)) / 2)
@@ -32,19 +32,19 @@ def draw_intrinsics(rng: Random, size: tuple[int, int], view: Range) -> np.ndarr
 
 
 def lamp_light(rng: Random, textures: TextureSet, lamp: np.ndarray) -> Light:
-    """A lamp at `lamp` [3] under a ceiling, and light from everywhere; mirrors show neither sky nor horizon."""
+    """Light of a lamp at `lamp` [3] under a ceiling, and ambient light; mirrors show neither sky nor horizon."""
     light = lamplight(rng, textures, lamp, _SHADOW_TEXELS, _SHADOW_VIEW)
-    # Edges wider than a texel and a half would let walls that are seen at a slant throw shadows on themselves.
+    # With wider edges than 1.5 texels, walls that the lamp sees at a slant would cast shadows on themselves.
     return light._replace(haze_rgb=0.5 * light.down_rgb, zenith_rgb=0.5 * light.down_rgb, soft=rng.uniform(0.5, 1.5))
 
 
 def is_good_view(
     scene: Scene, intrinsics: np.ndarray, pose: np.ndarray, size: tuple[int, int], nearest: float, sky: float
 ) -> bool:
-    """Whether nothing is nearer than `nearest` metres, at most the share `sky` is sky, and there is more than one bare wall.
+    """Whether nothing is nearer than `nearest` metres, at most `sky` is sky, and the view is not one bare wall.
 
-    Looks at a picture of a sixth of the size without shadows. Of a plane, inverse depth has no second differences and a
-    bare one shows no edges.
+    `sky` is a share of the pixels. Renders the view at a sixth of the size without shadows. A plane has no second
+    differences of inverse depth, and a bare one has no edges.
     """
     small = (max(24, size[0] // 6), max(24, size[1] // 6))
     scale = np.diag([small[1] / size[1], small[0] / size[0], 1.0])

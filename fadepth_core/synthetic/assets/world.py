@@ -1,4 +1,4 @@
-"""Worlds of Gazebo as they are, seen from free places, under light, with surfaces and loose things that change by scene."""
+"""Gazebo worlds, seen from free places, with light, textures and loose furniture that differ from scene to scene."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ from fadepth_core.synthetic.textures import TextureSet
 Random = np.random.Generator
 _log = logging.getLogger(__name__)
 
-#: Nothing of a world is drawn that is farther from its origin, metres.
-_FAR = 500.0
-#: What parts are, by their names; the first that fits.
+#: Parts of a world that extend farther from its origin are left out, metres.
+_MAX_EXTENT = 500.0
+#: Kind of a part, by its name; the first match counts.
 _KINDS = {
     "wall": re.compile("wall", re.IGNORECASE),
     "ceiling": re.compile("ceiling|roof", re.IGNORECASE),
     "carpet": re.compile(r"carpet|\brug", re.IGNORECASE),
     "floor": re.compile("floor|ground", re.IGNORECASE),
 }
-#: Textures of the scenes for them, and for other parts that lack their picture.
+#: Procedural textures for these kinds, and (None) for other parts whose picture is missing.
 _TEXTURES = {
     "wall": "plaster plaster plaster wallpaper wallpaper brick concrete tiles wood",
     "ceiling": "plaster plaster concrete tiles",
@@ -41,7 +41,7 @@ _TEXTURES = {
     "floor": "parquet tiles carpet wood concrete paving planks",
     None: "cloth plaster wood poster metal",
 }
-#: How often a view is drawn until one is good.
+#: Attempts to draw a good view.
 _TRIES = 300
 
 
@@ -51,54 +51,55 @@ class World:
     Args:
         library: the models.
         world: its file, see `find_world`.
-        atlas: takes its pictures.
+        atlas: its pictures are added to it.
 
     Raises:
-        ImportError: trimesh, or what it needs for a format, is missing.
-        DataError: no such world, nothing in it could be loaded, or there is no floor for a camera.
+        ImportError: trimesh, or a package it needs for a format, is missing.
+        DataError: no such world, nothing in it could be loaded, or it has no free floor for a camera.
     """
 
     def __init__(self, library: Library, world: str, atlas: Atlas):
         self.file = find_world(library.root, world)
         parts = []
         for part in read_sdf(self.file, library):
-            if np.abs(bounds([part])).max() < _FAR:
+            if np.abs(bounds([part])).max() < _MAX_EXTENT:
                 parts.append(part)
             else:
-                _log.warning("%s: '%s' is more than %g m away, left out", self.file, part.name, _FAR)
+                _log.warning("%s: '%s' is more than %g m away, left out", self.file, part.name, _MAX_EXTENT)
         if not parts:
-            raise DataError(f"{self.file}: everything in it is more than {_FAR:g} m away")
+            raise DataError(f"{self.file}: everything in it is more than {_MAX_EXTENT:g} m away")
         stage = build_stage(parts, atlas)
         self.places = Places(stage.geometry)
         if not self.places.area():
             raise DataError(f"{self.file}: no free floor at height 0 for a camera to stand on")
-        if self.places.roofed < 0.5:  # many worlds leave the ceiling out, for a view from above
+        if self.places.roofed < 0.5:  # many worlds have no ceiling, so that they can be seen from above
             parts.append(_ceiling(bounds(parts), self.places.wall_height + 0.02))
             stage = build_stage(parts, atlas)
         self._stage, self._textures = stage, atlas.textures
-        self._first = np.searchsorted(stage.part, np.arange(len(stage.names) + 1))  # triangle of each part
+        self._first = np.searchsorted(stage.part, np.arange(len(stage.names) + 1))  # first triangle of each part
         self._kinds = [next((kind for kind, name in _KINDS.items() if name.search(n)), None) for n in stage.names]
 
     def draw(
         self, rng: Random, texels: np.ndarray, size: tuple[int, int], heights: Range, view: Range, retexture: float,
-        things: Sequence[Model], scatter: int,
+        furniture: Sequence[Model], scatter: int,
     ) -> tuple[Scene, np.ndarray, np.ndarray]:  # fmt: skip
-        """A scene, K [3, 3], and the camera-to-world pose [4, 4].
+        """Draw a scene, K [3, 3], and the camera-to-world pose [4, 4].
 
         Args:
-            texels: of the atlas.
-            size: height and width, pixels. heights: of the camera, metres, from and to.
-            view: horizontal field of view, degrees, from and to.
-            retexture: probability that walls have other textures, and the same for floors, carpets and ceilings.
-            things: models of which up to `scatter` stand on free floor before the camera.
+            texels: the texels of the atlas.
+            size: height and width, pixels.
+            heights: range of the camera's height, metres.
+            view: range of the horizontal field of view, degrees.
+            retexture: probability that walls get other textures, and the same for floors, carpets and ceilings.
+            furniture: models of which up to `scatter` are placed on free floor in front of the camera.
 
         Raises:
-            DataError: in many tries there was no view without something close by, much sky, or one bare wall only.
+            DataError: no attempt gave a good view (`is_good_view`).
         """
-        # What is seen through windows is either as dark as what mirrors show, or bright: then only floors are mirrors, because
-        # upright ones would show a horizon.
+        # The surroundings seen through windows are either as dark as those seen in mirrors, or bright. If bright, only
+        # floors reflect, because a vertical mirror would show a horizon.
         bright = rng.random() < 0.5
-        geometry, materials = self._redecorated(rng, retexture, bright)
+        geometry, materials = self._vary_materials(rng, retexture, bright)
         bare = Scene(
             geometry, np.zeros(len(geometry.vertices), int), np.zeros((1, 3)), Track(), materials,
             self._light(rng, np.zeros(3)), texels,
@@ -112,9 +113,8 @@ class World:
             pose = camera_pose(camera_rotation(yaw, np.deg2rad(pitch), np.deg2rad(roll)), position)
             if not is_good_view(bare, intrinsics, pose, size, 0.3, 0.25):
                 continue
-            scene = self._furnished(
-                rng, bare, pose, things, int(rng.integers(0, scatter + 1)) if things else 0, not bright
-            )
+            count = int(rng.integers(0, scatter + 1)) if furniture else 0
+            scene = self._add_furniture(rng, bare, pose, furniture, count, not bright)
             if scene is not bare and not is_good_view(scene, intrinsics, pose, size, 0.3, 0.25):
                 continue
             scene.light = self._light(rng, position)
@@ -122,18 +122,21 @@ class World:
                 sky = np.full(3, rng.uniform(0.7, 1.5))
                 scene.light = scene.light._replace(haze_rgb=sky, zenith_rgb=sky)
             return scene, intrinsics, pose
-        raise DataError(f"{self.file}: no view without something close by, much sky, or one bare wall only")
+        raise DataError(
+            f"{self.file}: no good view in {_TRIES} attempts: an object was too close, or there was too much sky or only "
+            "one bare wall"
+        )
 
-    def _furnished(
-        self, rng: Random, scene: Scene, pose: np.ndarray, things: Sequence[Model], count: int, glossy: bool
+    def _add_furniture(
+        self, rng: Random, scene: Scene, pose: np.ndarray, furniture: Sequence[Model], count: int, glossy: bool
     ) -> Scene:
-        """The scene with up to `count` models on free floor before the camera, at most 7 m away."""
+        """The scene with up to `count` models on free floor in front of the camera, at most 8 m away."""
         if not count:
             return scene
         placements, taken = Placements(), [(pose[[0, 2], 3], 0.4)]
         ahead = pose[:3, 3] + rng.uniform(2, 4) * pose[:3, 2] * (1, 0, 1)
         for _ in range(count):
-            model = things[int(rng.integers(len(things)))]
+            model = furniture[int(rng.integers(len(furniture)))]
             radius = 0.5 * float(np.hypot(*model.extent[[0, 2]]))
             place = self.places.draw_near(rng, ahead, 4.0, radius)
             if place is None or any(np.hypot(*(place - other)) < radius + reach for other, reach in taken):
@@ -147,25 +150,25 @@ class World:
         return replace(scene, geometry=geometry, mover=mover, materials=materials)
 
     def _light(self, rng: Random, position: np.ndarray) -> Light:
-        """A lamp under the ceiling not far from the camera, or light from one side as from large windows."""
+        """Light of a lamp under the ceiling near the camera, or from one side as through large windows."""
         near = self.places.draw_near(rng, position, 2.5, 0.1)
         x, z = position[[0, 2]] if near is None else near
         high = float(np.clip(self.places.ceiling(position) - rng.uniform(0.1, 0.4), 1.9, 8.0))
         light = lamp_light(rng, self._textures, np.array([x, -high, z]))
-        dim = rng.uniform(0.35, 1.0)  # the weaker the light from everywhere, the stronger the contrast
+        dim = rng.uniform(0.35, 1.0)  # weaker ambient light gives stronger contrast
         light = light._replace(up_rgb=dim * light.up_rgb, down_rgb=dim * light.down_rgb)
         if rng.random() < 0.7:
             return light._replace(lamp_rgb=light.lamp_rgb * max(1.0, (high / 2.4) ** 2))
         side = rng.normal(0, 1, 3) * (1, 0.5, 1) - (0, 0.5, 0)
-        nowhere = np.zeros((3, 4))  # a shadow map in which nothing lies: all of it is lit
-        nowhere[:, 3] = -100
+        unshadowed = np.zeros((3, 4))  # maps every point outside the shadow map, where everything is lit
+        unshadowed[:, 3] = -100
         return light._replace(
             lamp=np.array([*(side / np.linalg.norm(side)), 0.0]), lamp_rgb=rng.uniform(0.2, 0.9) * (light.up_rgb + 0.2),
-            shadow_view=nowhere, shadow_map=np.zeros((2, 2), np.float32),
+            shadow_view=unshadowed, shadow_map=np.zeros((2, 2), np.float32),
         )  # fmt: skip
 
-    def _redecorated(self, rng: Random, retexture: float, bright: bool) -> tuple[Geometry, Materials]:
-        """Geometry and materials with varied tints and gloss, and here and there a texture of the scenes' own."""
+    def _vary_materials(self, rng: Random, retexture: float, bright: bool) -> tuple[Geometry, Materials]:
+        """Geometry and materials with random tints and gloss, and procedural textures on some parts."""
         stage = self._stage
         columns = {name: column.copy() for name, column in stage.materials._asdict().items()}
         count = len(columns["texture"])
@@ -176,18 +179,18 @@ class World:
             columns["gloss"][~np.isin(np.arange(count), stage.geometry.materials[floors])] = 0
         changed = {kind: rng.random() < retexture for kind in _KINDS}
         faces, uv = stage.geometry.materials.copy(), stage.geometry.uv.copy()
-        fresh: dict[tuple, tuple[int, float]] = {}
+        new_rows: dict[tuple, tuple[int, float]] = {}
         for part, kind in enumerate(self._kinds):
             old = int(faces[self._first[part]])
             if columns["cutout"][old] or not (stage.incomplete[old] or changed.get(kind, False)):
                 continue
-            if (kind, old) not in fresh:
+            if (kind, old) not in new_rows:
                 row = _draw_material(rng, self._textures, _TEXTURES[kind], glossy=kind == "floor" or not bright)
                 for name, column in columns.items():
                     columns[name] = np.concatenate([column, np.array([row[name]], column.dtype)])
-                fresh[kind, old] = len(columns["texture"]) - 1, rng.uniform(1.0, 3.0)
+                new_rows[kind, old] = len(columns["texture"]) - 1, rng.uniform(1.0, 3.0)
             triangles = slice(self._first[part], self._first[part + 1])
-            faces[triangles], tile = fresh[kind, old]
+            faces[triangles], tile = new_rows[kind, old]
             vertices = slice(3 * self._first[part], 3 * self._first[part + 1])
             uv[vertices] = stage.metric_uv[vertices] / tile
         columns["tint"] = np.clip(columns["tint"], 0, 1.1).astype(np.float32)
@@ -195,7 +198,7 @@ class World:
 
 
 def find_world(root: Path, world: str) -> Path:
-    """The file that `world` names: a path, one relative to `root`, or the name of a file below with or without its suffix.
+    """The file of a world, given as a path, absolute or relative to `root`, or as a file name, with or without suffix.
 
     Raises:
         DataError: there is none.
@@ -214,7 +217,7 @@ def find_world(root: Path, world: str) -> Path:
 
 
 def _draw_material(rng: Random, textures: TextureSet, names: str, glossy: bool) -> dict:
-    """A row of `Materials` with one of the textures of these names."""
+    """A row of `Materials` with a random texture of the recipes `names` (separated by spaces)."""
     tint = np.clip(rng.uniform(0.5, 1.1) * (1 + 0.1 * rng.standard_normal(3)), 0.05, 1.1)
     return dict(
         texture=int(rng.choice(textures.rows[str(rng.choice(names.split()))])), side=TEXTURE_SIDE, tint=tint, cutout=False,
@@ -223,7 +226,7 @@ def _draw_material(rng: Random, textures: TextureSet, names: str, glossy: bool) 
 
 
 def _ceiling(extent: np.ndarray, height: float) -> Part:
-    """A level rectangle above a world of that extent [2, 3], with another texture in every scene."""
+    """A ceiling above a world with bounding box `extent` [2, 3]; it gets another texture in every scene."""
     (left, low, _), (right, high, _) = extent
     corners = np.array([[left, low], [right, low], [right, high], [left, low], [right, high], [left, high]])
     corners = np.column_stack([corners, np.full(6, height)]).reshape(2, 3, 3).astype(np.float32)
