@@ -5,7 +5,7 @@ Three processes over real topics on this machine: a camera that publishes noise 
 that counts depth images and clouds. The pass-through engine returns a constant plane at once, so that its rows show the
 node's own cost.
 
-    python benchmarks/node.py                      the four rows of the README
+    python benchmarks/node.py                      the four rows of docs/speed.md
     python benchmarks/node.py --engine real --size 720x1280 --rate 60 --seconds 10
 
 The second table has the steps of one frame, each timed alone in this process. The difference between the first table and
