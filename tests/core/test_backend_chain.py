@@ -41,6 +41,13 @@ def assert_about_the_same(depth, expected):
     assert np.median(np.abs(depth / expected - 1)) < 0.02
 
 
+def finish_build(gate, engine, image):
+    """Let a gated build finish, and infer the frame at which the engine takes it over."""
+    gate.set()
+    wait_for_build(engine)
+    engine.infer(FrameRequest(image, K))
+
+
 @pytest.mark.parametrize("usable", [True, False])
 def test_a_gpu_that_torch_cannot_use_does_not_count(monkeypatch, usable):
     monkeypatch.setattr(backends, "has_nvidia_gpu", lambda: True)
@@ -200,14 +207,10 @@ def test_when_a_build_fails_the_next_one_begins(monkeypatch, image, error):
     replace_backends(monkeypatch, tensorrt=gated_type(first, fails_to_start(error)), inductor=gated_type(second))
     monkeypatch.setattr(backends, "automatic_order", lambda: GPU_ORDER)
     engine = DepthEngine.load(camera_size=(480, 640), background=True)
-    first.set()
-    wait_for_build(engine)
-    engine.infer(FrameRequest(image, K))
+    finish_build(first, engine, image)
     assert engine.failures == [f"tensorrt: failed to start: {error}"]
     assert engine.backend_name == "torch", "it serves until the next build has finished"
-    second.set()
-    wait_for_build(engine)
-    engine.infer(FrameRequest(image, K))
+    finish_build(second, engine, image)
     assert engine.backend_name == "inductor"
 
 
@@ -217,13 +220,9 @@ def test_a_deferred_build_begins_when_the_compiled_backend_fails_while_running(m
     replace_backends(monkeypatch, tensorrt=tensorrt, inductor=gated_type(second))
     monkeypatch.setattr(backends, "automatic_order", lambda: GPU_ORDER)
     engine = DepthEngine.load(camera_size=(480, 640), background=True)
-    first.set()
-    wait_for_build(engine)
-    engine.infer(FrameRequest(image, K))
+    finish_build(first, engine, image)
     assert engine.backend_name == "torch", "it serves while the second is built"
-    second.set()
-    wait_for_build(engine)
-    engine.infer(FrameRequest(image, K))
+    finish_build(second, engine, image)
     assert engine.backend_name == "inductor"
 
 
