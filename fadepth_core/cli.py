@@ -58,10 +58,10 @@ from fadepth_core.evaluation.odometry import (
 )
 from fadepth_core.evaluation.predictions import FORMATS, FPS
 from fadepth_core.evaluation.video import rgb
+from fadepth_core.geometry import MAX_DEPTH, MIN_DEPTH
 from fadepth_core.labels.stereo import write_stereo
 from fadepth_core.models import MODELS, build_model
 from fadepth_core.models.complexity import PRINTED, complexity
-from fadepth_core.models.layers.head import MAX_DEPTH, MIN_DEPTH
 from fadepth_core.runtime import backends
 from fadepth_core.runtime.checkpoint import Checkpoint, CheckpointError, Description
 from fadepth_core.runtime.engine import EngineError

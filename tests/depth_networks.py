@@ -9,7 +9,7 @@ import numpy as np
 import openvino as ov
 import torch
 
-from fadepth_core.models.layers.head import disparity_to_depth
+from fadepth_core.geometry import disparity_to_depth
 from fadepth_core.runtime.graph import ShapeCarriedGraph
 
 

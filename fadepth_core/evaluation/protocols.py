@@ -22,8 +22,7 @@ from fadepth_core.common.framing import PIXELS, choose_network_size, focal_lengt
 from fadepth_core.common.sample import LabelledImage
 from fadepth_core.data.images import frames_and_intrinsics
 from fadepth_core.evaluation.metrics import DepthMetrics, depth_metrics, mean_metrics
-from fadepth_core.models.depth_network import DepthFeatures
-from fadepth_core.models.layers.head import disparity_to_depth
+from fadepth_core.geometry import disparity_to_depth
 from fadepth_core.runtime.checkpoint import Checkpoint
 from fadepth_core.runtime.engine import DepthEngine, EngineError, FrameRequest
 
@@ -273,7 +272,7 @@ class NetworkPredictor:
         if self.flip:
             frames = torch.cat([frames, frames.flip(-1)])
         output = self.network(normalise(frames.to(next(self.network.parameters()).device)))
-        x = (output.disparities[0] if isinstance(output, DepthFeatures) else output).float()
+        x = (output if isinstance(output, torch.Tensor) else output.disparities[0]).float()
         inverse_depth = 1 / disparity_to_depth(x, self.network.min_depth, self.network.max_depth)
         if self.flip:
             # Average inverse depth, not depth. It is affine in x, so this is the average of x too.

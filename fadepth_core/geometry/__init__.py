@@ -1,4 +1,4 @@
-"""Two-view geometry: pinhole cameras, rigid motion and warping (docs/method.md, section 4.1)."""
+"""Two-view geometry: pinhole cameras, disparity, rigid motion and warping (docs/method.md, sections 1.6 and 4.1)."""
 
 from fadepth_core.geometry.camera import (
     area_average,
@@ -11,6 +11,7 @@ from fadepth_core.geometry.camera import (
     unproject,
     viewing_rays,
 )
+from fadepth_core.geometry.disparity import MAX_DEPTH, MIN_DEPTH, depth_to_disparity, disparity_to_depth
 from fadepth_core.geometry.motion import (
     invert_motion,
     mirror_motion,
@@ -23,9 +24,13 @@ from fadepth_core.geometry.motion import (
 from fadepth_core.geometry.warp import Reprojection, reproject, sample
 
 __all__ = [
+    "MAX_DEPTH",
+    "MIN_DEPTH",
     "Reprojection",
     "area_average",
     "crop_intrinsics",
+    "depth_to_disparity",
+    "disparity_to_depth",
     "flip_intrinsics",
     "invert_motion",
     "mirror_motion",

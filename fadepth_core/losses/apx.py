@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fadepth_core.models.layers.head import disparity_to_depth
+from fadepth_core.geometry import disparity_to_depth
 from fadepth_core.models.smalldepth import DepthFeatures
 
 CHANNELS = ("mean", "projection")

@@ -13,12 +13,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fadepth_core.geometry import invert_motion, motion_from_vector, relative_motion, reproject, sample
+from fadepth_core.geometry import (
+    disparity_to_depth,
+    invert_motion,
+    motion_from_vector,
+    relative_motion,
+    reproject,
+    sample,
+)
 from fadepth_core.losses.feature import feature_loss
 from fadepth_core.losses.geometric import depth_difference, pair_weights, structure_loss
 from fadepth_core.losses.photometric import ImagePairs, ImageStatistics, photometric_error, photometric_loss
 from fadepth_core.losses.smoothness import smoothness_loss
-from fadepth_core.models.layers.head import disparity_to_depth
 from fadepth_core.models.smalldepth import DepthFeatures
 
 

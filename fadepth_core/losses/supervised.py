@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fadepth_core.models.layers.head import disparity_to_depth
+from fadepth_core.geometry import disparity_to_depth
 
 
 def depth_loss(

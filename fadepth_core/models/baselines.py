@@ -16,11 +16,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fadepth_core.geometry import MAX_DEPTH, MIN_DEPTH
 from fadepth_core.models.depth_network import DepthFeatures, DepthNetwork
 from fadepth_core.models.layers.backbone import encoder_widths, timm_backbone, with_fixed_padding, without_normalisation
 from fadepth_core.models.layers.etm import ETMConfig, convert_to_etm, etm_config
 from fadepth_core.models.layers.folding import without_batch_norm
-from fadepth_core.models.layers.head import MAX_DEPTH, MIN_DEPTH
 
 #: The paper's baselines: name in `MODELS` -> timm's name of the encoder.
 PAPER_BASELINES = {"resnet18": "resnet18", "mobilenetv3": "mobilenetv3_large_100"}

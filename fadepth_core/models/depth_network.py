@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from fadepth_core.models.layers.head import MAX_DEPTH, MIN_DEPTH, depth_to_disparity
+from fadepth_core.geometry import MAX_DEPTH, MIN_DEPTH, depth_to_disparity
 
 
 @dataclass

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fadepth_core.geometry import MAX_DEPTH, MIN_DEPTH
 from fadepth_core.models.depth_network import DepthFeatures, DepthNetwork, halved_size
 from fadepth_core.models.layers.adacoeff import AdaCoeff
 from fadepth_core.models.layers.attention_head import AttentionDisparityHead
@@ -21,7 +22,6 @@ from fadepth_core.models.layers.backbone import encoder_widths, timm_backbone, w
 from fadepth_core.models.layers.context import TokenConfig
 from fadepth_core.models.layers.conv import conv2d
 from fadepth_core.models.layers.folding import without_batch_norm
-from fadepth_core.models.layers.head import MAX_DEPTH, MIN_DEPTH
 from fadepth_core.models.layers.refine import Refinement
 from fadepth_core.models.layers.upsample import AdaptiveUpsample
 

@@ -12,11 +12,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from fadepth_core.geometry import MAX_DEPTH, MIN_DEPTH
 from fadepth_core.models.depth_network import DepthFeatures, DepthNetwork
 from fadepth_core.models.layers.conv import ConvBN, calibrate_batch_norm, load_kernel
 from fadepth_core.models.layers.drop import DropBranch
 from fadepth_core.models.layers.etm import ETMConfig, etm_config
-from fadepth_core.models.layers.head import MAX_DEPTH, MIN_DEPTH, DisparityHead
+from fadepth_core.models.layers.head import DisparityHead
 from fadepth_core.models.layers.sparse import DoubleScaleResidual, SparseDownsample, SparseUpsample
 
 __all__ = ["LAYOUTS", "DepthFeatures", "FusedSmallDepth", "Layout", "SmallDepth", "Stage"]

@@ -13,8 +13,7 @@ from torch import Tensor, nn
 
 from fadepth_core.common.color import PIXEL_MEAN, PIXEL_STD
 from fadepth_core.common.framing import Framing, box_factors
-from fadepth_core.geometry import pixel_directions
-from fadepth_core.models.layers.head import disparity_to_depth
+from fadepth_core.geometry import disparity_to_depth, pixel_directions
 
 
 class DepthGraph(nn.Module):

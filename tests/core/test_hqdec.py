@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from depth_networks import as_trained, assert_start_depth, exported_depths, relative_depth_error
 from fadepth_core.common.color import PIXEL_MEAN, PIXEL_STD
 from fadepth_core.data import Sample
-from fadepth_core.geometry import motion_from_vector
+from fadepth_core.geometry import disparity_to_depth, motion_from_vector
 from fadepth_core.losses import LevelWeights, PyramidLoss
 from fadepth_core.losses.feature import feature_loss
 from fadepth_core.models import HQDecv2, build_model
@@ -23,7 +23,6 @@ from fadepth_core.models.hqdec import DECODER_WIDTHS, HEAD_TOKENS
 from fadepth_core.models.layers.attention_head import AttentionDisparityHead
 from fadepth_core.models.layers.channels import conv_bn_elu
 from fadepth_core.models.layers.context import GlobalContext, TokenConfig
-from fadepth_core.models.layers.head import disparity_to_depth
 from fadepth_core.runtime.checkpoint import Checkpoint, Description
 from fadepth_core.runtime.export import export_checkpoint
 from fadepth_core.runtime.network import load_network

@@ -11,7 +11,10 @@ import torch.nn.functional as F
 from test_geometry import BOX, POSES, SIZE, WALL, Scene, all_taps_on, camera
 
 from fadepth_core.geometry import (
+    MAX_DEPTH,
+    MIN_DEPTH,
     Reprojection,
+    depth_to_disparity,
     motion_from_vector,
     relative_motion,
     reproject,
@@ -25,7 +28,6 @@ from fadepth_core.losses.geometric import depth_difference, pair_weights, struct
 from fadepth_core.losses.photometric import ImageStatistics, photometric_error, photometric_loss, ssim
 from fadepth_core.losses.smoothness import smoothness_loss
 from fadepth_core.losses.supervised import shape_loss
-from fadepth_core.models.layers.head import MAX_DEPTH, MIN_DEPTH, depth_to_disparity
 from fadepth_core.models.smalldepth import DepthFeatures
 
 RANGE = (MIN_DEPTH, MAX_DEPTH)

@@ -17,6 +17,7 @@ from torch import nn
 from fadepth_core.common.color import PIXEL_MEAN, PIXEL_STD, ColorJitter
 from fadepth_core.common.sample import Sample, collate
 from fadepth_core.geometry import (
+    depth_to_disparity,
     flip_intrinsics,
     invert_motion,
     motion_from_vector,
@@ -29,7 +30,6 @@ from fadepth_core.losses import PAPER_LEVELS, BaseWeights, LevelWeights, Motions
 from fadepth_core.losses.pyramid import _consistency, _Map
 from fadepth_core.models import SmallDepth
 from fadepth_core.models.layers.drop import DropBranch, set_drop_progress
-from fadepth_core.models.layers.head import depth_to_disparity
 from fadepth_core.models.posenet import build_pose_net
 from fadepth_core.models.smalldepth import DepthFeatures
 from fadepth_core.synthetic.dataset import SyntheticDataset

@@ -15,8 +15,8 @@ from fadepth_core.common.color import normalise
 from fadepth_core.data import DataError, collate
 from fadepth_core.data.augment import Augmentation
 from fadepth_core.data.pictures import write_pictures
+from fadepth_core.geometry import disparity_to_depth
 from fadepth_core.losses import ApxLoss, ApxOptions
-from fadepth_core.models.layers.head import disparity_to_depth
 from fadepth_core.runtime.checkpoint import Checkpoint, CheckpointError, save_checkpoint
 from fadepth_core.runtime.export import export_checkpoint
 from fadepth_core.runtime.network import load_network, load_training_network

@@ -1,5 +1,5 @@
-"""Disparity head (FA-Depth eq. 12): one dilated 3×3 filter and a sigmoid. Also the mapping between the sigmoid's output
-and depth (docs/method.md, section 1.6)."""
+"""Disparity head (FA-Depth eq. 12): one dilated 3×3 filter and a sigmoid. `geometry.disparity_to_depth` converts its
+output to metres."""
 
 from __future__ import annotations
 
@@ -8,10 +8,6 @@ from torch import Tensor, nn
 
 from fadepth_core.models.layers.conv import conv2d, load_kernel
 from fadepth_core.models.layers.etm import ETMConfig, ETMConv2d
-
-#: Default depth range of the networks, metres. The node limits the depths it publishes separately.
-MIN_DEPTH = 0.1
-MAX_DEPTH = 100.0
 
 
 class DisparityHead(nn.Module):
@@ -55,15 +51,3 @@ class FusedDisparityHead(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.sigmoid(self.sum(self.depthwise(x)))
-
-
-def disparity_to_depth(x: Tensor, min_depth: float = MIN_DEPTH, max_depth: float = MAX_DEPTH) -> Tensor:
-    """Depth in metres of the head's output x in (0, 1): 1 / (a·x + b) with a = 1/d_min - 1/d_max, b = 1/d_max."""
-    return 1.0 / ((1.0 / min_depth - 1.0 / max_depth) * x + 1.0 / max_depth)
-
-
-def depth_to_disparity(
-    depth: Tensor | float, min_depth: float = MIN_DEPTH, max_depth: float = MAX_DEPTH
-) -> Tensor | float:
-    """The head's output x that stands for `depth` metres: the inverse of `disparity_to_depth`."""
-    return (1 / depth - 1 / max_depth) / (1 / min_depth - 1 / max_depth)
