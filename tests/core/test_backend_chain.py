@@ -6,6 +6,12 @@ import weakref
 import numpy as np
 import pytest
 import torch
+
+from fadepth_core.runtime import backends
+from fadepth_core.runtime.backends import torch as torch_backend
+from fadepth_core.runtime.engine import DepthEngine, EngineError, FrameRequest
+from fadepth_core.runtime.export import export_checkpoint
+from fadepth_core.runtime.network import load_network
 from fake_backends import (
     ChangedOutput,
     CompiledBackend,
@@ -15,12 +21,6 @@ from fake_backends import (
     gated_type,
     replace_backends,
 )
-
-from fadepth_core.runtime import backends
-from fadepth_core.runtime.backends import torch as torch_backend
-from fadepth_core.runtime.engine import DepthEngine, EngineError, FrameRequest
-from fadepth_core.runtime.export import export_checkpoint
-from fadepth_core.runtime.network import load_network
 
 K = np.array([[500.0, 0, 320], [0, 500, 240], [0, 0, 1]])
 GPU_ORDER = ("tensorrt", "inductor", "torch", "openvino")

@@ -6,12 +6,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from fake_backends import ChangedOutput, fake_type, replace_backends
 
 from fadepth_core.common.framing import FramingError
 from fadepth_core.runtime.backends import openvino as openvino_backend
 from fadepth_core.runtime.checkpoint import Checkpoint, CheckpointError
 from fadepth_core.runtime.engine import DepthEngine, EngineError, FrameRequest
+from fake_backends import ChangedOutput, fake_type, replace_backends
 
 K = np.array([[500.0, 0, 320], [0, 500, 240], [0, 0, 1]])
 SMALL = (64, 96)

@@ -2,11 +2,11 @@
 
 import numpy as np
 import pytest
-from fake_backends import ChangedOutput, CompiledBackend, fake_type, replace_backends
 
 from fadepth_core.runtime import backends
 from fadepth_core.runtime.backends import FrameOutput
 from fadepth_core.runtime.engine import DepthEngine
+from fake_backends import ChangedOutput, CompiledBackend, fake_type, replace_backends
 
 
 @pytest.mark.parametrize(

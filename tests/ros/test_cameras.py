@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import rclpy
 from diagnostic_msgs.msg import DiagnosticArray
-from fakes import SECOND, EngineLoader, FakeEngine, FlatRoad, RecordedOutputs, settings
 from rclpy.lifecycle import TransitionCallbackReturn
 from rclpy.parameter import Parameter
 from rclpy.qos import QoSProfile, qos_profile_sensor_data
@@ -25,6 +24,7 @@ from fadepth_ros import ground_correction
 from fadepth_ros.engine_pool import EnginePool, load_engine
 from fadepth_ros.node import DepthNode
 from fadepth_ros.pipeline import DEPTH, INFO, Pipeline, offer_images
+from fakes import SECOND, EngineLoader, FakeEngine, FlatRoad, RecordedOutputs, settings
 
 OTHER_SIZE = (90, 200)
 

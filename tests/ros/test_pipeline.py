@@ -8,7 +8,6 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from fakes import SECOND, EngineLoader, FakeEngine, FlatRoad, RecordedOutputs, make_pipeline, settings
 from rclpy.serialization import deserialize_message, serialize_message
 from sensor_msgs.msg import CameraInfo, Image, PointCloud2, RegionOfInterest
 
@@ -22,6 +21,7 @@ from fadepth_ros import ground_correction
 from fadepth_ros.diagnostics import status_values, summary
 from fadepth_ros.engine_pool import load_engine
 from fadepth_ros.pipeline import COLOR, DEPTH, INFO, POINTS
+from fakes import SECOND, EngineLoader, FakeEngine, FlatRoad, RecordedOutputs, make_pipeline, settings
 
 
 def frame(second):
