@@ -4,10 +4,14 @@ Everything is declared here and not in pyproject.toml, because ROS 2 Humble's se
 """
 
 from glob import glob
+from pathlib import Path
+from xml.etree import ElementTree
 
 from setuptools import find_packages, setup
 
 NAME = "fadepth_ros"
+VERSION = ElementTree.parse(Path(__file__).with_name("package.xml")).findtext("version")  # ROS tools read it there
+RUFF = "ruff==0.17.6"  # the version of .pre-commit-config.yaml, as codespell's
 ROS = ["ros-jazzy-rclpy[fastrtps]==7.1.6", "ros-jazzy-common-interfaces==5.3.6"]  # PyPI wheels of ROS 2, x86-64 Linux
 CPU = ["openvino>=2024.4"]  # runs the network without torch
 VIEW = ["viser>=1.0"]  # the demo's page
@@ -27,16 +31,16 @@ TRAIN = [
 QUANTIZE = ["nncf>=3.0", "onnxruntime>=1.20", "onnx>=1.16"]  # makes int8 graphs
 ODOMETRY = ["evo>=1.31"]  # compares trajectories; GPL-3.0, so nothing else may need it
 ASSETS = ["trimesh>=4.5", "pycollada>=0.8", "pillow>=10", "scipy>=1.11"]  # scenes made of 3D models
-DEV = ["pytest>=8,<9", "ruff"]  # Jazzy's launch_testing breaks under pytest 9
-DOCS = ["mkdocs>=1.6,<2", "mkdocs-material>=9.5,<10", "mkdocstrings[python]>=0.27", "ruff"]  # `make docs`
+DEV = ["pytest>=8,<9", RUFF, "codespell[toml]==2.4.3", "mypy==2.4.1"]  # Jazzy's launch_testing breaks under pytest 9
+DOCS = ["mkdocs>=1.6,<2", "mkdocs-material>=9.5,<10", "mkdocstrings[python]>=0.27", RUFF]  # `make docs`
 
 setup(
     name=NAME,
-    version="0.1.0",
+    version=VERSION,
     description="Fast self-supervised monocular depth for ROS 2",
     license="Apache-2.0",
     packages=find_packages(include=["fadepth_core*", "fadepth_ros*"]),
-    package_data={"fadepth_core": ["assets/*", "data/splits/*.gz"]},
+    package_data={"fadepth_core": ["py.typed", "assets/*", "data/splits/*.gz"], "fadepth_ros": ["py.typed"]},
     data_files=[
         ("share/ament_index/resource_index/packages", [f"resource/{NAME}"]),
         (f"share/{NAME}", ["package.xml"]),

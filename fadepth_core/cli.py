@@ -21,6 +21,7 @@ import torch
 import yaml
 from tqdm import tqdm
 
+from fadepth_core import __version__
 from fadepth_core.common.color import PIXEL_MEAN, PIXEL_STD
 from fadepth_core.common.errors import DataError
 from fadepth_core.common.framing import FramingError
@@ -675,6 +676,7 @@ def _build_parser() -> argparse.ArgumentParser:
         prog="fadepth",
         description="Train, measure and use depth networks. 'fadepth COMMAND --help' explains a command.",
     )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, command in _COMMANDS.items():
         text = command.run.__doc__
