@@ -16,8 +16,11 @@ demo: $(VENV)/demo.done
 test: $(VENV)/test.done
 	$(VENV)/bin/python -m pytest $(ARGS)
 
+# Style, format and spelling.
 lint: $(VENV)/test.done
-	$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check .
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/codespell
 
 # The documentation as web pages, in build/docs; writes docs/parameters.md from the code first.
 docs: $(VENV)/docs.done
