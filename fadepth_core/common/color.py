@@ -13,17 +13,17 @@ PIXEL_STD = (0.229, 0.224, 0.225)
 
 
 def normalise(frames: Tensor) -> Tensor:
-    """The networks' input, (frames - mean) / std. Shapes: RGB in [0, 1] [B, 3, 3, H, W] -> the same."""
+    """The networks' input, (frames - mean) / std. Shapes: RGB in [0, 1] [..., 3, H, W] -> [..., 3, H, W]."""
     mean, std = (frames.new_tensor(values).view(3, 1, 1) for values in (PIXEL_MEAN, PIXEL_STD))
     return (frames - mean) / std
 
 
 @dataclass(frozen=True)
 class ColorJitter:
-    """Random brightness, contrast, saturation and hue: one draw per sample, shared by its three frames.
+    """Random brightness, contrast, saturation and hue: one draw per sample, shared by all its frames.
 
     Each change is linear in RGB (hue is a rotation of the YIQ chroma plane). One 3×3 matrix and one offset per sample
-    therefore apply all four, without a conversion to HSV and back.
+    therefore apply all four changes, without a conversion to HSV and back.
 
     Args:
         brightness, contrast, saturation: limit b of a factor drawn from [1 - b, 1 + b].
@@ -36,7 +36,15 @@ class ColorJitter:
     hue: float = 0.1
 
     def __call__(self, frames: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Shapes: RGB in [0, 1] [B, 3, 3, H, W] -> the same."""
+        """Change the colours of a batch of samples with N frames each.
+
+        Args:
+            frames: RGB in [0, 1] [B, N, 3, H, W].
+            generator: source of the random numbers; None: torch's default generator.
+
+        Returns:
+            RGB in [0, 1] [B, N, 3, H, W].
+        """
         draw = frames.new_empty(4, len(frames)).uniform_(-1, 1, generator=generator)
         brightness, contrast, saturation = (
             1 + limit * x for limit, x in zip((self.brightness, self.contrast, self.saturation), draw[:3], strict=True)
@@ -60,7 +68,7 @@ class ColorJitter:
         return torch.linalg.inv(to_yiq) @ torch.stack(rows, dim=-1).unflatten(-1, (3, 3)) @ to_yiq
 
 
-# NTSC; the chroma rows sum to zero, so that grey has no chroma.
+# NTSC's definition of YIQ. The two chroma rows sum to zero, so grey pixels have no chroma.
 _RGB_TO_YIQ = torch.tensor(
     [[0.299, 0.587, 0.114], [0.596, -0.274, -0.322], [0.211, -0.523, 0.312]], dtype=torch.float64
 )

@@ -2,4 +2,4 @@
 
 
 class DataError(ValueError):
-    """Data that cannot be used; the message names the file or folder and the reason."""
+    """A file, folder or option of a data set cannot be used. The message names it and gives the reason."""

@@ -9,7 +9,15 @@ from pathlib import Path
 
 
 def write_atomically(path: str | os.PathLike, write: Callable[[str], None]) -> None:
-    """Call `write(temporary path)`, then move the result to `path`. A full disk or a crash leaves the old file."""
+    """Write a file completely or not at all: a full disk or a crash leaves the old file unchanged.
+
+    Args:
+        path: the file to write.
+        write: called with the path of a temporary file in the same folder, which is then renamed to `path`.
+
+    Raises:
+        OSError: the file cannot be written. An error raised by `write` is passed on.
+    """
     path = Path(path)
     handle, part = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     os.close(handle)

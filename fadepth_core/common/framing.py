@@ -1,7 +1,10 @@
-"""Sizes, crop, resize and intrinsics of a frame: the camera's, the network's input, and the published depth's.
+"""Geometry of a frame on its way from the camera to the published depth: sizes, crop, resize and intrinsics.
 
-Does not import torch, since engines on a CPU run without it. Pixel (u, v) is the centre of the pixel in column u and
-row v, as in OpenCV and ROS, so a resize by s moves a point to s·(u + ½) - ½.
+A frame has three sizes: that of the camera's image, that of the network's input, and that of the published depth. Data
+sets and the engine use the same code. Torch is not imported, because engines on a CPU run without it.
+
+Coordinates (u, v) are at the centre of the pixel in column u and row v, as in OpenCV and ROS. A resize by s therefore
+moves a point to s·(u + ½) - ½.
 """
 
 from __future__ import annotations
@@ -26,14 +29,18 @@ MIN_SIDE, MAX_SIDE = 16, 16384
 
 
 class FramingError(ValueError):
-    """An impossible size, or a crop that leaves too few pixels."""
+    """A size is out of range or not a multiple of `STRIDE`, or the crop has too few pixels."""
 
 
 def choose_network_size(camera_size: tuple[int, int], pixels: int = PIXELS) -> tuple[int, int]:
-    """The (height, width) in multiples of 32 that keeps the camera's aspect ratio at about `pixels` pixels.
+    """Network size (height, width) with about `pixels` pixels and nearly the camera's aspect ratio.
 
-    Chosen among the multiples around the ideal height and width by the distortion of the aspect ratio, which counts
-    twice, and of the pixel count.
+    Height and width are multiples of 32. Among the multiples near the ideal height and width, the pair with the lowest
+    cost is chosen: the change of the pixel count plus twice the change of the aspect ratio, both as logarithms.
+
+    Args:
+        camera_size: (height, width) of the camera's frames, pixels.
+        pixels: desired pixel count.
     """
     height, width = camera_size
     aspect = width / height
@@ -84,7 +91,8 @@ class Framing:
             pixels: approximate pixel count of a network size that is chosen.
 
         Raises:
-            FramingError: an impossible size.
+            FramingError: the camera's size is out of range, the network's size is not in multiples of 32, or the crop
+                has a side of less than 16 pixels.
         """
         if not all(MIN_SIDE <= side <= MAX_SIDE for side in camera_size):
             height, width = camera_size
@@ -103,15 +111,18 @@ class Framing:
         return replace(self, camera_size=self.network_size, crop=(0, 0, *self.network_size))
 
     def to_network(self, image: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
-        """Crop and resize camera pixels to the network's size; a crop already of that size is returned as a view.
+        """Crop and resize an image from the camera's size to the network's size.
+
+        An image is reduced in two steps: by bilinear interpolation to an integer multiple of the target size, then by
+        averaging. One bilinear step reads only 2×2 pixels per output pixel and skips the others, which causes aliasing.
+        The exported graph resizes in the same way (`resize_to_network`).
 
         Args:
             image: [H, W] or [H, W, C], 8-bit, at the camera's size.
-            out: array to write into, [h, w] or [h, w, C].
+            out: array for the result, [h, w] or [h, w, C]. It is not used if the crop already has the network's size.
 
-        An image is reduced by bilinear interpolation to an integer multiple of the target size, then by averaging.
-        Bilinear interpolation alone reads two pixels a side, skips the others, and aliases. The exported graph does the
-        same (`resize_to_network`).
+        Returns:
+            [h, w] or [h, w, C]: `out` or a new array; a view of `image` if the crop already has the network's size.
         """
         top, left, height, width = self.crop
         image = image[top : top + height, left : left + width]
@@ -125,9 +136,9 @@ class Framing:
         return cv2.resize(multiple, (w, h), dst=out, interpolation=cv2.INTER_AREA)
 
     def depth_to_network(self, depth: np.ndarray) -> np.ndarray:
-        """Sparse depth [H, W] at the camera's size, 0 where unknown -> [h, w] at the network's size.
+        """Sparse depth [H, W] at the camera's size -> [h, w] at the network's size; both in metres, 0 where unknown.
 
-        Where several values fall into one pixel, the smallest is kept: the nearest surface hides the others.
+        If several values fall into one pixel, the smallest is kept, because the nearest surface hides the others.
         """
         top, left, height, width = self.crop
         h, w = self.network_size
@@ -155,7 +166,10 @@ class Framing:
         )
 
     def output_pixels(self, image: np.ndarray) -> np.ndarray:
-        """The camera's pixels at the published size, the colours of the points: [H, W, C] -> [h, w, C]."""
+        """Crop and resize an image to the size of the published depth, e.g. for the colours of the point cloud.
+
+        Shapes: [H, W, C] at the camera's size -> [h, w, C].
+        """
         if self.output_size == self.network_size:
             return self.to_network(image)
         top, left, height, width = self.crop
@@ -168,11 +182,15 @@ def focal_length(intrinsics: np.ndarray | Tensor) -> float:
 
 
 def box_factors(size: tuple[int, int], target: tuple[int, int]) -> tuple[int, int]:
-    """Factors (rows, columns) of the averaging step, such that the bilinear step before it reduces by two at most."""
+    """Factors (rows, columns) of the averaging step of `Framing.to_network`, for sizes (height, width).
+
+    They are the smallest for which the bilinear step before it reduces each side by a factor of at most two.
+    """
     return max(1, math.ceil(size[0] / (2 * target[0]))), max(1, math.ceil(size[1] / (2 * target[1])))
 
 
 def _centred_crop(size: tuple[int, int], network_size: tuple[int, int]) -> tuple[int, int, int, int]:
+    """The largest centred crop (top, left, height, width) of an image of `size` with the network's aspect ratio."""
     height, width = size
     aspect = network_size[1] / network_size[0]
     crop_height, crop_width = (

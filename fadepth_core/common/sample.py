@@ -1,4 +1,4 @@
-"""What the data sets return: `Sample` for training, `LabelledImage` for evaluation."""
+"""Items of the data sets: `Sample` for training, `LabelledImage` for evaluation."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ class Sample:
         intrinsics: K [3, 3] float32, in pixels of `frames`; pixel centres are at whole numbers.
         interval: [] float32, seconds between consecutive frames.
         name: source of the middle frame, for logs and error messages.
-        speed: [] float32, measured speed of the camera in metres per second; NaN if this sample has none but others of
-            its data set do; None if the data set has none.
+        speed: [] float32, measured speed of the camera in metres per second. NaN: unknown in this sample, but known in
+            others of its data set. None: unknown in the whole data set.
         poses: [N, 4, 4] float32 camera-to-world (optical frame, metres) of each frame, if known.
         depth: [h, w] float32 true depth of the middle frame in metres, at its own size, 0 where unknown; None if not
             known.
-        sharp: [] bool, whether the edges in `depth` are aligned with those in the image; None means yes. False for
-            depth predicted by a teacher.
+        sharp: [] bool, whether the edges in `depth` are aligned with those in the image. False for depth predicted by a
+            teacher; None means true.
         teacher: a teacher's maps of the middle frame by name, each float32 [1, h, w] at its own size; see
             `training.teacher`.
     """
@@ -54,7 +54,7 @@ class Sample:
     def pin_memory(self) -> Sample:
         """The same sample in page-locked memory, from which `to` can copy to a GPU asynchronously.
 
-        `DataLoader(pin_memory=True)` calls this on every batch; without this method a batch would not be pinned.
+        `DataLoader(pin_memory=True)` calls this method on every batch.
         """
         return self._map(Tensor.pin_memory)
 
@@ -72,7 +72,12 @@ def evenly_spread(length: int, count: int) -> list[int]:
 
 
 def collate(samples: Sequence[Sample]) -> Sample:
-    """Stack samples into a batch. A field that is None in one sample is None in the batch."""
+    """Stack samples into a batch. A field that is None in any sample is None in the batch.
+
+    Raises:
+        RuntimeError: a field differs in size between the samples.
+        KeyError: a sample lacks one of the first sample's teacher maps.
+    """
     batch = {}
     for f in fields(Sample):
         values = [getattr(sample, f.name) for sample in samples]

@@ -28,9 +28,9 @@ def pixel_grid(
 
 
 def pixel_directions(intrinsics: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
-    """X/Z of every pixel column and Y/Z of every pixel row: (u - c_x) / f_x and (v - c_y) / f_y.
+    """Slopes of the viewing rays: X/Z = (u - c_x) / f_x of every column, Y/Z = (v - c_y) / f_y of every row.
 
-    Shapes: [..., 3, 3] -> [..., 1, W], [..., H, 1].
+    Shapes: K [..., 3, 3] -> [..., 1, W], [..., H, 1].
     """
     u = torch.arange(width, device=intrinsics.device, dtype=intrinsics.dtype).unsqueeze(0)
     v = torch.arange(height, device=intrinsics.device, dtype=intrinsics.dtype).unsqueeze(1)
@@ -50,10 +50,11 @@ def unproject(depth: Tensor, intrinsics: Tensor) -> Tensor:
 
 
 def project(points: Tensor, intrinsics: Tensor) -> tuple[Tensor, Tensor]:
-    """Pixels at which a camera sees points, and their depth: q = π(KX).
+    """Project points into a camera: their pixels q = π(KX) and their depth.
 
-    Shapes: points [B, 3, H, W], K [B, 3, 3] -> pixels [B, 2, H, W], depth [B, 1, H, W]. Depth is clamped to at least
-    `MIN_Z` to avoid division by zero; the pixels of clamped points are meaningless.
+    Depth is clamped to at least `MIN_Z` to avoid division by zero. The pixels of clamped points are meaningless.
+
+    Shapes: points [B, 3, H, W] in metres, K [B, 3, 3] -> pixels (u, v) [B, 2, H, W], depth [B, 1, H, W] in metres.
     """
     focal, centre = _focal_and_centre(intrinsics)
     depth = points[:, 2:].clamp(min=MIN_Z)
@@ -74,9 +75,9 @@ def scale_intrinsics(intrinsics: Tensor, scale_x: float, scale_y: float) -> Tens
 def area_average(images: Tensor, size: tuple[int, int]) -> Tensor:
     """Reduce images to `size` (height, width): each new pixel is the mean over its area. [N, C, H, W] -> [N, C, *size].
 
-    The same filter as `Framing` (OpenCV's INTER_AREA) in evaluation and deployment; the intrinsics follow by
-    `scale_intrinsics`. Antialiased interpolation (a triangle filter) is blurrier: after halving, the standard deviation
-    of the Laplacian is 0.051 instead of 0.073.
+    `Framing` uses the same filter (OpenCV's INTER_AREA) in evaluation and deployment. `scale_intrinsics` gives the
+    intrinsics of the result. Antialiased interpolation (a triangle filter) blurs more: after halving, the standard
+    deviation of the image's Laplacian is 0.051 instead of 0.073.
     """
     return images if tuple(images.shape[-2:]) == tuple(size) else F.interpolate(images, tuple(size), mode="area")
 

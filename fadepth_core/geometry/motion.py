@@ -54,7 +54,7 @@ def rotation_error(estimate: Tensor, truth: Tensor) -> Tensor:
         [r[..., 2, 1] - r[..., 1, 2], r[..., 0, 2] - r[..., 2, 0], r[..., 1, 0] - r[..., 0, 1]], dim=-1
     ).norm(dim=-1)
     twice_cosine = r.diagonal(dim1=-2, dim2=-1).sum(-1) - 1
-    # Not the arc cosine of the trace: in single precision it loses angles below 0.03° to rounding.
+    # The arc cosine of the trace is not used: in single precision it cannot resolve angles below 0.03°.
     return torch.rad2deg(torch.atan2(twice_sine, twice_cosine))
 
 

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fadepth_core.geometry import disparity_to_depth
-from fadepth_core.models.smalldepth import DepthFeatures
+from fadepth_core.models.depth_network import DepthFeatures
 
 CHANNELS = ("mean", "projection")
 DISTRIBUTIONS = ("ratio", "softmax")

@@ -25,7 +25,7 @@ from fadepth_core.losses.feature import feature_loss
 from fadepth_core.losses.geometric import depth_difference, pair_weights, structure_loss
 from fadepth_core.losses.photometric import ImagePairs, ImageStatistics, photometric_error, photometric_loss
 from fadepth_core.losses.smoothness import smoothness_loss
-from fadepth_core.models.smalldepth import DepthFeatures
+from fadepth_core.models.depth_network import DepthFeatures
 
 
 @dataclass(frozen=True)

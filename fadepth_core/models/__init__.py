@@ -19,7 +19,11 @@ MODELS: dict[str, Callable[..., DepthNetwork]] = {
 
 
 def build_model(name: str, **options) -> DepthNetwork:
-    """Build the training form of the depth network `name`, with random weights.
+    """Build the training form of the depth network `name`. Weights are random unless an option names a weights file.
+
+    Args:
+        name: a name in `MODELS`.
+        options: arguments of the network's class.
 
     Raises:
         ValueError: no network has that name.

@@ -28,7 +28,7 @@ DECODER_WIDTHS = (16, 32, 64, 128, 256)  # R_1..R_5, at 1/1 .. 1/16
 
 
 class BaselineDepth(DepthNetwork):
-    """Training form.
+    """Training form of a baseline: timm encoder, `SkipDecoder`, and three disparity heads.
 
     Args:
         encoder: a name in `layers.backbone.ENCODER_WIDTHS`.
@@ -58,7 +58,8 @@ class BaselineDepth(DepthNetwork):
         self.encoder = timm_backbone(encoder, weights, features_only=True)
         if encoder in _ENCODER_CHANGES:
             _ENCODER_CHANGES[encoder](self.encoder)
-        # TensorFlow's "same" padding of a strided 3×3 filter pads even sides at the end only.
+        # TensorFlow's "same" padding of a strided 3×3 filter pads even sides at the end only, so the first filter is
+        # centred on pixel 1.
         self.feature_offset = 1 if encoder.startswith("tf_") else 0
         self.decoder = SkipDecoder(widths)
         self.heads = nn.ModuleList(ReflectConv(width, 1) for width in DECODER_WIDTHS[:3])
@@ -103,7 +104,8 @@ class FusedBaselineDepth(nn.Module):
 
 
 class SkipDecoder(nn.Module):
-    """monodepth2's decoder. Each level: filter, nearest upsampling, concatenation with the encoder map, filter.
+    """monodepth2's decoder. Each level: filter, nearest-neighbour upsampling, concatenation with the encoder map, and a
+    second filter.
 
     Args:
         encoder_widths: channels of the encoder's maps at 1/2 .. 1/32.
@@ -145,7 +147,7 @@ class ReflectConv(nn.Module):
         self.conv = nn.Conv2d(cin, cout, 3)
 
     def forward(self, x: Tensor) -> Tensor:
-        # A single row or column (1/32 of 32 pixels) cannot be reflected.
+        # Reflection needs at least two rows and two columns; an image side of 32 pixels gives only one at 1/32.
         reflects = x.shape[-2] > 1 and x.shape[-1] > 1
         return self.conv(F.pad(x, (1, 1, 1, 1), mode="reflect" if reflects else "replicate"))
 
@@ -155,7 +157,7 @@ def _conv_elu(cin: int, cout: int) -> nn.Sequential:
 
 
 def _share_activations(encoder: nn.Module) -> None:
-    """Use one activation module twice per block, as torchvision does: Table IV counts each module once."""
+    """Use one activation module twice per block, as torchvision's ResNet does. Table IV counts each module once."""
     for stage in _stages(encoder):
         for block in stage:
             block.act2 = block.act1
@@ -166,7 +168,7 @@ def _without_classifier_filter(encoder: nn.Module) -> None:
     encoder.blocks[-1] = nn.Identity()
 
 
-#: Changes to timm's encoders that give the paper's counts, by encoder.
+#: Changes to timm's encoders that are needed to match the counts of the paper's Table IV, by encoder.
 _ENCODER_CHANGES = {"resnet18": _share_activations, "mobilenetv3_large_100": _without_classifier_filter}
 
 

@@ -6,9 +6,9 @@ Table IV counts as torchstat (github.com/Swall0w/torchstat) does:
   BatchNorm output, one per input of a pooling and one per output of a ReLU or ELU.
 * Memory access ("MAC(M)"): 4 bytes for each value that such a module reads, stores as a parameter, or writes.
 
-A module counts once, however often it is called. Other modules (hard swish, sigmoid, padding, interpolation, attention)
-do not count. The decoder includes all three heads. With these rules the networks of `baselines.py` give every printed
-digit.
+A module that is called several times counts once. Other modules (hard swish, sigmoid, padding, interpolation,
+attention) do not count. The decoder includes all three heads. With these rules the counts of the networks in
+`baselines.py` equal the printed ones in every digit.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ class Complexity:
         parameters: number of learnable parameters.
         multiply_accumulates: of convolutions, linear layers and the two matrix products of attention; every call
             counts.
-        operations: as the paper counts them.
-        memory_access: bytes, as the paper counts them.
+        operations: counted by the rules of Table IV, see above.
+        memory_access: bytes, counted by the rules of Table IV, see above.
     """
 
     parameters: int
@@ -68,13 +68,19 @@ PRINTED = {
 
 
 def parameter_count(modules: Iterable[nn.Module]) -> int:
-    """Number of learnable parameters in `modules`; shared ones count once."""
+    """Number of learnable parameters in `modules`. A parameter shared by several modules counts once."""
     return sum(p.numel() for p in {id(p): p for m in modules for p in m.parameters()}.values())
 
 
 @torch.no_grad()
 def complexity(model: nn.Module, input_shape: tuple[int, ...], parts: Iterable[nn.Module] | None = None) -> Complexity:
-    """Cost of `model` on an input of `input_shape` ([1, 3, H, W]); with `parts`, of those of its modules only."""
+    """Measure the cost of one forward pass of `model` in evaluation mode.
+
+    Args:
+        model: its training mode is the same afterwards.
+        input_shape: shape of the input, e.g. (1, 3, H, W).
+        parts: count only these modules of `model`; None: count all of them.
+    """
     parts = [model] if parts is None else list(parts)
     multiply_accumulates = 0
     table: dict[nn.Module, tuple[int, int]] = {}  # operations and memory access, as the paper counts
@@ -106,7 +112,7 @@ def complexity(model: nn.Module, input_shape: tuple[int, ...], parts: Iterable[n
 
 
 def _multiply_accumulates(module: nn.Module, x: Tensor, output: Tensor) -> int:
-    """Of one call with input `x`; 0 for modules without matrix products."""
+    """Multiply-accumulates of one call of `module` with input `x`; 0 for modules without matrix products."""
     if isinstance(module, (nn.Conv1d, nn.Conv2d, ETMConv2d)):
         return output.numel() * math.prod(module.kernel_size) * module.in_channels // module.groups
     if isinstance(module, nn.Linear):
@@ -129,7 +135,7 @@ def _extra_operations(module: nn.Module, x: Tensor, output: Tensor) -> int:
 
 
 def _stored_values(module: nn.Module) -> int:
-    """Number of parameters; an ETM counts as its merged kernel."""
+    """Number of parameters of a module. An ETM counts as the plain convolution it is merged to."""
     if isinstance(module, ETMConv2d):
         kernel = module.out_channels * module.in_channels // module.groups * math.prod(module.kernel_size)
         return kernel + (0 if module.bias is None else module.out_channels)

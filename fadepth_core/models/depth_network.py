@@ -18,8 +18,8 @@ class DepthFeatures:
 
     Attributes:
         disparities: x_j in (0, 1) at 1, 1/2 and 1/4 of the input, each [B, 1, h, w].
-        encoder: E_1..E_5, at 1/2 .. 1/32.
-        decoder: R_1..R_5, at 1/1 .. 1/16.
+        encoder: maps E_1..E_5 at 1/2 .. 1/32 of the input, each [B, C, h, w].
+        decoder: maps R_1..R_5 at 1/1 .. 1/16 of the input, each [B, C, h, w].
     """
 
     disparities: tuple[Tensor, ...]
@@ -35,19 +35,21 @@ def halved_size(size: Sequence[int], halvings: int) -> tuple[int, ...]:
 class DepthNetwork(nn.Module):
     """Base class of the training forms. `fuse()` of a subclass returns the deployment form.
 
-    Subclasses set `heads`: three modules, finest first, each with a convolution `conv` before the sigmoid.
+    Attributes:
+        heads: set by subclasses: three disparity heads, finest first, each with a convolution `conv` before the
+            sigmoid.
 
     Args:
-        min_depth, max_depth: depth range in metres; the sigmoid's outputs 1 and 0 stand for these depths.
+        min_depth, max_depth: depth range in metres; disparity 1 stands for `min_depth`, disparity 0 for `max_depth`.
 
     Shapes: image [B, 3, H, W], normalised with `PIXEL_MEAN` and `PIXEL_STD`, H and W at least 32 -> `DepthFeatures`,
     whose maps at 1/s of the input have ceil(H / s) rows and ceil(W / s) columns.
     """
 
-    #: Feature i of the encoder map at 1/2 is centred on image pixel 2·i + feature_offset, along both axes. 0 for
-    #: strided filters with equal padding on both sides.
+    #: Pixel offset of the encoder map at 1/2: its feature i is centred on image pixel 2·i + feature_offset, along both
+    #: axes. The offset is 0 if the strided filters pad both sides equally.
     feature_offset = 0
-    #: Factor between the output of an untrained head's `conv` and the input of its sigmoid.
+    #: In an untrained head, the input of the sigmoid is the output of `conv` times this factor.
     initial_gate = 1.0
 
     heads: nn.ModuleList
@@ -69,7 +71,7 @@ class DepthNetwork(nn.Module):
         raise NotImplementedError
 
     def decoder_modules(self) -> list[nn.Module]:
-        """The modules that Table IV counts as the decoder: all others, with the two coarser heads of training."""
+        """The modules that Table IV counts as the decoder: all others, including the two coarser heads."""
         raise NotImplementedError
 
     def encoder_blocks(self) -> int:
@@ -78,11 +80,12 @@ class DepthNetwork(nn.Module):
 
     @torch.no_grad()
     def set_start_depth(self, metres: float) -> None:
-        """Set the biases of untrained heads so that they predict about `metres`.
+        """Set the biases of untrained heads so that the network predicts a depth of about `metres`.
 
-        Needed for metric training. Without it they predict 0.2 m, the middle of the disparity range. At that depth no
-        point of one frame projects into the next, so the losses give no direction. Measured on a scene with known
-        poses: started at 8 m, the error falls from 0.48 to 0.16; started at 0.2 m, it stays at 0.98.
+        Metric training needs this. Without it an untrained network predicts 0.2 m, the middle of the disparity range.
+        At that depth no point of one frame projects into the next frame, so the losses have no useful gradient.
+        Measured on
+        a scene with known poses: started at 8 m, the error falls from 0.48 to 0.16; started at 0.2 m, it stays at 0.98.
 
         Raises:
             ValueError: the depth is outside the network's range.

@@ -1,8 +1,9 @@
-"""HQDecv2 (FA-Depth section III-D, eq. 23-27): the large depth network, 24.65 M parameters, teacher of SmallDepth.
+"""HQDecv2 (FA-Depth section III-D, eq. 23-27): the paper's large depth network and teacher, 24.65 M parameters.
 
-Each decoder stage also receives the encoder maps of all higher resolutions, downsampled to its own, and fuses them with
-per-pixel weights. The tables below ARE the architecture. The paper prints no widths; these were fitted to its parameter
-count (docs/method.md, section 5.9). `HQDecv2` is the training form; `HQDecv2.fuse()` returns the exported form.
+Each decoder stage receives, besides its own encoder map, the encoder maps of all higher resolutions. They are
+downsampled to the stage's resolution and fused with per-pixel weights. The tables below define the architecture. The
+paper prints no widths; these were fitted to its parameter count (docs/method.md, section 5.9). `HQDecv2` is the
+training form; `HQDecv2.fuse()` returns the exported form.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from fadepth_core.models.layers.upsample import AdaptiveUpsample
 # f_0..f_4 have the encoder's widths: (24, 48, 64, 160, 256) with the paper's EfficientNetV2-S.
 REFINED_WIDTHS = (24, 48, 64, 160, 160)  # g_0..g_4
 DECODER_WIDTHS = (24, 24, 48, 64, 160)  # u_0..u_4, at twice the resolution of their level
-# The halvings of every level lead to the same token grid, at 1/32 of the input.
+# On every level, the halvings reduce the map to the same token grid at 1/32 of the input.
 LEVEL_TOKENS = (
     TokenConfig(width=24, heads=2, halvings=4),
     TokenConfig(width=48, heads=4, halvings=3),
@@ -46,15 +47,15 @@ _STRIDE = 32
 
 
 class HQDecv2(DepthNetwork):
-    """Training form.
+    """Training form of HQDecv2.
 
     Args:
         weights: local file of ImageNet weights of the encoder in timm's format; None starts from random weights.
         encoder: an EfficientNet (tf_efficientnet...) of `layers.backbone.ENCODER_WIDTHS`; the default is the paper's.
         min_depth, max_depth: depth range in metres.
 
-    Shapes: as `DepthNetwork`. The decoder needs multiples of 32: other images are padded to the next multiple by
-    repeating the last row and column, and all maps are cropped.
+    Shapes: as `DepthNetwork`. The decoder needs sides that are multiples of 32. Other images are padded to the next
+    multiples by repeating their last row and column, and the returned maps are cropped accordingly.
 
     Raises:
         ImportError: timm cannot be imported.
@@ -62,9 +63,10 @@ class HQDecv2(DepthNetwork):
         ValueError: the encoder is unknown or not an EfficientNet.
     """
 
-    # TensorFlow's "same" padding of a strided 3×3 filter pads even sides at the end only.
+    # TensorFlow's "same" padding of a strided 3×3 filter pads even sides at the end only, so the first filter is
+    # centred on pixel 1.
     feature_offset = 1
-    # The head multiplies by a sigmoid of the global context, which is about 0.5 before training.
+    # The head multiplies by a gate, the sigmoid of a map that is about 0 before training.
     initial_gate = 0.5
 
     def __init__(
@@ -130,7 +132,7 @@ class HQDecoder(nn.Module):
         super().__init__()
         levels = range(len(LEVEL_TOKENS))
         self.laterals = nn.ModuleList(_refined(widths[j], REFINED_WIDTHS[j], LEVEL_TOKENS[j]) for j in levels)
-        # crossings[j][i] downsamples f_i to level j (i < j); the coarsest level has none.
+        # crossings[j][i] downsamples f_i to level j, for all i < j. The coarsest level has no crossings.
         self.crossings = nn.ModuleList(
             nn.ModuleList(
                 nn.Sequential(

@@ -22,8 +22,9 @@ class PoseNet(nn.Module):
     """FBNetV3-b on two stacked frames, with a linear layer on its 1984 pooled features: 6.6 M parameters.
 
     Args:
-        weights: local file of ImageNet weights in timm's format for this backbone (.safetensors or .pth). The first
-            filters, trained on one RGB image, are repeated for both frames and halved. None starts from random weights.
+        weights: local file of ImageNet weights in timm's format for this backbone (.safetensors or .pth). Its first
+            filters are for one RGB image; they are repeated for both frames and halved. None starts from random
+            weights.
 
     Shapes: two normalised frames in temporal order, stacked along the channels [B, 6, H, W] -> [B, 6]: axis-angle
     (radians) and translation (metres up to scale) of T_{first→second}.
@@ -48,8 +49,8 @@ class PoseNet(nn.Module):
 class SmallPoseNet(nn.Module):
     """Six strided 3×3 convolutions, 0.76 M parameters, no dependency on timm. Not in the paper.
 
-    For tests, demonstrations and CPU training. The images there are so small that `PoseNet`'s last maps have few
-    pixels, while its many layers take most of the time.
+    For tests, demonstrations and CPU training, which use small images. On these, the last maps of `PoseNet` have only a
+    few pixels, and its many layers take most of the training time.
 
     Shapes: as `PoseNet`.
     """
@@ -69,7 +70,11 @@ POSE_NETS: dict[str, Callable[..., nn.Module]] = {"fbnetv3_b": PoseNet, "small":
 
 
 def build_pose_net(name: str, **options) -> nn.Module:
-    """Build the pose network `name`.
+    """Build a pose network.
+
+    Args:
+        name: a name in `POSE_NETS`.
+        options: arguments of its class.
 
     Raises:
         ValueError: no pose network has that name.

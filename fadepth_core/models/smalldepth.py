@@ -1,6 +1,6 @@
 """SmallDepth (FA-Depth section III-A, eq. 8-12): a 2.4 M parameter encoder-decoder for monocular disparity.
 
-The table `LAYOUTS` IS the architecture. `SmallDepth` is the training form; `SmallDepth.fuse()` returns
+The table `LAYOUTS` defines the architecture. `SmallDepth` is the training form; `SmallDepth.fuse()` returns
 `FusedSmallDepth`, the exported form: plain convolutions with the same output.
 """
 
@@ -20,12 +20,10 @@ from fadepth_core.models.layers.etm import ETMConfig, etm_config
 from fadepth_core.models.layers.head import DisparityHead
 from fadepth_core.models.layers.sparse import DoubleScaleResidual, SparseDownsample, SparseUpsample
 
-__all__ = ["LAYOUTS", "DepthFeatures", "FusedSmallDepth", "Layout", "SmallDepth", "Stage"]
-
 
 @dataclass(frozen=True)
 class Stage:
-    """One encoder stage: output channels, number of DSRMs after the downsampling, their hidden width."""
+    """One encoder stage: a downsampling to `channels`, then `blocks` DSRMs (residual modules) of width `hidden`."""
 
     channels: int
     blocks: int
@@ -58,7 +56,7 @@ LAYOUTS = {
 
 
 class SmallDepth(DepthNetwork):
-    """Training form.
+    """Training form of SmallDepth.
 
     Args:
         layout: a name in `LAYOUTS`.
@@ -73,8 +71,6 @@ class SmallDepth(DepthNetwork):
     Raises:
         ValueError: the layout is unknown, or `etm` is not valid.
     """
-
-    feature_offset = 0
 
     def __init__(
         self,
@@ -135,12 +131,13 @@ class SmallDepth(DepthNetwork):
         return FusedSmallDepth(self)
 
     def load_fused(self, fused: FusedSmallDepth, images: Tensor) -> None:
-        """Load the weights of a deployed network, to continue training from it. The finest output stays the same.
+        """Load the weights of a deployed network, to continue training from it. The finest disparity stays the same.
 
-        `fused` has no coarser heads: their weights are set to zero, so they predict their bias (`set_start_depth`)
-        everywhere until they are trained.
+        A deployed network has only the finest head. The weights of the two coarser heads are set to zero, so until they
+        are trained they predict one depth everywhere, that of their bias (see `set_start_depth`).
 
         Args:
+            fused: the deployed network.
             images: training images, normalised [B, 3, H, W], from which BatchNorm gets its statistics.
 
         Raises:
@@ -189,7 +186,7 @@ class FusedSmallDepth(nn.Module):
 
 
 def _encode(downs: nn.ModuleList, blocks: nn.ModuleList, image: Tensor) -> list[Tensor]:
-    """E_1..E_5 (eq. 8)."""
+    """Encoder maps E_1..E_5 of an image (eq. 8)."""
     features = []
     x = image
     for down, stage in zip(downs, blocks, strict=True):
@@ -199,7 +196,7 @@ def _encode(downs: nn.ModuleList, blocks: nn.ModuleList, image: Tensor) -> list[
 
 
 def _decode(ups: nn.ModuleList, encoder: list[Tensor], image: Tensor) -> list[Tensor]:
-    """R_1..R_5 (eq. 9-11). Skip connections add maps of equal resolution and width."""
+    """Decoder maps R_1..R_5 (eq. 9-11). Skip connections add maps of equal resolution and width."""
     decoder: list[Tensor] = []
     s = encoder[-1]
     for index in reversed(range(len(ups))):

@@ -10,7 +10,7 @@ import torch
 
 from fadepth_core.losses import ApxLoss, ApxOptions, ApxWeights, Signals
 from fadepth_core.losses.apx import CHANNELS, DISTANCES, DISTRIBUTIONS
-from fadepth_core.models.smalldepth import DepthFeatures
+from fadepth_core.models.depth_network import DepthFeatures
 
 SIZES = ((16, 24), (8, 12), (4, 6))
 ALL_OPTIONS = [

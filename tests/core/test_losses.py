@@ -28,7 +28,7 @@ from fadepth_core.losses.geometric import depth_difference, pair_weights, struct
 from fadepth_core.losses.photometric import ImageStatistics, photometric_error, photometric_loss, ssim
 from fadepth_core.losses.smoothness import smoothness_loss
 from fadepth_core.losses.supervised import shape_loss
-from fadepth_core.models.smalldepth import DepthFeatures
+from fadepth_core.models.depth_network import DepthFeatures
 
 RANGE = (MIN_DEPTH, MAX_DEPTH)
 TERMS = ("photometric", "structure", "feature", "smoothness")

@@ -29,9 +29,9 @@ from fadepth_core.geometry import (
 from fadepth_core.losses import PAPER_LEVELS, BaseWeights, LevelWeights, Motions, PyramidLoss, predict_motions
 from fadepth_core.losses.pyramid import _consistency, _Map
 from fadepth_core.models import SmallDepth
+from fadepth_core.models.depth_network import DepthFeatures
 from fadepth_core.models.layers.drop import DropBranch, set_drop_progress
 from fadepth_core.models.posenet import build_pose_net
-from fadepth_core.models.smalldepth import DepthFeatures
 from fadepth_core.synthetic.dataset import SyntheticDataset
 
 SIZE = (64, 96)

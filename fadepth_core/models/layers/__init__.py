@@ -1,1 +1,1 @@
-"""Building blocks of the networks, one idea per file."""
+"""Building blocks of the depth and pose networks, one idea per file."""

@@ -1,5 +1,8 @@
-"""Axial downsampling (docs/method.md, section 5.5). One branch moves pixels into channels, first along the height, then
-along the width, so no pixel is lost. The other is max pooling. AdaCoeff fuses the two."""
+"""Axial downsampling of HQDecv2 (docs/method.md, section 5.5).
+
+One branch moves pixels into channels, first along the height, then along the width, so no pixel is lost. The other
+branch is max pooling. AdaCoeff fuses the two.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ from fadepth_core.models.layers.channels import ChannelInteraction, conv_bn_elu
 
 
 class AxialDownsample(nn.Module):
-    """Shapes: [B, C, H, W] -> [B, C, H / s, W / s]; H and W are multiples of the factor s."""
+    """Downsampling by a factor s. Shapes: [B, C, H, W] -> [B, C, H / s, W / s]; H and W are multiples of s."""
 
     def __init__(self, channels: int, factor: int):
         super().__init__()
@@ -27,7 +30,7 @@ class AxialDownsample(nn.Module):
 
 
 class _AxialStep(nn.Module):
-    """One axis: groups of s lines become s·C channels, which are mixed and reduced to C channels."""
+    """Downsampling of one axis: groups of s lines become s·C channels, which are mixed and reduced to C channels."""
 
     def __init__(self, channels: int, factor: int, dim: int):
         super().__init__()

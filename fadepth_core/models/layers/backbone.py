@@ -37,6 +37,7 @@ def timm_backbone(name: str, weights: str | Path | None = None, **options) -> nn
     """Build the timm model `name` for images normalised with `PIXEL_MEAN` and `PIXEL_STD`.
 
     Args:
+        name: timm's name of the model.
         weights: local file of its ImageNet weights in timm's format (.safetensors or .pth); None starts from random
             weights.
         options: passed to `timm.create_model`.
@@ -68,9 +69,10 @@ def timm_backbone(name: str, weights: str | Path | None = None, **options) -> nn
 
 
 class RenormalisedBackbone(nn.Module):
-    """A model with its input changed from ImageNet's normalisation to its own, by one scale and one shift per channel.
+    """A model whose input is first changed from ImageNet's normalisation to the one that the model's weights expect.
 
-    They cannot be folded into the model's first filter: it pads with zeros, which stand for the mean colour.
+    The change is one scale and one shift per channel. The shift cannot be folded into the model's first filter, because
+    that filter pads with zeros, which stand for the mean colour of the model's own normalisation.
 
     Args:
         model: takes [B, 3·images, H, W].
@@ -100,11 +102,11 @@ def without_normalisation(backbone: nn.Module) -> nn.Module:
 
 
 def with_fixed_padding(encoder: nn.Module) -> nn.Module:
-    """Replace TensorFlow's "same" padding, which depends on the input's size, by its value at even sizes, so that the
-    exported graph needs no arithmetic on sizes. Changes `encoder` in place and returns it.
+    """Replace TensorFlow's "same" padding by fixed padding, in place; return `encoder`.
 
-    A k×k filter of stride 2 gets (k - 2) // 2 rows above and columns to the left, and the rest of k - 2 below and to
-    the right.
+    "Same" padding depends on the input's size, so the exported graph would contain arithmetic on sizes. The fixed
+    padding equals it for inputs with even sides. A k×k filter of stride 2 gets k - 2 rows: (k - 2) // 2 above, the rest
+    below, and as many columns on the left and on the right.
     """
     from timm.layers import Conv2dSame
 

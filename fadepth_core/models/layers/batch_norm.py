@@ -1,8 +1,9 @@
 """BatchNorm statistics for measurement and export, recomputed with drop off (docs/method.md, amendment to section 1.1).
 
-BatchNorm's running average is collected while drop is on. Drop scales the surviving values by 1 / (1 - p), so after a
-branch with p near 0.9 the averaged variance is several times the variance at inference, where nothing is dropped.
-Therefore the statistics are recomputed before a network is measured, shown in images, saved or exported.
+During training, BatchNorm's running averages are collected while drop is on. Drop scales the values that it keeps by
+1 / (1 - p). After a branch with p near 0.9, the averaged variance is therefore several times the variance at inference,
+where nothing is dropped. For this reason the statistics are recomputed before a network is measured, used for pictures,
+saved or exported.
 """
 
 from __future__ import annotations
@@ -18,13 +19,13 @@ from torch import Tensor, nn
 def recompute_batch_norm(network: nn.Module, batches: Iterable[Tensor]) -> None:
     """Replace every BatchNorm's running mean and variance by those over all `batches`, with drop off.
 
-    They are the exact statistics of the whole set, not a moving average ("precise" BatchNorm, Wu and Johnson 2021,
-    "Rethinking 'Batch' in BatchNorm").
+    The new values are the exact statistics of all batches together, not a moving average ("precise" BatchNorm, Wu and
+    Johnson 2021, "Rethinking 'Batch' in BatchNorm").
 
     Args:
         network: changed in place; left in evaluation mode.
-        batches: at least one, each of normalised images [B, 3, H, W] on the network's device. In each pass, earlier
-            BatchNorms normalise by the statistics of that batch.
+        batches: at least one, each of normalised images [B, 3, H, W] on the network's device. During a pass every
+            BatchNorm normalises by the statistics of the current batch.
     """
     collected: dict[nn.BatchNorm2d, list[tuple[int, Tensor, Tensor]]] = {
         module: [] for module in network.modules() if isinstance(module, nn.BatchNorm2d)
@@ -47,7 +48,7 @@ def recompute_batch_norm(network: nn.Module, batches: Iterable[Tensor]) -> None:
             hook.remove()
         network.eval()
     for module, parts in collected.items():
-        if not parts:  # not part of the forward pass
+        if not parts:  # this BatchNorm was not called
             continue
         counts = torch.tensor([count for count, _, _ in parts], dtype=torch.float64)
         share = counts / counts.sum()

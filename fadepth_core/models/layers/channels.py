@@ -1,5 +1,7 @@
-"""Channel operations of HQDecv2 (docs/method.md, sections 5.3, 5.5, 5.6, 5.8): its convolution unit, two kinds of
-channel attention, and the channel interaction unit built of them."""
+"""Channel operations of HQDecv2 (docs/method.md, sections 5.3, 5.5, 5.6, 5.8).
+
+The convolution unit of HQDecv2, two kinds of channel attention, and the channel interaction unit, which combines them.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,10 @@ def conv_bn_elu(cin: int, cout: int, kernel: int = 1, stride: int = 1, groups: i
 
 
 class ChannelAttention(nn.Module):
-    """ECA: scales each channel by a weight from three neighbouring channel means. Shapes: [B, C, H, W] -> same."""
+    """ECA: scales each channel by a weight computed from the means of three neighbouring channels.
+
+    Shapes: [B, C, H, W] -> [B, C, H, W].
+    """
 
     def __init__(self):
         super().__init__()
@@ -26,7 +31,10 @@ class ChannelAttention(nn.Module):
 
 
 class SqueezeExcite(nn.Module):
-    """Scales each channel by a weight from all channel means, through C/16 channels. Shapes: [B, C, H, W] -> same."""
+    """Scales each channel by a weight computed from the means of all channels, with C/16 hidden channels.
+
+    Shapes: [B, C, H, W] -> [B, C, H, W].
+    """
 
     def __init__(self, channels: int):
         super().__init__()

@@ -1,8 +1,8 @@
-"""Global path of HQDecv2's refinement and heads (FA-Depth eq. 25): self-attention on a coarse grid of overlapping
-tokens.
+"""Global path of HQDecv2's refinement and heads (FA-Depth eq. 25): self-attention on a coarse grid of tokens.
 
-HQDec used patches that do not overlap and a transposed convolution, whose patch borders are visible in the depth map.
-Here strided 3×3 filters, which overlap, lead to the tokens; interpolation and a local filter lead back.
+HQDec (version 1) computes tokens from patches that do not overlap and returns to the map by a transposed convolution.
+Patch borders are then visible in the depth map. Here tokens are computed by strided 3×3 filters, which overlap, and the
+map is recovered by interpolation and a local filter.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _MLP_RATIO = 3
 
 @dataclass(frozen=True)
 class TokenConfig:
-    """Tokens of one global path.
+    """Size of the tokens of one global path.
 
     Attributes:
         width: channels of a token.

@@ -1,8 +1,8 @@
 """Convolution + BatchNorm + activation, the basic unit of the networks, and its folding for deployment.
 
-Only `conv2d` decides whether a spatial filter is a plain convolution or an ETM. `ConvBN.folded` turns either, with its
-BatchNorm, into one plain convolution; `ConvBN.load_folded` is the inverse, so that training can continue from a
-deployed network.
+`conv2d` is the only place where a spatial filter becomes a plain convolution or an ETM. `ConvBN.folded` merges the
+filter and its BatchNorm into one plain convolution. `ConvBN.load_folded` is the inverse: it allows training to continue
+from a deployed network.
 """
 
 from __future__ import annotations
@@ -17,11 +17,15 @@ from fadepth_core.models.layers.etm import ETMConfig, ETMConv2d
 
 
 def conv2d(cin, cout, kernel, stride=1, dilation=1, groups=1, bias=False, etm: ETMConfig | None = None) -> nn.Module:
-    """A "same"-padded convolution; an ETM if `etm` is given and the kernel is larger than 1×1."""
+    """A convolution that keeps the size at stride 1. It is an ETM if `etm` is given and the kernel is larger than 1×1.
+
+    Shapes: [B, Ci, H, W] -> [B, Co, ceil(H / s), ceil(W / s)] for odd kernels.
+    """
     if etm is not None and kernel > 1:
         return ETMConv2d(cin, cout, kernel, stride, dilation, groups, bias, etm)
     conv = nn.Conv2d(cin, cout, kernel, stride, dilation * (kernel - 1) // 2, dilation, groups, bias=bias)
-    nn.init.kaiming_normal_(conv.weight, nonlinearity="linear" if bias else "relu")  # with a bias: no ReLU
+    # Convolutions with a bias have no BatchNorm and no ReLU after them.
+    nn.init.kaiming_normal_(conv.weight, nonlinearity="linear" if bias else "relu")
     if bias:
         nn.init.zeros_(conv.bias)
     return conv
@@ -43,11 +47,11 @@ class ConvBN(nn.Module):
         return self.act(self.bn(self.conv(x)))
 
     def folded(self) -> nn.Conv2d:
-        """One convolution with bias, equal to convolution and BatchNorm in evaluation mode; without the activation."""
+        """One convolution with bias that equals convolution and BatchNorm in evaluation mode. Has no activation."""
         return fold(self.conv, self.bn)
 
     def load_folded(self, conv: nn.Conv2d) -> None:
-        """Load a plain convolution, to compute the same in evaluation mode: the inverse of `folded`."""
+        """Load the plain convolution `conv`, so that both give the same in evaluation mode: the inverse of `folded`."""
         load_kernel(self.conv, conv.weight)
         set_shift_only(self.bn, conv.bias)
 
@@ -77,7 +81,8 @@ def calibrate_batch_norm(network: nn.Module, images: Tensor) -> None:
     """Set every BatchNorm's running statistics to those of `images` [B, 3, H, W]; the network's output does not change.
 
     After `load_folded` the BatchNorms do not hold the statistics of the data. In training mode they would normalise by
-    the batch and change the output completely. Scale and shift set to undo the normalisation prevent this.
+    the statistics of the batch, and the output would change completely. The scale and shift of each BatchNorm are
+    therefore changed too: they undo the normalisation by the new statistics.
     """
 
     def calibrate(bn: nn.BatchNorm2d, inputs: tuple[Tensor, ...]) -> None:

@@ -1,7 +1,8 @@
 """Drop function (FA-Depth eq. 4, stochastic depth) and the schedule of its rate (eq. 5).
 
-In training a branch is zeroed at random for whole samples, and the others are rescaled, so that evaluation needs no
-correction. The rate grows during training: the trainer calls `set_drop_progress` once per iteration.
+In training, the output of a branch is set to zero for randomly chosen samples and rescaled for the others, so that
+evaluation needs no correction. The drop rate grows during training: the trainer calls `set_drop_progress` once per
+iteration.
 """
 
 from __future__ import annotations
@@ -37,14 +38,20 @@ class ScheduledRate(nn.Module):
         self._shared: dict[Hashable, Any] | None = None
 
     def set_progress(self, iteration: int, total: int) -> None:
-        """Set the rate of iteration i of N. It is not in the state dict: a resumed run calls this with its own i."""
+        """Set the rate of iteration `iteration` of `total`.
+
+        The rate is not part of the state dict, so a resumed run must call this again.
+
+        Raises:
+            ValueError: `total` is not positive.
+        """
         if total <= 0:
             raise ValueError(f"the total number of iterations must be positive, got {total}")
         if not self.constant:
             self.rate = self.maximum * min(max(iteration, 0), total) / total
 
     def draw_mask(self, key: Hashable, draw: Callable[[], _Mask]) -> _Mask:
-        """A random mask from `draw()`; inside `shared_masks`, the first one drawn for `key`."""
+        """A random mask from `draw()`. Inside `shared_masks`, the first mask drawn for `key` is returned again."""
         if self._shared is None:
             return draw()
         if key not in self._shared:
@@ -56,7 +63,7 @@ class ScheduledRate(nn.Module):
 
 
 class DropBranch(ScheduledRate):
-    """D_p(X) = m / (1 - p) ⊙ X with one Bernoulli(1 - p) draw per sample (eq. 4); identity in evaluation.
+    """D_p(X) = m / (1 - p) ⊙ X, with m drawn from Bernoulli(1 - p) for each sample (eq. 4); identity in evaluation.
 
     Shapes: [B, ...] -> [B, ...].
     """
@@ -82,8 +89,8 @@ def set_drop_progress(model: nn.Module, iteration: int, total: int) -> None:
 def shared_masks(model: nn.Module) -> Iterator[None]:
     """Context in which every drop function of `model` uses one mask in all forward passes of the same batch size.
 
-    For passes whose outputs are compared, e.g. pyramid levels of one batch, mirrored or recoloured. With separate masks
-    their outputs differ far more by what was dropped than by the change of the image.
+    For passes whose outputs are compared, e.g. those of a batch and of its mirrored copy. With separate masks, the
+    different masks change the outputs far more than mirroring does.
     """
     modules = list(_scheduled(model))
     for module in modules:
@@ -96,4 +103,5 @@ def shared_masks(model: nn.Module) -> Iterator[None]:
 
 
 def _scheduled(model: nn.Module) -> Iterator[ScheduledRate]:
+    """The modules of `model` whose rate follows the schedule, including the branch rates of ETMs."""
     return (module for module in model.modules() if isinstance(module, ScheduledRate))

@@ -1,9 +1,10 @@
 """Equivalent transformation module, ETM (FA-Depth section III-B, eq. 13-19).
 
-In training, the kernel of one convolution is the sum of several kernels of different shapes: identity, K×1, 1×K, a K×K
-kernel whose elements are dropped at random ("dropconv"), and the standard K×K kernel. Each is scaled by a learned
-factor, normalised by its variance; all but the standard one are dropped at random. Only the sum is convolved. For
-deployment `reparameterize` returns a plain `nn.Conv2d` with the summed kernel. Details: docs/method.md, section 2.
+In training, the kernel of one convolution is the sum of several kernels, called branches: identity, K×1, 1×K, a K×K
+kernel whose elements are dropped at random ("dropconv"), and the standard K×K kernel. Each branch is divided by its
+standard deviation and multiplied by a learned factor. All branches except the standard one are dropped at random. The
+input is convolved once, with the sum. For deployment, `reparameterize` returns a plain `nn.Conv2d` with the summed
+kernel. Details: docs/method.md, section 2.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 from fadepth_core.models.layers.drop import ScheduledRate
 
 _EPS = 1e-5
-#: `load_kernel`: sum of the starting factors of all branches but the standard one.
+#: Sum of the factors that `load_kernel` gives to all branches except the standard one.
 _LOADED_SHARE = 0.1
 
 
@@ -35,6 +36,9 @@ class ETMConfig:
         all_shapes: use every odd shape up to K×K instead of only K×1 and 1×K.
         variance: "weight" divides γ by the standard deviation of the branch's weights, "none" uses γ alone.
         constant_rate: keep the rate at p_b from the first iteration, instead of the schedule of eq. 5.
+
+    Raises:
+        ValueError: `variance` is unknown, or a probability is outside [0, 1).
     """
 
     branch_drop: float = 0.1
@@ -65,7 +69,7 @@ ETM_VARIANTS: dict[str, ETMConfig] = {
 
 
 def etm_config(etm: str | ETMConfig | Mapping | None) -> ETMConfig | None:
-    """The config that `etm` stands for: a variant ("etm", "etm*", "etm#"), a config, a mapping of its fields, or None.
+    """The config given by the name of a variant ("etm", "etm*", "etm#"), a config, a mapping of its fields, or None.
 
     Raises:
         ValueError: the variant or a field is unknown, or a field has the wrong type or is out of range.
@@ -93,7 +97,7 @@ def _checked_field(name: str, value):
 
 
 class _Branch(nn.Module):
-    """One kernel W_t with its scale γ_t. `shape` None is the identity branch, whose kernel is constant."""
+    """One kernel W_t with its scale γ_t. With `shape` None it is the identity branch, whose kernel is constant."""
 
     def __init__(
         self, shape, out_channels, fan_in_channels, variance, coefficient=1.0, droppable=True, element_drop=0.0
@@ -104,7 +108,7 @@ class _Branch(nn.Module):
         self.droppable = droppable
         self.element_drop = element_drop
         self.fan_in = 0 if shape is None else fan_in_channels * shape[0] * shape[1]
-        # A single weight and the constant identity have no variance.
+        # A kernel of one weight and the constant identity have no variance.
         self.normalised = variance == "weight" and self.fan_in > 1
         if shape is not None:
             self.weight = nn.Parameter(torch.empty(out_channels, fan_in_channels, *shape))
@@ -113,8 +117,8 @@ class _Branch(nn.Module):
     def deviation(self) -> Tensor | float:
         """sqrt(var_t + ε) per output channel, [Co, 1, 1, 1]; 1 if the branch is not normalised.
 
-        Depthwise kernels use the mean square instead of the variance, which is too noisy for three numbers
-        (docs/method.md, section 2.3).
+        Depthwise kernels use the mean square instead of the variance, because the variance of only three numbers is too
+        noisy (docs/method.md, section 2.3).
         """
         if not self.normalised:
             return 1.0
@@ -211,7 +215,7 @@ class ETMConv2d(nn.Module):
         for branch in self.branches:
             branch.reset_gamma()
             if self.bias is not None:
-                # No BatchNorm follows to normalise the scale of the sum, so start from the average of the branches.
+                # With a bias, no BatchNorm follows that normalises the sum, so start from the mean of the branches.
                 with torch.no_grad():
                     branch.gamma.div_(len(self.branches))
 
@@ -219,8 +223,8 @@ class ETMConv2d(nn.Module):
     def load_kernel(self, kernel: Tensor) -> None:
         """Set the branches so that the merged kernel equals `kernel` [Co, Ci/g, Kh, Kw].
 
-        The branches that can be dropped get a small part of it, so that dropping them changes the output little. The
-        standard branch, which is never dropped, gets the rest.
+        The branches that can be dropped get a small part of `kernel`, so that dropping them changes the output little.
+        The standard branch, which is never dropped, gets the rest.
         """
         *others, standard = self.branches
         for branch in others:
@@ -233,9 +237,11 @@ class ETMConv2d(nn.Module):
         standard.reset_gamma()
 
     def sample_masks(self) -> list[tuple[Tensor | float, Tensor | None]]:
-        """Draw the random factors of one training step: per branch (b_t / (1 - p_b), M / (1 - p_e) or None).
+        """Draw the random factors of one training step, used for the whole batch, which has one merged kernel (eq. 16).
 
-        The whole batch shares one draw, because it shares the merged kernel (eq. 16).
+        Returns:
+            For each branch: the factor of the branch b_t / (1 - p_b), and the factors of its elements M / (1 - p_e), of
+            the kernel's shape, or None.
         """
         masks = []
         rate = self.branch_rate.rate
@@ -252,7 +258,7 @@ class ETMConv2d(nn.Module):
         return masks
 
     def branch_kernels(self, masks=None) -> list[Tensor]:
-        """Ŵ_t of eq. 15d, each in its own shape. Without `masks`: the kernels of eq. 18, without drop."""
+        """Kernels Ŵ_t of the branches (eq. 15d), each in its own shape. Without `masks` nothing is dropped (eq. 18)."""
         masks = masks or [(1.0, None)] * len(self.branches)
         return [
             keep * branch.kernel(self.identity, elements)
@@ -264,7 +270,7 @@ class ETMConv2d(nn.Module):
         return sum(_centre_pad(kernel, self.kernel_size) for kernel in self.branch_kernels(masks))
 
     def forward(self, x: Tensor) -> Tensor:
-        # Inside `drop.shared_masks` all passes use the first draw.
+        # Inside `drop.shared_masks`, all passes use the masks of the first pass.
         masks = self.branch_rate.draw_mask("etm", self.sample_masks) if self.training else None
         kernel = self.merged_kernel(masks)
         return F.conv2d(x, kernel, self.bias, self.stride, self.padding, self.dilation, self.groups)
@@ -309,7 +315,8 @@ def convert_to_etm(module: nn.Module, config: ETMConfig, keep_kernels: bool) -> 
 
 @torch.no_grad()
 def _etm_of(conv: nn.Conv2d, config: ETMConfig, keep_kernel: bool) -> ETMConv2d:
-    # Subclasses are refused because they may pad in `forward` (timm's Conv2dSame).
+    """The ETM that replaces `conv`; see `convert_to_etm`."""
+    # Subclasses of Conv2d are refused, because they may pad in `forward`, as timm's Conv2dSame does.
     if type(conv) is not nn.Conv2d or conv.padding_mode != "zeros" or isinstance(conv.padding, str):
         raise ValueError(f"only convolutions that pad with fixed numbers of zeros can become an ETM, not {conv}")
     (stride, other_stride), (dilation, other_dilation) = conv.stride, conv.dilation
@@ -334,16 +341,19 @@ def _etm_of(conv: nn.Conv2d, config: ETMConfig, keep_kernel: bool) -> ETMConv2d:
 
 
 def _centre_offsets(small, large) -> tuple[int, int]:
-    # Centre index floor((K-1)/2), also for even kernels: from the limits of the sums in eq. 13.
+    """Row and column at which a kernel of size `small` starts if it is centred in one of size `large`."""
+    # The centre index is floor((K-1)/2), also for even kernels. This follows from the limits of the sums in eq. 13.
     return (large[0] - 1) // 2 - (small[0] - 1) // 2, (large[1] - 1) // 2 - (small[1] - 1) // 2
 
 
 def _centre_pad(kernel: Tensor, shape: tuple[int, int]) -> Tensor:
+    """Z of eq. 16: the kernel centred in a larger one of zeros, [Co, Ci/g, *shape]."""
     small = kernel.shape[-2:]
     top, left = _centre_offsets(small, shape)
     return F.pad(kernel, (left, shape[1] - small[1] - left, top, shape[0] - small[0] - top))
 
 
 def _centre_crop(kernel: Tensor, shape: tuple[int, int]) -> Tensor:
+    """The centre of a kernel, [Co, Ci/g, *shape]."""
     top, left = _centre_offsets(shape, kernel.shape[-2:])
     return kernel[:, :, top : top + shape[0], left : left + shape[1]]

@@ -1,4 +1,4 @@
-"""Removal of all BatchNorms and ETMs of a network, for networks whose modules have no `fuse()` of their own."""
+"""Deployment form of networks whose modules have no `fuse()` of their own: removes all BatchNorms and ETMs."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from fadepth_core.models.layers.etm import ETMConv2d
 
 @torch.no_grad()
 def without_batch_norm(module: nn.Module) -> nn.Module:
-    """A copy in evaluation mode that computes the same without BatchNorm and ETM; `module` is not changed.
+    """A copy of `module` without BatchNorm and ETM, in evaluation mode, with the same output.
 
-    A BatchNorm declared directly after a convolution or an ETM is folded into it. This relies on child modules being
-    declared in the order in which they run, as in all modules used here and in timm's encoders. Any other BatchNorm
-    becomes a `ChannelAffine`.
+    A BatchNorm that is declared directly after a convolution or an ETM is folded into it. Any other BatchNorm becomes a
+    `ChannelAffine`. Child modules must be declared in the order in which they run; this holds for all modules of this
+    package and for timm's encoders.
     """
     module = copy.deepcopy(module).eval().requires_grad_(False)
     for parent in list(module.modules()):

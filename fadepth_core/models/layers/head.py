@@ -24,17 +24,20 @@ class DisparityHead(nn.Module):
         return FusedDisparityHead(self.conv.reparameterize() if isinstance(self.conv, ETMConv2d) else self.conv)
 
     def load_fused(self, fused: FusedDisparityHead) -> None:
-        """Load the weights of `fused`, so that both compute the same: the inverse of `fuse`."""
+        """Load the weights of `fused`, so that both heads give the same output: the inverse of `fuse`."""
         load_kernel(
             self.conv, (fused.depthwise.weight * fused.sum.weight.transpose(0, 1)).transpose(0, 1), fused.sum.bias
         )
 
 
 class FusedDisparityHead(nn.Module):
-    """Deployment form of `DisparityHead`: the C -> 1 filter written as C depthwise filters and a 1×1 sum.
+    """Deployment form of `DisparityHead`: the filter from C channels to 1 is split into C depthwise filters and a sum.
 
-    Inference engines pad a single output channel to a full vector; depthwise filters use every lane of it. This costs
-    one more multiply-accumulate per channel and pixel (docs/method.md, section 1.5b).
+    Inference engines compute several output channels at once, as a vector. With a single output channel most of the
+    vector is padding; depthwise filters use all of it. The split costs one more multiply-accumulate per channel and
+    pixel (docs/method.md, section 1.5b).
+
+    Shapes: [B, C, H, W] -> [B, 1, H, W], values in (0, 1).
     """
 
     def __init__(self, conv: nn.Conv2d):

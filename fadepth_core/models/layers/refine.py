@@ -1,4 +1,4 @@
-"""Refinement AdaRMv2 (FA-Depth eq. 24-26): a map fused with its local and its global context by per-pixel weights."""
+"""Refinement AdaRMv2 of HQDecv2 (FA-Depth eq. 24-26): fuses a map with its local and its global context."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ _SQUEEZE = 4  # r = C / m of eq. 24a
 
 
 class Refinement(nn.Module):
-    """Both contexts are computed in C/4 channels. Shapes: [B, C, H, W] -> [B, C, H, W]."""
+    """Map, local context and global context, summed with per-pixel weights. Shapes: [B, C, H, W] -> [B, C, H, W].
+
+    Both contexts are computed in C/4 channels.
+    """
 
     def __init__(self, channels: int, tokens: TokenConfig):
         super().__init__()

@@ -2,8 +2,8 @@
 residual module (eq. 3) and sparse upsampling (eq. 6). "Sparse" means that no filter connects both channels and
 neighbouring pixels: spatial filters are depthwise, channel filters are 1×1.
 
-`fuse()` of each module returns its deployment form: the same function with BatchNorm and ETM merged into plain
-convolutions and exact rewrites that make it cheaper (docs/method.md, section 1.5b). `load_fused()` is the inverse.
+`fuse()` of each module returns its deployment form with the same output: BatchNorm and ETM are merged into plain
+convolutions, and operations are rearranged to be cheaper (docs/method.md, section 1.5b). `load_fused()` is the inverse.
 """
 
 from __future__ import annotations
@@ -23,16 +23,25 @@ def upsample_to(x: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 class SparseDownsample(nn.Module):
-    """SD: halves the resolution, Ci -> Co with Co a multiple of Ci (eq. 2).
+    """SD: halves the resolution and changes the channels from Ci to Co, a multiple of Ci (eq. 2).
 
-    A strided depthwise filter gathers context, a strided 1×1 filter connects channels; ReLU of their sum. Only the
-    context term may be dropped, because the 1×1 term is the only one that connects channels.
+    The output is the ReLU of a sum: a strided depthwise filter gathers context, a strided 1×1 filter connects channels.
+    Only the context term may be dropped, because nothing else than the 1×1 term connects channels.
 
-    The depthwise filter with channel multiplier Co/Ci is written as Co/Ci plain depthwise filters whose outputs are
-    concatenated: the same function up to the order of channels. Several inference engines have no fast kernel for a
-    multiplier.
+    The paper's depthwise filter has the channel multiplier Co/Ci. Several inference engines have no fast kernel for a
+    multiplier, so here Co/Ci plain depthwise filters run and their outputs are concatenated. This is the same function
+    except for the order of channels.
+
+    Args:
+        cin, cout: Ci and Co.
+        kernel: side of the depthwise filters.
+        drop: drop function of the context term; None: never dropped.
+        etm: see `conv.conv2d`; applies to the depthwise filters.
 
     Shapes: [B, Ci, H, W] -> [B, Co, ceil(H / 2), ceil(W / 2)].
+
+    Raises:
+        ValueError: Co is not a multiple of Ci.
     """
 
     def __init__(
@@ -68,7 +77,7 @@ class SparseDownsample(nn.Module):
 
 
 def _bn_slice(bn: nn.BatchNorm2d, channels: slice) -> nn.BatchNorm2d:
-    """The BatchNorm of some of the channels."""
+    """A BatchNorm with the parameters and statistics of the given channels of `bn`."""
     part = nn.BatchNorm2d(channels.stop - channels.start, eps=bn.eps).to(bn.weight)
     part.load_state_dict(
         {name: (value if value.dim() == 0 else value[channels]) for name, value in bn.state_dict().items()}
@@ -89,7 +98,14 @@ class FusedSparseDownsample(nn.Module):
 
 
 class DoubleScaleResidual(nn.Module):
-    """DSRM: residual block with a local and a dilated depthwise filter in a hidden width E (eq. 3a-d).
+    """DSRM: residual block with a local and a dilated depthwise filter on E hidden channels (eq. 3a-d).
+
+    Args:
+        channels: C.
+        hidden: E.
+        kernel, dilation: side of both depthwise filters, and dilation of the second.
+        drops: drop functions of the local and of the dilated branch; None: never dropped.
+        etm: see `conv.conv2d`; applies to the depthwise filters.
 
     Shapes: [B, C, H, W] -> [B, C, H, W].
     """
@@ -139,9 +155,17 @@ class FusedDoubleScaleResidual(nn.Module):
 
 
 class SparseUpsample(nn.Module):
-    """SU: doubles the resolution, Ci -> Co (eq. 6): channels reduced at low resolution, interpolation, refinement.
+    """SU: doubles the resolution and changes the channels from Ci to Co (eq. 6).
 
-    Shapes: [B, Ci, h, w] -> [B, Co, *size]; `size` is that of the skip to be added, (2h, 2w) if its sides are even.
+    Channels are reduced and filtered at low resolution, then interpolated and filtered again at high resolution.
+
+    Args:
+        cin, cout: Ci and Co.
+        low_kernel, high_kernel: sides of the depthwise filters at low and at high resolution.
+        etm: see `conv.conv2d`; applies to the depthwise filters.
+
+    Shapes: [B, Ci, h, w] -> [B, Co, *size]. `size` is that of the encoder map which is added to the result, or of the
+    image at full resolution. It is (2h, 2w) if its sides are even.
     """
 
     def __init__(self, cin: int, cout: int, low_kernel: int = 3, high_kernel: int = 5, etm: ETMConfig | None = None):
@@ -165,8 +189,9 @@ class SparseUpsample(nn.Module):
 class FusedSparseUpsample(nn.Module):
     """Deployment form of `SparseUpsample`; same shapes.
 
-    The 1×1 filter runs before the interpolation, at a quarter of the cost. The two commute, bias included, because both
-    are linear and the bilinear weights sum to one. The activation stays after the interpolation.
+    The 1×1 filter runs before the interpolation, at a quarter of the cost. Exchanging the two keeps the result,
+    because both are linear and the bilinear weights sum to one (this covers the bias). The ReLU is not linear, so it
+    stays after the interpolation.
     """
 
     def __init__(self, reduce: nn.Conv2d, low: nn.Conv2d, connect: nn.Conv2d, refine: nn.Conv2d):

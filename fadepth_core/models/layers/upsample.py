@@ -1,4 +1,4 @@
-"""Upsampling DAdaNRSUv2 (FA-Depth eq. 27): pixel shuffle of an expanded map, fused with bilinear interpolation."""
+"""Upsampling DAdaNRSUv2 of HQDecv2 (FA-Depth eq. 27): pixel shuffle fused with bilinear interpolation."""
 
 from __future__ import annotations
 
@@ -12,7 +12,11 @@ from fadepth_core.models.layers.refine import Refinement
 
 
 class AdaptiveUpsample(nn.Module):
-    """Pixel shuffle and bilinear interpolation, fused by AdaCoeff. Shapes: [B, C, h, w] -> [B, C, 2h, 2w]."""
+    """Doubles the resolution. Shapes: [B, C, h, w] -> [B, C, 2h, 2w].
+
+    Four filters expand the map to 4C channels, which pixel shuffle arranges as 2×2 pixels. AdaCoeff fuses the result
+    with the bilinear interpolation of the map.
+    """
 
     def __init__(self, channels: int, tokens: TokenConfig):
         super().__init__()
