@@ -22,7 +22,7 @@ import yaml
 from tqdm import tqdm
 
 from fadepth_core import __version__
-from fadepth_core.common.color import PIXEL_MEAN, PIXEL_STD
+from fadepth_core.common.color import PIXEL_MEAN, PIXEL_STD, to_picture
 from fadepth_core.common.errors import DataError
 from fadepth_core.common.framing import FramingError
 from fadepth_core.common.memory import keep_freed_memory
@@ -58,7 +58,6 @@ from fadepth_core.evaluation.odometry import (
     write_trajectory,
 )
 from fadepth_core.evaluation.predictions import FORMATS, FPS
-from fadepth_core.evaluation.video import rgb
 from fadepth_core.geometry import MAX_DEPTH, MIN_DEPTH
 from fadepth_core.labels.stereo import write_stereo
 from fadepth_core.models import MODELS, build_model
@@ -257,7 +256,7 @@ def _evaluate_video(args: argparse.Namespace) -> None:
     figures = {label: result.to_dict() for label, result in results.items()}
     (args.out / f"{VIDEO}.json").write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
     shown = (dataset[chosen[place]] for place in choose_evenly(["all"] * len(chosen), _SHEET_ROWS))
-    images = {sample.name: (rgb(sample.middle), sample.intrinsics.numpy()) for sample in shown}
+    images = {sample.name: (to_picture(sample.middle), sample.intrinsics.numpy()) for sample in shown}
     prediction_sheet(predictor, images, args.out / f"{VIDEO}.png")
     print(f"wrote {args.out / VIDEO}.json and .png")
 

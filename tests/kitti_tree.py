@@ -8,6 +8,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from fadepth_core.common.pinhole import unproject
 from fadepth_core.synthetic.dataset import _draw_intrinsics, _draw_street
 from fadepth_core.synthetic.raster import SKY_DEPTH
 from fadepth_core.synthetic.textures import build_atlas
@@ -60,9 +61,8 @@ def _sweep(depth: np.ndarray, intrinsics: np.ndarray) -> np.ndarray:
     v, u = np.mgrid[0 : SIZE[0] : 2, 0 : SIZE[1] : 3].reshape(2, -1)
     known = depth[v, u] < SKY_DEPTH
     v, u = v[known], u[known]
-    points = depth[v, u] * (np.linalg.inv(intrinsics) @ np.stack([u, v, np.ones_like(u)]))
-    points = _ROTATION.T @ (points - _TRANSLATION[:, None])
-    return np.column_stack([points.T, np.full(len(u), 0.3)]).astype(np.float32)
+    points = (unproject(depth[v, u], intrinsics, (u, v)) - _TRANSLATION) @ _ROTATION
+    return np.column_stack([points, np.full(len(u), 0.3)]).astype(np.float32)
 
 
 def _write_calibration(day: Path, intrinsics: np.ndarray) -> None:

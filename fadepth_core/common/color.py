@@ -1,9 +1,10 @@
-"""Colour of images: normalisation for the networks, and random colour jitter for training."""
+"""Colour of images: conversion to bytes, normalisation for the networks, and random colour jitter for training."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,6 +17,16 @@ def normalise(frames: Tensor) -> Tensor:
     """The networks' input, (frames - mean) / std. Shapes: RGB in [0, 1] [..., 3, H, W] -> [..., 3, H, W]."""
     mean, std = (frames.new_tensor(values).view(3, 1, 1) for values in (PIXEL_MEAN, PIXEL_STD))
     return (frames - mean) / std
+
+
+def to_bytes(images: Tensor) -> Tensor:
+    """RGB in [0, 1] as uint8 of the same shape, rounded."""
+    return (images * 255).round().byte()
+
+
+def to_picture(frame: Tensor) -> np.ndarray:
+    """A frame [3, H, W] of a sample, RGB in [0, 1], as an image: RGB uint8 [H, W, 3]."""
+    return to_bytes(frame.permute(1, 2, 0)).numpy()
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from fadepth_core.common.color import to_picture
 from fadepth_core.common.errors import DataError
 from fadepth_core.common.framing import Framing
 from fadepth_core.common.sample import Sample
@@ -124,7 +125,7 @@ def write_pictures(dataset: Dataset[Sample], out: Path, numbers: Iterable[int], 
         name = f"{number:06d}"
         if name not in known:
             sample = dataset[number]
-            image = (sample.middle.permute(1, 2, 0) * 255).round().byte().numpy()
+            image = to_picture(sample.middle)
             encoded = cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])[1]
             (out / f"rgb/{name}.jpg").write_bytes(encoded.tobytes())
             known[name] = {"id": name, "rgb": f"rgb/{name}.jpg", **camera_values(sample.intrinsics)}

@@ -12,6 +12,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from fadepth_core.common.pinhole import unproject
 from fadepth_core.common.sample import LabelledImage, evenly_spread
 from fadepth_core.evaluation.metrics import DepthMetrics, mean_metrics
 from fadepth_core.evaluation.protocols import Comparison, Evaluation, Predictor, Protocol, compare
@@ -161,9 +162,7 @@ def map_from_above(image: np.ndarray, depth: np.ndarray, intrinsics: np.ndarray)
     fitting = (pair for pair in _MAP_RANGES if known.size and (known < pair[0]).mean() >= _MAP_SHARE)
     reach, spacing = next(fitting, _MAP_RANGES[-1])
     scale = height / reach
-    v, u = np.indices(depth.shape)
-    x = (u - intrinsics[0, 2]) / intrinsics[0, 0] * depth
-    y = (v - intrinsics[1, 2]) / intrinsics[1, 1] * depth
+    x, y, _ = np.moveaxis(unproject(depth, intrinsics), -1, 0)
     picture = np.zeros((height, width, 3), np.uint8)
     middle = width // 2
     for metres in range(0, reach, spacing):

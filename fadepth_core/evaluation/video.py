@@ -24,6 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fadepth_core.common.color import to_picture
 from fadepth_core.common.errors import DataError
 from fadepth_core.common.sample import Sample, evenly_spread
 from fadepth_core.evaluation.alignment import DepthPairs, fit_length, fit_motion
@@ -164,13 +165,8 @@ def choose_evenly(clips: Sequence[str], count: int) -> list[int]:
     return [indices[pick] for indices in places.values() for pick in evenly_spread(len(indices), count)]
 
 
-def rgb(frame: Tensor) -> np.ndarray:
-    """A sample's frame [3, H, W] in [0, 1] as an image, uint8 [H, W, 3]."""
-    return (frame.permute(1, 2, 0) * 255).round().byte().numpy()
-
-
 def _depth(predict: Predictor, frame: Tensor, intrinsics: Tensor) -> Tensor:
     """Predicted depth [H, W] at the frame's size."""
-    inverse_depth = predict(rgb(frame), intrinsics.double().numpy())
+    inverse_depth = predict(to_picture(frame), intrinsics.double().numpy())
     size = frame.shape[:0:-1]
     return 1 / torch.from_numpy(cv2.resize(inverse_depth, size, interpolation=cv2.INTER_LINEAR))

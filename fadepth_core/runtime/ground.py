@@ -9,6 +9,8 @@ import math
 
 import numpy as np
 
+from fadepth_core.common.pinhole import unproject
+
 #: Largest number of points, from the lower half of the image, in which the ground is searched.
 _POINTS = 400
 #: Number of random planes that are tried (RANSAC).
@@ -94,8 +96,6 @@ def _lower_points(depth: np.ndarray, intrinsics: np.ndarray) -> tuple[np.ndarray
     height, width = depth.shape
     step = max(1, math.isqrt(height // 2 * width // _POINTS) + 1)
     v, u = np.mgrid[height // 2 + step // 2 : height : step, step // 2 : width : step]
-    z = depth[v, u].ravel()
-    x = (u.ravel() - intrinsics[0, 2]) / intrinsics[0, 0]
-    y = (v.ravel() - intrinsics[1, 2]) / intrinsics[1, 1]
+    z = depth[v, u]
     known = np.isfinite(z)
-    return np.stack([x, y, np.ones_like(x)], axis=1)[known] * z[known, None], z.size
+    return unproject(z[known], intrinsics, (u[known], v[known])), z.size

@@ -12,6 +12,7 @@ from dataclasses import replace
 import numpy as np
 
 from fadepth_core.common.framing import Framing
+from fadepth_core.common.pinhole import unproject
 from fadepth_core.runtime.backends import Backend, BackendSpec, BackendType, FrameInput, FrameOutput
 
 #: Largest relative error of depth by precision, (median, 99th percentile), with which a backend is accepted. fp32
@@ -99,8 +100,5 @@ def _check_output(output: FrameOutput, expected: np.ndarray, precision: str) -> 
             f"its depth differs from the reference by {median:.1e} in the median, {tail:.1e} in the 99th "
             f"percentile (relative); allowed are {median_bound:.0e} and {tail_bound:.0e}"
         )
-    k = _CHECK_K
-    v, u = np.mgrid[0 : depth.shape[0], 0 : depth.shape[1]]
-    rays = np.stack([(u - k[0, 2]) / k[0, 0], (v - k[1, 2]) / k[1, 1], np.ones_like(u)], -1)
-    if not np.allclose(points, depth[..., None] * rays, rtol=1e-3, atol=1e-3 * float(np.median(depth))):
+    if not np.allclose(points, unproject(depth, _CHECK_K), rtol=1e-3, atol=1e-3 * float(np.median(depth))):
         raise VerificationError("its points do not lie on the rays of its depth")

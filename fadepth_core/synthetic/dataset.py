@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from fadepth_core.common.color import to_picture
 from fadepth_core.common.sample import LabelledImage, Sample
 from fadepth_core.synthetic.raster import SKY_DEPTH, Geometry, Light, Materials, depth_map, render
 from fadepth_core.synthetic.room import Room
@@ -196,8 +197,8 @@ class SyntheticTest:
 
     def __getitem__(self, index: int) -> LabelledImage:
         sample = self._samples[index]
-        image = (sample.frames[1].permute(1, 2, 0) * 255).round().byte().numpy()
-        return LabelledImage(image, _without_sky(sample.depth.numpy()), sample.intrinsics.double().numpy(), sample.name)
+        depth = _without_sky(sample.depth.numpy())
+        return LabelledImage(to_picture(sample.middle), depth, sample.intrinsics.double().numpy(), sample.name)
 
 
 def _without_sky(depth: np.ndarray) -> np.ndarray:

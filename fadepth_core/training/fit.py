@@ -10,10 +10,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-import numpy as np
 from torch import nn
 from torch.utils.data import Dataset, Subset
 
+from fadepth_core.common.color import to_picture
 from fadepth_core.common.sample import LabelledImage, evenly_spread
 from fadepth_core.data.augment import Augmentation
 from fadepth_core.data.focal import AtFocalLength
@@ -189,11 +189,8 @@ class Evaluator:
             comparisons = compare_evenly(self._predictor(network), self._images, self._protocol)
             picture_sheet(comparisons, folder / PICTURES)
         else:
-            samples = [dataset[index] for index in np.linspace(0, len(dataset) - 1, 8).astype(int).tolist()]
-            images = {
-                sample.name: ((sample.middle.permute(1, 2, 0) * 255).byte().numpy(), sample.intrinsics.numpy())
-                for sample in samples
-            }
+            samples = (dataset[index] for index in evenly_spread(len(dataset), 8))
+            images = {sample.name: (to_picture(sample.middle), sample.intrinsics.numpy()) for sample in samples}
             prediction_sheet(self._predictor(network), images, folder / PICTURES)
         (folder / METRICS).write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
         return figures

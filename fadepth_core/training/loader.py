@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from fadepth_core.common.color import to_bytes
 from fadepth_core.common.sample import Sample, collate, evenly_spread
 from fadepth_core.data.augment import cutmix_strip
 from fadepth_core.data.focal import at_focal_length
@@ -79,7 +80,7 @@ def statistics_images(dataset: Dataset, augment: Augment | None, config: TrainCo
     by_size: dict[tuple[int, int], list[Tensor]] = {}
     for frame in loader:
         size = tuple(side // config.frame_factor for side in frame.shape[-2:])
-        by_size.setdefault(size, []).append(_to_bytes(area_average(frame, size)))
+        by_size.setdefault(size, []).append(to_bytes(area_average(frame, size)))
     return [torch.cat(images) for images in by_size.values()]
 
 
@@ -179,8 +180,3 @@ def start_worker(_number: int) -> None:
 
 def _middle_frame(sample: Sample) -> Tensor:
     return sample.middle[None]
-
-
-def _to_bytes(images: Tensor) -> Tensor:
-    """RGB in [0, 1] as uint8, which takes a quarter of the memory."""
-    return (images * 255).round().byte()

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fadepth_core.common import pinhole
 from fadepth_core.geometry import (
     crop_intrinsics,
     flip_intrinsics,
@@ -118,6 +119,15 @@ def test_projection_undoes_unprojection():
     pixels, z = project(unproject(depth, intrinsics), intrinsics)
     torch.testing.assert_close(pixels, pixel_grid(*SIZE, dtype=torch.float64).expand(2, -1, -1, -1), atol=1e-11, rtol=0)
     torch.testing.assert_close(z, depth)
+
+
+def test_unprojection_in_numpy_is_that_in_torch():
+    depth, k = torch.rand(*SIZE, dtype=torch.float64) * 50 + 0.5, camera(80.0)
+    expected = unproject(depth[None, None], k[None])[0].permute(1, 2, 0)
+    torch.testing.assert_close(torch.from_numpy(pinhole.unproject(depth.numpy(), k.numpy())), expected)
+    u, v = torch.tensor([3, 150, 7]), torch.tensor([0, 95, 40])
+    points = pinhole.unproject(depth[v, u].numpy(), k.numpy(), (u.numpy(), v.numpy()))
+    torch.testing.assert_close(torch.from_numpy(points), expected[v, u])
 
 
 @pytest.mark.parametrize("factor", [0.5, 2.0, 1.25])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from fadepth_core.common.pinhole import unproject
 from fadepth_core.runtime.ground import GroundScale, camera_height
 from fadepth_core.synthetic.dataset import SyntheticDataset, _draw_street
 from fadepth_core.synthetic.raster import SKY_DEPTH
@@ -16,8 +17,7 @@ SIZE = (128, 416)
 
 def street(height, pitch=0.0, roll=0.0, box=False):
     """Depth above flat ground, walls on both sides 8 m away; angles in radians."""
-    v, u = np.mgrid[0 : SIZE[0], 0 : SIZE[1]]
-    rays = np.stack([(u - K[0, 2]) / K[0, 0], (v - K[1, 2]) / K[1, 1], np.ones(SIZE)], -1)
+    rays = unproject(np.ones(SIZE), K)
     down = np.array([np.sin(roll), np.cos(roll) * np.cos(pitch), np.cos(roll) * np.sin(pitch)])
     ground = height / np.maximum(rays @ down, 1e-6)
     walls = 8 / np.maximum(np.abs(rays[..., 0]), 1e-6)

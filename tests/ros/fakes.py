@@ -11,6 +11,7 @@ from sensor_msgs.msg import Image
 
 from cards import info_message
 from fadepth_core.common.framing import Framing
+from fadepth_core.common.pinhole import unproject
 from fadepth_core.runtime.checkpoint import Checkpoint
 from fadepth_core.runtime.engine import DepthResult
 from fadepth_ros.engine_pool import EnginePool
@@ -94,17 +95,15 @@ class FakeEngine:
 
     def _run(self, request):
         self.requests.append(request)
-        h, w = self.framing.output_size
-        depth = np.repeat(request.scale * self.depth_rows()[:, None], w, axis=1).astype(np.float32)
+        rows = request.scale * self.depth_rows()
+        depth = np.repeat(rows[:, None], self.framing.output_size[1], axis=1).astype(np.float32)
         if request.intrinsics is None:
             return DepthResult(depth, None, None).limited(request.limits)
         k = self.framing.output_intrinsics(request.intrinsics)
         points = None
         if request.points:
-            v, u = np.mgrid[0:h, 0:w]
-            rays = np.stack([(u - k[0, 2]) / k[0, 0], (v - k[1, 2]) / k[1, 1], np.ones((h, w))], -1)
             with np.errstate(invalid="ignore"):  # infinite depth
-                points = (depth[..., None] * rays).astype(np.float32)
+                points = unproject(depth, k).astype(np.float32)
         return DepthResult(depth, points, k).limited(request.limits)
 
 
