@@ -22,9 +22,11 @@ lint: $(VENV)/test.done
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/codespell
 
-# The documentation as web pages, in build/docs; writes docs/parameters.md from the code first.
+# The documentation as web pages, in build/docs. First writes the generated tables and the picture of the packages.
 docs: $(VENV)/docs.done
 	$(VENV)/bin/python docs/parameters.py
+	$(VENV)/bin/python docs/settings.py
+	$(VENV)/bin/python docs/packages.py
 	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/python -m mkdocs build --strict $(ARGS)
 
 clean:

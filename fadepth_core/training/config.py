@@ -56,6 +56,8 @@ class SourceConfig(BaseModel):
 
 
 class TrainingSourceConfig(SourceConfig):
+    """A training data set: besides these settings, its name (`fadepth pack --help` lists them) and the options of its class."""
+
     share: float = Field(1.0, gt=0, description="share of the samples, relative to the other data sets")
     size: tuple[int, int] | None = Field(
         None,
@@ -82,7 +84,9 @@ class AugmentationConfig(_Strict):
 class DataConfig(_Strict):
     """The training data, and how batches are made of it."""
 
-    train: list[TrainingSourceConfig] = Field([TrainingSourceConfig(name="synthetic")], min_length=1)
+    train: list[TrainingSourceConfig] = Field(
+        [TrainingSourceConfig(name="synthetic")], min_length=1, description="the data sets; their samples are mixed"
+    )
     size: tuple[int, int] = Field((128, 416), description="height and width of level cr, multiples of 32")
     focal_length: float | None = Field(
         None,
@@ -129,7 +133,10 @@ class ETMSettings(_Strict):
     dropconv_scale: float = Field(1.0, description="α, coefficient of the dropconv branch")
     init_from_largest: bool = Field(False, description="true: the paper's ETM#")
     all_shapes: bool = Field(False, description="branches of every odd shape up to K×K instead of K×1 and 1×K")
-    variance: Literal["weight", "none"] = Field("weight", description="what divides a branch's scale")
+    variance: Literal["weight", "none"] = Field(
+        "weight",
+        description="weight: a branch's scale is divided by the standard deviation of its weights; none: it is not",
+    )
     constant_rate: bool = Field(False, description="p_b from the first iteration on, instead of growing linearly")
 
 
@@ -146,9 +153,11 @@ _OPTIONS = {
 class ModelConfig(_Strict):
     """The depth network; options that it does not have are rejected."""
 
-    name: Literal[tuple(MODELS)] = "smalldepth"
+    name: Literal[tuple(MODELS)] = Field("smalldepth", description="a network that `fadepth models` lists")
     start_depth: float | None = Field(
-        8.0, gt=0, description="depth that the untrained network predicts, metres; null: middle of the disparity range"
+        8.0,
+        gt=0,
+        description="depth that the network predicts before training, metres; null: the middle of the disparity range",
     )
     start: Path | None = Field(
         None, description="checkpoint whose weights training starts from: a file, or the name of a shipped one"
@@ -160,14 +169,16 @@ class ModelConfig(_Strict):
         ge=0,
         le=1,
         description="share of the iterations after which BatchNorm's statistics are recomputed over the statistics images and "
-        "then kept, so that the network trains on as it will be deployed; null: never. For small batches of several data sets, "
-        "where the statistics of a batch are far from those of all images",
+        "then kept, so that the rest of the training normalises as deployment does; null: never. Use it for small "
+        "batches of several data sets, where the statistics of a batch are far from those of all images",
     )
     residual_drop: float = Field(0.9, ge=0, lt=1, description="P_A of Table V")
     downsample_drop: float = Field(0.0, ge=0, lt=1, description="P_B of Table V")
     constant_drop: bool = Field(False, description="both rates from the first iteration on (sch4 of Table V)")
     etm: Literal[tuple(ETM_VARIANTS)] | ETMSettings | None = Field(
-        "etm#", description="for every network that has it; null for the paper's plain ResNet-18 and MobileNetV3"
+        "etm#",
+        description="variant of the ETM: etm, etm* or etm#, or its hyper-parameters; null: no ETM, as in the paper's plain "
+        "ResNet-18 and MobileNetV3",
     )
 
     @property
@@ -189,7 +200,7 @@ class ModelConfig(_Strict):
         if self.weights is not None and self.start is not None:
             raise ValueError("weights: start replaces all weights; give one of the two")
         for key in {key for keys in _OPTIONS.values() for key in keys} - set(self._own_options):
-            # A run's saved configuration names every key, so only values that differ from the default count as set.
+            # A run's saved configuration contains every key. So a key counts as set only if its value differs from the default.
             if getattr(self, key) != type(self).model_fields[key].default:
                 raise ValueError(f"{self.name} has no {key}")
         return self
@@ -216,17 +227,19 @@ class LevelConfig(_Strict):
     loss: float = Field(1.0, ge=0, description="w_k, the level's own loss")
     feature: float = Field(0.0, ge=0, description="w^f_k, consistency of its features with level cr")
     disparity: float = Field(0.0, ge=0, description="w^d_k, consistency of its disparity with level cr")
-    feature_metric: Literal[METRICS] = "l1"
-    disparity_metric: Literal[METRICS] = "l1"
+    feature_metric: Literal[METRICS] = Field(
+        "l1", description="how features are compared: a name in `losses.pyramid.METRICS`"
+    )
+    disparity_metric: Literal[METRICS] = Field("l1", description="how disparities are compared, like feature_metric")
 
 
 class BaseLossConfig(_Strict):
-    """λ1 .. λ4, see `losses.base.BaseWeights`."""
+    """Weights of the terms of the base loss, see `losses.base.BaseWeights`. A term of weight 0 is not computed."""
 
-    photometric: float = Field(1.0, ge=0)
-    structure: float = Field(0.1, ge=0)
-    feature: float = Field(0.1, ge=0)
-    smoothness: float = Field(0.001, ge=0)
+    photometric: float = Field(1.0, ge=0, description="λ1, weighted photometric loss")
+    structure: float = Field(0.1, ge=0, description="λ2, consistency of the depth structure")
+    feature: float = Field(0.1, ge=0, description="λ3, feature perception loss")
+    smoothness: float = Field(0.001, ge=0, description="λ4, smoothness of the disparity")
 
 
 #: Keys of a teacher that may be null, for the default.
@@ -234,19 +247,31 @@ _NULLABLE = ("encoder", "decoder", "cache")
 
 
 class TeacherConfig(_Strict):
-    """What every kind of teacher has: its source, and how maps are compared (APX, see `losses.apx`).
+    """Settings of all three kinds of teachers: the source, and how maps are compared (APX, see `losses.apx`).
 
-    There are three kinds. `_teacher_kind` decides on one when the configuration is read.
+    `_teacher_kind` decides on the kind when the configuration is read.
     """
 
     kind: ClassVar[str]
 
     source: Path = Field(description="a training checkpoint, or a folder of predicted depth (`training.teacher`)")
     disparity: float = Field(1.0, ge=0, description="μ_x, weight of the disparity maps")
-    channels: Literal["mean", "projection"] = "mean"
-    distribution: Literal["ratio", "softmax"] = "ratio"
-    distance: Literal["kl", "l1"] = "kl"
-    mask: float | None = Field(0.2, gt=0, description="κ; null: no mask")
+    channels: Literal["mean", "projection"] = Field(
+        "mean",
+        description="how feature maps of different widths are compared: by the mean over channels, or by a learned 1×1 "
+        "projection of the student's channels to the teacher's",
+    )
+    distribution: Literal["ratio", "softmax"] = Field(
+        "ratio",
+        description="distribution of inverse depth along a line: x / Σx, which ignores a common factor, or the softmax, which "
+        "ignores a common offset",
+    )
+    distance: Literal["kl", "l1"] = Field(
+        "kl", description="distance of two distributions: Kullback-Leibler divergence from teacher to student, or L1"
+    )
+    mask: float | None = Field(
+        0.2, gt=0, description="κ: only pixels with an inverse depth above κ times the median count; null: no mask"
+    )
     renormalise: bool = Field(True, description="form distributions inside the mask only")
 
     @model_validator(mode="before")
@@ -259,7 +284,7 @@ class TeacherConfig(_Strict):
 
 
 class _FeatureTeacherConfig(TeacherConfig):
-    """A network, whose feature maps and metric depth are known."""
+    """Settings of the two kinds of teachers that have feature maps and metric depth."""
 
     encoder: float = Field(0.01, ge=0, description="μ_e, weight of the encoder maps (Table XI)")
     decoder: float = Field(0.01, ge=0, description="μ_d, weight of the decoder maps (Table XI)")
@@ -282,7 +307,7 @@ class CachedTeacherConfig(_FeatureTeacherConfig):
 
     kind: ClassVar[str] = "a cached network"
 
-    cache: Path = Field(description="folder for the network's maps")
+    cache: Path = Field(description="folder in which the network's maps are kept, so that they are computed only once")
 
     @field_validator("channels")
     @classmethod
@@ -347,9 +372,10 @@ class LossConfig(_Strict):
     """The losses besides the teacher's."""
 
     base: BaseLossConfig = BaseLossConfig()
-    levels: dict[Literal["cr", "lr", "hr", "flip", "color"], LevelConfig] = {
-        name: LevelConfig(**vars(weights)) for name, weights in PAPER_LEVELS.items()
-    }
+    levels: dict[Literal["cr", "lr", "hr", "flip", "color"], LevelConfig] = Field(
+        {name: LevelConfig(**vars(weights)) for name, weights in PAPER_LEVELS.items()},
+        description="the pyramid levels that are trained, with their weights; the default is all five",
+    )
     depth: float = Field(0.0, ge=0, description="weight of the loss against true depth")
     shape: float = Field(
         0.0,
@@ -358,14 +384,14 @@ class LossConfig(_Strict):
     )
     depth_error: Literal["relative", "log"] = Field(
         "relative",
-        description="error of a pixel in that loss: 'relative' prefers the nearer of two likely depths, 'log' their middle "
+        description="error of a pixel in the loss against true depth: 'relative' prefers the nearer of two likely depths, 'log' their middle "
         "(`losses.supervised`)",
     )
     speed: float | None = Field(
         None,
         ge=0,
         description="weight of the loss against measured speed, which makes depth metric; null: 0.1 if the only data set is "
-        "'video', it has speed and motion is learned, else 0",
+        "'video', its clips have speed and motion is learned; else 0",
     )
     rescale_to_cr: bool = Field(
         False, description="resize outputs of levels lr and hr to the size of cr before their losses (Table VIII)"
@@ -387,7 +413,7 @@ class LossConfig(_Strict):
     @field_validator("levels", mode="before")
     @classmethod
     def _fill_in_the_papers_weights(cls, levels: Any) -> Any:
-        """Expand the short forms `[cr, flip]` and `{cr: {}, flip: {feature: 0}}`."""
+        """Expand the short forms `[cr, flip]` and `{cr: {}, flip: {feature: 0}}` with the paper's weights."""
         if isinstance(levels, list):
             levels = dict.fromkeys(levels)
         if not isinstance(levels, dict):
@@ -400,20 +426,20 @@ class LossConfig(_Strict):
 
 
 class OptimizerConfig(_Strict):
-    """AdamW."""
+    """The optimiser, AdamW."""
 
     lr: float = Field(5e-4, gt=0, description="full learning rate of the depth network")
     pose_lr: float = Field(1e-4, gt=0, description="full learning rate of the pose network")
-    betas: tuple[float, float] = (0.9, 0.999)
-    weight_decay: float = Field(1e-2, ge=0, description="of kernels; other parameters have none")
+    betas: tuple[float, float] = Field((0.9, 0.999), description="decay rates of the two moving averages")
+    weight_decay: float = Field(1e-2, ge=0, description="weight decay of kernels; other parameters have none")
     clip_norm: float = Field(1.0, gt=0, description="largest gradient norm of each network")
 
 
 class ScheduleConfig(_Strict):
     """Learning rate: linear warm-up, then a cosine to `final` of the full rate. Drop rates grow over all iterations (eq. 5)."""
 
-    iterations: int = Field(200_000, ge=1, description="optimiser steps")
-    warmup: int = Field(1000, ge=0, description="optimiser steps")
+    iterations: int = Field(200_000, ge=1, description="number of optimiser steps")
+    warmup: int = Field(1000, ge=0, description="number of optimiser steps in which the learning rate grows")
     final: float = Field(0.01, ge=0, le=1, description="last learning rate, as a share of the full one")
 
 
@@ -422,11 +448,13 @@ class EvaluationConfig(_Strict):
 
     data: SourceConfig | None = Field(None, description="a test set with depth")
     protocol: str = Field("folder", description="see `evaluation.protocols`")
-    scaling: Literal["median", "none"] | None = Field(None, description="null: the protocol's")
+    scaling: Literal["median", "none"] | None = Field(
+        None, description="median: scale each prediction; none: measure metres; null: the protocol's default"
+    )
     motion: SourceConfig | None = Field(
         None, description="a training set with camera poses, on which learned motion is measured"
     )
-    motion_samples: int = Field(100, ge=1, description="number of its samples that are used, evenly spread")
+    motion_samples: int = Field(100, ge=1, description="number of samples of `motion` that are used, evenly spread")
 
     @field_validator("protocol")
     @classmethod
@@ -457,22 +485,26 @@ class TrainConfig(_Strict):
     """A training run."""
 
     output: Path = Field(Path("runs/fadepth"), description="the run's folder (`training.run_folder`)")
-    seed: int = Field(0, ge=0, description="of the initial weights, the order of the data, augmentation and drop masks")
-    precision: Literal["32-true", "16-mixed", "bf16-mixed"] = Field("32-true", description="of the networks")
+    seed: int = Field(
+        0, ge=0, description="random seed of the initial weights, the order of the data, augmentation and drop masks"
+    )
+    precision: Literal["32-true", "16-mixed", "bf16-mixed"] = Field(
+        "32-true", description="precision of the networks; the losses are computed in 32 bits"
+    )
     devices: int = Field(1, ge=1, description="training processes, each with its own GPU if there are GPUs")
     accumulate: int = Field(1, ge=1, description="batches per optimiser step")
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
     pose: PoseConfig = PoseConfig()
     loss: LossConfig = LossConfig()
-    teacher: _AnyTeacher | None = Field(None, description="for distillation")
+    teacher: _AnyTeacher | None = Field(None, description="the teacher of a distillation; null: no teacher")
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     validation: ValidationConfig = ValidationConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     log: LogConfig = LogConfig()
     provenance: dict[str, str] = Field(
-        {}, description="entries of the checkpoint's description, e.g. the licence that its data demands"
+        {}, description="entries of the checkpoint's description, e.g. the licence that the training data requires"
     )
 
     @property
@@ -493,12 +525,13 @@ class TrainConfig(_Strict):
                 "data.cutmix: the strip of another picture has no neighbouring frames; use it with loss.depth alone"
             )
         if self.loss.speed and self.pose.network == "known":
-            raise ValueError("loss.speed: known poses are not trained")
+            raise ValueError("loss.speed: it trains the pose network, but pose.network is 'known'")
         resized = sorted({"lr", "hr"} & self.loss.levels.keys())
         if self.loss.rescale_to_cr and not resized:
             raise ValueError("loss.rescale_to_cr: there is neither level lr nor level hr")
         if self.data.focal_length is not None and resized:
-            # These levels teach that depth does not depend on the focal length in pixels; with a canonical one it does.
+            # With these levels the network learns that depth does not depend on the focal length in pixels; with a canonical
+            # focal length it does depend on it.
             raise ValueError(f"data.focal_length cannot be used with levels of another size: {', '.join(resized)}")
         return self
 
@@ -553,13 +586,13 @@ def validated(kind: type[_Model], values: dict, where: Path | str) -> _Model:
 
 
 def _key(location: tuple[int | str, ...]) -> str:
-    """Dotted key of a pydantic error, without the kind of teacher, which is no key."""
+    """Dotted key of a pydantic error. The kind of teacher, which pydantic adds, is no key and is left out."""
     tags = [kind.kind for kind in _TEACHER_KINDS]
     return ".".join(str(part) for part in location if part not in tags) or "configuration"
 
 
 def save_config(config: TrainConfig, path: Path) -> None:
-    """Write all values, so that the run can be repeated after a default has changed."""
+    """Write all values, not only changed ones: the run can then be repeated after a default has changed."""
     path.write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
 
 
