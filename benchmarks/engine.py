@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""How long does one frame take? Every backend on this machine, SmallDepth plain and fused, against a ResNet-18 network.
+"""Measures the time of one frame in every backend on this machine: SmallDepth plain and fused, and a ResNet-18 network.
 
-Measured is the whole `DepthGraph`: a uint8 image at the network's size in, depth and points in host memory out. The
-candidates take turns frame by frame, so that changes of the machine's speed affect all equally. A second table compares
-the fused network's frames per second one at a time and streamed (`DepthEngine.stream`). ResNet-18 comes from timm, in the
-extra `train`.
+The whole `DepthGraph` is measured: its input is a uint8 image at the network's size, its outputs are depth and points in host
+memory. The candidates take turns frame by frame, so that changes of the machine's speed affect all of them equally. A second
+table compares the fused network's frames per second one at a time and streamed (`DepthEngine.stream`). ResNet-18 comes from
+timm, in the extra `train`.
 
     python benchmarks/engine.py                         128x416, 200 frames each
     python benchmarks/engine.py --size 192x640 --threads 1 --frames 500
@@ -67,7 +67,7 @@ def eager(network: torch.nn.Module, device: str = "cpu") -> Candidate:
 
 
 class _GraphFile:
-    """Stands in for a checkpoint of which only the graph file is used."""
+    """Replaces a checkpoint: the OpenVINO backend uses only its graph file."""
 
     def __init__(self, path: Path):
         self.onnx_path = self.int8_path = path
@@ -86,7 +86,7 @@ def openvino(
     if precision == "int8":
         from fadepth_core.runtime.quantize import quantize_graph
 
-        # Noise suffices: the speed of a graph does not depend on its scales.
+        # Noise is enough, because the speed of a graph does not depend on its scales.
         noise = np.random.default_rng(1).integers(0, 256, (4, *framing.network_size, 3), dtype=np.uint8)
         path.write_bytes(quantize_graph(path.read_bytes(), noise))
     return OpenVINOBackend(BackendSpec(_GraphFile(path), framing, precision, threads))

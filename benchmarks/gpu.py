@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
-"""How fast is inference on a GPU machine, where does the time go, and how far is it from the GPU's limits? Writes Markdown.
+"""Measures inference on a machine with a GPU and writes a report in Markdown: speed, parts of a frame, limits of the GPU.
 
-Every backend on this machine, with SmallDepth and with a ResNet-18 depth network: uint8 frames at the network's size in host
-memory in, depth and points in host memory out. Candidates of one size and batch take turns. Then the node through real
-topics. A section that this machine cannot run gives the reason. ResNet-18 comes from timm, in the extra `train`.
+Measured are all backends on this machine, with SmallDepth and with a ResNet-18 depth network. Inputs are uint8 frames at the
+network's size in host memory, outputs depth and points in host memory. Candidates of one size and batch take turns. The last
+section runs the node with real topics. If this machine cannot run a section, the report gives the reason. ResNet-18 comes from
+timm, in the extra `train`.
 
     python benchmarks/gpu.py                                   a few minutes, besides compilation
     python benchmarks/gpu.py --sizes 128x416 --batches 1 --frames 50
@@ -72,7 +73,7 @@ def networks() -> dict[str, nn.Module]:
 
 
 def candidates(size: tuple[int, int], batch: int, folder: Path, problems: dict[str, str]) -> Iterator[Candidate]:
-    """Those that run on this machine; the reasons of the others are added to `problems`."""
+    """The candidates that run on this machine. Why the others do not is added to `problems`."""
     framing = Framing.plan(size, size)
     for label, network in networks().items():
         for name, precision in _variants():
@@ -171,7 +172,7 @@ def section_engine(args) -> Iterator[str]:
 
 
 def section_shares(args) -> Iterator[str]:
-    """Where one frame's time goes: 128x416, batch 1, the fastest backend."""
+    """Time of each part of one frame: 128x416, batch 1, the fastest backend."""
     _need_cuda()
     with tempfile.TemporaryDirectory() as folder:
         backend = next(candidates((128, 416), 1, Path(folder), {})).backend
@@ -204,7 +205,7 @@ def section_shares(args) -> Iterator[str]:
 
 
 def section_stream(args) -> Iterator[str]:
-    """Two frames in flight against one: 128x416."""
+    """Frames per second with two frames in flight, compared with one: 128x416."""
     image = np.random.default_rng(0).integers(0, 256, (128, 416, 3), dtype=np.uint8)
     frame = FrameInput(image, K, limits=LIMITS)
     rows = []

@@ -8,8 +8,8 @@ node's own cost.
     python benchmarks/node.py                      the four rows of docs/speed.md
     python benchmarks/node.py --engine real --size 720x1280 --rate 60 --seconds 10
 
-The second table has the steps of one frame, each timed alone in this process. The difference between the first table and
-their sum is the middleware, the executor, and three processes sharing the machine.
+The second table has the steps of one frame, each timed alone in this process. The age in the first table is larger than the
+sum of the steps: the middleware, the executor, and three processes that share the machine take the rest.
 
 Figures: depth images and clouds per second at the listener, age of the depth (stamp to arrival), and processor time per
 depth image of each process (on a shared machine it varies less than frames per second).
@@ -39,8 +39,6 @@ ROWS = (
     ("pass-through", "720x1280", 60),
     ("real", "720x1280", 60),
 )
-
-
 COLUMNS = ("fps", "clouds", "age p50", "age p99", "cpu camera", "cpu node", "cpu listener")
 
 
@@ -100,7 +98,7 @@ def serve_camera(size: tuple[int, int], rate: float) -> None:
         stamp = Stamp(*node.get_clock().now().seconds_nanoseconds())
         infos.publish(info_writer.write(stamp))
         images.publish(image_writer.write(stamp, pixels))
-        # After a stall the camera goes on at its rate, without a burst of the frames it has missed.
+        # After a delay the camera continues at its rate and does not send the missed frames.
         due = max(due + 1.0 / rate, time.monotonic() - 2.0 / rate)
         time.sleep(max(0.0, due - time.monotonic()))
 

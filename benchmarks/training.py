@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""How fast is training, and which part takes the time: loader, networks, or losses?
+"""Measures the speed of training, and the shares of the loader, the networks and the losses.
 
-Trains as a configuration says. After every step it runs the networks alone, forward and backward, at the sizes of the same
+Trains with a configuration. After every step it runs the networks alone, forward and backward, at the sizes of the same
 pyramid levels, so that both are timed under the same load of the machine. The rest of a step, without the time spent waiting
-for the loader, is the losses' (warping, SSIM, masks, consistency) and the optimiser's.
+for the loader, belongs to the losses (warping, SSIM, masks, consistency) and the optimiser.
 
     python benchmarks/training.py
     python benchmarks/training.py --config config/training/kitti.yaml --steps 200 --set data.workers=8

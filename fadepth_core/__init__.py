@@ -1,7 +1,7 @@
-"""FA-Depth: fast, accurate, self-supervised monocular depth. This package knows nothing of ROS.
+"""FA-Depth: fast, accurate, self-supervised monocular depth. This package does not use ROS.
 
 `from fadepth_core import DepthEngine, FrameRequest` is the inference API; `docs/architecture.md` lists the packages. Importing
-this package is cheap: torch and the inference libraries are imported by the modules that need them.
+this package is fast: torch and the inference libraries are imported only by the modules that need them.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""The command `fadepth`: everything that is done offline, from rendering training data to exporting a checkpoint.
+"""The command `fadepth`: all offline work, from rendering training data to exporting a checkpoint.
 
-Each command is a function that runs it and, above it, a function that declares its arguments. `_COMMANDS` lists them.
+Each command has two functions: one declares its arguments, the next one runs it. `_COMMANDS` lists the commands.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ from fadepth_core.training.labels import label_pictures
 from fadepth_core.training.pose_checkpoint import load_pose_net
 from fadepth_core.training.run_folder import TrainingError
 
-#: Height and width of the pictures of the paper's KITTI figures.
+#: Height and width of the network's input in the paper's figures on KITTI.
 SIZE = (128, 416)
 #: The protocol for clips without true depth.
 VIDEO = "video"
@@ -130,7 +130,7 @@ def fit(args: argparse.Namespace) -> None:
             f"AbsRel {result.best['abs_rel']:.4f}"
         )
     else:
-        print("exported the network after the last iteration: without validation there is no best one")
+        print("exported the network after the last iteration; a configuration with validation exports the best one")
     print(f"wrote {result.checkpoint}; for the depth node: --ros-args -p checkpoint:={result.checkpoint}")
 
 
@@ -197,7 +197,7 @@ def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--frames", type=_whole(1, 10_000), default=16, metavar="N", help="video: frames of each clip, evenly spread"
     )
-    _add_engine(parser, "the network in PyTorch; with --precision the fastest backend")
+    _add_engine(parser, "plain PyTorch; the fastest backend if --precision is given")
     parser.add_argument("--out", type=Path, default=Path("evaluation"), help="folder for figures and pictures")
 
 
@@ -236,7 +236,7 @@ def evaluate(args: argparse.Namespace) -> None:
 
 
 def _evaluate_video(args: argparse.Namespace) -> None:
-    # Small pictures and many steps: on a busy machine, several threads would mostly wait for each other.
+    # The pictures are small and the steps many: on a busy machine, several threads would mostly wait for each other.
     torch.set_num_threads(1)
     checkpoint = Checkpoint(args.checkpoint)
     size = tuple(args.size or checkpoint.description.network_size)
@@ -324,7 +324,7 @@ def _odometry_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def odometry(args: argparse.Namespace) -> None:
-    """Write the trajectory of a clip's camera, by a trained pose network; with its errors if the clip has poses."""
+    """Write the trajectory of a clip's camera from a trained pose network, and its errors if the clip has poses."""
     pose_net, size, focal_length = load_pose_net(args.pose)
     clip = _one_clip(args.clip, size, args.camera, args.stride)
     trajectory = estimate_trajectory(pose_net, clip, focal_length)
@@ -362,17 +362,21 @@ def _pack_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="KEY=VALUE",
-        help="of the data set, e.g. root=clips; repeatable",
+        help="option of the data set, e.g. root=clips; repeatable",
     )
-    parser.add_argument("--size", type=int, nargs=2, default=SIZE, metavar=("HEIGHT", "WIDTH"), help="of the pictures")
+    parser.add_argument(
+        "--size", type=int, nargs=2, default=SIZE, metavar=("HEIGHT", "WIDTH"), help="size of the pictures"
+    )
     parser.add_argument("--first", type=int, default=0, help="number of the first sample")
     parser.add_argument("--count", type=int, help="number of samples; default: to the end")
-    parser.add_argument("--quality", type=_whole(1, 100), default=95, metavar="Q", help="of the JPEG files, 1 to 100")
+    parser.add_argument(
+        "--quality", type=_whole(1, 100), default=95, metavar="Q", help="quality of the JPEG files, 1 to 100"
+    )
     parser.add_argument("--out", type=Path, required=True, help="folder for the data set 'pictures'")
 
 
 def pack(args: argparse.Namespace) -> None:
-    """Write the pictures of a training set, with their depth, to files: for data that is slow to render."""
+    """Write the pictures of a training set and their depth to files. Useful for data that is slow to render."""
     options = dict(_option(text) for text in args.option)
     dataset = build_dataset(args.name, tuple(args.size), **options)
     last = len(dataset) if args.count is None else min(len(dataset), args.first + args.count)
@@ -391,8 +395,10 @@ def _option(text: str) -> tuple[str, object]:
 def _shrink_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", type=Path, help="folder of folders of pictures, each with or without an index.json")
     parser.add_argument("--mebibytes", type=float, required=True, metavar="M", help="largest size of the whole copy")
-    parser.add_argument("--skip", nargs="*", default=[], metavar="PATH", help="folders in it to leave out")
-    parser.add_argument("--quality", type=_whole(1, 100), default=80, metavar="Q", help="of the JPEG files, 1 to 100")
+    parser.add_argument("--skip", nargs="*", default=[], metavar="PATH", help="subfolders that are left out")
+    parser.add_argument(
+        "--quality", type=_whole(1, 100), default=80, metavar="Q", help="quality of the JPEG files, 1 to 100"
+    )
     parser.add_argument("--out", type=Path, required=True, help="folder for the copy")
 
 
@@ -409,16 +415,18 @@ def _label_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder for the index and the depth pictures")
     parser.add_argument("--every", type=_whole(1, 1000), default=1, metavar="N", help="use every N-th picture")
     parser.add_argument(
-        "--aspect", type=float, help="least width over height of the input; of taller pictures the middle rows are used"
+        "--aspect",
+        type=float,
+        help="least width / height of the input; of a taller picture only the middle rows are used",
     )
     parser.add_argument(
         "--flip", action="store_true", help="average with the mirrored picture: more accurate, twice the time"
     )
-    _add_engine(parser, "the network in PyTorch; with --precision the fastest backend")
+    _add_engine(parser, "plain PyTorch; the fastest backend if --precision is given")
 
 
 def label(args: argparse.Namespace) -> None:
-    """Write the depth that a large network predicts for pictures, to train a small one with."""
+    """Write the depth that a large network predicts for pictures. A small network can then be trained with it."""
     checkpoint = Checkpoint(args.teacher)
     height, width = checkpoint.description.network_size
     predictor = _predictor(args, checkpoint)
@@ -445,7 +453,7 @@ def _stereo_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def stereo(args: argparse.Namespace) -> None:
-    """Measure the depth of a video with known poses by multi-view stereo, to train a network with."""
+    """Measure the depth of a video with known poses by multi-view stereo. A network can then be trained with it."""
     keep_freed_memory()
     clip = _one_clip(args.clip, args.size, args.camera)
     count = write_stereo(clip, args.out, args.nearest, args.first, args.every)
@@ -546,7 +554,7 @@ def export(args: argparse.Namespace) -> None:
         from fadepth_core.runtime.quantize import FRAMES, MIN_FRAMES, quantize_checkpoint
 
         images = Frames(args.int8).evenly(FRAMES)
-        if len(images) < MIN_FRAMES:  # checked before the export, which makes an existing int8 graph unusable
+        if len(images) < MIN_FRAMES:  # checked first, because the export makes an existing int8 graph unusable
             raise DataError(f"{args.int8}: {len(images)} frames; an int8 graph needs at least {MIN_FRAMES}")
     export_checkpoint(load_network(checkpoint), checkpoint.description, out)
     print(f"wrote {out} and {out.with_suffix('.onnx')}")
@@ -623,7 +631,7 @@ def _untrained(model: str, seed: int, **options) -> torch.nn.Module:
 def _one_clip(path: Path, size: tuple[int, int], camera: Path | None, stride: int | None = None) -> Clip:
     clips = open_clips(path, size, camera, stride)
     if len(clips) > 1:
-        raise DataError(f"{path}: {len(clips)} clips; name one of them, each needs an output of its own")
+        raise DataError(f"{path}: {len(clips)} clips; name one of them, because each needs its own output file")
     return clips[0]
 
 

@@ -18,11 +18,11 @@ from fadepth_ros.pipeline import COLOR, DEPTH, INFO, POINTS, Pipeline
 _OUTPUT_TYPES = {DEPTH: Image, INFO: CameraInfo, POINTS: PointCloud2, COLOR: Image}
 
 
-# Functions, since rclpy writes overrides into the profile that it is given: a shared one would change every topic's.
+# Functions, not constants: rclpy writes overrides into the profile it is given, and a shared one would change all topics.
 
 
 def _output_qos() -> QoSProfile:
-    """Reliable, for subscribers that need every depth image; two deep, so that a slow one does not get old depth."""
+    """Reliable, for subscribers that need every depth image. Depth 2, so that a slow subscriber does not get old images."""
     return QoSProfile(depth=2, reliability=ReliabilityPolicy.RELIABLE)
 
 
@@ -37,7 +37,7 @@ def camera_topic(camera: str, name: str) -> str:
 
 
 class CameraTopics:
-    """The topics of one camera; its pipeline's `Outputs`.
+    """The topics of one camera. It is the `Outputs` of the camera's pipeline.
 
     Args:
         name: the camera's namespace below the node's; "" for none.
@@ -101,10 +101,11 @@ class CameraTopics:
             self._node.destroy_lifecycle_publisher(publisher)
 
     def take_newest(self, images: list[bytes]) -> tuple[bytes, int] | None:
-        """The newest of `images` and of those in the middleware's queue, and how many it replaces; None without any.
+        """The newest of `images` and of those in the middleware's queue, and how many older ones it replaces; None if there are
+        none.
 
-        Passes the newest CameraInfo in the queue to the pipeline first: it may have come with this image, and the executor
-        would deliver it later.
+        Before, passes the newest CameraInfo in the queue to the pipeline: it may belong to this image, and the executor would
+        deliver it later.
         """
         image, info = self._inputs
         images += _take_all(image)

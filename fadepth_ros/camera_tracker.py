@@ -1,4 +1,4 @@
-"""CameraInfo against images: which intrinsics belong to a frame, or why none do.
+"""Matches CameraInfo with images: which intrinsics belong to a frame, or why there are none.
 
 A driver publishes a CameraInfo beside every image. The newest one describes an image when frame_id and size agree.
 """
@@ -48,8 +48,10 @@ class CameraTracker:
 def _mismatch(camera: Camera, frame: Frame) -> MessageError | None:
     """Why `camera` does not describe `frame`; None if it does."""
     if camera.frame_id != frame.frame_id:
-        return MessageError("camera_info_frame", f"it is of frame '{camera.frame_id}', the image of '{frame.frame_id}'")
+        return MessageError(
+            "camera_info_frame", f"its frame_id is '{camera.frame_id}', the image's is '{frame.frame_id}'"
+        )
     if camera.size != frame.size:
         (h, w), (fh, fw) = camera.size, frame.size
-        return MessageError("camera_info_size", f"it is of {w}x{h}, the image {fw}x{fh}")
+        return MessageError("camera_info_size", f"its size is {w}x{h}, the image's is {fw}x{fh}")
     return None

@@ -97,7 +97,7 @@ class ClipPublisher(Node):
 
     def _tick(self) -> None:
         if self._image.get_subscription_count() == 0:
-            return  # start with the first subscriber
+            return  # the clip starts when the first subscriber is there
         frame = next(self._frames, None)
         if frame is None:
             if not self._loop:

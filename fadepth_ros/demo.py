@@ -15,7 +15,7 @@ from pathlib import Path
 
 from fadepth_ros.viewer import has_screen
 
-#: Seconds after which a process that was told to end is killed.
+#: Seconds that a process has to end after SIGTERM; then it is killed.
 _GRACE = 10.0
 
 
@@ -30,14 +30,14 @@ class _Demo:
             signal.signal(number, self._on_signal)
 
     def _on_signal(self, _number, _frame) -> None:
-        # Only a flag: an exception raised during a fork could leave a process that is not in the list.
+        # Only sets a flag: an exception while a process is started could leave that process out of the list.
         self._told_to_end = True
 
     def start(self, name: str, module: str, **parameters) -> None:
         """Start a ROS program of this package with these parameters."""
         values = [word for key, value in parameters.items() for word in ("-p", f"{key}:={value}")]
         command = [sys.executable, "-m", module, "--ros-args", *values]
-        # Ignore SIGINT during imports, where it would end in a traceback; `ros_context` sets a handler afterwards.
+        # Ignore SIGINT during imports, because it would print a traceback. `ros_context` sets a handler afterwards.
         self._processes[name] = subprocess.Popen(command, env=self._environment, preexec_fn=_ignore_sigint)
 
     def wait(self) -> int:

@@ -1,4 +1,4 @@
-"""What /diagnostics says about a camera: level, one line of text, and values.
+"""The status of a camera in /diagnostics: level, one line of text, and values.
 
 Levels of diagnostic_msgs/DiagnosticStatus: ERROR if the engine fails or an internal error drops frames, WARN if there are
 other problems with frames or a fallback backend runs, STALE if no images arrive.
@@ -42,7 +42,7 @@ def summary(report: Report, degraded: bool) -> tuple[bytes, str]:
     if report.received == 0:
         return DiagnosticStatus.STALE, "no images arrive"
     if degraded:
-        return DiagnosticStatus.WARN, "running on a fallback, see 'passed over'"
+        return DiagnosticStatus.WARN, "running on a fallback backend, see 'passed over'"
     if report.dropped.get("no_subscriber"):
         return DiagnosticStatus.OK, "idle, no output has subscribers"
     return DiagnosticStatus.OK, f"{report.published.get(DEPTH, 0) / report.seconds:.1f} depth images per second"

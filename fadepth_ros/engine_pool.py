@@ -1,7 +1,8 @@
 """Engines shared by the cameras of a node.
 
 Cameras with the same engine settings and the same frame size use one engine, which runs their frames in batches where its
-backend can. An engine is released with the last camera that uses it. One that fails is not built again for a while.
+backend can. An engine is released when no camera uses it any more. An engine that failed is built again after
+`RETRY_PERIOD` seconds at the earliest.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ def load_engine(settings: EngineSettings, camera_size: tuple[int, int], logger: 
 
 @dataclass(eq=False)
 class SharedEngine:
-    """An engine and what it was built for; `engine` is None once it has failed, for all cameras that hold it."""
+    """An engine and its key. All cameras that use it hold this object; `engine` is None once the engine has failed."""
 
     key: EngineKey
     engine: DepthEngine | None
@@ -70,7 +71,7 @@ class EnginePool:
         """The engine for `key`; built if no camera holds it yet.
 
         Raises:
-            EngineError, CheckpointError: it cannot be built, or could not less than `retry_period` ago.
+            EngineError, CheckpointError: it cannot be built, or an attempt failed less than `retry_period` seconds ago.
             FramingError: see `load_engine`.
         """
         shared = self._shared.get(key)
@@ -88,7 +89,7 @@ class EnginePool:
         return shared
 
     def discard(self, shared: SharedEngine, error: Exception) -> None:
-        """Take an engine that failed while running from all cameras."""
+        """Remove an engine that failed while running; no camera uses it any more."""
         if shared.engine is not None:
             shared.engine = None
             del self._shared[shared.key]
@@ -111,8 +112,8 @@ class EngineStatus:
     Attributes:
         description: backend, precision and device.
         checkpoint: file name of the checkpoint.
-        failures: why earlier backends were passed over.
-        degraded: whether one of them was tried and failed.
+        failures: why backends before it in the order are not used.
+        degraded: whether one of these backends was tried and failed.
     """
 
     description: str
@@ -153,7 +154,7 @@ class EngineLease:
         key = (settings, camera_size)
         shared = self._shared
         if shared is None or shared.engine is None or shared.key != key:
-            self._shared = shared = None  # first, so that the old engine's memory is free for the new one
+            self._shared = shared = None  # releases the old engine, whose memory the new one may need
             self._shared = shared = self._pool.share(key, self._logger)
             self.status = EngineStatus.of(shared.engine)
         return shared.engine

@@ -1,6 +1,7 @@
 """Correction of depth by the camera's known height above the ground (parameter `camera_height`).
 
-The ground plane is measured in the depth of a frame at a limited rate. The factor found is applied to the frames after it.
+The ground plane is measured in the depth of a frame, at most every `GROUND_PERIOD` seconds. The factor is applied to the
+frames after it.
 """
 
 from __future__ import annotations
@@ -15,10 +16,10 @@ GROUND_PERIOD = 0.1
 
 
 class GroundCorrection:
-    """The ground's scale factor for one camera.
+    """The scale factor of one camera, measured on the ground.
 
     Attributes:
-        scale: follows the factor; None while `camera_height` is 0.
+        scale: tracks the factor; None while `camera_height` is 0.
     """
 
     def __init__(self):
@@ -28,14 +29,14 @@ class GroundCorrection:
 
     @property
     def factor(self) -> float:
-        """What depth has to be multiplied by."""
+        """Depth is to be multiplied by this."""
         return 1.0 if self.scale is None else self.scale.factor
 
     def configure(self, camera_height: float, *conditions) -> None:
         """Set the camera's height (metres, 0 for no correction).
 
         Args:
-            conditions: what else the factor depends on; it is measured anew where one of them has changed.
+            conditions: other values that the factor depends on. When one of them changes, the factor is measured again.
         """
         if not camera_height:
             self.scale = None

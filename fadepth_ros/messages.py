@@ -1,9 +1,9 @@
-"""sensor_msgs <-> arrays, on serialized messages.
+"""Converts serialized sensor_msgs to arrays and back.
 
-To build a typed Image or PointCloud2 in Python copies its data several times; at hundreds of frames per second that takes
-most of a node's time. Incoming messages are therefore read in place from their CDR bytes, and outgoing ones are joined
-from a prepared header, the array's bytes, and a tail. The prepared parts are serialized by rclpy, so their layout is the
-middleware's own.
+Building a typed Image or PointCloud2 in Python copies its data several times; at hundreds of frames per second that takes
+most of a node's time. So incoming messages are read in place from their CDR bytes. Outgoing messages are joined from a
+prepared header, the array's bytes, and a tail. rclpy has serialized the prepared parts, so they have the middleware's
+layout.
 
 Conventions: REP-118 (depth images), REP-117 (out of range), REP-103 (optical frame), REP-104 (CameraInfo).
 """
@@ -57,8 +57,8 @@ class Encoding:
         dtype: numpy type of one value.
         channels: values per pixel; 0 for planar formats, whose rows hold one byte per pixel.
         to_rgb: [H, W, C] or [H, W] of `dtype` -> [H, W, 3] uint8 RGB.
-        resizable: whether a frame may be resized before `to_rgb`, which is cheaper. Neighbouring values must belong to
-            neighbouring pixels: not so for mosaics and subsampled colour.
+        resizable: whether a frame may be resized before `to_rgb`, which is faster. False for mosaics and subsampled colour,
+            where neighbouring values do not belong to neighbouring pixels.
         rows: rows of data per row of image.
         even: which sides must be even, (height, width).
     """
@@ -93,7 +93,8 @@ _MONO = Encoding("u1", 1, _cv(cv2.COLOR_GRAY2RGB))
 _UYVY = _packed_422(cv2.COLOR_YUV2RGB_UYVY)
 _YUYV = _packed_422(cv2.COLOR_YUV2RGB_YUYV)
 
-#: OpenCV names a Bayer pattern by the second and third pixel of its second row, ROS by its first two rows: rggb is "BG".
+#: OpenCV and ROS name Bayer patterns differently: OpenCV by the second and third pixel of the second row, ROS by the first two
+#: rows. So ROS's rggb is OpenCV's "BG".
 ENCODINGS: dict[str, Encoding] = {
     "rgb8": _RGB,
     "bgr8": _BGR,
@@ -178,8 +179,8 @@ class _CdrReader:
 
     def string(self) -> str:
         text = self.sequence()
-        if len(text) > _LONGEST_TEXT:  # warnings and diagnostics would repeat it
-            raise MessageError("malformed", f"a text field of {len(text)} bytes")
+        if len(text) > _LONGEST_TEXT:  # because warnings and diagnostics repeat the text
+            raise MessageError("malformed", f"a text field has {len(text)} bytes, more than {_LONGEST_TEXT}")
         try:
             return bytes(text).rstrip(b"\0").decode()
         except UnicodeDecodeError as error:
@@ -228,7 +229,7 @@ def _check_size(height: int, width: int) -> None:
 
 
 def _native(pixels: np.ndarray) -> np.ndarray:
-    """Convert to native byte order and rows of whole values, which OpenCV requires; most frames are so already."""
+    """Convert to native byte order and rows of whole values, as OpenCV requires. Most frames need no conversion."""
     if pixels.dtype.isnative and pixels.strides[0] % pixels.itemsize == 0:
         return pixels
     return pixels.astype(pixels.dtype.newbyteorder("="), order="C")
@@ -326,7 +327,7 @@ def read_camera_info(raw: bytes) -> Camera:
 
 
 def _check_pinhole(name: str, matrix: np.ndarray, side: int) -> None:
-    """Raise MessageError for numbers that no camera of `side` pixels has: they would give points far outside any scene."""
+    """Raise MessageError for intrinsics that no camera of `side` pixels has. They would give points far outside any scene."""
     (fx, skew, cx), (zero, fy, cy) = matrix[:2]
     if not (0.01 * side <= min(fx, fy) and max(fx, fy) <= 1000 * side):
         raise MessageError("calibration", f"the focal lengths of {name}, {fx:g} and {fy:g}, are not those of a camera")
@@ -423,7 +424,7 @@ class CameraInfoWriter:
         source = camera.info
         k = to_output(camera.roi_matrix @ np.array(source.k).reshape(3, 3))
         p = np.array(source.p).reshape(3, 4)
-        # Some drivers leave P empty, but it is needed to unproject the depth image.
+        # Some drivers leave P empty, but consumers of the depth image need it for unprojection.
         p = to_output(camera.roi_matrix @ p) if p[0, 0] != 0.0 else np.hstack([k, np.zeros((3, 1))])
         message = CameraInfo(
             height=size[0],

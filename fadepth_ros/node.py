@@ -1,4 +1,4 @@
-"""The lifecycle node: wires topics, parameters and /diagnostics to a pipeline for each camera.
+"""The lifecycle node: connects topics, parameters and /diagnostics with a pipeline for each camera.
 
 Subscribes to `image` (or `image/compressed`) and `camera_info`, publishes `depth/image`, `depth/camera_info`,
 `depth/points`, `depth/color` and `/diagnostics`. All names are relative: remap them, or give the node a namespace. The
@@ -79,7 +79,7 @@ class DepthNode(LifecycleNode):
             return TransitionCallbackReturn.FAILURE
         if not description.trained:
             self.get_logger().warning(
-                "THE CHECKPOINT IS UNTRAINED: what is published looks like depth but means nothing. "
+                "THE CHECKPOINT IS UNTRAINED: the published depth is meaningless. "
                 "Set the parameter 'checkpoint' to a trained one."
             )
         if licence := description.provenance.get("licence"):
@@ -127,7 +127,7 @@ class DepthNode(LifecycleNode):
             self._cameras.pop().destroy()
         for name in cameras:
             camera = CameraTopics(self, name)
-            self._cameras.append(camera)  # first, so that its publishers are destroyed if `advertise` fails half-way
+            self._cameras.append(camera)  # before `advertise`, so that its publishers are destroyed if that fails
             camera.advertise()
 
     def _stop(self) -> None:
@@ -138,8 +138,8 @@ class DepthNode(LifecycleNode):
     # ----------------------------------------------------------------------------------- images, parameters, diagnostics
 
     def _on_image(self, camera: CameraTopics, raw: bytes) -> None:
-        """Process only the newest frame. Frames of other cameras are taken along if they can run in one batch with it;
-        otherwise they stay in the queue, where newer ones may replace them."""
+        """Process only the newest frame of `camera`. Waiting frames of other cameras run in one batch with it if their engine
+        can do that; otherwise they stay in the queue, where newer ones may replace them."""
         raw, superseded = camera.take_newest([raw])
         images = [(camera.pipeline, raw, superseded)]
         for other in self._cameras:
@@ -181,7 +181,7 @@ def _ros_logger(node: LifecycleNode) -> logging.Logger:
             if record.exc_info and record.exc_info[0]:
                 text += "\n" + "".join(traceback.format_exception(*record.exc_info)).rstrip()
             ros = node.get_logger()
-            # One call for each level: rclpy remembers the level of every line of code that logs.
+            # One call for each level: rclpy raises an error if the same line of code logs at different levels.
             if record.levelno >= logging.ERROR:
                 ros.error(text)
             elif record.levelno >= logging.WARNING:
@@ -201,8 +201,8 @@ def run(engine_loader: Callable = load_engine, args: list[str] | None = None) ->
         executor = SingleThreadedExecutor()
         executor.add_node(node)
         node.autostart()
-        # The executor creates short-lived objects in every iteration. With the default thresholds, the garbage collector
-        # then walks all imported modules so often that it took a fifth of the node's time at hundreds of frames a second.
+        # The executor creates short-lived objects in every iteration. With the default thresholds, the garbage collector then
+        # scans the objects of all imported modules very often: it took a fifth of the node's time at hundreds of frames/s.
         gc.collect()
         gc.freeze()
         gc.set_threshold(50_000, 20, 20)
@@ -211,8 +211,8 @@ def run(engine_loader: Callable = load_engine, args: list[str] | None = None) ->
                 with until_shutdown():
                     executor.spin()
             except Exception:
-                # rclpy raises errors of its own services out of spin(), for example a transition that does not fit the
-                # state. A service call must not end the node.
+                # spin() raises errors of rclpy's own services, for example of a lifecycle transition that is not allowed in the
+                # present state. A service call must not end the node.
                 node.get_logger().error(f"while serving a request:\n{traceback.format_exc()}")
         with until_shutdown():
             executor.shutdown()

@@ -1,7 +1,7 @@
-"""The serialized messages of one camera's outputs.
+"""Serializes the output messages of one camera.
 
-A writer holds the prepared parts of one message (see `messages.py`). It is made when frame_id, size or encoding change, and
-reused for every frame in between.
+A writer holds the prepared parts of one message (see `messages.py`). It is used for all frames until frame_id, size or
+encoding change.
 """
 
 from __future__ import annotations

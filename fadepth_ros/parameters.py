@@ -1,5 +1,6 @@
-"""The node's parameters, declared once: name, type, default, range, description, and whether they may change while the
-node is active. A value that is refused gets a reason, which `ros2 param set` prints."""
+"""The node's parameters, each declared once: name, type, default, range, description, and whether it may change while the
+node is active. If a value is refused, `ros2 param set` prints the reason. `docs/parameters.py` writes the documentation's table.
+"""
 
 from __future__ import annotations
 
@@ -86,7 +87,7 @@ def _check_cameras(value: Sequence[str]) -> str | None:
     return None if double is None else f"'{double}' is listed twice"
 
 
-#: One camera without namespace. Not [], whose type ROS cannot know.
+#: One camera without namespace. Not [], because ROS cannot know the type of an empty list.
 NO_NAMESPACES = [""]
 
 _METRES = (0.0, 1000.0)
@@ -137,12 +138,12 @@ SPECS: tuple[Spec, ...] = (
     Spec(
         "camera_height",
         0.0,
-        "Height of the camera above the ground, metres: depth is scaled so that the ground is this far below the camera; 0 for "
-        "no scaling. The camera must look ahead, pitched less than 25 degrees.",
+        "Height of the camera above the ground, metres. Depth is scaled so that the ground is this far below the camera; 0: no "
+        "scaling. The camera must look ahead, pitched less than 25 degrees.",
         limits=(0.0, 100.0),
     ),
-    Spec("min_depth", 0.1, "Nearer depth is published as -Inf (REP-117), metres.", limits=_METRES),
-    Spec("max_depth", 100.0, "Farther depth is published as +Inf (REP-117), metres.", limits=_METRES),
+    Spec("min_depth", 0.1, "Depth below this is published as -Inf (REP-117), metres.", limits=_METRES),
+    Spec("max_depth", 100.0, "Depth above this is published as +Inf (REP-117), metres.", limits=_METRES),
     Spec(
         "depth_encoding",
         "32FC1",
@@ -153,7 +154,12 @@ SPECS: tuple[Spec, ...] = (
     Spec("points.stride", 1, "Keep every n-th row and column of points.", limits=(1, 64)),
     Spec("points.min_z", 0.0, "Drop points nearer than this, metres.", limits=_METRES),
     Spec("points.max_z", 0.0, "Drop points farther than this, metres; 0 keeps all.", limits=_METRES),
-    Spec("points.max_rate", 0.0, "Maximum clouds per second; 0 for one with every depth image.", limits=(0.0, 1000.0)),
+    Spec(
+        "points.max_rate",
+        0.0,
+        "Maximum number of clouds per second; 0: a cloud with every depth image.",
+        limits=(0.0, 1000.0),
+    ),
     Spec("color.near", 2.0, "Depth drawn in red on depth/color, metres.", limits=(0.01, 1000.0)),
     Spec("color.far", 80.0, "Depth drawn in blue on depth/color, metres.", limits=(0.01, 1000.0)),
     Spec("autostart", True, "Configure and activate the node when it starts.", live=False),
@@ -165,7 +171,7 @@ _ORDERED = (("min_depth", "max_depth"), ("color.near", "color.far"))
 
 @dataclass(frozen=True)
 class EngineSettings:
-    """The settings an engine is built from; when one changes, another engine is built."""
+    """The settings that an engine is built with. When one changes, another engine is built."""
 
     checkpoint: str
     backend: str

@@ -1,9 +1,8 @@
-"""The way of one camera's frame: decode -> check -> infer -> publish. No ROS types besides bytes and stamps.
+"""Processes the frames of one camera: decode -> check -> infer -> publish. No ROS types besides bytes and stamps.
 
-Everything runs in the thread that delivers the image. A worker thread behind a queue was measured to cost twice the
-processor time (1.45 instead of 0.72 ms a frame, real topics, pass-through engine): handing over the interpreter lock costs
-more than everything else a frame needs. The only queue is the middleware's, of which `camera_topics.py` takes the newest
-image.
+All steps run in the thread that delivers the image. With a worker thread behind a queue, a frame needed twice the processor
+time (measured: 1.45 instead of 0.72 ms a frame, real topics, pass-through engine), because the threads exchange the
+interpreter lock. The only queue is the middleware's, from which `camera_topics.py` takes the newest image.
 
 A node with several cameras has a `Pipeline` for each. They share an `EnginePool`, and `offer_images` runs frames that arrived
 together in one batch.
@@ -34,7 +33,7 @@ from fadepth_ros.statistics import Statistics
 DEPTH, INFO, POINTS, COLOR = "depth/image", "depth/camera_info", "depth/points", "depth/color"
 
 #: A stamp at least this much older than the last one (ns) means that the clock was set back or a bag started again; a
-#: smaller step back means that the frame was overtaken by a newer one on its way.
+#: smaller step back means that a newer frame has arrived before this one.
 CLOCK_RESET = 1_000_000_000
 
 
@@ -106,17 +105,17 @@ class Pipeline:
         self._image_topic, self._info_topic = image_topic, info_topic
         self._decode = messages.read_compressed if settings.image_transport == "compressed" else messages.read_image
         self._cameras = CameraTracker()
-        self._camera_problem = ""  # cause of the last frame's, "" if it had none
+        self._camera_problem = ""  # cause of the last frame's CameraInfo problem; "" if it had none
         self._writers = OutputWriters()
         self._last_stamp: int | None = None
         self._cloud_due = 0.0
 
-    # ------------------------------------------------------------------------------------------------------- a frame's way
+    # --------------------------------------------------------------------------------------------------------- one frame
 
     def offer_image(self, raw: bytes, superseded: int = 0) -> None:
         """Process a serialized image, which replaces `superseded` older ones.
 
-        Never raises for what a camera or an engine does: the frame is dropped, counted and logged.
+        Never raises: if the image or the engine fails, the frame is dropped, counted and logged.
         """
         self.count(superseded)
         try:
@@ -165,18 +164,18 @@ class Pipeline:
     def configure(self, settings: Settings) -> None:
         """Use other parameter values from the next frame on."""
         if settings.engine != self._settings.engine:
-            self.engine.release()  # now, not at the next frame: another camera may build the new engine before
+            self.engine.release()  # now: before this camera's next frame, another camera may build the new engine
         if settings.points_period != self._settings.points_period:
             self._cloud_due = 0.0
         self._settings = settings
         self.engine.retry()  # the change may have removed the cause of a failure
 
     def offer_camera_info(self, raw: bytes) -> None:
-        """A serialized CameraInfo has arrived."""
+        """Use a serialized CameraInfo for the next frames."""
         self._cameras.update(raw)
 
     def batches_with(self, other: Pipeline) -> bool:
-        """Whether the next frames of both cameras can run in one batch, as far as their last ones tell."""
+        """Whether frames of both cameras can run in one batch: whether their last frames used one engine that batches."""
         return self.engine.batches_with(other.engine)
 
     def count(self, superseded: int) -> None:
@@ -194,7 +193,9 @@ class Pipeline:
                 raise MessageError(
                     "stamp", f"stamp {1e-9 * (last - now):.3f} s before the last frame's; it was superseded"
                 )
-            text = f"{self._image_topic}: stamps jumped back by {1e-9 * (last - now):.1f} s; going on from there"
+            text = (
+                f"{self._image_topic}: stamps jumped back by {1e-9 * (last - now):.1f} s; continuing with the new time"
+            )
             self.report_problem(text, "clock_reset")
         self._last_stamp = now
 
@@ -212,7 +213,7 @@ class Pipeline:
         settings = self._settings
         needs_camera = engine.follows_camera or settings.camera_height > 0
         camera = self._match_camera(frame, needs_camera) if needs_camera or subscribed & {POINTS, INFO} else None
-        # Without a usable CameraInfo the cloud is withheld, but depth keeps the scale that the last usable one gave it.
+        # Without a usable CameraInfo there is no cloud, but depth keeps the scale of the last usable one.
         scale_camera = self._cameras.last_match(frame) if camera is None and needs_camera else camera
 
         self.ground.configure(settings.camera_height, settings.depth_scale, self.engine.key)
@@ -229,7 +230,7 @@ class Pipeline:
                 None if scale_camera is None else scale_camera.matrix,
                 points,
                 scale=settings.depth_scale * self.ground.factor,
-                # While the scale is measured, limits could hide the ground. They are applied after that, in `publish`.
+                # Limits could remove the ground, in which the scale is measured. They are then applied later, in `publish`.
                 limits=(0.0, np.inf) if measure_ground else settings.limits,
             )
         if INFO in subscribed and camera is not None:
@@ -247,7 +248,9 @@ class Pipeline:
             self._camera_problem = ""
             return camera
         self.statistics.problem(problem.cause)
-        if problem.cause != self._camera_problem:  # once, until it changes: an uncalibrated camera remains so
+        if (
+            problem.cause != self._camera_problem
+        ):  # log once until it changes: an uncalibrated camera stays uncalibrated
             self._camera_problem = problem.cause
             metres = "; depth is not in metres of this camera" if scales_depth else ""
             self.statistics.warning(
@@ -258,7 +261,7 @@ class Pipeline:
     def _cloud_is_due(self, arrival: float) -> bool:
         if arrival < self._cloud_due:
             return False
-        # From the time it was due, not from its arrival: 10 Hz of a 25 Hz camera would otherwise become 8 Hz.
+        # Counted from the time the cloud was due, not from the frame's arrival: 10 Hz of a 25 Hz camera would become 8 Hz.
         self._cloud_due = max(self._cloud_due + self._settings.points_period, arrival)
         return True
 
@@ -275,7 +278,7 @@ class Pipeline:
     # ------------------------------------------------------------------------------------------------------------ problems
 
     def report_problem(self, text: str, cause: str, error: Exception | None = None) -> None:
-        """Count and log a problem with a frame that is published all the same."""
+        """Count and log a problem with a frame whose depth is published nevertheless."""
         self.statistics.problem(cause)
         self.statistics.warning(text, cause, error)
 
@@ -291,7 +294,7 @@ class Pipeline:
             retry = f"next attempt in {self.engine.retry_period:.0f} s or less"
             self.statistics.warning(f"{self._image_topic}: no depth: {error}; {retry}", "engine")
         elif not self._outputs.closed():
-            # The node must survive any error; its traceback is logged.
+            # No error may end the node; the traceback is logged.
             self.statistics.dropped("internal")
             text = f"internal error on a frame from {self._image_topic}: {error}"
             self.statistics.warning(text, "internal", error)

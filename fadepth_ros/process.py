@@ -1,4 +1,4 @@
-"""Start and end of the ROS programs: the node, the clip publisher and the viewer."""
+"""Starts and ends the ROS programs of this package: the node, the clip publisher and the viewer."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from rclpy.executors import ExternalShutdownException
 
 @contextmanager
 def ros_context(args: list[str] | None = None) -> Iterator[None]:
-    """`rclpy.init` around the block. SIGINT and SIGTERM end the spinning in it, nothing else.
+    """Initialise rclpy for the block. SIGINT and SIGTERM only end the spinning in it.
 
     rclpy's own signal handler shuts the context down, which ends every wait with ExternalShutdownException. Python's handler
-    for SIGINT would raise KeyboardInterrupt as well, at any line. A terminal together with `ros2 launch` sends two signals,
-    so the second one would interrupt the clean-up. Python's handler is therefore replaced by one that does nothing, before
-    rclpy installs its own in front of it.
+    for SIGINT would also raise KeyboardInterrupt, at any line. With `ros2 launch` in a terminal, Ctrl-C sends two signals, and
+    the second one would interrupt the clean-up. So Python's handler is replaced by one that does nothing. This must happen
+    before `rclpy.init`, because rclpy's handler calls the earlier one.
     """
     signal.signal(signal.SIGINT, lambda number, frame: None)
     rclpy.init(args=args)
@@ -39,7 +39,7 @@ def exit_on(program: str, *errors: type[Exception]) -> Iterator[None]:
 
 @contextmanager
 def until_shutdown() -> Iterator[None]:
-    """End the block quietly when the context is shut down, whatever the call in progress then raises."""
+    """Ignore an exception of the block if the context is shut down: calls in progress then raise different errors."""
     try:
         yield
     except ExternalShutdownException:

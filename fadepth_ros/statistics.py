@@ -1,4 +1,4 @@
-"""What happens to the frames of one camera: counts, latencies, and warnings at a limited rate. Reported once a second."""
+"""Counts, latencies and rate-limited warnings about the frames of one camera. The node reports them once a second."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ WARN_PERIOD = 5.0
 
 @dataclass
 class Report:
-    """What happened since the previous report.
+    """Counts since the previous report.
 
     Attributes:
-        seconds: length of that time.
+        seconds: time since the previous report.
         received: frames that arrived.
         published: messages published, by output.
         dropped: frames without any output, by cause.
-        problems: frames that were published in spite of a problem, by cause.
+        problems: frames with a problem that were published nevertheless, by cause.
         totals: drops and problems since the start, by "dropped: cause" and "problem: cause".
         latency: milliseconds from a frame's arrival to its last output, p50 and p99; None without frames.
         age: milliseconds from a frame's stamp to its last output, p50; None without frames.
@@ -99,7 +99,7 @@ class Statistics:
             self._logger.warning(text, exc_info=error)
 
     def report(self) -> Report:
-        """What happened since the previous report."""
+        """The counts since the previous report; starts new ones."""
         window, self._window = self._window, _Window()
         last = self._last_error
         now = time.monotonic()

@@ -1,4 +1,4 @@
-"""Shows what the depth node publishes: as a page in a browser or, without a screen, as a video and a contact sheet.
+"""Shows the depth node's outputs: as a page in a browser or, without a screen, as a video and a contact sheet.
 
 Subscribes to `image`, `depth/color`, `depth/points` and `/diagnostics`, and prints a status line with frames per second,
 latency and drops. Part of the demo.
@@ -49,6 +49,8 @@ class Scene:
 
 
 class View(Protocol):
+    """Shows scenes one after the other: `PageView` or `FileView`."""
+
     def show(self, scene: Scene) -> None: ...
 
     def close(self) -> None: ...
@@ -111,7 +113,7 @@ class FileView:
         self._video.write(picture)
         if self._shown % self._every == 0:
             self._pictures.append(picture)
-            if len(self._pictures) > 12:  # spread them over the clip, whose length is unknown
+            if len(self._pictures) > 12:  # keep every second one: the clip's length is unknown
                 self._pictures, self._every = self._pictures[::2], 2 * self._every
         self._shown += 1
 
@@ -203,7 +205,7 @@ class Viewer(Node):
     def __init__(self):
         super().__init__("viewer")
         mode = self.declare_parameter("mode", "auto").value
-        # Camera images are private: only this machine can open the page unless told otherwise.
+        # By default only this machine can open the page, because camera images are private.
         host = self.declare_parameter("host", "localhost").value
         port = self.declare_parameter("port", 8080).value
         directory = Path(self.declare_parameter("directory", "demo_output").value)
@@ -218,8 +220,8 @@ class Viewer(Node):
             open_browser(self._view.url)
         else:
             self._view = FileView(directory, fps)
-            print(f"\n  No screen: writing {self._view.video_path} and {self._view.sheet_path}\n", flush=True)
-        # Seconds between two scenes: a faster page would only fill the browser's queue. A video gets every frame.
+            print(f"\n  Writing {self._view.video_path} and {self._view.sheet_path}\n", flush=True)
+        # Seconds between two scenes. The page is limited, because a browser cannot show more; a video gets every frame.
         self._period = 1.0 / 12.0 if mode == "page" else 0.0
         self._last_shown = 0.0
         self._waiting: dict[tuple[int, int], dict[str, bytes]] = {}
@@ -251,7 +253,7 @@ class Viewer(Node):
             if time.monotonic() - self._last_shown >= self._period:
                 self._last_shown = time.monotonic()
                 self._show(parts)
-        elif len(self._waiting) > 64:  # a part was lost on the way
+        elif len(self._waiting) > 64:  # a message of the oldest stamp was lost
             del self._waiting[min(self._waiting)]
         self._print_line()
 

@@ -3,7 +3,7 @@
     ros2 launch fadepth_ros depth.launch.py image:=/camera/image_raw camera_info:=/camera/camera_info
     ros2 launch fadepth_ros depth.launch.py namespace:=front params_file:=/path/to/depth.yaml rviz:=true
 
-The arguments are what usually differs from robot to robot; all other parameters are in the parameter file.
+The arguments are the settings that usually differ between robots; all other parameters are in the parameter file.
 """
 
 from launch.actions import DeclareLaunchArgument, OpaqueFunction
@@ -16,7 +16,7 @@ from launch import LaunchDescription
 
 
 def _depth_node(context) -> list[Node]:
-    # A parameter given here overrides the parameter file, so an empty checkpoint must not be given.
+    # A parameter given here overrides the parameter file. So the checkpoint is given only if the argument is set.
     checkpoint = LaunchConfiguration("checkpoint").perform(context)
     return [
         Node(
@@ -49,7 +49,7 @@ def generate_launch_description() -> LaunchDescription:
                 description="Parameter file of the node.",
             ),
             DeclareLaunchArgument(
-                "checkpoint", default_value="", description="Checkpoint; empty for that of params_file."
+                "checkpoint", default_value="", description="Checkpoint; empty: the one in params_file."
             ),
             DeclareLaunchArgument(
                 "rviz",
@@ -63,7 +63,7 @@ def generate_launch_description() -> LaunchDescription:
                 executable="rviz2",
                 namespace=LaunchConfiguration("namespace"),
                 arguments=["-d", PathJoinSubstitution([config, "depth.rviz"])],
-                # The configuration has absolute names; these are the node's.
+                # The RViz configuration has absolute topic names; they are remapped to the node's topics.
                 remappings=[
                     ("/image", LaunchConfiguration("image")),
                     ("/depth/color", "depth/color"),

@@ -20,7 +20,7 @@ def _restore_torch_threads():
 
 @pytest.fixture(scope="session")
 def timm():
-    """timm, imported as the networks do it; tests that need it are skipped without it."""
+    """timm, imported as the networks import it. Tests that need it are skipped if it is not installed."""
     from fadepth_core.models.layers.backbone import import_timm
 
     try:

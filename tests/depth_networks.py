@@ -14,7 +14,7 @@ from fadepth_core.runtime.graph import ShapeCarriedGraph
 
 
 def as_trained(network: torch.nn.Module, batches: Iterable[torch.Tensor]) -> torch.nn.Module:
-    """In evaluation mode, with BatchNorm statistics of `batches` and random BatchNorm weights and biases."""
+    """The network in evaluation mode, with BatchNorm statistics of `batches` and random BatchNorm weights and biases."""
     network.train()
     for module in network.modules():
         if isinstance(module, torch.nn.BatchNorm2d):

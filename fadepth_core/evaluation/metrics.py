@@ -1,4 +1,4 @@
-"""The seven metrics of monocular depth (Eigen et al. 2014), as in the paper's tables."""
+"""The seven metrics of monocular depth (Eigen et al. 2014) that the paper's tables have. Used by `protocols.compare`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Errors of a pose network's camera motion against known poses."""
+"""Errors of a pose network's camera motion against known poses. `training.fit` reports them for a run."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fadepth_core.common.sample import Sample, collate, evenly_spread
 from fadepth_core.geometry import area_average, rotation_error, translation_direction_error
 from fadepth_core.losses import Motions, predict_motions
 
-#: The direction of shorter translations is not measured, metres.
+#: Pairs of frames with a shorter translation are left out, metres: its direction is mostly noise.
 _MIN_TRANSLATION = 0.02
 
 
@@ -27,7 +27,8 @@ class MotionErrors:
         rotation: angle between predicted and true rotation, degrees.
         direction: angle between predicted and true translation, degrees.
         scale: true length / predicted length of the translation; 1 for metric motion.
-        rotation_of_none, direction_of_forward: the errors of the baselines "no rotation" and "straight ahead", degrees.
+        rotation_of_none: rotation error of the baseline "no rotation", degrees.
+        direction_of_forward: direction error of the baseline "straight ahead", degrees.
     """
 
     rotation: float

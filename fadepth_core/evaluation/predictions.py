@@ -46,8 +46,8 @@ def predict(
     Args:
         frames: images may differ in size; every change loads a new engine.
         intrinsics: K [3, 3] of the camera, pixels.
-        camera: JSON file with the intrinsics. If both are None, the file beside the frames is used; without it, the
-            scale of depth is unknown, and a warning is logged.
+        camera: JSON file with the intrinsics. If neither is given, the file beside the frames is used. If that is
+            missing too, the scale of depth is unknown, and a warning is logged.
         backend, precision: as for `DepthEngine.load`.
 
     Raises:

@@ -303,7 +303,7 @@ class EnginePredictor:
         self.size = size
         self.flip = flip
         self.backend, self.precision = backend, precision
-        # Test sets of several cameras alternate between a few sizes; the last used is at the end.
+        # Test sets of several cameras alternate between a few sizes, so several engines are kept, the last used at the end.
         self._engines: dict[tuple[int, int], DepthEngine] = {}
 
     def __call__(self, image: np.ndarray, intrinsics: np.ndarray) -> np.ndarray:
@@ -321,7 +321,7 @@ class EnginePredictor:
             inverse_depth = (inverse_depth + 1 / mirrored[:, ::-1]) / 2
         if self.backend not in ("auto", engine.backend_name) or self.precision not in ("auto", engine.precision):
             raise EngineError(
-                f"asked for {self.backend} {self.precision}, got {engine.description}"
+                f"requested {self.backend} {self.precision}, got {engine.description}"
                 + "".join(f"\n  {failure}" for failure in engine.failures)
             )
         return inverse_depth

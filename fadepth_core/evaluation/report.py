@@ -26,12 +26,13 @@ _COLUMNS = ("AbsRel", "SqRel", "RMSE", "RMSElog", "d<1.25", "d<1.25^2", "d<1.25^
 TILE_WIDTH = 416
 MAP_SIZE = (240, 320)
 CAPTION_HEIGHT = 20
-#: Length of a map and spacing of its grid lines, metres; the first that shows at least this share of points is used.
+#: Length of a map and spacing of its grid lines, metres. The first pair is used whose map shows at least `_MAP_SHARE` of the
+#: points.
 _MAP_RANGES = ((6, 1), (60, 10))
 _MAP_SHARE = 0.9
 #: Relative error of the last colour.
 _WORST_ERROR = 0.5
-#: Below this share of pixels with ground truth, each is drawn enlarged.
+#: If a smaller share of the pixels has ground truth, each of these pixels is drawn enlarged.
 _SPARSE = 0.5
 #: Grey of the grid lines of a map.
 _GRID = 70
@@ -113,9 +114,9 @@ def compare_evenly(
 def picture_sheet(comparisons: Sequence[Comparison], path: str | os.PathLike) -> None:
     """Write a PNG with one row per comparison: image, predicted depth, error, and predicted points from above.
 
-    Near depth is bright (log scale, range of each image). The error is |d - d*| / d*, from blue (0) to red (0.5 and
-    more), black without valid ground truth. For the points see `map_from_above`. The name and AbsRel are above each
-    row.
+    Near depth is bright (log scale, with a range for each image). The error is |d - d*| / d*, from blue (0) to red (0.5
+    and more); pixels without valid ground truth are black. For the points see `map_from_above`. The name and AbsRel are
+    above each row.
 
     Raises:
         ValueError: there is nothing to show.

@@ -5,10 +5,10 @@
 How to read the figures:
 
 - The photometric figure ranks depth maps only if the camera moves enough relative to near objects. On a motorway most
-  of the image is road, sky and a far horizon, which any smooth depth explains about equally well; figures are then
+  of the image is road, sky and a far horizon. Any smooth depth explains these about equally well, so all figures are
   close together.
-- A fitted motion partly compensates for wrong depth, so wrong depth, and a constant depth most of all, scores better
-  than with the true motion. Scale is free: metric depth is only measured with poses and scaling "none".
+- A fitted motion partly compensates for wrong depth. So wrong depth, above all a constant depth, has a smaller error than
+  with the true motion. The scale of depth is not measured, except with poses and scaling "none".
 - Moving objects, reflections and changes of light cannot be explained by depth, so even true depth does not reach 0.
 - Temporal consistency is not accuracy: a constant depth is consistent except for the distance travelled. Read it
   together with the photometric figure.

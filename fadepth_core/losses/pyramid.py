@@ -204,7 +204,7 @@ class PyramidLoss:
                     f"level lr halves the image, so its height and width must be even, got {height}x{width}"
                 )
         if speed_weight and pose_net is None:
-            raise ValueError("a speed loss needs a pose network: known poses are not trained")
+            raise ValueError("a speed loss needs a pose network; known poses cannot be trained")
         self.depth_net, self.pose_net = depth_net, pose_net
         self.levels, self.joint = dict(levels), joint
         self.weights, self.depth_weight, self.speed_weight = weights, depth_weight, speed_weight

@@ -52,7 +52,7 @@ class _Build(NamedTuple):
 
 
 class BackendChain:
-    """The backend that serves, the one that is being built, those to try next, and why others are not used.
+    """Holds the backend that serves, the one that is being built, those to try next, and why others are not used.
 
     Args:
         spec: what backends are built for. Its precision may be "auto": each backend's default.
@@ -61,7 +61,7 @@ class BackendChain:
 
     Attributes:
         failures: why backends are not used, as "NAME: REASON", oldest first.
-        degraded: whether one of them was tried and failed, rather than being unavailable.
+        degraded: whether one of these backends was tried and failed. An unavailable backend does not count.
         serving: the backend to use; None once all have failed.
         frame_size: (height, width) of the frames that `serving` takes, or the last backend that served.
 
@@ -95,8 +95,8 @@ class BackendChain:
     def next_frame_size(self) -> tuple[int, int]:
         """(height, width) that the next frame should have.
 
-        A backend whose build has finished may need another size than the serving one, and can replace it only at a frame
-        of that size (or of the camera's).
+        A backend whose build has finished may need another size than the serving one. It can replace the serving one only at a
+        frame of its own size or of the camera's size.
         """
         if self._build is None or not self._build.result.done() or self._build.result.exception() is not None:
             return self.frame_size
@@ -132,7 +132,7 @@ class BackendChain:
                 self._build_in_background(self._deferred.pop(0))
             return
         started = result.result()
-        # A frame at the camera's size fits every backend: it can be resized.
+        # Every backend can take a frame at the camera's size, because such a frame can still be resized.
         if image_size not in (started.frame_size, self._spec.framing.camera_size):
             return
         self._build = None
@@ -149,7 +149,7 @@ class BackendChain:
         if self.serving is None:
             raise error
         self._note_failure(self.serving.name, f"failed while running: {error}", error)
-        # Release it before the next one is created, which may need its memory. The traceback refers to it, too.
+        # Release the failed backend first, because the next one may need its memory. The traceback refers to it, too.
         self.serving = None
         traceback.clear_frames(error.__traceback__)
         self._start_next()
@@ -197,8 +197,7 @@ class BackendChain:
         return _Candidate(name, precision)
 
     def _retry_deferred(self) -> None:
-        """Queue the deferred candidates again, and behind them the serving backend, which will serve while one of them is
-        built."""
+        """Queue the deferred candidates again. The serving backend is queued behind them, to serve during the next build."""
         serving = [] if self.serving is None else [_Candidate(self.serving.name, self.serving.precision)]
         self._pending = [*self._deferred, *serving, *self._pending]
         self._deferred = []
@@ -215,8 +214,8 @@ class BackendChain:
 
     def _build_in_background(self, candidate: _Candidate) -> None:
         self._build = _Build(candidate.name, Future())
-        # A daemon thread, so that the process can end during a build. It gets no reference to this chain, whose release
-        # cancels the build.
+        # A daemon thread, so that the process can end during a build. The thread has no reference to this chain, because the
+        # release of the chain cancels the build.
         threading.Thread(
             target=_run_build,
             args=(self._build, backends.backend_type(candidate.name), self._spec_for(candidate)),
@@ -235,7 +234,7 @@ class BackendChain:
         self.failures.append(f"{name}: {reason}")
         self.degraded = self.degraded or error is not None
         level = logging.INFO if error is None else logging.WARNING
-        trace = None if isinstance(error, CheckpointError) else error  # its message says all that is wrong with a file
+        trace = None if isinstance(error, CheckpointError) else error  # the message of a CheckpointError is sufficient
         self._spec.logger.log(level, "backend %s is not used: %s", name, reason, exc_info=trace)
 
     def _all_failed(self) -> EngineError:
@@ -267,7 +266,7 @@ def _create_verified(backend_type: BackendType, spec: BackendSpec) -> Backend:
             check_reference(backend, spec)
         check_batch(backend, spec)
     except VerificationError:
-        # The next start would load the same wrong files.
+        # Otherwise the next start would load the same wrong files.
         backend_type.discard(spec)
         raise
     return backend

@@ -134,7 +134,7 @@ def read_described(
             Tensors are read after the description has been parsed.
     """
     try:
-        path.open("rb").close()  # safetensors raises the same error for a directory and a missing file
+        path.open("rb").close()  # to tell a directory from a missing file: safetensors raises the same error for both
         with safe_open(path, framework="np") as file:
             header = (file.metadata() or {}).get(key)
             if header is None:
@@ -241,8 +241,8 @@ def checkpoint_bytes(
 ) -> bytes:
     """Content of the file that `save_checkpoint` writes.
 
-    The header is padded so that the offsets of tensors do not depend on whether the description has its digests
-    already: the ONNX file refers to these offsets, and its digest is known only afterwards.
+    The ONNX file refers to the offsets of the tensors, and its digest becomes part of the header afterwards. So the header is
+    padded: the offsets are the same with and without the digests.
     """
     tensors = {name: np.ascontiguousarray(value) for name, value in weights.items()}
     tensors |= {_GOLDEN + name: np.ascontiguousarray(value) for name, value in (golden or {}).items()}

@@ -54,7 +54,7 @@ class DepthResult:
     Attributes:
         depth: [h, w] float32, metres along the optical axis; -inf too close, +inf too far (REP-117).
         points: [h, w, 3] float32, metres, optical frame (x right, y down, z forward), NaN where depth is not finite;
-            None when the request has no intrinsics or asks for no points.
+            None if the request has no intrinsics or its `points` is false.
         intrinsics: [3, 3] float64, K of `depth`; None when the request has no intrinsics.
     """
 
@@ -79,7 +79,7 @@ class _PreparedRequest(NamedTuple):
 
     Attributes:
         frame: input of the backend, but its image may still have to be resized for the backend that runs it.
-        intrinsics: [3, 3] K of the published depth, also when no points are asked for.
+        intrinsics: [3, 3] K of the published depth, also if no points are requested; None if the request has none.
     """
 
     frame: FrameInput
@@ -164,7 +164,7 @@ class DepthEngine:
 
     @property
     def takes_network_size(self) -> bool:
-        """Whether frames should come already at the network's size (`Framing.to_network`)."""
+        """Whether the next frame should already have the network's size (`Framing.to_network`)."""
         return self._chain.next_frame_size == self.framing.network_size
 
     @property
@@ -199,7 +199,7 @@ class DepthEngine:
 
     @property
     def degraded(self) -> bool:
-        """Whether one of them was tried and failed, rather than being unavailable."""
+        """Whether one of the other backends was tried and failed. An unavailable backend does not count."""
         return self._chain.degraded
 
     def infer(self, request: FrameRequest) -> DepthResult:
@@ -244,10 +244,12 @@ class DepthEngine:
             A result for each request, in order, in arrays of its own.
 
         Raises:
-            ValueError: a request that `infer` would refuse. It is raised, like what `requests` itself raises, after the
-                results of all requests before it.
+            ValueError: a request that `infer` would refuse.
             RuntimeError: another stream of this engine has not ended.
             EngineError: every backend failed.
+
+        An invalid request ends the stream after the results of all requests before it. So does an error that the iterable
+        `requests` raises.
         """
         if self._streaming:
             raise RuntimeError("one stream at a time: another one of this engine has not ended")
@@ -292,7 +294,7 @@ class DepthEngine:
         frame = FrameInput(image, published if request.points else None, scale, request.limits)
         return _PreparedRequest(frame, published)
 
-    # No local variable of a method that calls `fall_back` may refer to the backend: it is released there.
+    # `fall_back` must release the failed backend. So no local variable of a method that calls it may refer to the backend.
 
     def _run(self, prepared: _PreparedRequest) -> FrameOutput:
         return self._chain.backend.infer(self._resized(prepared.frame))
@@ -311,7 +313,7 @@ class DepthEngine:
 
 
 class _RequestReader:
-    """Reads the requests of a stream and keeps those without a result, for the next backend when one fails.
+    """Reads the requests of a stream and keeps those without a result. If a backend fails, the next one gets them again.
 
     Attributes:
         unanswered: requests that were read and have no result yet, oldest first.

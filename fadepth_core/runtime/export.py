@@ -28,8 +28,8 @@ from fadepth_core.runtime.network import load_network
 
 #: Version of `write_onnx`, part of the cache key: increase it with every change of what it writes.
 EXPORTER = 3
-#: (height, width) of the golden frame: small, because every checkpoint contains it, and not square, so that swapped
-#: axes show.
+#: (height, width) of the golden frame: small, because every checkpoint contains it, and not square, so that exchanged axes
+#: are noticed.
 GOLDEN_SIZE = (64, 96)
 
 

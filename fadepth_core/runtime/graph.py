@@ -1,8 +1,8 @@
 """`DepthGraph`: from a camera frame to metric depth and points, as one module to export.
 
 uint8 frame -> crop, resize -> normalise -> fused network -> disparity -> (resize) -> depth in metres -> points.
-Every backend compiles this graph. So data crosses between host and device once each way, and one comparison with plain
-PyTorch verifies preprocessing, network and unprojection together.
+Every backend compiles this graph. So data is copied to the device and back only once, and one comparison with plain PyTorch
+verifies preprocessing, network and unprojection together.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class DepthGraph(nn.Module):
 
     def channels_first(self, image: Tensor) -> Tensor:
         """uint8 [H, W, 3] or [B, H, W, 3] -> float32 [B, 3, H, W]."""
-        # Converted first: TensorRT accepts uint8 as an input type only.
+        # Converted first, because TensorRT supports uint8 only as the type of an input.
         x = image.to(self.mean.dtype)
         return x.permute(0, 3, 1, 2) if image.dim() == 4 else x.permute(2, 0, 1).unsqueeze(0)
 

@@ -1,4 +1,4 @@
-"""The scale of depth from the known height of the camera above the ground.
+"""The scale of depth from the known height of the camera above the ground (the node's parameter `camera_height`).
 
 Uses a few hundred points of each depth image. Does not import torch.
 """

@@ -1,4 +1,4 @@
-"""Loads the PyTorch network of a checkpoint. Apart from `checkpoint.py`, which works without torch."""
+"""Loads the PyTorch network of a checkpoint. A module of its own, because `checkpoint.py` works without torch."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ def load_network(checkpoint: Checkpoint) -> nn.Module:
     """The fused, evaluation-mode network of a checkpoint, float32 on the CPU.
 
     Raises:
-        CheckpointError: its weights do not fit the network in its description, or its normalisation is not the graph's.
+        CheckpointError: its weights do not fit the network that its description names, or its normalisation differs
+            from that of `DepthGraph`.
     """
     network = _load(checkpoint)
     return network if checkpoint.description.form == "deploy" else network.fuse()

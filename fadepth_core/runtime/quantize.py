@@ -66,11 +66,11 @@ def quantize_checkpoint(path: str | os.PathLike, images: Sequence[np.ndarray]) -
     framings = [Framing.plan(image.shape[:2], pixels=pixels) for image in images]
     frames = [framing.to_network(image) for framing, image in zip(framings, images, strict=True)]
     exact = onnx.load(checkpoint.onnx_path).SerializeToString()  # includes the weights, which are in the checkpoint
-    # The golden frame, with which engines are verified, is unlike a camera's frames: the scales have to fit it, too.
+    # Engines are verified with the golden frame, which differs from a camera's frames. So calibration uses it, too.
     golden, bounds = checkpoint.golden, CHECK_BOUNDS["int8"]
     quantized = quantize_graph(exact, [*frames, golden["image"]])
 
-    # Otherwise `DepthEngine` would reject it at every start.
+    # Without this check `DepthEngine` would reject the graph at every start.
     error = _difference(exact, quantized, [golden["image"]])
     if error[0] > bounds[0] or error[1] > bounds[1]:
         raise CheckpointError(

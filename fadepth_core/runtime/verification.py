@@ -1,8 +1,8 @@
-"""Checks of a backend's results, before it serves.
+"""Checks a backend's results before it serves.
 
 A backend that starts quickly at any frame size is compared with the golden output in the checkpoint. A backend that is
-compiled for one frame size is compared with plain PyTorch at that size: compiling it for the golden frame as well would
-take as long again.
+compiled for one frame size is compared with plain PyTorch at that size, because compiling it for the golden frame, too,
+would double the time.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ CHECK_BOUNDS = {"fp32": (1e-5, 1e-3), "fp16": (5e-3, 5e-2), "bf16": (3e-2, 3e-1)
 #: Camera with which points are checked.
 _CHECK_K = np.array([[70.0, 0.0, 41.0], [0.0, 60.0, 29.0], [0.0, 0.0, 1.0]])
 
-#: What has passed `check_golden_frame` in this process, without the frame size, which that check does not depend on.
+#: Keys of the backends that have passed `check_golden_frame` in this process. The frame size is not part of a key, because
+#: that check uses the size of the golden frame.
 _verified: set[tuple] = set()
 
 
@@ -46,7 +47,7 @@ def check_golden_frame(backend_type: BackendType, spec: BackendSpec) -> None:
         spec.precision,
         spec.threads,
     )
-    # A training checkpoint has no golden frame. Where one is used, torch is installed, and the export was checked.
+    # A training checkpoint has no golden frame. It is used only where torch is installed, and its export was checked.
     if key in _verified or not golden:
         return
     size = golden["image"].shape[:2]

@@ -31,7 +31,7 @@ from fadepth_core.training.run_folder import CONFIG, METRICS, STATE, TrainingErr
 
 #: Metrics of the printed table, with their headings.
 _COLUMNS = {"abs_rel": "AbsRel", "sq_rel": "SqRel", "rmse": "RMSE", "rmse_log": "RMSElog", "d1": "d<1.25"}
-#: Metrics in the order of the paper's tables; those of short runs end at d1.
+#: Metrics in the order of the paper's tables. Its tables of short runs have only the first five.
 _METRICS = tuple(field.name for field in fields(DepthMetrics))
 _PAPER_LENGTHS = (5, 7)
 TABLE = "ablation.json"
@@ -142,7 +142,7 @@ def ablate(
 
 
 def _write_table(path: Path, table: dict[str, Any]) -> None:
-    """Write the figures. Figures of other variants from an earlier call with the same seeds are kept (`only`)."""
+    """Write the figures. With `only`, figures of the other variants from an earlier call with the same seeds are kept."""
     if path.is_file():
         earlier = json.loads(path.read_text(encoding="utf-8"))
         if earlier.get("seeds") == table["seeds"]:
@@ -168,7 +168,7 @@ def _check_runs(path: Path, config: AblationConfig, shared: Path, overrides: Seq
 
 
 def _load(shared: Path, overrides: Sequence[str], where: str) -> TrainConfig:
-    """A run's configuration. Errors name `where` instead of `shared`, a file that the user has not written."""
+    """A run's configuration. Error messages name `where`, because the user did not write the file `shared`."""
     try:
         return load_config(shared, list(overrides))
     except ConfigError as error:
@@ -216,7 +216,7 @@ def _train(
             command += ["--set", change]
         if (folder / STATE).is_file():
             command.append("--resume")
-        # The run imports this package, whether it is installed or not.
+        # So that the run can import this package even if it is not installed.
         path = os.pathsep.join(filter(None, [str(_ROOT), os.environ.get("PYTHONPATH")]))
         environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": str(threads)}
         with log.open("a", encoding="utf-8") as stream:
@@ -235,7 +235,7 @@ def _check_same_run(folder: Path, wanted: TrainConfig) -> None:
         found = load_config(path, [])
     except ConfigError as error:
         raise TrainingError(f"{folder}: holds a run of another version; choose another --out ({error})") from error
-    if wanted.loss.speed is None:  # the run has set it by its data
+    if wanted.loss.speed is None:  # the run has chosen a value for its data
         wanted = wanted.model_copy(update={"loss": wanted.loss.model_copy(update={"speed": found.loss.speed})})
     if found != wanted:
         changed = sorted(key for key in type(wanted).model_fields if getattr(found, key) != getattr(wanted, key))

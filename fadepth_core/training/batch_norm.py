@@ -1,7 +1,8 @@
 """BatchNorm statistics of the network that a run measures, saves and exports.
 
-In training, running averages see activations with drop on, and batches of a few images. Before a network is measured or saved,
-its statistics are therefore recomputed over many training images with drop off (`models.layers.batch_norm`).
+In training, the running averages are taken with drop on and over batches of a few images. They do not fit a network without
+drop. So before a network is measured or saved, its statistics are recomputed over many training images with drop off
+(`models.layers.batch_norm`).
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ class BatchNormStatistics:
     def __init__(self, config: TrainConfig, dataset: Dataset, augment: Augment | None):
         self._config, self._dataset, self._augment = config, dataset, augment
         self._images: list[Tensor] | None = None
-        self._settled: tuple[int, nn.Module] | None = None
+        self._copy: tuple[int, nn.Module] | None = None  # with the iteration it was made at
 
     def batches(self, size: int, device: torch.device) -> Iterator[Tensor]:
         """The statistics images, normalised, in batches [B, 3, H, W] with B up to `size`."""
@@ -44,20 +45,21 @@ class BatchNormStatistics:
             for images in of_one_size.tensor_split(math.ceil(len(of_one_size) / size)):
                 yield normalise(images.to(device, memory_format=torch.channels_last).float() / 255)
 
-    def settled(self, network: nn.Module, iteration: int) -> nn.Module:
+    def evaluation_copy(self, network: nn.Module, iteration: int) -> nn.Module:
         """A copy of `network` after `iteration` steps, in evaluation mode, with recomputed statistics.
 
         It is made once per iteration. `network` keeps its running averages.
         """
-        if self._settled is None or self._settled[0] != iteration:
+        if self._copy is None or self._copy[0] != iteration:
             copied = copy.deepcopy(network).eval()
-            if iteration <= self._frozen_from:  # at equality, `freeze` recomputes them in the next step only
+            # `<=`: the step that starts at `_frozen_from` calls `freeze` only after this copy has been made.
+            if iteration <= self._frozen_from:
                 self._recompute(copied)
-            self._settled = (iteration, copied)
-        return self._settled[1]
+            self._copy = (iteration, copied)
+        return self._copy[1]
 
     def freeze(self, network: nn.Module, iteration: int) -> None:
-        """Before step `iteration` of training: from `model.freeze_statistics` on, BatchNorms normalise as in deployment."""
+        """Called before step `iteration`: from `model.freeze_statistics` on, set BatchNorms to normalise as in deployment."""
         if iteration < self._frozen_from:
             return
         if iteration == self._frozen_from:

@@ -72,7 +72,7 @@ def fit(
     """
     dataset = training_set(config)
     config = with_speed_weight(config, dataset)
-    # Both before training, so that a wrong test set is reported at once.
+    # Both are built before training, so that a wrong test set is reported at once.
     validation, test = Evaluator(config, config.validation), Evaluator(config, config.evaluation)
     augment = Augmentation(**config.data.augment.model_dump())
     trainer = Trainer(config, dataset, augment, validation if validation.measures_anything else None)
@@ -127,7 +127,7 @@ def test_set(config: TrainConfig, chosen: EvaluationConfig) -> Sequence[Labelled
 
 
 def with_speed_weight(config: TrainConfig, dataset: Dataset) -> TrainConfig:
-    """The configuration with a value for `loss.speed`: on if the data set is a video with speed and motion is learned."""
+    """The configuration with a value for `loss.speed`: `SPEED_WEIGHT` for a video with speed if motion is learned, else 0."""
     if config.loss.speed is not None:
         return config
     own_video = [source.name for source in config.data.train] == ["video"]
@@ -143,7 +143,10 @@ def choose_protocol(config: EvaluationConfig) -> Protocol:
 
 
 class Evaluator:
-    """Measures the networks of a run on the test data of `chosen`, its validation or its evaluation. The trainer's `measure`.
+    """Measures the networks of a run on test data. The trainer calls it as `measure`.
+
+    Args:
+        chosen: the test data: the run's `validation` or its `evaluation`.
 
     Raises:
         DataError: the test data cannot be used.

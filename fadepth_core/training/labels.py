@@ -34,8 +34,8 @@ def label_pictures(
         every: use every N-th picture only.
         pixels: approximate number of pixels of the teacher's input; each picture keeps its aspect ratio.
         aspect: least width over height of the teacher's input. Of a taller picture it sees the middle rows, and depth of the
-            other rows is unknown (0). A teacher trained on streets in wide pictures only predicts too little depth for streets
-            in 4:3 pictures: for 1600 of them half of the depth that it predicts for their middle rows alone.
+            other rows is unknown (0). A teacher that was trained only on wide pictures of streets predicts too little depth
+            for 4:3 pictures: on 1600 pictures, half of the depth that it predicts for their middle rows alone.
 
     Raises:
         DataError: no pictures, or one that cannot be read.
@@ -70,7 +70,7 @@ def _predict_depth(
     top = (height - rows) // 2
     seen = matrix.copy()
     seen[1, 2] -= top
-    # Resized to a network size here: an engine is then built for few sizes, not for each picture's.
+    # Resized here, so that engines are built for a few network sizes instead of the size of each picture.
     framing = Framing.plan((rows, width), choose_network_size((rows, width), pixels))
     inverse_depth = predict(framing.to_network(image[top : top + rows]), framing.output_intrinsics(seen))
     depth = np.zeros((height, width), np.float32)

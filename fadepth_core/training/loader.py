@@ -1,7 +1,7 @@
-"""From a data set to endless batches: order of the samples, augmentation, loader processes.
+"""Makes endless batches of a data set: order of the samples, augmentation, loader processes.
 
-Order and random numbers follow from the seed and the position alone, so a resumed run sees the batches that an uninterrupted
-run would have seen.
+The order and the random numbers depend only on the seed and the position. So a resumed run gets the batches that an
+uninterrupted run would have got.
 """
 
 from __future__ import annotations
@@ -51,7 +51,8 @@ def batches(
             pin_memory=torch.cuda.is_available(),
             persistent_workers=config.data.workers > 0,
             worker_init_fn=start_worker,
-            # Its own generator: a loader draws a seed when it starts, which would shift a resumed run's random numbers.
+            # A loader draws a seed when it starts. From torch's global generator, that would change a resumed run's random
+            # numbers, so the loader gets its own generator.
             generator=torch.Generator(),
         )
     )
@@ -60,8 +61,8 @@ def batches(
 def statistics_images(dataset: Dataset, augment: Augment | None, config: TrainConfig) -> list[Tensor]:
     """Augmented middle frames over which BatchNorm's statistics are computed, the same in every run.
 
-    They are spread evenly over the data set, then shuffled. In the data set's own order, a batch would hold a single clip or a
-    single data set of a mixture, and would be normalised by the statistics of these instead of all images.
+    They are spread evenly over the data set, then shuffled. Without shuffling, a batch would contain only one clip, or only one
+    data set of a mixture, and would be normalised by its statistics instead of those of all images.
 
     Returns:
         uint8 [N, 3, H, W] for each size of level cr.
@@ -113,7 +114,7 @@ class AugmentedDataset(Dataset):
             sample = self._augment(sample, generator)
         if self._focal is None:
             return sample
-        # After augmentation, which changes the focal length.
+        # After the augmentation, because it changes the focal length.
         return at_focal_length(sample, self._focal, sample.frames.shape[-1] // self._factor)
 
 
@@ -145,7 +146,7 @@ class EndlessSampler(Sampler[tuple[int, int]]):
 class BatchesOfOneKind(Sampler[list[tuple[int, int]]]):
     """Endless batches of keys of an `EndlessSampler`, each of samples of one kind, e.g. of one size.
 
-    A batch is yielded when its last key has come, so the kinds alternate as in the order of the keys.
+    A batch is yielded as soon as it is complete, so the kinds alternate as in the order of the keys.
 
     Args:
         keys: from the first position on.
@@ -173,7 +174,7 @@ class BatchesOfOneKind(Sampler[list[tuple[int, int]]]):
 
 
 def start_worker(_number: int) -> None:
-    """Set up a loader process: one thread, and no reaction to Ctrl-C, after which the training process ends its workers."""
+    """Set up a loader process: one thread, and Ctrl-C ignored, because the training process ends its workers itself."""
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 

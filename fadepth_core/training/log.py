@@ -1,4 +1,4 @@
-"""What a run shows while it trains: TensorBoard curves and pictures in its folder, and a progress bar."""
+"""Progress of a run: TensorBoard curves and pictures in its folder, and a progress bar."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Progress:
 
 
 class TrainingLog:
-    """Log of one process, a context manager. Only the first process of a run logs; the log of any other one does nothing.
+    """Log of one training process, as a context manager. Only the first process of a run logs; in others it does nothing.
 
     Args:
         iteration: number of finished steps; not 0 in a resumed run.
@@ -67,7 +67,7 @@ class TrainingLog:
             self._writer.close()
 
     def start_clock(self) -> None:
-        """Start measuring the speed that the next point of the curves shows."""
+        """Start to measure the speed for the next point of the curves."""
         self._since, self._steps, self._waited = time.perf_counter(), 0, 0.0
 
     def step(self, progress: Progress, best: Mapping[str, float] | None) -> None:

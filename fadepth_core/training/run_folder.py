@@ -41,7 +41,7 @@ PICTURES = "pictures.png"
 #: The figure of a validation by which `BEST` is selected: the lowest is the best.
 SELECTED_BY = "abs_rel"
 
-#: Parts of a state that a run may lack -> the setting that decides whether it has them.
+#: Parts of a state that some runs do not have -> the setting that decides whether a run has the part.
 _OPTIONAL_PARTS = {"pose_net": "pose.network", "apx": "teacher", "scaler": "precision"}
 
 
@@ -59,7 +59,7 @@ class RunFolder:
     def __init__(self, config: TrainConfig):
         self.path = Path(config.output)
         self._config = config
-        # Read now: the parents' files may be gone or replaced when a checkpoint is saved.
+        # Read at the start, because the parents' files may be deleted or replaced before a checkpoint is saved.
         self._parents = _provenance(config)
 
     def create(self, resume: bool) -> None:
@@ -161,7 +161,7 @@ def _check_state(state: dict[str, Any], parts: Mapping[str, Any]) -> None:
 
 
 def _saved_options(config: TrainConfig) -> dict[str, Any]:
-    """Options with which the network is built again: no drop rates, which matter in training only, and no files."""
+    """Options needed to build the network again. Drop rates, used only in training, and file names are left out."""
     values, options = config.model.model_dump(), config.model.options
     return {key: values[key] for key in ("etm", "encoder") if options.get(key)}
 

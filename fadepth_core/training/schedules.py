@@ -1,6 +1,6 @@
 """Learning rate and random seed of an optimiser step, from its iteration number alone.
 
-Nothing of it is stored, so a resumed run continues as an uninterrupted one (docs/method.md, section 8).
+They need no saved state, so a resumed run continues like an uninterrupted one (docs/method.md, section 8).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Distillation: the three kinds of teacher, and the loss between a student and its teacher (APX, FA-Depth section III-E).
 
-A network runs beside the student and sees the same augmented pictures. The other two kinds add their maps to the samples
-before augmentation, which then changes them together with the pictures.
+A network runs beside the student on the same augmented pictures. The other two kinds add their maps to the samples before
+augmentation. The augmentation then changes the maps together with the pictures.
 
     configuration          class            maps
     NetworkTeacherConfig   NetworkTeacher   depth and features, computed for every batch
@@ -82,7 +82,7 @@ class Distillation:
 
     def set_up(self, fabric: Fabric) -> None:
         """Move the loss and the teacher to the device of this process."""
-        # Several processes average the gradients of the projections; without projections there is nothing to average.
+        # Only projections have gradients, which several processes must average.
         self._compare = fabric.setup_module(self.apx) if self.apx.projections else fabric.to_device(self.apx)
         if self.teacher is not None:
             self.teacher.set_up(fabric)
@@ -200,7 +200,7 @@ def with_teacher(config: TrainConfig, datasets: Sequence[Dataset]) -> list[Datas
 
 def _filled_cache(config: TrainConfig, datasets: Sequence[Dataset]) -> TeacherCache:
     cache = TeacherCache(config.teacher.cache, Checkpoint(config.teacher.source))
-    if config.devices == 1:  # several processes would all fill it; they expect a cache filled by a run on one device
+    if config.devices == 1:  # several processes would fill it several times; a run on one device must fill it first
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         network = load_teacher(config).to(device)
         for dataset in datasets:
@@ -360,7 +360,7 @@ def _read_entry(path: Path) -> dict[str, np.ndarray]:
             header = json.loads((file.metadata() or {})[_HEADER_KEY])
             maps = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
         if header["sha256"] != _checksum(maps):
-            raise ValueError("its checksum is another")
+            raise ValueError("wrong checksum")
     except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(
             f"{path}: a damaged entry of the teacher's cache ({error}); delete it, and the next run creates it again"

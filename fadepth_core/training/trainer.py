@@ -1,7 +1,7 @@
 """The training loop: batches through the pyramid loss into AdamW (FA-Depth section IV; docs/method.md, section 8).
 
-Lightning Fabric handles devices, precision, processes and gradient accumulation. A resumed run continues bit for bit as an
-uninterrupted one, and a loss that is not finite stops the run.
+Lightning Fabric handles devices, precision and processes. A resumed run gives the same result, bit for bit, as an
+uninterrupted one. A loss that is not finite stops the run.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from fadepth_core.training.run_folder import BEST, CHECKPOINT, SELECTED_BY, STAT
 from fadepth_core.training.schedules import learning_rate_factor, step_seed
 from fadepth_core.training.teacher import build_distillation
 
-#: Number of images from which the BatchNorms of a deployment checkpoint, which has none, are rebuilt.
+#: Number of images from which BatchNorms are rebuilt when training starts from a deployment checkpoint, which has none.
 _START_IMAGES = 128
 
 
@@ -47,7 +47,7 @@ class Trainer:
 
     Args:
         dataset: unaugmented `Sample`s by index.
-        augment: changes a sample with a generator, or None.
+        augment: changes a sample with random numbers of a generator; None: samples are not augmented.
         measure: named figures of the depth network and the pose network (None if motion is known), both in evaluation mode,
             e.g. the error against true depth. If "abs_rel" is among them, the depth network with the lowest one is saved in
             best.safetensors. None: no validation.
@@ -77,9 +77,9 @@ class Trainer:
         self.apx = None if self.distillation is None else self.distillation.apx
         self.optimizer = _build_optimizer(config, self.network, self.pose_net, self.apx)
 
-    def settled(self) -> nn.Module:
+    def evaluation_copy(self) -> nn.Module:
         """A copy of the depth network to measure, save and export: evaluation mode, BatchNorm statistics with drop off."""
-        return self.statistics.settled(self.network, self.iteration)
+        return self.statistics.evaluation_copy(self.network, self.iteration)
 
     # --------------------------------------------------------------------------------------------------------- the loop
 
@@ -162,7 +162,7 @@ class Trainer:
         for name, module in (("network", self.network), ("pose_net", self.pose_net), ("apx", self.apx)):
             parameters = [] if module is None else list(module.parameters())
             if parameters:
-                # float16 overflows now and then; the scaler skips such a step.
+                # Not an error: float16 sometimes overflows, and the scaler skips such a step.
                 limit = self.config.optimizer.clip_norm
                 norms[name] = nn.utils.clip_grad_norm_(parameters, limit, error_if_nonfinite=False)
         return norms
@@ -172,21 +172,21 @@ class Trainer:
         if self._measure is None or not self.fabric.is_global_zero:
             return
         with nullcontext() if self.pose_net is None else _evaluating(self.pose_net):
-            figures = self._measure(self.settled(), self.pose_net)
+            figures = self._measure(self.evaluation_copy(), self.pose_net)
         log.validation(self.iteration, figures)
         # An untrained network is never the best, even if training makes it worse.
         trained = self.iteration > 0 or self.config.model.start is not None
         value = figures.get(SELECTED_BY, math.inf)
         if trained and value < (math.inf if self.best is None else self.best[SELECTED_BY]):
             self.best = {"iteration": self.iteration, SELECTED_BY: value}
-            self.folder.save_checkpoint(BEST, self.settled(), self.iteration, self._batch_size)
+            self.folder.save_checkpoint(BEST, self.evaluation_copy(), self.iteration, self._batch_size)
 
     # ------------------------------------------------------------------------------------------------- saving, resuming
 
     def save(self) -> Path:
         """Write both networks, and the state for a resumed run; returns the path of the depth network's checkpoint."""
         if self.fabric.is_global_zero:
-            self.folder.save_checkpoint(CHECKPOINT, self.settled(), self.iteration, self._batch_size)
+            self.folder.save_checkpoint(CHECKPOINT, self.evaluation_copy(), self.iteration, self._batch_size)
             if self.pose_net is not None:
                 self.folder.save_pose_net(self.pose_net)
         self._save_state()
@@ -201,7 +201,7 @@ class Trainer:
         configured = [group["full_lr"] for group in self.optimizer.param_groups]
         self.iteration, self.best = self.folder.load_state(self._parts())
         for group, full_lr in zip(self.optimizer.param_groups, configured, strict=True):
-            group["full_lr"] = full_lr  # the saved one may be that of a configuration that has been changed
+            group["full_lr"] = full_lr  # the configuration may have another one than the saved state
 
     def _parts(self) -> dict[str, nn.Module | torch.optim.Optimizer | GradScaler | None]:
         """Everything with a state; None where the run has no such part."""
@@ -303,7 +303,8 @@ class Trainer:
 
 
 class _DeferredInterrupt:
-    """While open, Ctrl-C sets `requested`, so that the loop can finish its step; a second one raises KeyboardInterrupt."""
+    """Inside this context, Ctrl-C only sets `requested`, so that the loop can finish its step. A second Ctrl-C raises
+    KeyboardInterrupt."""
 
     def __init__(self):
         self.requested = False

@@ -1,4 +1,4 @@
-"""Stand-ins for backends, for tests of the engine, its chain of backends, and their verification."""
+"""Fake backends, for tests of the engine, its chain of backends, and their verification."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class ChangedOutput(Backend):
 
 
 class CompiledBackend(Backend):
-    """Stands in for a backend compiled for one frame size, with the resize in its graph."""
+    """Replaces a backend that is compiled for one frame size and resizes frames in its graph."""
 
     device, takes_network_size = "compiler's device", False
 

@@ -37,7 +37,7 @@ def wait_for_build(engine):
 
 
 def assert_about_the_same(depth, expected):
-    """Up to the rounding of a frame that was resized to bytes."""
+    """Equal up to the rounding of a frame that was resized to bytes."""
     assert np.median(np.abs(depth / expected - 1)) < 0.02
 
 
@@ -227,7 +227,7 @@ def test_a_deferred_build_begins_when_the_compiled_backend_fails_while_running(m
 
 
 def test_without_another_backend_the_build_is_waited_for(monkeypatch, image):
-    """And when the first build has failed while running, the deferred one has its turn."""
+    """Later, when the backend of the first build fails while running, the deferred one is built."""
     gate = threading.Event()
 
     def unavailable():

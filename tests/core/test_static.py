@@ -91,7 +91,7 @@ def test_other_frames_can_be_inferred_between_two_results_of_a_stream(graph):
 
 
 def test_a_backend_is_freed_with_its_last_reference(graph):
-    """Not at the next garbage collection: the backend that replaces it needs the memory."""
+    """It does not wait for the garbage collector, because the backend that replaces it needs the memory."""
     gc.disable()
     try:
         one = backend(graph, batch=3)

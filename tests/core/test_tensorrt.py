@@ -106,7 +106,7 @@ def test_a_cancelled_build_is_not_begun(spec):
 
 
 def test_a_build_ends_with_its_parent_process(spec):
-    """Whose end closes the pipe at the build's standard input."""
+    """The end of the parent process closes the pipe at the build's standard input."""
     program = (
         "import time; from fadepth_core.runtime.backends import tensorrt;"
         "tensorrt.torch_backend.cuda_graph = lambda _spec: time.sleep(1e6); tensorrt.main()"

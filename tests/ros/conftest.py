@@ -64,7 +64,7 @@ class NodeProcess:
 
 
 class Robot:
-    """The other end of the node's topics: publishes as a camera and subscribes to outputs and diagnostics.
+    """Publishes as a camera, and subscribes to the node's outputs and diagnostics.
 
     Attributes:
         received: messages of each output, in order.

@@ -182,7 +182,7 @@ def test_frames_that_arrive_late_are_dropped(robot):
 
 
 def test_depth_goes_on_after_the_clock_was_set_back(robot):
-    """As when a bag is played again; logged as a problem."""
+    """Playing a bag again sets the clock back. The node logs this as a problem."""
     message = good_image()
     message.header.stamp.sec = 5
     _good.add(5)
@@ -209,11 +209,11 @@ def with_k(values):
     [
         (with_k([0.0] * 9), "camera_info_uncalibrated", "K[0] is 0, which means uncalibrated"),
         (with_k([np.nan] * 9), "camera_info_calibration", "K or P holds numbers that are not finite"),
-        (info_message((240, 320)), "camera_info_size", "it is of 320x240, the image 160x120"),
+        (info_message((240, 320)), "camera_info_size", "its size is 320x240, the image's is 160x120"),
         (
             info_message(frame_id="lidar"),
             "camera_info_frame",
-            "it is of frame 'lidar', the image of 'camera_optical_frame'",
+            "its frame_id is 'lidar', the image's is 'camera_optical_frame'",
         ),
         (b"\0\1\0\0garbage", "camera_info_malformed", "not a CameraInfo"),
     ],

@@ -99,7 +99,7 @@ def test_a_signal_ends_the_demo_with_a_video_and_a_sheet(tmp_path, send, number)
     """A terminal sends the signal to all processes, a supervisor to the first one only."""
     # Ten minutes at 5 frames a second: the signal comes before the clip's end, however slow the machine.
     demo = Demo(tmp_path, "--clip", str(write_clip(tmp_path, frames=3000, fps=5)))
-    demo.wait_for_line("No screen: writing demo_output/depth.mp4 and demo_output/depth.png")
+    demo.wait_for_line("Writing demo_output/depth.mp4 and demo_output/depth.png")
     demo.wait_for_line("frames/s", "latency", "dropped", "openvino")
     wait_for(lambda: demo.video.is_file())  # created with the first picture
     send(demo.pid, number)
@@ -150,7 +150,7 @@ def test_the_bundled_clip_has_the_size_and_rate_of_its_json():
     assert (frames, fps) == (370, 25.0)
 
 
-def test_drawn_points_keep_left_left_and_near_over_far():
+def test_drawn_points_are_not_mirrored_and_near_points_hide_far_ones():
     near = np.array([[-2.0, 0.0, 10.0]], np.float32).repeat(50, 0)
     far = np.array([[4.0, 0.0, 20.0]], np.float32).repeat(50, 0)
     picture = draw_points(

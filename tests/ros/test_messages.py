@@ -140,7 +140,7 @@ def test_big_endian_cdr_is_read():
         ({"width": 4_000_000_000}, "size", "4000000000x120"),
         ({"encoding": "nv12", "height": 121}, "size", "'nv12' needs even sides"),
         ({"step": 4_000_000_000}, "short", "120 rows of step 4000000000"),
-        ({"encoding": "x" * 3_000_000}, "malformed", "a text field of 3000001 bytes"),
+        ({"encoding": "x" * 3_000_000}, "malformed", "a text field has 3000001 bytes"),
     ],
 )
 def test_wrong_fields_are_named_in_the_error(change, cause, text):

@@ -256,7 +256,7 @@ def test_bad_parameters_are_refused_with_a_reason(robot, name, value, reason):
 
 
 def test_clouds_have_a_maximum_rate(robot):
-    """At one cloud in 1000 s, at most two of ten frames have one: the first, and the next if the first was due long before."""
+    """At one cloud in 1000 s, at most two of ten frames have a cloud: the first, and the second if the first was overdue."""
     assert set_parameter(robot, "points.max_rate", 0.001)[0]
     stamps = [50 * SECOND + i for i in range(10)]
     for stamp in stamps:

@@ -76,12 +76,12 @@ def test_statistics_do_not_depend_on_the_order_of_a_mixture(tmp_path, monkeypatc
     trainer = Trainer(short_run(tmp_path, *options), DarkThenBright())
     (images,) = trainer.statistics.batches(128, CPU)
     with torch.no_grad():
-        expected, found = load_network(shipped)(images), trainer.settled()(images).disparities[0]
+        expected, found = load_network(shipped)(images), trainer.evaluation_copy()(images).disparities[0]
     assert float((found / expected).log().abs().mean()) < 0.05
 
 
 def test_frozen_statistics_stay_also_in_a_resumed_run(tmp_path):
-    """From half of the run on."""
+    """Statistics are frozen from half of the run on."""
 
     def run(name):
         return Trainer(short_run(tmp_path / name, "loss.levels=[cr]", "model.freeze_statistics=0.5"), Waves())
@@ -95,8 +95,8 @@ def test_frozen_statistics_stay_also_in_a_resumed_run(tmp_path):
     trainer.fit(on_step=lambda progress: seen.append(statistics(trainer)))
     changed = [any(not torch.equal(a[key], b[key]) for key in a) for a, b in pairwise(seen)]
     assert changed == [True, True, True, False, False], "recomputed in the fourth step, then kept"
-    last, settled = seen[-1], trainer.settled().state_dict()
-    assert all(torch.equal(settled[key], value) for key, value in last.items())
+    last, copied = seen[-1], trainer.evaluation_copy().state_dict()
+    assert all(torch.equal(copied[key], value) for key, value in last.items())
 
     with pytest.raises(KeyboardInterrupt):
         run("parts").fit(on_step=interrupt_after(4))

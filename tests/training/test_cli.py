@@ -259,7 +259,7 @@ def test_evaluate_measures_in_the_requested_precision_or_not_at_all(tmp_path):
     assert "net in openvino fp32" in fadepth(*arguments, "--backend", "openvino", "--precision", "fp32").stdout
     result = fadepth(*arguments, "--backend", "torch", "--precision", "bf16")
     assert result.returncode == 1
-    assert "asked for torch bf16, got" in result.stderr
+    assert "requested torch bf16, got" in result.stderr
 
 
 def write_test_folder(folder):

@@ -86,7 +86,7 @@ def test_a_wrong_setting_is_rejected_with_its_key(override, message):
     ("overrides", "message"),
     [
         (["loss.rescale_to_cr=true", "loss.levels=[cr, flip]"], "there is neither level lr nor level hr"),
-        (["loss.speed=0.1", "pose.network=known"], "known poses are not trained"),
+        (["loss.speed=0.1", "pose.network=known"], "pose.network is 'known'"),
         (["pose.weights=x.pth", "pose.network=small"], "weights are for fbnetv3_b, not for small"),
         (["model.name=resnet18", "model.weights=x.pth", "model.start=y.safetensors"], "start replaces all weights"),
     ],

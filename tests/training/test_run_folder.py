@@ -26,7 +26,7 @@ def one_step(tmp_path_factory):
 
 @pytest.fixture
 def run_folder(one_step, tmp_path):
-    """A copy of it."""
+    """A copy of the folder `one_step`."""
     return shutil.copytree(one_step, tmp_path / "run")
 
 
@@ -88,10 +88,10 @@ def test_a_resumed_run_takes_a_changed_learning_rate(run_folder):
 def test_measuring_and_saving_do_not_change_the_trained_network(run_folder):
     trainer = resumed(run_folder)
     before = {name: value.clone() for name, value in trainer.network.state_dict().items()}
-    settled = trainer.settled()
-    assert trainer.settled() is settled, "computed once an iteration"
-    assert not settled.training
-    trainer.statistics.settled(trainer.network, trainer.iteration + 1)  # computed again
+    copied = trainer.evaluation_copy()
+    assert trainer.evaluation_copy() is copied, "computed once an iteration"
+    assert not copied.training
+    trainer.statistics.evaluation_copy(trainer.network, trainer.iteration + 1)  # computed again
     assert all(torch.equal(value, before[name]) for name, value in trainer.network.state_dict().items())
     state = torch.load(run_folder / STATE, weights_only=True)["network"]
     saved = Checkpoint(run_folder / CHECKPOINT).weights

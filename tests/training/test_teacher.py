@@ -130,7 +130,7 @@ def test_a_student_learns_the_scale_of_its_teacher(teacher, tmp_path):
         trainer = Trainer(run, training_set(run))
         trainer.fit()
         images = next(trainer.statistics.batches(8, torch.device("cpu")))
-        networks = (trainer.settled(), load_training_network(Checkpoint(teacher)))
+        networks = (trainer.evaluation_copy(), load_training_network(Checkpoint(teacher)))
         with torch.no_grad():
             found, expected = (disparity_to_depth(network(images).disparities[0]).median() for network in networks)
         return float(found / expected)
@@ -193,7 +193,7 @@ def test_the_command_distill(teacher, tmp_path):
 
 
 def test_hqdecv2_teaches_smalldepth(timm, tmp_path):
-    """By projections of its wider maps, and from a cache."""
+    """SmallDepth learns from projections of HQDecv2's wider maps, and from a cache of its maps."""
     options = (NO_BASE_LOSS, "schedule.iterations=1")
     run = config(tmp_path / "large", *options, "loss.depth=1", "model={name: hqdecv2}")
     checkpoint = Trainer(run, training_set(run)).fit()

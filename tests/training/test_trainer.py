@@ -145,7 +145,7 @@ def test_weight_decay_is_for_kernels_only():
 
 
 def test_hyper_parameters_of_the_etm_reach_network_and_checkpoint(tmp_path):
-    """Table VII."""
+    """The settings that the paper's Table VII varies."""
     settings = "model.etm={branch_drop: 0.2, element_drop: 0.5, dropconv_scale: 1.5}"
     trainer = Trainer(short_run(tmp_path, settings, "schedule.iterations=1", "loss.levels=[cr]"), Waves())
     trainer.fit()

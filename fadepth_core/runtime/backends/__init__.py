@@ -59,7 +59,7 @@ class FrameOutput(NamedTuple):
 
 @dataclass(frozen=True)
 class BackendSpec:
-    """What a backend is built for.
+    """The settings that a backend is built with.
 
     Attributes:
         checkpoint: the network.
@@ -115,7 +115,7 @@ def _discard_nothing(spec: BackendSpec) -> None:
 
 @dataclass(frozen=True)
 class BackendType:
-    """What the chain of backends needs to know of a backend before and while it starts.
+    """Functions and properties of a backend that `BackendChain` needs to start it.
 
     Attributes:
         unavailable_reason: returns why the backend cannot run on this machine, None when it can.

@@ -44,7 +44,7 @@ def create(spec: BackendSpec) -> OpenVINOBackend:
 
 
 class OpenVINOBackend(Backend):
-    """See `Backend`. Two graphs are compiled, with and without points, so that depth alone costs no more than depth."""
+    """See `Backend`. Two graphs are compiled, with and without points, so that a frame without points takes less time."""
 
     takes_network_size = True
 
@@ -89,7 +89,7 @@ class OpenVINOBackend(Backend):
         return request.output()
 
     def stream(self, frames: Iterable[FrameInput]) -> Iterator[FrameOutput]:
-        """See `Backend`. Several frames are computed at a time, each by few threads, which wait less for each other."""
+        """See `Backend`. Several frames are computed at a time, each by a few threads, so that threads wait less."""
         free = {points: deque(pool) for points, pool in self._pools.items()}
         in_flight: deque[tuple[bool, _InferRequest]] = deque()
 
@@ -119,7 +119,7 @@ class OpenVINOBackend(Backend):
     def _pool(self, points: bool) -> list[_InferRequest]:
         if points not in self._pools:
             compiled = self._compile(points, "THROUGHPUT")
-            # Two for each that OpenVINO runs at a time: one computes, the other holds the next frame.
+            # Twice as many as OpenVINO computes at a time, so that the next frames are copied meanwhile.
             count = 2 * compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS")
             self._pools[points] = [_InferRequest(compiled, self._spec.framing) for _ in range(count)]
         return self._pools[points]

@@ -1,4 +1,4 @@
-"""Fixed buffers around a fixed graph: how the torch, inductor and TensorRT backends run a frame.
+"""Runs a compiled graph with fixed buffers. Used by the backends torch, inductor and TensorRT.
 
     numpy -> pinned host buffer -> [ upload -> DepthGraph -> download ] -> pinned host buffer -> numpy
 
@@ -22,8 +22,8 @@ from fadepth_core.runtime.backends import Backend, BackendSpec, FrameInput, Fram
 #: 3], on one device. Called on the current stream; may return the same tensors every time.
 Compute = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 
-#: Count of numbers a frame has besides its pixels: K, scale and limits. They lie in one buffer to be uploaded together,
-#: each kind starting at a multiple of 256 bytes, the alignment that TensorRT requires of its inputs.
+#: How many numbers K, scale and limits of a frame have. They are in one buffer, so that one upload is enough. Each kind
+#: starts at a multiple of 256 bytes, the alignment that TensorRT requires of its inputs.
 _PARAMETERS = (9, 1, 2)
 _ALIGNMENT = 64  # floats
 #: Runs before a graph is captured: libraries choose algorithms and allocate in the first ones.
@@ -63,8 +63,8 @@ class InferenceBuffers:
             self._graphs = {points: self._captured(points) for points in (False, True)}
 
     def submit(self, frames: Sequence[FrameInput]) -> None:
-        """Copy up to `batch` frames and begin to compute them. A captured graph always runs `batch` frames: places
-        without a new frame compute the previous one again."""
+        """Copy up to `batch` frames and begin to compute them. A captured graph always runs `batch` frames; where there is no
+        new frame, it computes the previous one again."""
         self._with_points = False
         self._count = self._batch if self._cuda else len(frames)
         for i, (image, intrinsics, scale, limits) in enumerate(frames):
@@ -123,7 +123,7 @@ class InferenceBuffers:
                 for _ in range(_WARM_UP):
                     self._run(with_points)
             self.cuda_stream.synchronize()
-            # thread_local: a backend that serves meanwhile may use the device from another thread.
+            # thread_local, because another thread may use the device for the backend that serves during this build.
             with torch.cuda.graph(graph, stream=self.cuda_stream, capture_error_mode="thread_local"):
                 self._run(with_points)
         return graph
@@ -183,7 +183,7 @@ class StaticBackend(Backend):
 
     def stream(self, frames: Iterable[FrameInput]) -> Iterator[FrameOutput]:
         """See `Backend`. Two frames are in flight at a time, so that copies overlap with computing."""
-        # Not `single`: a caller may use `infer` between two results of the stream.
+        # Buffers of their own, because the caller may call `infer`, which uses `single`, between two results.
         while len(self._pair) < 2:
             self._pair.append(self._make_buffers(1))
         free, in_flight = deque(self._pair), deque()

@@ -38,8 +38,8 @@ BUILDER = 1
 
 #: Seconds between two checks whether a build has been cancelled.
 _CANCEL_POLL_PERIOD = 0.5
-#: One build at a time, because each takes all memory and processors. The cache is read under the lock as well, so that
-#: a second request for the same plan finds it there.
+#: One build at a time, because each needs much memory and all processors. The cache is also read under this lock, so that a
+#: second request for the same plan finds it in the cache.
 _BUILD_LOCK = threading.Lock()
 
 
@@ -105,7 +105,7 @@ class PlanRunner:
 
         trt = import_tensorrt()
         self._torch = torch
-        # Attributes, because a context does not keep its engine alive, nor an engine its runtime.
+        # Kept as attributes, because a context holds no reference to its engine, and an engine none to its runtime.
         self._runtime = trt.Runtime(trt.Logger(trt.Logger.WARNING))
         self._engine = self._runtime.deserialize_cuda_engine(plan)
         if self._engine is None:

@@ -1,4 +1,4 @@
-"""Backend "torch": PyTorch without a compiler. The reference on a CPU; on a CUDA device, it serves until a compiled
+"""Backend "torch": PyTorch without a compiler. On a CPU it is the reference; on a CUDA device it serves until a compiled
 backend is ready.
 
 On CUDA the graph is captured once and replayed (`static.py`), which removes the cost of launching hundreds of kernels
@@ -37,7 +37,7 @@ def create(spec: BackendSpec) -> Backend:
         return StaticBackend(lambda _batch: graph, spec, torch.device("cuda"))
     threads = spec.threads or default_threads()
     torch.set_num_threads(threads)
-    # Frames come resized: OpenCV takes a tenth of the time.
+    # The engine resizes frames before: OpenCV needs a tenth of PyTorch's time.
     graph = reference_graph(spec, spec.framing.at_network())
     return StaticBackend(lambda _batch: graph, spec, torch.device("cpu"), f"CPU, {threads} threads")
 
