@@ -47,25 +47,44 @@ def build_atlas(seed: int) -> TextureSet:
 
 def _levels(picture: np.ndarray, cutout: bool) -> np.ndarray:
     """A texture and its mipmap levels, flattened: [256, 256, 4] float -> [TEXTURE_TEXELS, 4] uint8."""
-    levels = []
     level = picture.astype(np.float32)
     if cutout:
-        # Give transparent texels the colour around them; their own would bleed into the smaller levels.
-        weight = cv2.blur(level[..., 3:], (9, 9), borderType=cv2.BORDER_REFLECT)[..., None] + 1e-3
-        spread = cv2.blur(level[..., :3] * level[..., 3:], (9, 9), borderType=cv2.BORDER_REFLECT) / weight
-        mean = (level[..., :3] * level[..., 3:]).sum((0, 1)) / (level[..., 3].sum() + 1e-3)
-        spread = np.where(weight > 0.02, spread, mean)
-        level[..., :3] = np.where(level[..., 3:] > 0.5, level[..., :3], spread)
-    for _ in range(TEXTURE_LEVELS):
-        levels.append((level * 255 + 0.5).astype(np.uint8).reshape(-1, 4))
-        if level.shape[0] > 1:
-            # Average linear light, not its square root.
-            linear = level.copy()
-            linear[..., :3] **= 2
-            linear = cv2.resize(linear, (level.shape[1] // 2, level.shape[0] // 2), interpolation=cv2.INTER_AREA)
-            level = linear.reshape(level.shape[0] // 2, level.shape[1] // 2, 4)
-            level[..., :3] = np.sqrt(level[..., :3])
-    return np.concatenate(levels)
+        spread_colours(level, 9, cv2.BORDER_REFLECT)
+    level[..., :3] **= 2
+    return mipmaps(level)
+
+
+def spread_colours(picture: np.ndarray, reach: int, border: int = cv2.BORDER_DEFAULT) -> None:
+    """Give transparent texels of a cutout the colour around them; their own would bleed into the smaller levels.
+
+    Args:
+        picture: float32 [H, W, 4], changed in place.
+        reach: side of the square over which colours are averaged, texels. Where nothing in it is opaque, the mean of
+            the whole picture is taken.
+        border: OpenCV's rule for texels beyond the edge.
+    """
+    colour, alpha = picture[..., :3], picture[..., 3:]
+    weight = cv2.blur(alpha, (reach, reach), borderType=border)[..., None]
+    spread = cv2.blur(colour * alpha, (reach, reach), borderType=border) / (weight + 1e-3)
+    mean = (colour * alpha).sum((0, 1)) / (alpha.sum() + 1e-3)
+    spread = np.where(weight > 0.02, spread, mean)
+    picture[..., :3] = np.where(alpha > 0.5, colour, spread)
+
+
+def mipmaps(picture: np.ndarray) -> np.ndarray:
+    """A picture and its levels as the atlas stores them, flattened.
+
+    Linear light is averaged, its square root is stored.
+
+    Shapes: float32 [S, S, 4], linear light and alpha, S = 2**k * TEXTURE_SIDE -> uint8 [4**k * TEXTURE_TEXELS, 4].
+    """
+    levels = [picture]
+    while len(levels) < TEXTURE_LEVELS:
+        side = levels[-1].shape[0] // 2
+        levels.append(cv2.resize(levels[-1], (side, side), interpolation=cv2.INTER_AREA))
+    texels = np.concatenate([level.reshape(-1, 4) for level in levels])
+    texels[:, :3] = np.sqrt(texels[:, :3])
+    return (np.clip(texels, 0, 1) * 255 + 0.5).astype(np.uint8)
 
 
 # --- Noise ---------------------------------------------------------------------------------------------------------

@@ -12,8 +12,8 @@ import cv2
 import numpy as np
 
 from fadepth_core.synthetic.assets.meshes import Part, Surface, has_holes, metric_uv
-from fadepth_core.synthetic.raster import TEXTURE_LEVELS, TEXTURE_SIDE, TEXTURE_TEXELS, Geometry, Materials
-from fadepth_core.synthetic.textures import TextureSet, build_atlas
+from fadepth_core.synthetic.raster import TEXTURE_SIDE, TEXTURE_TEXELS, Geometry, Materials
+from fadepth_core.synthetic.textures import TextureSet, build_atlas, mipmaps, spread_colours
 
 Random = np.random.Generator
 
@@ -72,22 +72,11 @@ def _levels(surface: Surface, side: int) -> np.ndarray:
     """A picture with its levels as the atlas stores it: [4^k · TEXTURE_TEXELS, 4] uint8 for side 2^k · TEXTURE_SIDE."""
     level = surface.picture.astype(np.float32) / 255
     level[..., :3] = level[..., :3] ** 2.2 * np.float32(surface.colour)
-    if surface.cutout:  # transparent texels may have any colour, which must not bleed into the edges
-        weight = cv2.blur(level[..., 3:], (15, 15))[..., None]
-        spread = cv2.blur(level[..., :3] * level[..., 3:], (15, 15)) / (weight + 1e-3)
-        mean = (level[..., :3] * level[..., 3:]).sum((0, 1)) / (level[..., 3].sum() + 1e-3)
-        spread = np.where(weight > 0.02, spread, mean)
-        level[..., :3] = np.where(level[..., 3:] > 0.5, level[..., :3], spread)
+    if surface.cutout:
+        spread_colours(level, 15)
     smaller = min(surface.picture.shape[:2]) >= side
     level = cv2.resize(level, (side, side), interpolation=cv2.INTER_AREA if smaller else cv2.INTER_LINEAR)
-    levels = []
-    for number in range(TEXTURE_LEVELS):
-        stored = np.concatenate([np.sqrt(level[..., :3]), level[..., 3:]], axis=-1)
-        levels.append((np.clip(stored, 0, 1) * 255 + 0.5).astype(np.uint8).reshape(-1, 4))
-        if number < TEXTURE_LEVELS - 1:
-            half = level.shape[0] // 2
-            level = cv2.resize(level, (half, half), interpolation=cv2.INTER_AREA)
-    return np.concatenate(levels)
+    return mipmaps(level)
 
 
 @dataclass
