@@ -1,7 +1,7 @@
-"""Random augmentation of a training sample, all its frames alike (docs/method.md, section 8).
+"""Random augmentation of a training sample (docs/method.md, section 8). All frames of a sample change in the same way.
 
-Geometry comes first (zoom, crop, camera rotation, mirroring), then photometry (colour, gamma, blur, noise, JPEG).
-Intrinsics, poses, depth and a teacher's maps change with the frames.
+Geometric changes come first (zoom, crop, camera rotation, mirroring), then photometric ones (colour, gamma, blur,
+noise, JPEG). Intrinsics, poses, depth and a teacher's maps are changed consistently with the frames.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ class Augmentation:
     """Random geometric and photometric changes of an unbatched sample.
 
     Attributes:
-        scale: each axis is magnified by a factor from [1, scale], then a random window of the original size is kept.
-            This is a longer lens: the focal length grows by the same factor.
+        scale: each axis is magnified by a random factor from [1, scale], then a random window of the original size is
+            kept. The focal lengths grow by the same factors.
         stretch: largest ratio between the factors of the two axes; None: no limit. Pixels of real cameras are square,
-            so a large `scale` needs a small `stretch`.
+            so a large `scale` should be combined with a small `stretch`.
         roll, pitch: standard deviation, in degrees, of a rotation of the camera about its optical axis and about its
             horizontal axis. Pixels from outside the image repeat its border; their depth is unknown (0).
         flip: probability of mirroring left and right; camera motion is mirrored too.
@@ -55,8 +55,8 @@ class Augmentation:
     camera: float = 0.0
 
     def __call__(self, sample: Sample, generator: torch.Generator) -> Sample:
-        """The changed sample, of the same sizes; everything is drawn from `generator`."""
-        # Always draw all numbers, so that one setting does not change the random numbers of the others.
+        """The changed sample, whose tensors keep their sizes. All random numbers come from `generator`."""
+        # Always draw all numbers, so that changing one setting does not change the random numbers of the others.
         down, across, top, left, flip, jitter = torch.rand(6, generator=generator).tolist()
         roll, pitch = (torch.randn(2, generator=generator) * math.pi / 180).tolist()
         down, across = 1 + (self.scale - 1) * down, 1 + (self.scale - 1) * across
@@ -75,9 +75,9 @@ class Augmentation:
 def cutmix_strip(sample: Sample, other: Sample, generator: torch.Generator) -> Sample:
     """Replace a vertical strip of `sample`, frames and depth, by that of `other` (CutMix, Yun et al. 2019).
 
-    The strip has a fifth to two thirds of the width and the full height, so that up stays up. Poses, speed and
-    intrinsics remain those of `sample` and are wrong inside the strip: only depth can be learnt there. The frames of
-    both samples must have the same size.
+    The strip has a fifth to two thirds of the width and the full height, so that objects keep their height in the
+    image. Poses, speed and intrinsics remain those of `sample` and are wrong inside the strip, so only depth can be
+    learnt there. The frames of both samples must have the same size.
     """
     width = sample.frames.shape[-1]
     share, left = torch.rand(2, generator=generator).tolist()
@@ -98,7 +98,7 @@ def cutmix_strip(sample: Sample, other: Sample, generator: torch.Generator) -> S
 def _change_view(
     sample: Sample, enlarge: tuple[float, float], place: tuple[float, float], roll: float, pitch: float
 ) -> Sample:
-    """The same scene through a longer, off-centre lens, from a camera rotated about its centre.
+    """The same scene seen by a camera with a longer, off-centre lens that is rotated about the camera's centre.
 
     Args:
         enlarge: factors along x and y, at least 1.
@@ -108,7 +108,7 @@ def _change_view(
     if enlarge == (1, 1) and not roll and not pitch:
         return sample
     height, width = sample.frames.shape[-2:]
-    # Maps may differ in size; all coordinates are in pixels of the frames.
+    # Depth and a teacher's maps may differ in size from the frames. All coordinates are in pixels of the frames.
     kept = [side / factor for side, factor in zip((width, height), enlarge, strict=True)]
     start = [p * (side - k) for p, side, k in zip(place, (width, height), kept, strict=True)]
     old = sample.intrinsics.double()
@@ -132,7 +132,7 @@ def _change_view(
 
     frames, _ = resample(sample.frames, "bilinear", "border")
     depth, poses, teacher = sample.depth, sample.poses, sample.teacher
-    if depth is not None:  # never interpolated
+    if depth is not None:  # not interpolated, because a mean of two depths at an edge is wrong
         depth, ratio = resample(depth[None, None], "nearest", "zeros")
         depth = depth[0, 0] / ratio
     if poses is not None:
@@ -143,7 +143,8 @@ def _change_view(
         changed = {}
         for name, values in teacher.items():
             moved, ratio = resample(values[None], "bilinear", "border")
-            # A teacher predicts for one focal length (`data.focal`): through a longer lens its depth is smaller.
+            # A teacher's depth is scaled to one focal length (`data.focal`). A longer lens makes objects larger in the
+            # image, so the teacher's depth becomes smaller and its disparity larger, by the same factor.
             changed[name] = moved[0] * ratio * longer if name.startswith("disparity") else moved[0]
         teacher = changed
     return replace(
@@ -160,7 +161,10 @@ def _camera_rotation(roll: float, pitch: float) -> Tensor:
 
 
 def _degrade(frames: Tensor, probability: float, generator: torch.Generator) -> Tensor:
-    """Gamma, blur, noise and JPEG compression of frames [N, 3, H, W]; one draw for all, except for the noise."""
+    """Random gamma, blur, noise and JPEG compression of frames [N, 3, H, W], each with the given probability.
+
+    All frames get the same changes; only the noise differs from frame to frame.
+    """
     chances = (torch.rand(4, generator=generator) < probability).tolist()
     exposure, blur, noise, quality = torch.rand(4, generator=generator).tolist()
     grain = torch.randn(frames.shape, generator=generator)
@@ -184,11 +188,13 @@ def _map_images(frames: Tensor, change: Callable[[np.ndarray], np.ndarray]) -> T
 
 
 def _jpeg(picture: np.ndarray, quality: int) -> np.ndarray:
+    """Compress and decompress an image [H, W, 3] in [0, 1]."""
     _, data = cv2.imencode(".jpg", (picture * 255).round().astype(np.uint8), [cv2.IMWRITE_JPEG_QUALITY, quality])
     return cv2.imdecode(data, cv2.IMREAD_COLOR).astype(np.float32) / 255
 
 
 def _mirror(sample: Sample) -> Sample:
+    """The sample mirrored left and right."""
     return replace(
         sample,
         frames=sample.frames.flip(-1),

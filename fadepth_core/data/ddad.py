@@ -29,7 +29,7 @@ _SPLITS = {"train": "0", "val": "1"}
 
 @dataclass(frozen=True)
 class _Frame:
-    """One time step of a scene: files and sensor-to-world poses [4, 4] of camera and LiDAR, K [3, 3], time [s]."""
+    """One time step of a scene: files and sensor-to-world poses [4, 4] of camera and LiDAR, K [3, 3], seconds."""
 
     picture: Path
     points: Path
@@ -81,10 +81,13 @@ class DdadDataset(Dataset[Sample]):
 
 
 class DdadTest(Dataset[LabelledImage]):
-    """All frames of the validation scenes, with the LiDAR sweep of the same time step as depth in the image.
+    """All images of the validation scenes, with depth from the LiDAR sweep of the same time step.
+
+    Args:
+        root: folder with ddad.json.
 
     Raises:
-        DataError: as `DdadDataset`.
+        DataError: files are missing or not of this format.
     """
 
     def __init__(self, root: Path):
@@ -104,8 +107,8 @@ class DdadTest(Dataset[LabelledImage]):
 def lidar_depth(points: np.ndarray, frame: _Frame, size: tuple[int, int]) -> np.ndarray:
     """Project LiDAR points [N, 3] into the frame's camera: float32 depth [H, W] in metres, 0 where unknown.
 
-    The sensors measure at different times of a moving vehicle, so each has its own pose. The nearest of several points
-    in a pixel counts.
+    Camera and LiDAR measure at different times while the vehicle moves, so each has its own pose in the world. If
+    several points fall into one pixel, the nearest counts.
     """
     to_camera = np.linalg.inv(frame.camera_pose) @ frame.lidar_pose
     seen = points @ to_camera[:3, :3].T + to_camera[:3, 3]
@@ -119,6 +122,7 @@ def lidar_depth(points: np.ndarray, frame: _Frame, size: tuple[int, int]) -> np.
 
 
 def _read_scenes(root: Path, split: str) -> list[list[_Frame]]:
+    """The frames of each scene of a split."""
     path = root / "ddad.json"
     if not path.is_file():
         raise DataError(f"{path}: no such file; DDAD (train+val) is at {_DOWNLOAD}")
@@ -138,6 +142,7 @@ def _read_scenes(root: Path, split: str) -> list[list[_Frame]]:
 
 
 def _read_scene(path: Path) -> list[_Frame]:
+    """The frames of one scene in the order of their times."""
     scene = _read_json(path)
     try:
         data = {datum["key"]: datum for datum in scene["data"]}
@@ -168,6 +173,7 @@ def _read_scene(path: Path) -> list[_Frame]:
 
 
 def _read_intrinsics(path: Path) -> np.ndarray:
+    """K [3, 3] of the camera in pixels, from a calibration file."""
     calibration = _read_json(path)
     try:
         k = calibration["intrinsics"][calibration["names"].index(CAMERA)]
@@ -177,7 +183,7 @@ def _read_intrinsics(path: Path) -> np.ndarray:
 
 
 def _pose(values: dict[str, Any]) -> np.ndarray:
-    """Sensor-to-world pose [4, 4]. The format may leave out fields that are zero."""
+    """Sensor-to-world pose [4, 4]. Fields that are zero may be missing in the file."""
     w, x, y, z = (values["rotation"].get(key, 0.0) for key in ("qw", "qx", "qy", "qz"))
     norm = np.sqrt(w * w + x * x + y * y + z * z)
     if not norm > 0:

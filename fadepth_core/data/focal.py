@@ -1,9 +1,11 @@
 """Canonical camera (Metric3D, Yin et al. 2023): scale each training scene so that all have the same focal length.
 
 One image does not determine scale: an object twice as far away, seen with twice the focal length, looks the same. A
-network that predicts metres for several cameras is therefore trained on scenes scaled to one focal length, and its
-prediction is multiplied by the ratio of focal lengths. Focal lengths are in pixels of the network's input: enlarging an
-image by two doubles its focal length, as it doubles the sizes that the network's filters see.
+network that predicts metres for several cameras is therefore trained on scenes scaled to one canonical focal length. At
+inference, its depth is multiplied by the ratio of the camera's focal length to the canonical one.
+
+Focal lengths are in pixels of the network's input, because the network sees objects at that size: an image enlarged by
+two has twice the focal length.
 """
 
 from __future__ import annotations
@@ -17,9 +19,9 @@ from fadepth_core.common.sample import Sample
 
 
 def at_focal_length(sample: Sample, focal: float, width: int) -> Sample:
-    """Scale the scene of a sample by `focal` / its own focal length: depth, camera positions and speed.
+    """Scale depth, camera positions and speed of a sample by the ratio of `focal` to the sample's focal length.
 
-    Frames do not change, because the scene and the camera's motion are scaled together.
+    The frames stay valid, because the scene and the camera's motion are scaled by the same factor.
 
     Args:
         sample: unbatched.
@@ -40,7 +42,7 @@ def at_focal_length(sample: Sample, focal: float, width: int) -> Sample:
 
 
 class AtFocalLength(Dataset):
-    """A data set with `at_focal_length` applied to its samples."""
+    """A data set with `at_focal_length` applied to each sample; see there for the arguments."""
 
     def __init__(self, dataset: Dataset, focal: float, width: int):
         self._dataset, self._focal, self._width = dataset, focal, width

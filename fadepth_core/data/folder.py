@@ -1,11 +1,11 @@
-"""A folder of images with ground-truth depth, from any camera: the test set of the `folder` protocol.
+"""Folders of images with ground-truth depth, from any camera: the test set of the `folder` protocol.
 
     index.json           [{"id": "hall_1", "rgb": "rgb/hall_1.png", "depth": "depth/hall_1.png",
                            "fx": 525.0, "fy": 525.0, "cx": 319.5, "cy": 239.5, "group": "indoor"}, ...]
     rgb/, depth/         the images; depth as 16-bit PNG in metres * 256, 0 where unknown
 
-Paths are relative to the folder, intrinsics are in pixels. "group" is optional, other keys are ignored. A folder of
-such folders is a test set too.
+Paths are relative to the folder, intrinsics are in pixels. "group" is optional, and other keys are ignored. A folder
+whose subfolders have this format is a test set too.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _CAMERA = {"fx": (0, 0), "fy": (1, 1), "cx": (0, 2), "cy": (1, 2)}
 
 @dataclass(frozen=True)
 class Entry:
-    """An image listed in an index; `depth` and `intrinsics` (K [3, 3]) are None where the index has none."""
+    """An image listed in an index. `depth` and `intrinsics` (K [3, 3]) are None if the index does not state them."""
 
     name: str
     rgb: Path
@@ -49,11 +49,11 @@ class FolderTest(Dataset[LabelledImage]):
         groups: use only the images of these groups; None: all.
 
     Attributes:
-        groups: the group of each image, "" where the index has none.
+        groups: the group of each image; "" if the index states none.
 
     Raises:
-        DataError: no index, an invalid index, or no image of a requested group. An invalid image or depth file raises
-            when it is read.
+        DataError: no index, an invalid index, or no image of a requested group. For an invalid image or depth file, the
+            error is raised when the item is read.
     """
 
     def __init__(self, root: str | os.PathLike, groups: Collection[str] | None = None):
@@ -105,7 +105,11 @@ def read_index(root: Path, needs_depth: bool = True) -> list[Entry]:
 
 
 def read_values(path: Path) -> list:
-    """The entries of an index as JSON values; raises as `read_index`."""
+    """The entries of an index as JSON values.
+
+    Raises:
+        DataError: no index, not JSON, or not a list with at least one entry.
+    """
     if not path.is_file():
         raise DataError(f"{path}: no such file; the folder needs an index of its pictures")
     try:
@@ -118,7 +122,12 @@ def read_values(path: Path) -> list:
 
 
 def write_index(root: Path, values: Sequence[dict]) -> None:
-    """Write a folder's index atomically: the previous one stays until the new one is complete on disk."""
+    """Write a folder's index atomically: the old index stays until the new one is complete on disk.
+
+    Args:
+        root: the folder.
+        values: the entries as JSON values.
+    """
     text = json.dumps(list(values), indent=0)
     write_atomically(root / INDEX, lambda part: Path(part).write_text(text, encoding="utf-8"))
 
@@ -131,7 +140,7 @@ def camera_values(matrix: np.ndarray | Tensor) -> dict[str, float]:
 def _entry(path: Path, number: int, value: dict, needs_depth: bool) -> Entry:
     try:
         has_depth = needs_depth or "depth" in value
-        # Depth cannot be used without intrinsics, so these are required with it.
+        # Depth cannot be used without intrinsics, so an entry with depth must have them.
         has_camera = has_depth or any(key in value for key in _CAMERA)
         matrix = None
         if has_camera:

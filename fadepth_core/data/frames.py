@@ -1,4 +1,4 @@
-"""Frames of an image, a folder of images or a video, at their own size, for prediction and INT8 calibration."""
+"""Frames of an image file, a folder of images or a video, for prediction and INT8 calibration."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ from fadepth_core.data.video import CAMERA, PICTURES, VIDEOS, own_cameras, pictu
 
 
 class Frames:
-    """Names and images (RGB uint8 [H, W, 3]) in order. Every iteration reads the source again, one frame at a time.
+    """Iterable of the names and images (RGB uint8 [H, W, 3], at their own size) of a source, in order.
+
+    Every iteration reads the source again, one frame at a time.
 
     Args:
         source: an image, a folder of images (in the order of the numbers in their names), or a video.
@@ -24,11 +26,11 @@ class Frames:
     Attributes:
         path: the source.
         is_video: whether it is a video.
-        fps: frames per second stated by a video file; else None.
+        fps: frames per second stated by a video file, or None.
 
     Raises:
-        DataError: no such source, no frame in it, or two images whose names differ only in the suffix. An unreadable
-            image raises when the iteration reaches it.
+        DataError: no such source, no frame in it, or two images whose names differ only in the suffix. For an
+            unreadable image, the error is raised when the iteration reaches it.
     """
 
     def __init__(self, source: str | os.PathLike):

@@ -1,4 +1,4 @@
-"""Image and depth files, and the conversion of camera images to the frames of a sample."""
+"""Read and write image and depth files, and convert camera images to the frames of a sample."""
 
 from __future__ import annotations
 
@@ -39,22 +39,32 @@ def read_depth(path: Path) -> np.ndarray:
 
 
 def encode_depth(depth: np.ndarray) -> bytes:
-    """Encode depth [H, W] in metres as the PNG that `read_depth` reads; 256 m and more become the largest value."""
+    """Encode depth [H, W] in metres as the PNG that `read_depth` reads. Depth above 255.996 m becomes 255.996 m."""
     code = np.round(depth * 256).clip(0, 65535).astype(np.uint16)
     return cv2.imencode(".png", code)[1].tobytes()
 
 
 def write_depth(path: Path, depth: np.ndarray) -> None:
-    """Write depth in metres [H, W] as `encode_depth` encodes it."""
+    """Write depth [H, W] in metres to the PNG file `path`, see `encode_depth`."""
     path.write_bytes(encode_depth(depth))
 
 
 def frames_and_intrinsics(
     images: Sequence[np.ndarray], intrinsics: np.ndarray, size: tuple[int, int], crop_to_aspect: bool
 ) -> tuple[Tensor, Tensor]:
-    """Crop and resize camera images to `size` (height, width), exactly as the depth node does.
+    """Crop and resize camera images exactly as the depth node does.
 
-    Shapes: N times uint8 RGB [H, W, 3], K [3, 3] of these -> float32 frames [N, 3, h, w] in [0, 1], float32 K [3, 3].
+    Args:
+        images: N images RGB uint8 [H, W, 3] of equal size.
+        intrinsics: K [3, 3] of the images, pixels.
+        size: (height, width) of the frames, in multiples of 32.
+        crop_to_aspect: see `Framing.plan`.
+
+    Returns:
+        Frames [N, 3, h, w] float32 in [0, 1], and their K [3, 3] float32.
+
+    Raises:
+        FramingError: `size` or the size of the images is not possible.
     """
     framing = Framing.plan(images[0].shape[:2], size, crop_to_aspect)
     frames = torch.from_numpy(np.stack([framing.to_network(image) for image in images])).permute(0, 3, 1, 2)

@@ -1,4 +1,4 @@
-"""KITTI RAW as downloaded and unpacked (Geiger et al. 2013), with the frame lists of Eigen and Zhou.
+"""KITTI RAW (Geiger et al. 2013) as downloaded and unpacked, with the frame lists of Eigen and Zhou.
 
 root/2011_09_26/calib_cam_to_cam.txt  calib_velo_to_cam.txt
 root/2011_09_26/2011_09_26_drive_0001_sync/image_02/data/0000000000.png (or .jpg)  image_02/timestamps.txt
@@ -37,15 +37,21 @@ _VELOCITY = slice(8, 11)
 
 
 class Entry(NamedTuple):
-    """One frame of a list: drive folder below the root ("2011_09_26/2011_09_26_drive_0001_sync"), number, side."""
+    """One frame of a list.
+
+    Attributes:
+        drive: folder of the drive below the root, e.g. "2011_09_26/2011_09_26_drive_0001_sync".
+        frame: number of the frame in the drive.
+        side: "l" for the left camera, "r" for the right one.
+    """
 
     drive: str
     frame: int
     side: str
 
 
-#: Frames of the user's choice: rows of drive, frame and side, or a text file with one "drive frame side" per line, as
-#: in the published lists.
+#: Frames chosen by the user: rows of drive, frame and side, or a text file with one "drive frame side" per line. The
+#: published lists have this format.
 Entries = Sequence[Entry | Sequence] | str | Path
 
 
@@ -110,7 +116,7 @@ class KittiTest(Dataset[LabelledImage]):
     Args:
         root: folder with one subfolder per day.
         ground_truth: "velodyne" projects the LiDAR sweep of the frame; "improved" reads the annotated depth.
-        improved_root: folder of the annotated depth, with `train` and `val` or the drives themselves in it.
+        improved_root: folder of the annotated depth. It contains the drives, or `train` and `val` with the drives.
         entries: replaces the published list.
         split: "test" (Eigen) or "val" (Zhou, for choosing a checkpoint). "val" has LiDAR depth only.
 
@@ -156,6 +162,7 @@ class KittiTest(Dataset[LabelledImage]):
         return LabelledImage(image, depth, _projection(folder.parent, camera)[:, :3], f"{folder.name}/{frame}")
 
     def _annotation(self, drive: str, camera: str, frame: int) -> Path:
+        """File of the annotated depth of a frame."""
         inner = Path(drive, "proj_depth", "groundtruth", f"image_{camera}", f"{frame:010d}.png")
         for part in ("train", "val", "."):
             if (path := self._improved / part / inner).is_file():
@@ -166,9 +173,19 @@ class KittiTest(Dataset[LabelledImage]):
 def velodyne_depth(drive: Path, camera: str, frame: int, size: tuple[int, int]) -> np.ndarray:
     """Project the LiDAR points of a frame into the rectified camera: float32 depth [H, W] in metres, 0 where unknown.
 
-    Follows two conventions that all published figures of the Eigen split share: depth is the distance ahead of the
-    *scanner*, which is 0.27 m behind the camera, and 1 is subtracted from the rounded pixel coordinates. The nearest of
-    several points in a pixel counts. The improved ground truth has neither convention.
+    All published figures of the Eigen split use two conventions, which are followed here: depth is the distance ahead
+        of
+    the *scanner*, which is 0.27 m behind the camera, and 1 is subtracted from the rounded pixel coordinates. The
+    improved ground truth uses neither of them. If several points fall into one pixel, the nearest counts.
+
+    Args:
+        drive: folder of the drive.
+        camera: "02" (left) or "03" (right).
+        frame: number of the frame.
+        size: (height, width) of its image, pixels.
+
+    Raises:
+        DataError: the sweep or a calibration file is missing or invalid.
     """
     path = drive / "velodyne_points" / "data" / f"{frame:010d}.bin"
     if not path.is_file():
@@ -190,7 +207,7 @@ def velodyne_depth(drive: Path, camera: str, frame: int, size: tuple[int, int]) 
 
 
 def read_list(name: str) -> list[Entry]:
-    """Read a published frame list that is part of this package."""
+    """Read a published frame list, which is part of this package, by its file name without suffix."""
     text = gzip.decompress((files("fadepth_core.data") / "splits" / f"{name}.txt.gz").read_bytes()).decode()
     return [Entry(drive, int(frame), side) for drive, frame, side in map(str.split, text.splitlines())]
 
@@ -217,6 +234,7 @@ def parse_entries(source: Entries) -> list[Entry]:
 
 
 def _entry(row: object, where: str) -> Entry:
+    """Check one row of `parse_entries`; `where` names it in error messages."""
     if isinstance(row, str) or not isinstance(row, Sequence) or len(row) != 3:
         raise DataError(f"{where}: expected drive, frame and side, got {row!r}")
     drive, frame, side = row
@@ -232,6 +250,7 @@ def _entry(row: object, where: str) -> Entry:
 
 
 def _check_drives(root: Path, entries: Iterable[Entry]) -> None:
+    """Raise DataError if a drive's folder is missing."""
     drives = sorted({entry.drive for entry in entries})
     missing = [drive for drive in drives if not (root / drive).is_dir()]
     if missing:
@@ -262,7 +281,7 @@ def _timestamps(path: Path) -> np.ndarray:
     if not path.is_file():
         raise DataError(f"{path}: no such file")
     try:
-        # The file has nine decimals, `datetime` six.
+        # The file has nine decimals, but `datetime` reads six.
         times = [datetime.fromisoformat(line.strip()[:26]) for line in path.read_text().splitlines() if line.strip()]
     except ValueError as error:
         raise DataError(f"{path}: not times: {error}") from None
@@ -296,6 +315,7 @@ def _calibration(path: Path) -> dict[str, str]:
 
 
 def _matrix(path: Path, key: str, shape: tuple[int, int]) -> np.ndarray:
+    """The matrix `key` of a calibration file."""
     values = _calibration(path).get(key, "")
     try:
         return np.array(values.split(), float).reshape(shape)

@@ -4,9 +4,9 @@
                            "fx": 525.0, "fy": 525.0, "cx": 319.5, "cy": 239.5}, ...]
     rgb/, depth/         the images; depth as 16-bit PNG in metres * 256, 0 where unknown
 
-The format is that of `data.folder`, but "depth" is optional, and so are the four intrinsics where there is no depth. A
-folder without an index yields all its images, without depth or camera, and then those of its subfolders, each with its
-own index if it has one.
+The format is that of `data.folder`, but "depth" is optional, and so are the four intrinsics of an image without depth.
+A folder without an index yields all its images, without depth or intrinsics, and then those of its subfolders. A
+subfolder may have its own index.
 """
 
 from __future__ import annotations
@@ -27,16 +27,17 @@ from fadepth_core.common.sample import Sample
 from fadepth_core.data.folder import INDEX, camera_values, read_index, read_values, write_index
 from fadepth_core.data.images import PICTURES, frames_and_intrinsics, read_depth, read_rgb, write_depth
 
-#: Horizontal field of view assumed where the camera is unknown, degrees. Its value has no effect on training: a teacher
-#: predicts for one focal length, and only the ratio of focal lengths before and after augmentation is used.
+#: Horizontal field of view assumed for images with unknown intrinsics, degrees. Its value has no effect on training:
+#: these images are labelled by a teacher, whose depth is scaled to one focal length (`data.focal`), and augmentation
+#: only uses the ratio of the focal lengths before and after the change.
 _ASSUMED_VIEW = 60.0
-#: Depth with at least this share of known pixels is treated as dense.
+#: Depth with at least this share of known pixels counts as dense.
 _DENSE = 0.4
 
 
 @dataclass(frozen=True)
 class Picture:
-    """An image file; `depth` is its depth file and `intrinsics` its K [3, 3], None where unknown."""
+    """An image file, with its depth file and its intrinsics K [3, 3]; None if unknown."""
 
     name: str
     rgb: Path
@@ -44,7 +45,7 @@ class Picture:
     intrinsics: np.ndarray | None = None
 
     def camera(self, image: np.ndarray) -> np.ndarray:
-        """K [3, 3] of the picture; assumed for the size of its pixels `image` where unknown."""
+        """K [3, 3] of the picture; if it is unknown, an assumed one for the size of `image` [H, W, 3]."""
         if self.intrinsics is not None:
             return self.intrinsics
         height, width = image.shape[:2]
@@ -62,7 +63,8 @@ class PictureDataset(Dataset[Sample]):
         sharp: whether the edges in depth are accurate enough to learn from; false for depth predicted by a teacher.
 
     Raises:
-        DataError: no image, or an invalid index. An invalid image or depth file raises when it is read.
+        DataError: no image, or an invalid index. For an invalid image or depth file, the error is raised when the item
+            is read.
     """
 
     def __init__(self, root: Path, size: tuple[int, int] = (128, 416), every: int = 1, sharp: bool = True):
@@ -85,10 +87,10 @@ class PictureDataset(Dataset[Sample]):
 
 
 def read_depth_at(framing: Framing, path: Path) -> np.ndarray:
-    """Read a depth image at the network's size, float32 metres [h, w].
+    """Read a depth image and bring it to the network's size, float32 metres [h, w], 0 where unknown.
 
-    Dense depth is resized by nearest neighbour. Sparse depth takes the nearest of all values that fall into a pixel,
-    which would widen foreground objects in dense depth.
+    Dense depth is resized by nearest neighbour. In sparse depth, the smallest of all values that fall into a pixel is
+    kept. This is not done with dense depth, because it would widen foreground objects.
 
     Raises:
         DataError: not a depth image, or its size differs from that of its picture.
@@ -105,16 +107,23 @@ def read_depth_at(framing: Framing, path: Path) -> np.ndarray:
 
 
 def write_pictures(dataset: Dataset[Sample], out: Path, numbers: Iterable[int], quality: int = 95) -> int:
-    """Write the middle frames of a data set, with depth where known, as a folder of this format; return their number.
+    """Write the middle frames of a data set, with depth if known, as a folder of this format.
 
     For data that is slow to render or decode: reading a written image takes 3 ms. Images are JPEG, so that rendered
-    ones have the compression artefacts of a camera. Existing images are kept and not rendered again, so an interrupted
-    run can be resumed.
+    images get the compression artefacts of a camera. An image that is already listed in the folder's index is not
+    rendered again, so an interrupted run can be resumed.
 
     Args:
+        dataset: its samples may have any number of frames.
         out: the folder.
         numbers: indices of the samples.
         quality: JPEG quality, 1 to 100.
+
+    Returns:
+        The number of samples, including those written before.
+
+    Raises:
+        DataError: the depth of a sample differs in size from its frames, or the folder's index is invalid.
     """
     for folder in ("rgb", "depth"):
         (out / folder).mkdir(parents=True, exist_ok=True)
@@ -141,7 +150,7 @@ def write_pictures(dataset: Dataset[Sample], out: Path, numbers: Iterable[int], 
 
 
 def list_pictures(root: Path) -> list[Picture]:
-    """The pictures of a folder in the order of its index; without an index, its images by name, then its subfolders'.
+    """The pictures of a folder in the order of its index. Without an index: its images by name, then its subfolders.
 
     Raises:
         DataError: no picture, or an invalid index.
@@ -155,7 +164,7 @@ def list_pictures(root: Path) -> list[Picture]:
 
 
 def picture_folders(root: Path) -> list[Path]:
-    """The folders at and below `root` with an index or images; folders below an index are not searched.
+    """The folders at and below `root` that have an index or images. Below a folder with an index nothing is searched.
 
     Raises:
         DataError: there is none.
@@ -176,7 +185,7 @@ def _picture_folders(folder: Path) -> list[Path]:
 
 
 def pictures_of(folder: Path) -> list[Picture]:
-    """The pictures of one folder of `picture_folders`, without its subfolders.
+    """The pictures of one folder found by `picture_folders`, without its subfolders.
 
     Raises:
         DataError: the index is invalid.

@@ -1,4 +1,7 @@
-"""Data sets by the names used in configurations, mixtures of data sets, and wrappers around them."""
+"""Build data sets by the names used in configurations, mix several data sets, and wrap them.
+
+Training and evaluation build all their data sets here.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ from torch.utils.data import Dataset
 from fadepth_core.common.errors import DataError
 from fadepth_core.common.sample import LabelledImage, Sample
 
-#: name -> module:class. A module is imported when its data set is built, because each has its own optional packages.
+#: name -> module:class. A module is imported only when its data set is built, because some need optional packages.
 TRAINING_SETS = {
     "kitti": "fadepth_core.data.kitti:KittiDataset",
     "ddad": "fadepth_core.data.ddad:DdadDataset",
@@ -46,7 +49,15 @@ def build_dataset(name: str, size: tuple[int, int], **options) -> Dataset:
 
 
 def build_test_set(name: str, **options) -> Sequence[LabelledImage]:
-    """Build a test set, one of `TEST_SETS`; raises as `build_dataset`."""
+    """Build a test set.
+
+    Args:
+        name: one of `TEST_SETS`.
+        options: arguments of its class.
+
+    Raises:
+        DataError: unknown data set or option, or an error of the data set itself.
+    """
     return _construct(name, TEST_SETS, options)
 
 
@@ -58,8 +69,8 @@ def _construct(name: str, known: dict[str, str], options: dict):
     try:
         inspect.signature(dataset_class).bind(**options)
     except TypeError as error:
-        options = ", ".join(inspect.signature(dataset_class).parameters)
-        raise DataError(f"data set '{name}': {error}; it takes {options}") from error
+        accepted = ", ".join(inspect.signature(dataset_class).parameters)
+        raise DataError(f"data set '{name}': {error}; it takes {accepted}") from error
     try:
         return dataset_class(**options)
     except DataError:
@@ -71,11 +82,15 @@ def _construct(name: str, known: dict[str, str], options: dict):
 class Mixture(Dataset):
     """Several data sets as one, each with a given share of the samples.
 
-    An epoch contains every sample of every set at least once; sets with a large share for their size are repeated.
+    An epoch contains every sample of every set at least once. The samples of a set that is small for its share are
+    repeated.
 
     Args:
         datasets: none of them empty.
         shares: positive weights, one for each data set.
+
+    Raises:
+        ValueError: no data sets, not one share for each, or a share that is not positive.
     """
 
     def __init__(self, datasets: Sequence[Dataset], shares: Sequence[float]):
@@ -107,7 +122,7 @@ class Mixture(Dataset):
 
 
 class _Wrapped(Dataset):
-    """Base of the wrappers that keep the length of a data set."""
+    """Base class of the wrappers that change the samples of a data set, but not their number."""
 
     def __init__(self, dataset: Dataset):
         self._dataset = dataset
@@ -117,9 +132,9 @@ class _Wrapped(Dataset):
 
 
 class WithPlaceholders(_Wrapped):
-    """A data set whose samples all have depth (0 where missing), sharpness (true) and speed (NaN).
+    """A data set whose samples all have depth, sharpness and speed; missing ones become 0, true and NaN.
 
-    In a mixture, samples of one batch must have the same fields.
+    Needed in a mixture: `collate` sets a field of the batch to None if one of its samples lacks the field.
     """
 
     def __getitem__(self, index: int) -> Sample:
@@ -133,7 +148,7 @@ class WithPlaceholders(_Wrapped):
 
 
 class MiddleFrames(_Wrapped):
-    """Only the middle frame of each sample, for training that compares no frames: a third of the work."""
+    """Only the middle frame of each sample, for training without losses that compare frames: a third of the work."""
 
     def __getitem__(self, index: int) -> Sample:
         sample = self._dataset[index]
@@ -141,7 +156,7 @@ class MiddleFrames(_Wrapped):
 
 
 class InMemory(_Wrapped):
-    """Keeps loaded samples in memory, for small sets that are slow to load or render and are read often."""
+    """Keeps samples in memory once they are loaded, for small data sets that are slow to load or render."""
 
     def __init__(self, dataset: Dataset):
         super().__init__(dataset)

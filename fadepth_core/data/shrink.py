@@ -1,4 +1,4 @@
-"""Smaller copies of picture folders, for training on another machine: fewer images, smaller and more compressed."""
+"""Make small copies of picture folders, for training on another machine: fewer, smaller and more compressed images."""
 
 from __future__ import annotations
 
@@ -16,25 +16,28 @@ from fadepth_core.data.pictures import Picture, picture_folders, pictures_of, re
 
 #: Depth is rounded to powers of this number (steps of 1.2 %), which halves the size of its PNG files.
 _DEPTH_STEP = 1.012
-#: The fractional parts of this number's multiples are spread evenly over 0..1, however many are taken.
+#: The fractional parts of the first n multiples of this number are spread evenly over 0..1 for every n.
 _GOLDEN_RATIO = (5**0.5 - 1) / 2
 
 
 def shrink_folders(
     root: Path, out: Path, limit: int, pixels: int = PIXELS, quality: int = 80, skip: Sequence[str] = ()
 ) -> dict[str, int]:
-    """Copy the picture folders at and below `root`; return how many images of each, by its path below `root`.
+    """Copy the picture folders at and below `root`, with as many images as fit into `limit`.
 
-    Every folder loses the same share of its images, and the remaining ones are spread evenly over it. Each copy is at
-    the same path below `out` and can be read as data set "pictures". Other files are not copied.
+    The same share of images is copied from every folder, spread evenly over it. Each copy is at the same path below
+    `out` and can be read as data set "pictures". Other files are not copied.
 
     Args:
         root: the folder that is searched for picture folders.
-        out: where to write; must be empty.
+        out: where to write. It must be empty or not exist.
         limit: largest total size of images and depth, bytes; indexes add 100 to 200 bytes per image.
         pixels: approximate number of pixels of each copy, which keeps its aspect ratio with sides in multiples of 32.
         quality: JPEG quality, 1 to 100.
         skip: folders to leave out, by their path below `root`.
+
+    Returns:
+        The number of images copied from each folder, by its path below `root`.
 
     Raises:
         DataError: no images, an unreadable image, `out` is not empty, or `limit` is too small for one image of each
@@ -72,7 +75,7 @@ def shrink_folders(
 
 
 def _shrink(picture: Picture, name: str, pixels: int, quality: int) -> tuple[dict[str, bytes], dict]:
-    """The contents of the files of a picture's copy, by their path in its folder, and its index entry."""
+    """The copy of a picture: the contents of its files by their path in its folder, and its index entry."""
     image = read_rgb(picture.rgb)
     size = choose_network_size(image.shape[:2], pixels)
     framing = Framing.plan(image.shape[:2], size, crop_to_aspect=True)

@@ -1,4 +1,4 @@
-"""Clips of the user's own camera: videos or folders of frames, each with a JSON file that describes the camera.
+"""Clips of the user's own camera as data set: videos or folders of frames, with a JSON file that describes the camera.
 
     clips/front.mp4      clips/front.json
     clips/hall/0001.png  clips/hall/camera.json
@@ -7,16 +7,17 @@ A clip without its own JSON uses the `camera.json` of the nearest folder above i
 
     fx, fy, cx, cy   intrinsics in pixels of the stored frames, pixel centres at whole numbers (required)
     width, height    size of the stored frames, checked against them
-    fps              frames per second; default for a video file: its own
+    fps              frames per second; default for a video file: the rate that the file states
     times            file with the time of each frame in seconds, one per line; replaces fps
-    stride           frames from one compared frame to the next (also: recommended_stride)
+    stride           distance between the frames of a sample, in stored frames (also: recommended_stride)
     speed            metres per second: a number, a list with one value per frame, or a file with one line per frame
     poses            file with one line per frame: camera-to-world pose, 3x4, row by row, metres (KITTI odometry format)
-    depth            folder of 16-bit PNGs, metres * 256, 0 where unknown, named by frame number (000000.png the first),
-                     at the size of the stored frames or of training (as `labels.stereo` writes them); frames without a
-                     file have unknown depth
+    depth            folder of 16-bit PNGs, metres * 256, 0 where unknown, named by frame number (from 000000.png), at
+                     the size of the stored frames or of training (as `labels.stereo` writes them); the depth of a
+                     frame without a file is unknown
 
-Files are searched beside the JSON, beside the clip, then in the clip's folder. Other keys are ignored.
+Files are searched in the folder of the JSON, in the folder of the clip, then inside the clip if it is a folder. Other
+keys are ignored.
 """
 
 from __future__ import annotations
@@ -59,12 +60,12 @@ class VideoDataset(Dataset[Sample]):
         root: folder that is searched for clips, or one clip: a video file or a folder of frames.
         size: height and width of the frames, pixels; clips of another aspect ratio are cropped at the centre.
         camera: JSON file for clips without their own.
-        stride: overrides the clips' own stride; the default of both is 1.
+        stride: replaces the stride of the clips' JSON files. Without either, the stride is 1.
         first: number of the first frame that is used, in every clip.
         split: "val" is the last part of every clip, "train" the rest, "all" the whole clip.
         validation: the validation part as a share of the clip.
-        min_flow: without poses or speed, a frame counts as static where the median optical flow from the frame before
-            is below this, pixels at `size`.
+        min_flow: for clips without poses and speed: a sample is left out as static if the median optical flow between
+            two of its neighbouring frames is below this, pixels at `size`.
         cache: folder for decoded videos, because seeking in a video is slow and inexact; default: the user's cache.
 
     Attributes:
@@ -146,6 +147,14 @@ def open_clips(
 class Clip:
     """One clip with the data of its JSON.
 
+    Args:
+        place: the video file or the folder of frames.
+        root: root of the data set.
+        size: (height, width) of the frames for training.
+        camera: JSON file for a clip without its own.
+        stride: replaces the stride of the JSON.
+        cache: folder for decoded videos.
+
     Attributes:
         path, name: the video file or the folder of frames, and its path below the data set's root.
         camera: the JSON file.
@@ -156,6 +165,9 @@ class Clip:
         speeds: metres per second [N], or None.
         poses: camera-to-world [N, 4, 4], metres, or None.
         depths: the depth file of each frame that has one, or None.
+
+    Raises:
+        DataError: the clip or its JSON is invalid, or has too few frames.
     """
 
     def __init__(
@@ -180,7 +192,10 @@ class Clip:
         self.depths = self._depths(values)
 
     def centres(self, first: int, split: str, validation: float) -> range:
-        """Middle frames of the split's samples from frame `first` on; "train" and "val" share no frame."""
+        """Numbers of the middle frames of a split's samples; see `VideoDataset` for the arguments.
+
+        The samples of "train" and "val" have no frame in common.
+        """
         first, last = first + self.stride, self.source.count - self.stride
         if first >= last:
             return range(0)
@@ -190,7 +205,10 @@ class Clip:
         return range(cut, last) if split == "val" else range(first, last)
 
     def moves(self, centre: int, min_flow: float) -> bool:
-        """Whether the camera moves at frame `centre`: by its poses, else its speeds, else the optical flow."""
+        """Whether the camera moves in the sample around frame `centre`.
+
+        Decided by the poses if known, else by the speeds if known, else by the optical flow (`min_flow`).
+        """
         before, after = centre - self.stride, centre + self.stride
         seconds = self.times[after] - self.times[before]
         if self.poses is not None:
@@ -206,6 +224,11 @@ class Clip:
             self.speeds = np.full(self.source.count, np.nan)
 
     def sample(self, centre: int) -> Sample:
+        """The sample whose middle frame is `centre`.
+
+        Raises:
+            DataError: a frame or depth file is invalid.
+        """
         numbers = [centre - self.stride, centre, centre + self.stride]
         frames = torch.from_numpy(np.stack([self.source.frame(n) for n in numbers])).permute(0, 3, 1, 2)
         poses = None
@@ -223,6 +246,7 @@ class Clip:
         )
 
     def _depth(self, number: int) -> torch.Tensor:
+        """Depth of a frame at the size for training, [h, w] metres, 0 where unknown."""
         framing = self.source.framing
         if number not in self.depths:
             return torch.zeros(framing.network_size)
@@ -233,6 +257,8 @@ class Clip:
             (h, w), (height, width) = depth.shape, self.source.stored_size
             raise DataError(f"{self.depths[number]}: {w}x{h} pixels, the clip's frames have {width}x{height}")
         return torch.from_numpy(framing.depth_to_network(depth))
+
+    # The following methods read one key of the JSON each; `values` are all its keys.
 
     def _times(self, values: dict) -> np.ndarray:
         if "times" in values:
@@ -286,10 +312,12 @@ class Clip:
         return {int(stem): path for stem, path in files.items()}
 
     def _read_column(self, name: str, what: str) -> np.ndarray:
+        """Read a file with one number per frame; `what` names its contents in error messages."""
         path = self._find(name, what)
         return self._checked(_read_numbers(path).squeeze(), what, path)
 
     def _checked(self, values: np.ndarray, what: str, where: Path) -> np.ndarray:
+        """`values`, after a check that there is a finite one for every frame."""
         if values.ndim == 0 or len(values) != self.source.count:
             found = values.size if values.ndim == 0 else len(values)
             raise DataError(f"{where}: {what} of {found} frames, but {self.path} has {self.source.count}")
@@ -298,6 +326,7 @@ class Clip:
         return values
 
     def _find(self, name: object, what: str, is_there: Callable[[Path], bool] = Path.is_file) -> Path:
+        """Path of a file or folder that the JSON names."""
         if not isinstance(name, str):
             raise DataError(f"{self.camera}: {what} must be the name of a file or folder, got {name!r}")
         for folder in (self.camera.parent, self.path.parent, self.path):
@@ -307,7 +336,7 @@ class Clip:
 
 
 class _Folder:
-    """A folder of frames, read on demand."""
+    """A folder of frames, read on demand. It has the same methods and attributes as `_Video`."""
 
     fps = None
 
@@ -331,7 +360,19 @@ class _Folder:
 
 
 class _Video:
-    """A video file, decoded once into an .npy file that every loader process maps into memory."""
+    """A video file, decoded once into an .npy file that every loader process maps into memory.
+
+    Args:
+        path: the video file.
+        size: (height, width) of the frames for training.
+        cache: folder of the .npy file.
+
+    Attributes:
+        count: number of frames.
+        fps: frames per second that the file states, or None.
+        stored_size: (height, width) of the frames in the file.
+        framing: from the stored frames to `size`.
+    """
 
     def __init__(self, path: Path, size: tuple[int, int], cache: Path):
         self._path = path
@@ -355,13 +396,15 @@ class _Video:
         return np.load(self._cached, mmap_mode="r")
 
     def __getstate__(self) -> dict:
-        # Pickling a memory map copies its data; loader processes map the file themselves.
+        # Pickling a memory map would copy its data. Each loader process maps the file again instead.
         return {key: value for key, value in self.__dict__.items() if key != "_frames"}
 
     def frame(self, number: int) -> np.ndarray:
+        """RGB uint8 [h, w, 3] at the size for training."""
         return self._frames[number]
 
     def flow(self, stride: int) -> np.ndarray:
+        """`_median_flow` of all frames, with a cache on disk."""
         path = self._cached.with_suffix(f".flow{stride}.npy")
         if not path.is_file():
             _write(path, _median_flow(self, stride))
@@ -383,6 +426,7 @@ class _Video:
 
 
 def _write(path: Path, values: np.ndarray) -> None:
+    """Write an array to the cache."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, lambda part: _save(part, values))
@@ -391,13 +435,15 @@ def _write(path: Path, values: np.ndarray) -> None:
 
 
 def _save(part: Path, values: np.ndarray) -> None:
-    with open(part, "wb") as stream:  # np.save would append a suffix to a name
+    with open(part, "wb") as stream:  # given a path, np.save would append a suffix
         np.save(stream, values)
 
 
 def _median_flow(source: _Folder | _Video, stride: int) -> np.ndarray:
-    """Median length of the optical flow to each frame from the one `stride` before it, pixels; 0 for the first ones."""
-    # A third of the size is enough to tell whether the camera moves.
+    """Median length of the optical flow between each frame and the frame `stride` before it, [N] pixels.
+
+    The first `stride` values are 0. Frames are reduced to a third, which is enough to detect that the camera moves.
+    """
     height, width = source.framing.network_size
     small = (max(32, width // 3), max(32, height // 3))
     finder = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_ULTRAFAST)
@@ -413,7 +459,7 @@ def _median_flow(source: _Folder | _Video, stride: int) -> np.ndarray:
 
 
 def _find_clips(root: Path) -> list[Path]:
-    """Videos and folders of frames, sorted; `root` itself may be one."""
+    """Videos and folders of frames at or below `root`, sorted."""
     if root.is_file():
         return [root] if root.suffix.lower() in VIDEOS else []
     clips = [path for path in root.rglob("*") if path.suffix.lower() in VIDEOS and path.is_file()]
@@ -422,7 +468,7 @@ def _find_clips(root: Path) -> list[Path]:
 
 
 def _has_frames(folder: Path) -> bool:
-    """Whether the folder has images, and they are not depth (one channel of 16 bits)."""
+    """Whether the folder has images and its first image is not depth (one channel of 16 bits)."""
     first = next(iter(pictures_in(folder)), None)
     if first is None:
         return False
@@ -437,19 +483,23 @@ def pictures_in(folder: Path) -> list[Path]:
 
 
 def own_cameras(clip: Path) -> list[Path]:
-    """Where the JSON of a video file or a folder of frames may be, first match first."""
+    """Possible paths of the JSON of a video file or a folder of frames. The first that exists is used."""
     return [clip.with_suffix(".json")] if clip.is_file() else [clip / CAMERA, clip.with_name(f"{clip.name}.json")]
 
 
 def read_camera(path: Path, size: tuple[int, int], frames: Path) -> tuple[np.ndarray, dict]:
-    """Read K [3, 3] in pixels, and all keys, from the JSON at `path`.
+    """Read the JSON of a camera.
 
     Args:
-        size: (height, width) of the frames.
+        path: the JSON file.
+        size: (height, width) of the stored frames.
         frames: where the frames are, for error messages.
 
+    Returns:
+        K [3, 3] in pixels, and all keys of the file with their values.
+
     Raises:
-        DataError: the file is invalid, or for frames of another size.
+        DataError: the file is invalid, or it states another size of the frames.
     """
     values = _read_json(path)
     try:
@@ -466,6 +516,7 @@ def read_camera(path: Path, size: tuple[int, int], frames: Path) -> tuple[np.nda
 
 
 def _camera_of(clip: Path, root: Path, default: Path | None) -> Path:
+    """The JSON of a clip: its own, else `default`, else the nearest camera.json in the folders above, up to `root`."""
     own = own_cameras(clip)
     top = root if root.is_dir() else root.parent
     above = [folder / CAMERA for folder in clip.parents if folder == top or top in folder.parents]

@@ -1,12 +1,12 @@
-"""Multi-view stereo: depth of a clip with known poses, as labels for training.
+"""Multi-view stereo: measures the depth of a clip with known poses, as labels for training.
 
 A plane sweep (Collins 1996) over inverse depth compares a frame with several source frames by normalised
-cross-correlation. Semi-global matching (Hirschmüller 2008) fills surfaces with little texture. A consistency check
-against the depth of neighbouring frames removes wrong depth: that of most moving objects, of mirrors and of bare sky.
+cross-correlation. Semi-global matching (Hirschmüller 2008) fills surfaces with little texture. A check of consistency
+with the depth of neighbouring frames removes most wrong depth, e.g. on moving objects, mirrors and clear sky.
 
-Training on these labels converges much faster than training with the photometric loss, which compares each frame with
-its two neighbours only: here the baseline may be as long as the distance of the nearest objects, and no gradient
-descent is needed.
+Training on these labels converges much faster than training with the photometric loss. That loss compares each frame
+only with its two neighbours and finds depth by gradient descent. Stereo finds it by search, and its baseline may be as
+long as the distance of the nearest objects.
 """
 
 from __future__ import annotations
@@ -31,18 +31,21 @@ _BASELINES = (0.3, 0.6, 1.05)
 _PLANES = 80
 #: Half of the side of the correlation windows, pixels.
 _RADIUS = 2
-#: Variance of grey values (0 to 1) of a window without texture, added to each variance: such windows do not match.
+#: Variance of grey values (0 to 1) in a window without texture. It is added to each variance, so that the correlation
+#: of two such windows is low.
 _NOISE = 2e-5
-#: Semi-global matching: P1, the penalty for a change by one plane; P2, that for larger changes; and how much an image
-#: gradient reduces P2. A window without any match costs 1.
+#: Semi-global matching, in units of the cost of a window without any match: penalty P1 for a change by one plane,
+#: penalty P2 for a larger change, and how strongly an image gradient reduces P2.
 _P1, _P2, _P2_GRADIENT = 0.06, 0.5, 25.0
-#: Pixels whose best match costs more are left out.
+#: Pixels whose best match has a higher cost are left out.
 _MAX_COST = 0.6
-#: Largest difference of consistent inverse depths: relative, but at least a share of the nearest plane's inverse depth.
+#: Largest difference of consistent inverse depths, as a share of the inverse depth. It is at least `_MIN_TOLERANCE`
+#: times the inverse depth of the nearest plane.
 _TOLERANCE, _MIN_TOLERANCE = 0.08, 0.01
-#: Depth beyond this multiple of the nearest is left out: the baselines are too short for it.
+#: Depth beyond this multiple of the nearest plane's depth is left out, because the baselines are too short to measure
+#: it.
 _MAX_DEPTH_RATIO = 30.0
-#: Frames on either side that take part in the consistency check.
+#: Number of frames on either side that take part in the consistency check.
 _NEIGHBOURS = 3
 
 
@@ -52,6 +55,7 @@ def write_stereo(clip: Clip, folder: Path, nearest: float = 4.0, first: int = 0,
     The files are <frame number>.png, 16 bits, metres * 256, 0 where unknown, at the clip's size for training.
 
     Args:
+        clip: a clip with poses.
         folder: where to write.
         nearest: depth of the nearest plane, metres; depth up to 30 times this is measured.
         first: first frame that is measured or used as a source frame.
@@ -61,7 +65,8 @@ def write_stereo(clip: Clip, folder: Path, nearest: float = 4.0, first: int = 0,
         The number of files written.
 
     Raises:
-        DataError: the clip has no poses, or moves too little, or an argument is out of range.
+        DataError: the clip has no poses, the camera moves too little, an argument is out of range, or a file cannot be
+            written.
     """
     if not nearest > 0 or first < 0 or every < 1:
         raise DataError(
@@ -97,7 +102,7 @@ def write_stereo(clip: Clip, folder: Path, nearest: float = 4.0, first: int = 0,
             intrinsics,
             nearest,
         )
-        # At an end of the range the true depth may be outside it.
+        # At an end of the searched range, the true depth may be outside the range.
         inside = (inverse > 1 / (_MAX_DEPTH_RATIO * nearest)) & (inverse < 0.98 / nearest)
         depth = torch.where(consistent & inside & (cost < _MAX_COST), 1 / inverse, 0.0)
         picture = (depth * 256).round().clamp(max=np.iinfo(np.uint16).max).numpy().astype(np.uint16)
@@ -122,9 +127,15 @@ class PlaneSweep:
         self._rays = viewing_rays(self._intrinsics, *size)
 
     def __call__(self, reference: Tensor, sources: Tensor, motions: Tensor) -> tuple[Tensor, Tensor]:
-        """
-        Shapes: grey reference [H, W] and sources [N, H, W] in [0, 1], motions T_{reference→source} [N, 4, 4] in
-        metres -> inverse depth [H, W] in 1/m, and the cost of its match [H, W], from 0 (perfect) to 1 (no match).
+        """Measure the inverse depth of the reference view.
+
+        Args:
+            reference: grey image [H, W] in [0, 1].
+            sources: grey images [N, H, W] in [0, 1].
+            motions: T_{reference→source} [N, 4, 4], metres.
+
+        Returns:
+            Inverse depth [H, W] in 1/m, and the cost of its match [H, W], from 0 (perfect) to 1 (no match).
         """
         costs = self.costs(reference, sources, motions)
         best, inverse = self._minimum(semi_global(costs, reference))
@@ -133,14 +144,16 @@ class PlaneSweep:
     def costs(self, reference: Tensor, sources: Tensor, motions: Tensor) -> Tensor:
         """Matching cost of each pixel on each plane, [planes, H, W]; arguments as for `__call__`.
 
-        The mean over the better half of the sources that see the point, because it may be occluded in the others.
+        Of the sources that see a point, only the half with the lower costs is averaged, because the point may be
+        occluded in the others.
         """
         height, width = reference.shape
         mean, variance = _statistics(reference[None])
         costs = torch.empty(len(sources), _PLANES, height, width)
         planes = self._planes[:, None, None, None]
         for cost, source, motion in zip(costs, sources, motions, strict=True):
-            # The point at inverse depth d in the source frame, R·ray / d + t, times d: valid for d = 0 (infinity) too.
+            # In the source frame, the point at inverse depth d is R·ray / d + t. It is multiplied by d, which does not
+            # change its pixel and is also valid for d = 0 (infinity).
             rotated = torch.einsum("ij,bjhw->bihw", motion[:3, :3], self._rays)
             points = rotated + planes * motion[:3, 3, None, None]
             pixels, depth = project(points, self._intrinsics)
@@ -201,17 +214,24 @@ def _paths(costs: Tensor, view: Tensor) -> Tensor:
 def consistency_mask(
     inverse: Tensor, others: Sequence[Tensor], motions: Sequence[Tensor], intrinsics: Tensor, nearest: float
 ) -> Tensor:
-    """Where at least two other views, and at least half of those that see the point, have measured the same depth.
+    """Pixels of a view whose depth is confirmed by two or more other views and by half or more of those that see it.
 
-    Shapes: inverse depth [H, W] in 1/m of the view and of each other, T_{view→other} [4, 4] each, K [3, 3] ->
-    bool [H, W].
+    Args:
+        inverse: inverse depth of the view, [H, W] in 1/m.
+        others: inverse depths of the other views.
+        motions: T_{view→other} [4, 4] for each of them, metres.
+        intrinsics: K [3, 3] of all views.
+        nearest: depth of the nearest plane, metres.
+
+    Returns:
+        bool [H, W].
     """
     height, width = inverse.shape
     depth = 1 / inverse.clamp(min=0.2 / (_MAX_DEPTH_RATIO * nearest))[None, None]
     agreeing, seeing = torch.zeros_like(inverse), torch.zeros_like(inverse)
     for other, motion in zip(others, motions, strict=True):
         projected = reproject(depth, motion[None], intrinsics[None])
-        # The nearest pixel, because depth must not be interpolated across edges.
+        # Read the depth of the nearest pixel, because depth must not be interpolated across edges.
         u, v = projected.pixels[0].round().long()
         sees = (u >= 0) & (u < width) & (v >= 0) & (v < height) & (projected.depth[0, 0] > 0.1)
         expected = 1 / projected.depth[0, 0]
@@ -223,7 +243,7 @@ def consistency_mask(
 
 
 class _GreyFrames:
-    """Grey frames of a clip, [H, W] float32 in [0, 1]; caches the last 64, which neighbouring frames share."""
+    """Grey frames of a clip, [H, W] float32 in [0, 1]. The last 64 are kept, because they are used several times."""
 
     def __init__(self, clip: Clip):
         self._clip, self._kept = clip, {}
@@ -238,7 +258,10 @@ class _GreyFrames:
 
 
 def _source_frames(positions: np.ndarray, number: int, first: int, nearest: float) -> list[int]:
-    """Source frames of frame `number`, from `first` on: the first on either side at each of the baselines or more."""
+    """Numbers of the source frames of frame `number`; none is before frame `first`.
+
+    On either side, and for each of `_BASELINES`, the nearest frame with at least this baseline is taken.
+    """
     distances = np.linalg.norm(positions - positions[number], axis=1)
     found = []
     for side in (range(number - 1, first - 1, -1), range(number + 1, len(positions))):

@@ -1,8 +1,8 @@
 """Base self-supervised loss of one pyramid level (eq. 21; docs/method.md, section 4), from three consecutive frames.
 
 Three terms compare the middle frame with each neighbour, in both directions: photometric (L_bwp), depth structure
-(L_bds) and feature perception (L_bfp). The fourth is smoothness (L_s). The networks have run before: depth once per
-frame, pose once per pair.
+(L_bds) and feature perception (L_bfp). The fourth term is smoothness (L_s). This module does not run the networks: the
+caller passes the depth network's outputs for every frame and the motion of every pair.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class Motions:
 
     @property
     def translations(self) -> Tensor:
-        """[B, 2, 3]."""
+        """Translations to the previous and to the next frame, [B, 2, 3]."""
         return torch.stack([self.to_previous[:, :3, 3], self.to_next[:, :3, 3]], dim=1)
 
 
@@ -83,8 +83,8 @@ class Views:
         frames: RGB in [0, 1] [B, 3, 3, H, W].
         depth: of these frames [B, 3, 1, H, W], metres (up to scale).
         warped: Î_a, the first frame of each pair reconstructed from the second [4, B, 3, H, W].
-        visible: V·O [4, B, 1, H, W].
-        weight: w [4, B, 1, H, W].
+        visible: V·O, pixels of the first frame that are visible in the second, 0 or 1 [4, B, 1, H, W].
+        weight: w, how much each of these pixels counts, in [0, 1] [4, B, 1, H, W].
     """
 
     frames: Tensor
@@ -96,7 +96,13 @@ class Views:
 
 @dataclass
 class BaseLoss:
-    """Eq. 21 for one level: weighted total, four terms before weighting, each []; views if frames are compared."""
+    """Loss of one level (eq. 21).
+
+    Attributes:
+        total: weighted sum of the terms, [].
+        photometric, structure, feature, smoothness: the terms before weighting, each []; 0 if their weight is 0.
+        views: None if no term compares frames.
+    """
 
     total: Tensor
     photometric: Tensor
@@ -115,14 +121,14 @@ def base_loss(
     weights: BaseWeights,
     feature_offset: int = 0,
 ) -> BaseLoss:
-    """L_k of one level.
+    """Compute L_k, the base loss of one level.
 
     Args:
         frames: RGB in [0, 1], [B, 3, 3, H, W]; fastest if each image is in channels_last memory.
         intrinsics: K of these frames [B, 3, 3].
         outputs: of the depth network for the 3·B frames, in the order of `frames.flatten(0, 1)`.
         motions: of the camera; may be None if `weights.need_motion` is False.
-        depth_range: depths in metres of disparity 1 and 0.
+        depth_range: depths in metres for which disparities 1 and 0 stand.
         weights: λ1 .. λ4.
         feature_offset: of the depth network, see `feature_loss`.
     """
@@ -152,10 +158,10 @@ def base_loss(
 
 @dataclass
 class _DirectedPairs:
-    """The directed pairs a→b: what is the same at every disparity scale.
+    """Data of the directed pairs a→b that all disparity scales share.
 
-    They are stacked along the batch: t→t-1, t→t+1, then the same two reversed. Exchanging the halves (`_reverse`)
-    therefore turns a tensor of the frames a into one of the frames b.
+    The pairs are stacked along the batch: t→t-1, t→t+1, t-1→t, t+1→t. The second half are the pairs of the first half
+    reversed. Exchanging the halves (`_reverse`) therefore turns a tensor of the frames a into one of the frames b.
 
     Attributes:
         images: I_a and I_b.
@@ -172,9 +178,9 @@ class _DirectedPairs:
     def of(cls, frames: Tensor, intrinsics: Tensor, features: Tensor, motions: Motions) -> _DirectedPairs:
         with torch.no_grad():
             target = ImageStatistics.of(frames.flatten(0, 1)).map(lambda x: _first(x.unflatten(0, frames.shape[:2])))
-            # pe is symmetric, so one direction is enough.
+            # The photometric error is symmetric, so it is computed in one direction only.
             unmoved = photometric_error(target.map(_middle_first), target.map(_middle_second)).repeat(2, 1, 1, 1)
-        # Planar memory, because bilinear sampling of many channels is then a third faster.
+        # Planar memory makes bilinear sampling of many channels a third faster.
         features = _first(features.to(frames.dtype).unflatten(0, frames.shape[:2])).contiguous()
         from_middle = torch.cat([motions.to_previous, motions.to_next])
         motion = torch.cat([from_middle, invert_motion(from_middle)])
@@ -223,7 +229,7 @@ def _scale_terms(
     feature_offset: int,
 ) -> _ScaleTerms:
     """The terms that compare two frames, for one disparity scale [3B, 1, h, w]."""
-    # Every scale is compared at full size: reduced images would favour depth that copies the texture.
+    # Every scale is compared at full size, as in monodepth2: comparing reduced images causes depth that copies texture.
     full = F.interpolate(disparity, size=pairs.images.source.shape[-2:], mode="bilinear", align_corners=False)
     frame_depths = disparity_to_depth(full, *depth_range).unflatten(0, (-1, 3))
     depth = _first(frame_depths)

@@ -1,8 +1,8 @@
-"""Masks and weights of the pixels of a directed pair, and the depth structure loss L_bds (docs/method.md, sections 4.2,
-4.3).
+"""Masks and weights of pixels, and the depth structure loss L_bds (docs/method.md, sections 4.2, 4.3).
 
-Moving objects and occlusions have two effects: forward and backward flow do not cancel, and the depth moved from one
-view differs from the depth sampled in the other. Both give weights; the second is also the structure loss.
+At moving objects and occlusions, forward and backward flow do not cancel, and the depth moved from one view differs
+from the depth sampled in the other view. Both differences reduce the weight of a pixel. The difference of the depths is
+also the structure loss.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ MIN_MEAN_WEIGHT = 0.01
 
 @dataclass
 class PairWeights:
-    """How much each pixel of a counts in the comparison with b, [B, 1, H, W]; without gradients.
+    """How much each pixel of view a counts in the comparison with view b. Each [B, 1, H, W], without gradients.
 
     Attributes:
         unoccluded: O, whether forward and backward flow cancel, bool.
-        visible: V·O as 0 or 1; all 0 in images that are skipped.
+        visible: V·O as 0 or 1; all 0 in images that are skipped (`MIN_MEAN_WEIGHT`).
         weight: w = V·O·w_F·w_D in [0, 1]; all 0 in images that are skipped.
     """
 
@@ -63,10 +63,11 @@ def structure_loss(difference: Tensor, visible: Tensor) -> Tensor:
 
 
 def weighted_mean(values: Tensor, weight: Tensor) -> Tensor:
-    """⟨w⟩-mean of each image, then the mean over the images with enough weight; 0 if no image has.
+    """Weighted mean of each image, averaged over the images whose mean weight is at least `MIN_MEAN_WEIGHT`.
 
-    All images count the same, so the loss of a batch is the mean of the losses of its parts. Shapes: two [B, 1, H, W]
-    -> [].
+    The result is 0 if there is no such image. All images count the same, regardless of their weights.
+
+    Shapes: two [B, 1, H, W] -> [].
     """
     enough = _mean_weight(weight) >= MIN_MEAN_WEIGHT
     means = (values * weight).sum((1, 2, 3), keepdim=True) / (weight.sum((1, 2, 3), keepdim=True) + 1e-7)

@@ -29,6 +29,7 @@ class ImageStatistics:
 
     @classmethod
     def of(cls, image: Tensor) -> ImageStatistics:
+        """The statistics of images [B, 3, H, W], RGB in [0, 1]."""
         mean = _local_mean(image)
         return cls(image, mean, _local_mean(image.square()) - mean.square())
 
@@ -63,7 +64,8 @@ class ImagePairs:
 def ssim(a: ImageStatistics, b: ImageStatistics) -> Tensor:
     """Structural similarity per pixel and channel, [B, 3, H, W] in [-1, 1]: 3×3 mean window, reflected borders.
 
-    Own code, because kornia's window is Gaussian and it computes the moments of an image again for every comparison.
+    kornia's SSIM is not used: its window is Gaussian, and it computes the moments of an image again for every
+    comparison.
     """
     covariance = _local_mean(a.image * b.image) - a.mean * b.mean
     similarity = (2 * a.mean * b.mean + _C1) * (2 * covariance + _C2)
@@ -78,15 +80,15 @@ def photometric_error(a: ImageStatistics, b: ImageStatistics) -> Tensor:
 
 
 def photometric_loss(error: Tensor, unmoved_error: Tensor, weight: Tensor, valid: Tensor) -> Tensor:
-    """L_bwp: weighted mean of `error`, with monodepth2's auto-mask.
+    """L_bwp: weighted mean of `error`, [], with monodepth2's auto-mask.
 
     Args:
         error: pe(I_a, Î_a) [B, 1, H, W].
-        unmoved_error: pe(I_a, I_b) [B, 1, H, W]. Where it is smaller than `error`, the pixel looks as if nothing moved
-            (a standing camera, or a car ahead at the same speed) and does not count.
+        unmoved_error: pe(I_a, I_b) [B, 1, H, W]. A pixel where it is smaller than `error` does not count, because it
+            looks as if nothing moved: the camera stands, or a car ahead has the camera's speed.
         weight: w of docs/method.md, section 4.2 [B, 1, H, W].
-        valid: V [B, 1, H, W] bool. It is eroded by one pixel, because an SSIM window at its border contains the black
-            outside the other frame.
+        valid: V [B, 1, H, W] bool. It is eroded by one pixel here, because an SSIM window at its border contains black
+            pixels, which stand for the area outside frame b.
     """
     moving = unmoved_error >= error.detach()
     return weighted_mean(error, weight * eroded(valid, error.dtype) * moving)
@@ -101,8 +103,8 @@ def _local_mean(x: Tensor) -> Tensor:
     """Mean of each 3×3 window, borders reflected: [B, C, H, W] -> [B, C, H, W]."""
     x = F.pad(x, (1, 1, 1, 1), mode="reflect")
     if x.is_cuda:
-        # Not a convolution: on a GPU it may run in TF32, which is too coarse for a variance (a difference of means).
+        # On a GPU a convolution may run in TF32, which is too inaccurate for a variance (a difference of two means).
         return F.avg_pool2d(x, 3, stride=1)
-    # On a CPU in channels_last, a third of the time of avg_pool2d.
+    # On a CPU, with channels_last memory, a convolution takes a third of the time of avg_pool2d.
     channels = x.shape[1]
     return F.conv2d(x, x.new_full((channels, 1, 3, 3), 1 / 9), groups=channels)

@@ -1,9 +1,12 @@
-"""Pyramid loss (FA-Depth section III-C, eq. 20-22): one sample at several sizes, mirrored and recoloured.
+"""Pyramid loss (FA-Depth section III-C, eq. 20-22): the losses of one training step.
 
-Every level has its own base loss at its own size. Consistency terms compare its depth and features with those of the
-unchanged level `cr`. The gradients of a level are computed directly after its loss, which frees its graph before the
-next level runs (docs/method.md, section 3.3). `PyramidLoss` also runs the networks and adds the supervised losses and
+A level is one version of the sample: `cr` at the training size, `lr` at half and `hr` at twice this size, `flip`
+mirrored, `color` with changed colours. Every level has its own base loss at its own size. Consistency terms compare the
+depth and the features of a level with those of `cr`. `PyramidLoss` runs the networks and adds the supervised losses and
 the distillation loss.
+
+The gradients of a level are computed directly after its loss. This frees the level's graph before the next level runs
+(docs/method.md, section 3.3).
 """
 
 from __future__ import annotations
@@ -49,15 +52,21 @@ class LevelWeights:
             `FEATURE_TEMPERATURE`. "softmax_standardised": of channels with zero mean and unit standard deviation.
             "softmax_lines": of the same, over every row and every column, as in eq. 28c.
 
-    Eq. 22 takes the distribution error for lr and hr. For disparities this is "softmax": values in (0, 1) give a nearly
+    Eq. 22 uses distribution errors for lr and hr. For disparities this is "softmax": values in (0, 1) give a nearly
     uniform distribution, and the L1 norm is about the mean absolute difference of the centred maps. Decoder features
-    have no bounds: their softmax depends on a few largest values only, also after standardisation. Their sigmoid is
-    bounded like disparities.
+    have no bounds, so their softmax depends only on a few of the largest values, also after standardisation. The
+    sigmoid of the features is bounded like disparities.
 
-    A strong feature term makes the features, and with them depth, nearly constant, even if its gradient is smaller than
-    that of the level's own loss. Measured AbsRel (rendered streets, 64x96, 300 iterations of 2, levels cr and lr;
-    without the term 0.49 to 0.50, constant depth 0.72): "softmax_sigmoid" at temperature 1 0.76, at 5 0.65, at 8 0.53
-    (with flip and color), at 10 0.52; standardised maps and lines at temperature 8 0.75 and 0.79.
+    A strong feature term makes the features nearly constant, and therefore depth too, even if the term's gradient is
+    smaller than that of the level's own loss. Measured AbsRel on rendered streets (64x96, 300 iterations with batch
+    size 2, levels cr and lr):
+
+    * without the feature term: 0.49 to 0.50; constant depth: 0.72
+    * "softmax_sigmoid": 0.76 at temperature 1, 0.65 at 5, 0.53 at 8 (with flip and color), 0.52 at 10
+    * "softmax_standardised" and "softmax_lines" at temperature 8: 0.75 and 0.79
+
+    Raises:
+        ValueError: a metric is not in `METRICS`.
     """
 
     loss: float
@@ -72,7 +81,7 @@ class LevelWeights:
                 raise ValueError(f"a level's metric must be one of {', '.join(METRICS)}, got '{metric}'")
 
 
-#: All five levels with the weights the paper found best for each (Table X, used in Table IX).
+#: All five levels with the best weights of the paper for each (Table X, used in Table IX).
 PAPER_LEVELS: Mapping[str, LevelWeights] = {
     "cr": LevelWeights(1.0),
     "lr": LevelWeights(0.5, 1.0, 0.5, "softmax_sigmoid", "softmax"),
@@ -87,7 +96,8 @@ class LevelInput:
     """Frames, camera and ground truth of one level.
 
     Attributes:
-        frames: RGB in [0, 1] [B, 3, 3, h, w], each image in channels_last memory; or [B, 1, 3, h, w], the middle frame.
+        frames: RGB in [0, 1], each image in channels_last memory: [B, 3, 3, h, w], or only the middle frames
+            [B, 1, 3, h, w].
         intrinsics: K of these frames [B, 3, 3].
         poses: camera-to-world of the three frames [B, 3, 4, 4], if known.
         depth: true depth of the middle frame [B, H, W] at its own size, if known.
@@ -101,7 +111,7 @@ class LevelInput:
 
 @dataclass
 class LevelReport:
-    """Loss of one level and its parts before weighting, each [] and detached. Parts with weight 0 are None or 0.
+    """Loss of one level and its parts before weighting, each [] and detached. A part with weight 0 is None or 0.
 
     Attributes:
         total: the loss that was differentiated.
@@ -126,7 +136,10 @@ class LevelReport:
 
 @dataclass
 class PyramidReport:
-    """Result of one call, detached: L_pyr, its parts by level, and the views of level cr if frames were compared."""
+    """Result of one call of `PyramidLoss`, detached: L_pyr, its parts by level, and the views of level cr.
+
+    `views` is None if no loss compares frames.
+    """
 
     total: Tensor
     levels: dict[str, LevelReport]
@@ -136,7 +149,7 @@ class PyramidReport:
 def predict_motions(pose_net: nn.Module, normalised: Tensor) -> Motions:
     """Motions of both pairs of frames, from one pass of the pose network on normalised frames [B, 3, 3, H, W]."""
     previous, middle, following = normalised.unbind(1)
-    # Concatenate along the batch first: this keeps the images in channels_last memory.
+    # Concatenating along the batch first keeps the images in channels_last memory.
     pairs = torch.cat([torch.cat([previous, middle]), torch.cat([middle, following])], dim=1)
     vectors = pose_net(pairs).to(normalised.dtype)
     return Motions.from_vectors(torch.stack(vectors.chunk(2), dim=1))
@@ -161,11 +174,11 @@ class PyramidLoss:
         color_jitter: the change of colour of level color.
         rescale_to_cr: resize the outputs of levels lr and hr to the size of cr before their losses (Table VIII,
             use_cr).
-        share_masks: draw the drop masks once for all levels of a batch, so that the consistency terms do not compare
-            masks. Off by default: in one comparison (rendered streets, 64x96, P_A = 0.9, 300 iterations of 2, one seed)
-            AbsRel was 0.535 without and 0.633 with it.
+        share_masks: draw the drop masks once for all levels of a batch, so that the consistency terms do not measure
+            the difference between masks. Off by default: in one comparison (rendered streets, 64x96, P_A = 0.9, 300
+            iterations with batch size 2, one seed) AbsRel was 0.535 without and 0.633 with shared masks.
         joint: keep the graphs of all levels and differentiate the sum once. Consistency terms then have a gradient at
-            level cr as well. Needs the memory of all levels together.
+            level cr too. This needs the memory of all levels together.
         other_sizes: further sizes (H, W) of level cr that a batch may have.
 
     Raises:
@@ -224,8 +237,8 @@ class PyramidLoss:
 
         Raises:
             ValueError: the sample has no data for a weighted loss, or its frames have the wrong size.
-            RuntimeError: called under autocast. Networks may run in lower precision (Fabric's modules switch autocast
-                on themselves), geometry and losses may not.
+            RuntimeError: called under autocast. Only the networks may run in lower precision (Fabric's modules switch
+                autocast on by themselves); geometry and losses need full precision.
         """
         if torch.is_autocast_enabled(sample.frames.device.type):
             raise RuntimeError("the pyramid loss must not run under autocast; only the networks may, inside it")
@@ -242,13 +255,14 @@ class PyramidLoss:
                     losses.append(result.loss)
                 else:
                     backward(result.loss)
-                del result  # frees what is left of the level's graph before the next level runs
+                del result  # frees the rest of the level's graph before the next level runs
         if self.joint:
             backward(torch.stack(losses).sum())
         total = torch.stack([report.total for report in reports.values()]).sum()
         return PyramidReport(total, reports, views)
 
     def _check(self, sample: Sample) -> None:
+        """Raise ValueError if the sample's frames have the wrong size or data for a loss is missing."""
         found = tuple(sample.frames.shape[-2:])
         twice = [(2 * height, 2 * width) for height, width in self.sizes]
         allowed = twice if "hr" in self.levels else [*self.sizes, *twice]
@@ -265,8 +279,8 @@ class PyramidLoss:
             raise ValueError("a speed loss needs samples with the camera's speed")
 
     def _inputs(self, sample: Sample) -> Iterator[tuple[str, LevelInput]]:
-        """The inputs of the levels, cr first, each computed when it is needed."""
-        # If no loss compares frames, only the middle one is needed: its depth is known.
+        """Name and input of each level, cr first. An input is computed only when it is requested, to save memory."""
+        # If no loss compares frames, only the middle frame is needed, because only its depth can be known.
         middle = sample.frames.shape[1] // 2
         frames = sample.frames if self._compares_frames else sample.frames[:, middle : middle + 1]
         given = LevelInput(_channels_last(frames), sample.intrinsics, sample.poses, sample.depth)
@@ -292,7 +306,7 @@ class PyramidLoss:
         depth_range = (network.min_depth, network.max_depth)
         if name == "cr":
             reference = _Reference.of(level, outputs, detached=not self.joint)
-        # What the base and the supervised losses use: the level itself, or its outputs resized to level cr.
+        # Base and supervised losses compare the outputs with the level itself or, resized, with level cr.
         scaled_outputs, target = outputs, level
         if self.rescale_to_cr and name in ("lr", "hr"):
             scaled_outputs, target = _resized(outputs, reference.size), reference.level
@@ -347,7 +361,10 @@ class PyramidLoss:
         return _LevelResult(loss, report, reference, base.views)
 
     def _run_networks(self, level: LevelInput, normalised: Tensor) -> tuple[DepthFeatures, Motions | None]:
-        """Depth of every frame and motion of both pairs; no motion if no loss compares frames. One pass per network."""
+        """Outputs of the depth network for every frame, and the motions of both pairs, with one pass of each network.
+
+        The motions are None if no loss compares frames.
+        """
         outputs = self.depth_net(normalised.flatten(0, 1))
         if not self._compares_frames:
             return outputs, None
@@ -363,7 +380,7 @@ class PyramidLoss:
 
 @dataclass
 class _LevelResult:
-    """Loss of one level with its graph, its report, and for level cr the reference and the views."""
+    """Result of one level: the loss with its graph, the report, the reference of level cr, and the views if any."""
 
     loss: Tensor
     report: LevelReport
@@ -373,7 +390,7 @@ class _LevelResult:
 
 @dataclass
 class _Map:
-    """A map [N, C, H, W] of level cr and its distributions by metric, computed when first needed."""
+    """A map [N, C, H, W] of level cr with a cache of its distributions by metric."""
 
     values: Tensor
     _distributions: dict[str, tuple[Tensor, ...]] = field(default_factory=dict)
@@ -404,7 +421,10 @@ class _Reference:
 
 
 def _to_cr(name: str, x: Tensor, size: tuple[int, int]) -> Tensor:
-    """Φ_k⁻¹: a map [N, C, h, w] of level `name` on the pixel grid of level cr, whose `size` is (height, width)."""
+    """Φ_k⁻¹ of eq. 22: bring a map [N, C, h, w] of level `name` to the pixel grid of level cr.
+
+    `size` is the (height, width) of level cr.
+    """
     if name == "flip":
         return x.flip(-1)
     if name in ("lr", "hr"):
@@ -413,7 +433,7 @@ def _to_cr(name: str, x: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def _middle(outputs: DepthFeatures, count: int) -> DepthFeatures:
-    """The outputs for the middle frame of each sample of `count` frames."""
+    """The outputs for the middle frame of each sample; samples have `count` frames."""
     maps = (outputs.disparities, outputs.encoder, outputs.decoder)
     return DepthFeatures(*(tuple(x.unflatten(0, (-1, count))[:, count // 2] for x in kind) for kind in maps))
 
@@ -431,10 +451,11 @@ def _resized(outputs: DepthFeatures, size: tuple[int, int]) -> DepthFeatures:
 
 
 def _consistency(reference: _Map, values: Tensor, metric: str) -> Tensor:
-    """C of eq. 22, averaged over batch and channels: mean over the positions for "l1", sum over them for distributions.
+    """C of eq. 22, averaged over batch and channels: the mean over positions for "l1", the sum for distributions.
 
-    The sum is the ‖·‖₁ of eq. 22. A mean would divide distributions, which already sum to one, by H·W once more: with
-    the paper's weights its gradient is only 2.5e-4 (features) and 2e-6 (disparity) of that of the level's own loss.
+    The sum is the ‖·‖₁ of eq. 22. Distributions already sum to one, so a mean would divide by H·W a second time. With
+    the paper's weights, the gradient of such a mean is only 2.5e-4 (features) and 2e-6 (disparity) of that of the
+    level's own loss.
     """
     values = values.to(reference.values.dtype)
     if metric == "l1":
@@ -445,8 +466,12 @@ def _consistency(reference: _Map, values: Tensor, metric: str) -> Tensor:
 
 
 def _distributions(x: Tensor, metric: str) -> tuple[Tensor, ...]:
-    """The distributions [N, positions, ...] of a map [N, C, H, W] that `metric` compares: one, or columns and rows."""
-    # Softmax over dim 1 with channels last, the networks' memory layout: four times faster than on a planar copy.
+    """The distributions [N, positions, ...] of a map [N, C, H, W] that `metric` compares.
+
+    One distribution over the whole image, or for "softmax_lines" two, over columns and over rows.
+    """
+    # The softmax runs over dim 1 with channels last, the networks' memory layout. On a planar copy it is four times
+    # slower.
     if metric == "softmax_sigmoid":
         x = x.sigmoid() / FEATURE_TEMPERATURE
     x = x.permute(0, 2, 3, 1)

@@ -1,4 +1,4 @@
-"""Edge-aware smoothness loss L_s (docs/method.md, section 4.3): penalises disparity changes off image edges."""
+"""Edge-aware smoothness loss L_s (docs/method.md, section 4.3): penalises disparity changes away from image edges."""
 
 from __future__ import annotations
 
@@ -12,12 +12,15 @@ from torch import Tensor
 def smoothness_loss(disparities: Sequence[Tensor], image: Tensor) -> Tensor:
     """L_s = Σ_j 2^{-j} mean(|∂x d*|·e^{-|∂x I|} + |∂y d*|·e^{-|∂y I|}) with d* = disparity / its mean over the image.
 
-    Zero only for a constant disparity, so its weight must be small: it only selects among the solutions that the other
-    terms allow.
+    L_s is zero only for a constant disparity. Its weight must be small, so that it decides only between solutions that
+    are equally good for the other terms.
 
     Args:
-        disparities: x_j at 1, 1/2, 1/4, .. of the image, each [B, 1, h, w]; the image is reduced to the same size.
+        disparities: x_j at 1, 1/2, 1/4, .. of the image, each [B, 1, h, w]. The image is reduced to their sizes.
         image: RGB in [0, 1], [B, 3, H, W].
+
+    Returns:
+        The loss, [].
     """
     total = image.new_zeros(())
     for j, disparity in enumerate(disparities):

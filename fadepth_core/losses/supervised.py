@@ -1,5 +1,6 @@
-"""Losses against measured depth or speed, for data that has them. Not in the paper; robots need metric depth, and
-monocular video leaves its scale open.
+"""Supervised losses for data with measured depth or speed. They are not in the paper.
+
+Robots need depth in metres, but monocular video alone does not determine the scale of depth.
 """
 
 from __future__ import annotations
@@ -26,23 +27,27 @@ def depth_loss(
 
     With δ = log D - log D_true, the error of a pixel is
 
-    * "log": |δ|. It is minimised by the median of the depths that a pixel may have.
-    * "relative": |δ| if the prediction is too near; if it is too far, its relative error e^δ - 1, continued with
-      constant slope from δ = 1. Where the depth is ambiguous (leaves or sky, a car or the road behind it), the nearer
-      one is preferred. Predicting near objects too far is the worst error for a robot and the largest in AbsRel.
+    * "log": |δ|. If a pixel may have several depths, their median minimises this error.
+    * "relative": |δ| if the prediction is too near. If it is too far: the relative error e^δ - 1, continued with
+      constant slope from δ = 1. If the depth is ambiguous (leaves or sky, a car or the road behind it), this error
+      prefers the nearer one. Predicting near objects too far is the worst error for a robot and the largest one in
+      AbsRel.
 
     Measured with "relative" instead of "log" (SmallDepth on rendered streets, 1200 steps): AbsRel 0.457 instead of
     0.519, δ1 0.482 instead of 0.481, ratio of true to predicted medians 0.99 instead of 0.79.
 
-    The loss is not scale-invariant, on purpose: a common factor on all depths is an error. All images count the same,
-    however many pixels are known; images without known pixels do not count. Truth outside the network's depth range is
-    clamped to it.
+    A common factor on all depths is an error for this loss. All images count the same, regardless of the number of
+    their known pixels; images without known pixels do not count. Truth outside the network's depth range is clamped to
+    it.
 
     Args:
-        disparities: x_j in (0, 1) at one or more scales, each [B, 1, h, w]; interpolated to the truth's size.
+        disparities: x_j in (0, 1) at one or more scales, each [B, 1, h, w]. They are interpolated to the truth's size.
         truth: depth in metres [B, H, W], 0 where unknown.
         min_depth, max_depth: the network's depth range in metres.
         error: the error of a pixel, see above.
+
+    Returns:
+        The loss, [].
     """
     known = truth > 0
     total = truth.new_zeros(())
@@ -54,15 +59,19 @@ def depth_loss(
 
 
 def shape_loss(disparity: Tensor, truth: Tensor, min_depth: float, max_depth: float, scales: int = 4) -> Tensor:
-    """Scale-invariant depth loss that emphasises edges: one common factor per image costs nothing.
+    """Scale-invariant depth loss that emphasises edges: a common factor on the depths of an image is no error.
 
-    With δ = log D - log D_true it is the mean of |δ - mean δ| (Eigen et al. 2014, with the absolute value) plus the
-    gradient-matching term of MegaDepth (Li and Snavely 2018): the mean of |∂δ/∂x| + |∂δ/∂y| between known neighbours,
-    summed over `scales` resolutions, each with every second pixel of the one before.
+    With δ = log D - log D_true, the loss has two parts. The first is the mean of |δ - mean δ| (Eigen et al. 2014, with
+    the absolute value). The second is the gradient-matching term of MegaDepth (Li and Snavely 2018): the mean of
+    |∂δ/∂x| + |∂δ/∂y| between known neighbours, summed over several resolutions.
 
     Args:
-        disparity: x in (0, 1) [B, 1, h, w]; interpolated to the truth's size.
+        disparity: x in (0, 1) [B, 1, h, w]. It is interpolated to the truth's size.
         truth, min_depth, max_depth: as for `depth_loss`.
+        scales: number of resolutions. Each takes every second row and column of the one before.
+
+    Returns:
+        The loss, [].
     """
     known = truth > 0
     difference = _log_error(disparity, truth, min_depth, max_depth) * known
@@ -81,7 +90,7 @@ def shape_loss(disparity: Tensor, truth: Tensor, min_depth: float, max_depth: fl
 
 def _log_error(disparity: Tensor, truth: Tensor, min_depth: float, max_depth: float) -> Tensor:
     """log D - log D_true [B, H, W] at the truth's size, from x in (0, 1) [B, 1, h, w]."""
-    # Disparity, not depth, is interpolated, as in the published evaluation protocols.
+    # As in the published evaluation protocols, disparity is interpolated, not depth.
     x = F.interpolate(disparity.to(truth.dtype), size=truth.shape[-2:], mode="bilinear", align_corners=False)
     depth = disparity_to_depth(x, min_depth, max_depth).squeeze(1)
     return depth.log() - truth.clamp(min_depth, max_depth).log()
@@ -95,7 +104,7 @@ def _mean_of_images(cost: Tensor, known: Tensor) -> Tensor:
 
 
 def _asymmetric(difference: Tensor) -> Tensor:
-    """The error "relative" of `depth_loss`: |δ| where too near, e^δ - 1 where too far, linear from δ = 1."""
+    """The error "relative" of `depth_loss`: |δ| for δ < 0, e^δ - 1 for δ from 0 to 1, linear from δ = 1."""
     far = difference.clamp(0, 1)
     return torch.where(difference < 0, -difference, far.expm1() + math.e * (difference - far))
 
@@ -103,8 +112,15 @@ def _asymmetric(difference: Tensor) -> Tensor:
 def speed_loss(translations: Tensor, speed: Tensor, interval: Tensor) -> Tensor:
     """Mean of |length of the predicted translation - speed · interval| in metres. The direction does not matter.
 
-    Shapes: translations [B, N, 3] in metres, of N motions that each span one interval; speed [B] in metres per second,
-    NaN where unknown; interval [B] in seconds.
+    Samples with unknown speed do not count.
+
+    Args:
+        translations: [B, N, 3] in metres, of N motions that each span one interval.
+        speed: [B] in metres per second, NaN where unknown.
+        interval: [B] in seconds.
+
+    Returns:
+        The loss, [].
     """
     known = speed.isfinite()
     travelled = torch.where(known, speed * interval, 0.0)[:, None]
