@@ -1,21 +1,26 @@
 """Fixtures of all tests."""
 
+import os
 import sys
 
 import pytest
 
+# One thread for torch, in the processes that tests start, too; set before torch is imported. With more threads than free
+# processor cores the threads wait for each other, which makes the small networks of the tests up to ten times slower.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+def _use_one_torch_thread() -> None:
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(1)
+
 
 @pytest.fixture(autouse=True)
-def _restore_torch_threads():
-    """Restore torch's number of threads, which the torch backend and `fadepth evaluate` set for the whole process.
-
-    Training with more threads than free processor cores is ten times slower, because the threads wait for each other.
-    """
-    torch = sys.modules.get("torch")
-    threads = torch and torch.get_num_threads()
+def _one_torch_thread():
+    """Undo what the torch backend sets for the whole process: in a fixture of the module (before), in the test (after)."""
+    _use_one_torch_thread()
     yield
-    if torch:
-        torch.set_num_threads(threads)
+    _use_one_torch_thread()
 
 
 @pytest.fixture(scope="session")
