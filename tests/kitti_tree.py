@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 
 from fadepth_core.common.pinhole import unproject
-from fadepth_core.synthetic.dataset import _draw_intrinsics, _draw_street
+from fadepth_core.synthetic.dataset import draw_intrinsics, draw_street
 from fadepth_core.synthetic.raster import SKY_DEPTH
 from fadepth_core.synthetic.textures import build_atlas
 
@@ -36,8 +36,8 @@ def write_kitti(root: Path, frames: int = 5) -> None:
 def _write_drive(drive: Path, rng: np.random.Generator, frames: int) -> None:
     for folder in ("image_02/data", "velodyne_points/data", "oxts/data"):
         (drive / folder).mkdir(parents=True)
-    scene, (first, second, _), interval, speed = _draw_street(rng, build_atlas(0), moving=False, stride=1.0)
-    intrinsics = _draw_intrinsics(rng, SIZE, "driving")
+    scene, (first, second, _), interval, speed = draw_street(rng, build_atlas(0), moving=False, stride=1.0)
+    intrinsics = draw_intrinsics(rng, SIZE, "driving")
     step, pose, shots = np.linalg.inv(first) @ second, first, []
     for number in range(frames):
         shots.append(scene.render_at(number * interval, intrinsics, pose, SIZE))

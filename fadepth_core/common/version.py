@@ -9,7 +9,7 @@ import importlib.metadata
 from pathlib import Path
 from xml.etree import ElementTree
 
-_PACKAGE_XML = Path(__file__).resolve().parents[2] / "package.xml"
+PACKAGE_XML = Path(__file__).resolve().parents[2] / "package.xml"
 
 
 def version() -> str:
@@ -20,6 +20,6 @@ def version() -> str:
     Raises:
         importlib.metadata.PackageNotFoundError: the code runs neither from a clone nor from an installation.
     """
-    if _PACKAGE_XML.is_file():
-        return ElementTree.parse(_PACKAGE_XML).findtext("version", "")
+    if PACKAGE_XML.is_file():
+        return ElementTree.parse(PACKAGE_XML).findtext("version", "")
     return importlib.metadata.version("fadepth_ros")

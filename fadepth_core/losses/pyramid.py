@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 _VARIANCE_EPS = 1e-6
 #: Temperature of the softmax in the metric "softmax_sigmoid", see `LevelWeights`.
 FEATURE_TEMPERATURE = 8.0
-#: How two maps are compared (eq. 22), see `_consistency`.
+#: How two maps are compared (eq. 22), see `consistency`.
 METRICS = ("l1", "softmax", "softmax_sigmoid", "softmax_standardised", "softmax_lines")
 
 
@@ -246,7 +246,7 @@ class PyramidLoss:
         reference: _Reference | None = None
         reports, losses, views = {}, [], None
         with shared_masks(self.depth_net) if self.share_masks else nullcontext():
-            for name, level in self._inputs(sample):
+            for name, level in self.inputs(sample):
                 result = self._level(name, level, sample, reference)
                 reports[name] = result.report
                 if name == "cr":
@@ -278,7 +278,7 @@ class PyramidLoss:
         if self.speed_weight and sample.speed is None:
             raise ValueError("a speed loss needs samples with the camera's speed")
 
-    def _inputs(self, sample: Sample) -> Iterator[tuple[str, LevelInput]]:
+    def inputs(self, sample: Sample) -> Iterator[tuple[str, LevelInput]]:
         """Name and input of each level, cr first. An input is computed only when it is requested, to save memory."""
         # If no loss compares frames, only the middle frame is needed, because only its depth can be known.
         middle = sample.frames.shape[1] // 2
@@ -336,13 +336,13 @@ class PyramidLoss:
 
         feature = disparity = None
         if weights.feature:
-            feature = _consistency(
+            feature = consistency(
                 reference.features, _to_cr(name, outputs.decoder[0], reference.size), weights.feature_metric
             )
             loss = loss + weights.feature * feature
         if weights.disparity:
             values = _to_cr(name, outputs.disparities[0], reference.size)
-            disparity = _consistency(reference.disparity, values, weights.disparity_metric)
+            disparity = consistency(reference.disparity, values, weights.disparity_metric)
             loss = loss + weights.disparity * disparity
 
         terms = (
@@ -389,7 +389,7 @@ class _LevelResult:
 
 
 @dataclass
-class _Map:
+class ReferenceMap:
     """A map [N, C, H, W] of level cr with a cache of its distributions by metric."""
 
     values: Tensor
@@ -406,8 +406,8 @@ class _Reference:
     """Input, features and disparity of level cr, for comparison with the other levels."""
 
     level: LevelInput
-    features: _Map
-    disparity: _Map
+    features: ReferenceMap
+    disparity: ReferenceMap
 
     @property
     def size(self) -> tuple[int, int]:
@@ -417,7 +417,7 @@ class _Reference:
     @classmethod
     def of(cls, level: LevelInput, outputs: DepthFeatures, detached: bool) -> _Reference:
         maps = (x.to(level.frames.dtype) for x in (outputs.decoder[0], outputs.disparities[0]))
-        return cls(level, *(_Map(x.detach() if detached else x) for x in maps))
+        return cls(level, *(ReferenceMap(x.detach() if detached else x) for x in maps))
 
 
 def _to_cr(name: str, x: Tensor, size: tuple[int, int]) -> Tensor:
@@ -450,7 +450,7 @@ def _resized(outputs: DepthFeatures, size: tuple[int, int]) -> DepthFeatures:
     return DepthFeatures(maps(outputs.disparities, 0), maps(outputs.encoder, 1), maps(outputs.decoder, 0))
 
 
-def _consistency(reference: _Map, values: Tensor, metric: str) -> Tensor:
+def consistency(reference: ReferenceMap, values: Tensor, metric: str) -> Tensor:
     """C of eq. 22, averaged over batch and channels: the mean over positions for "l1", the sum for distributions.
 
     The sum is the ‖·‖₁ of eq. 22. Distributions already sum to one, so a mean would divide by H·W a second time. With

@@ -202,6 +202,13 @@ class DepthEngine:
         """Whether one of the other backends was tried and failed. An unavailable backend does not count."""
         return self._chain.degraded
 
+    def wait_for_build(self) -> None:
+        """Wait until the backend that is being built in the background, if any, is ready or has failed.
+
+        If it is ready, the next frame is served by it.
+        """
+        self._chain.wait_for_build()
+
     def infer(self, request: FrameRequest) -> DepthResult:
         """Depth of one frame.
 

@@ -126,9 +126,9 @@ class SyntheticDataset(Dataset):
         if not 0 <= index < len(self):
             raise IndexError(index)  # ends iteration
         rng = np.random.default_rng([self._seed, index])
-        draw = _draw_street if self._preset == "driving" else _draw_room
+        draw = draw_street if self._preset == "driving" else draw_room
         scene, poses, interval, speed = draw(rng, build_atlas(0), self._moving, self._stride)
-        intrinsics = _draw_intrinsics(rng, self._size, self._preset)
+        intrinsics = draw_intrinsics(rng, self._size, self._preset)
         name = f"synthetic {self._preset} {self._seed}:{index}"
         return rendered_sample(
             rng,
@@ -206,7 +206,7 @@ def _without_sky(depth: np.ndarray) -> np.ndarray:
     return np.where(depth < SKY_DEPTH, depth, np.float32(0))
 
 
-def _draw_intrinsics(rng: Random, size: tuple[int, int], preset: Preset) -> np.ndarray:
+def draw_intrinsics(rng: Random, size: tuple[int, int], preset: Preset) -> np.ndarray:
     """K [3, 3] of a camera with square pixels and a principal point near the middle."""
     height, width = size
     view = np.deg2rad(rng.uniform(50, 100) if preset == "driving" else rng.uniform(50, 90))
@@ -232,10 +232,18 @@ def camera_pose(rotation: np.ndarray, position: np.ndarray) -> np.ndarray:
     return pose
 
 
-def _draw_street(
+def draw_street(
     rng: Random, textures: TextureSet, moving: bool, stride: float
 ) -> tuple[Scene, np.ndarray, float, float]:
-    """A scene, camera-to-world poses [3, 4, 4], seconds between frames, and the camera's speed in m/s."""
+    """Draw a street and the motion of a camera through it.
+
+    Args:
+        textures: `build_atlas`.
+        moving, stride: see `SyntheticDataset`.
+
+    Returns:
+        The scene, camera-to-world poses [3, 4, 4], seconds between frames, and the camera's speed in m/s.
+    """
     street = Street(rng, textures, moving)
     track = Track(
         (rng.choice([-1, 1]) * rng.gamma(1.0, 3.0), rng.uniform(180, 500)), (rng.normal(0, 1.0), rng.uniform(150, 400))
@@ -272,10 +280,8 @@ def _draw_street(
     return scene, np.stack(poses), interval, speed
 
 
-def _draw_room(
-    rng: Random, textures: TextureSet, moving: bool, stride: float
-) -> tuple[Scene, np.ndarray, float, float]:
-    """As `_draw_street`, for a room."""
+def draw_room(rng: Random, textures: TextureSet, moving: bool, stride: float) -> tuple[Scene, np.ndarray, float, float]:
+    """As `draw_street`, for a room."""
     room = Room(rng, textures, moving)
     height = rng.uniform(0.2, 1.7)
     interval, velocity = indoor_motion(rng, stride)

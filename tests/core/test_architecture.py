@@ -1,4 +1,7 @@
-"""Which package may import which (docs/architecture.md). Reads the source files only, imports nothing of the project."""
+"""Which package may import which (docs/architecture.md), and who may use private names.
+
+Reads the source files only, imports nothing of the project.
+"""
 
 from __future__ import annotations
 
@@ -34,10 +37,22 @@ ALLOWED = {
 #: A module named in a string, for `importlib.import_module`: "fadepth_core.data.kitti:KittiDataset".
 MODULE_IN_STRING = re.compile(r"(fadepth_core|fadepth_ros)(\.\w+)+(:\w+)?")
 
+#: Replaces parts of Torch-TensorRT that have no public name.
+REPLACES_PRIVATE = [ROOT / "tests/core/tensorrt_without_gpu.py"]
+#: Public in spite of the underscore.
+NAMED_TUPLE = ("_replace", "_asdict", "_fields", "_make")
+
+
+def python_files(*folders: str) -> Iterator[Path]:
+    for folder in folders:
+        yield from sorted((ROOT / folder).rglob("*.py"))
+
 
 def files() -> Iterator[Path]:
-    for package in ("fadepth_core", "fadepth_ros"):
-        yield from sorted((ROOT / package).rglob("*.py"))
+    return python_files("fadepth_core", "fadepth_ros")
+
+
+OUR_MODULES = {"fadepth_core", "fadepth_ros", *(file.stem for file in python_files("tests", "benchmarks"))}
 
 
 def module_of(file: Path) -> str:
@@ -118,6 +133,35 @@ def test_packages_have_no_circles():
 def test_modules_have_no_circles():
     """A registry names its modules in strings, and they may import the registry's package."""
     assert_no_circle((found.source, found.target) for found in imports() if not found.in_string)
+
+
+def test_private_names_stay_in_their_module():
+    """No file imports a name that starts with "_", and tests and scripts use none in other ways: what they need is
+    public."""
+    scripts = [file for file in python_files("tests", "benchmarks", "training") if file not in REPLACES_PRIVATE]
+    wrong = [use for file in files() for use in private_uses(file, imports_only=True)]
+    wrong += [use for file in scripts for use in private_uses(file)]
+    assert not wrong, "\n".join(["private names of other modules or objects:", *wrong])
+
+
+def private_uses(file: Path, imports_only: bool = False) -> Iterator[str]:
+    """Imports, attributes, and names given to `setattr` and the like that are private to another module or object."""
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module.partition(".")[0] in OUR_MODULES:
+            names = [alias.name for alias in node.names]
+        elif imports_only:
+            continue
+        elif isinstance(node, ast.Attribute) and ast.unparse(node.value) not in ("self", "cls"):
+            names = [node.attr]
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).rpartition(".")[2] in ("getattr", "setattr"):
+            # setattr(object, "name", value), and pytest's setattr("module.name", value)
+            strings = (arg.value for arg in node.args[:2] if isinstance(arg, ast.Constant))
+            names = [text.rpartition(".")[2] for text in strings if isinstance(text, str)]
+        else:
+            continue
+        for name in names:
+            if re.match("_[^_]", name) and name not in NAMED_TUPLE:
+                yield f"{file.relative_to(ROOT)}:{node.lineno}: {name}"
 
 
 def assert_no_circle(arrows: Iterable[tuple[str, str]]) -> None:

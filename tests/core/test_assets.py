@@ -240,8 +240,8 @@ def test_scatter_places_furniture_in_a_world(world_folder):
         AssetsDataset(world_folder, "tiny", size=SIZE, static=True, seed=5, retexture=0.0, scatter=n) for n in (0, 8)
     )
     rng = np.random.default_rng(0)
-    count = len(bare._draw(rng)[0].geometry.faces)
-    counts = (len(furnished._draw(rng)[0].geometry.faces) for _ in range(8))
+    count = len(bare.draw(rng)[0].geometry.faces)
+    counts = (len(furnished.draw(rng)[0].geometry.faces) for _ in range(8))
     more = next((found for found in counts if found > count), count)
     assert more > count, "the number of models is random, but not 0 in all of eight scenes"
     assert (more - count) % 12 == 0, "each model is a box"

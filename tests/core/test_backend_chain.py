@@ -32,10 +32,6 @@ def image():
     return rng.integers(0, 256, (480, 640, 3), dtype=np.uint8)
 
 
-def wait_for_build(engine):
-    engine._chain.wait_for_build()
-
-
 def assert_about_the_same(depth, expected):
     """Equal up to the rounding of a frame that was resized to bytes."""
     assert np.median(np.abs(depth / expected - 1)) < 0.02
@@ -44,7 +40,7 @@ def assert_about_the_same(depth, expected):
 def finish_build(gate, engine, image):
     """Let a gated build finish, and infer the frame at which the engine takes it over."""
     gate.set()
-    wait_for_build(engine)
+    engine.wait_for_build()
     engine.infer(FrameRequest(image, K))
 
 
@@ -167,7 +163,7 @@ def test_another_backend_serves_until_the_compiled_one_is_ready(monkeypatch, ima
     small = engine.framing.to_network(image)
     expected = engine.infer(FrameRequest(small, K)).depth.copy()
     gate.set()
-    wait_for_build(engine)
+    engine.wait_for_build()
     # A frame already resized for the serving backend is not lost, and the next one may come at the camera's size.
     np.testing.assert_array_equal(engine.infer(FrameRequest(small, K)).depth, expected)
     assert engine.backend_name == "openvino"
@@ -187,7 +183,7 @@ def test_when_the_compiled_backend_fails_the_one_before_serves_again(monkeypatch
     engine = DepthEngine.load(camera_size=(480, 640), background=True)
     expected = engine.infer(FrameRequest(image, K)).depth.copy()
     gate.set()
-    wait_for_build(engine)
+    engine.wait_for_build()
     assert_about_the_same(engine.infer(FrameRequest(image, K)).depth, expected)
     assert engine.backend_name == "openvino"
     assert engine.failures == [f"tensorrt: failed while running: {message}"]

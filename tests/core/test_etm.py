@@ -11,7 +11,7 @@ from fadepth_core.models.layers.etm import (
     ETM_VARIANTS,
     ETMConfig,
     ETMConv2d,
-    _centre_crop,
+    centre_crop,
     convert_to_etm,
     etm_config,
 )
@@ -84,7 +84,7 @@ def test_etm_sharp_starts_from_the_largest_filter():
     layer = ETMConv2d(4, 4, 5, config=ETM_VARIANTS["etm#"])
     largest = layer.branches[-1].weight
     for branch in layer.branches[1:-1]:
-        assert torch.equal(branch.weight, _centre_crop(largest, branch.shape))
+        assert torch.equal(branch.weight, centre_crop(largest, branch.shape))
 
 
 def test_with_a_bias_the_merged_kernel_starts_as_the_average_of_the_branches():

@@ -7,7 +7,7 @@ import pytest
 
 from fadepth_core.common.pinhole import unproject
 from fadepth_core.runtime.ground import GroundScale, camera_height
-from fadepth_core.synthetic.dataset import SyntheticDataset, _draw_street
+from fadepth_core.synthetic.dataset import SyntheticDataset, draw_street
 from fadepth_core.synthetic.raster import SKY_DEPTH
 from fadepth_core.synthetic.textures import build_atlas
 
@@ -51,7 +51,7 @@ def test_rendered_streets():
     ratios = []
     for index in range(20):
         sample = SyntheticDataset("driving", SIZE, static=True, seed=2)[index]
-        _, poses, _, _ = _draw_street(np.random.default_rng([2, index]), build_atlas(0), True, 1.0)
+        _, poses, _, _ = draw_street(np.random.default_rng([2, index]), build_atlas(0), True, 1.0)
         depth = np.where(sample.depth < SKY_DEPTH, sample.depth, np.inf)
         found = camera_height(depth, sample.intrinsics.double().numpy())
         if found is not None:

@@ -27,7 +27,7 @@ from fadepth_core.geometry import (
     scale_intrinsics,
 )
 from fadepth_core.losses import PAPER_LEVELS, BaseWeights, LevelWeights, Motions, PyramidLoss, predict_motions
-from fadepth_core.losses.pyramid import _consistency, _Map
+from fadepth_core.losses.pyramid import ReferenceMap, consistency
 from fadepth_core.models import SmallDepth
 from fadepth_core.models.depth_network import DepthFeatures
 from fadepth_core.models.layers.drop import DropBranch, set_drop_progress
@@ -95,7 +95,7 @@ def test_frames_of_every_level_match_its_intrinsics_depth_and_poses():
     scene = Scene(box=None, finest_wavelength=5.0)  # coarse texture, resolved at level lr
     torch.manual_seed(0)  # the colours of level color
     sizes = {}
-    for name, level in PyramidLoss(PointwiseDepth(), None, SIZE)._inputs(scene_sample(scene)):
+    for name, level in PyramidLoss(PointwiseDepth(), None, SIZE).inputs(scene_sample(scene)):
         height, width = sizes[name] = tuple(level.frames.shape[-2:])
         intrinsics = flip_intrinsics(level.intrinsics, width)[0] if name == "flip" else level.intrinsics[0]
         image, depth, surface = scene.render(intrinsics, POSES[1], (height, width))
@@ -121,7 +121,7 @@ def test_frames_of_every_level_match_its_intrinsics_depth_and_poses():
 def test_intrinsics_of_the_levels():
     batch = scene_sample()
     loss = PyramidLoss(PointwiseDepth(), None, SIZE)
-    levels = dict(loss._inputs(batch))
+    levels = dict(loss.inputs(batch))
     given = batch.intrinsics
     torch.testing.assert_close(levels["hr"].intrinsics, given)
     torch.testing.assert_close(levels["cr"].intrinsics, scale_intrinsics(given, 0.5, 0.5))
@@ -138,7 +138,7 @@ def test_frames_of_the_size_of_level_cr_are_not_resized():
     levels = {name: weights for name, weights in PAPER_LEVELS.items() if name != "hr"}
     batch = scene_sample()
     loss = PyramidLoss(PointwiseDepth(), None, DOUBLE, levels)
-    assert torch.equal(dict(loss._inputs(batch))["cr"].frames, batch.frames)
+    assert torch.equal(dict(loss.inputs(batch))["cr"].frames, batch.frames)
 
 
 def test_color_jitter_draws_once_per_sample_and_keeps_grey_grey():
@@ -187,7 +187,7 @@ def test_consistency_has_a_gradient_at_level_cr_only_if_joint():
 
     frozen = copy.deepcopy(depth_net)
     torch.manual_seed(5)
-    inputs = dict(PyramidLoss(depth_net, None, SIZE, levels)._inputs(batch))
+    inputs = dict(PyramidLoss(depth_net, None, SIZE, levels).inputs(batch))
     cr, color = (
         net(
             (inputs[name].frames.flatten(0, 1) - torch.tensor(PIXEL_MEAN).view(3, 1, 1))
@@ -532,8 +532,8 @@ def test_distribution_errors_are_sums_over_the_image():
     for size in ((8, 8), (32, 64)):
         a, b = torch.zeros(2, 3, *size), torch.zeros(2, 3, *size)
         a[..., 0, 0], b[..., -1, -1] = 50.0, 50.0
-        assert _consistency(_Map(a), b, "softmax") == pytest.approx(2.0)
-        lines = _consistency(_Map(a), b, "softmax_lines")
+        assert consistency(ReferenceMap(a), b, "softmax") == pytest.approx(2.0)
+        lines = consistency(ReferenceMap(a), b, "softmax_lines")
         assert 0 < lines < 2
 
 
@@ -541,7 +541,7 @@ def test_feature_metrics_are_bounded_or_scale_invariant():
     a, b = torch.rand(2, 2, 5, 12, 20, generator=torch.Generator().manual_seed(0))
 
     def errors(metric):
-        return [float(_consistency(_Map(factor * a), factor * b, metric)) for factor in (1.0, 30.0)]
+        return [float(consistency(ReferenceMap(factor * a), factor * b, metric)) for factor in (1.0, 30.0)]
 
     for metric in ("softmax_standardised", "softmax_lines"):
         plain, scaled = errors(metric)
@@ -555,7 +555,7 @@ def test_feature_metrics_are_bounded_or_scale_invariant():
 def test_levels_are_reduced_by_the_area_average():
     """OpenCV's area average, which `Framing` uses in deployment. Other filters would blur the levels."""
     batch = street_batch(count=1)
-    inputs = dict(PyramidLoss(PointwiseDepth(), None, SIZE)._inputs(batch))
+    inputs = dict(PyramidLoss(PointwiseDepth(), None, SIZE).inputs(batch))
     original = batch.frames[0, 1].permute(1, 2, 0).numpy()
     for name, (height, width) in (("cr", SIZE), ("lr", (SIZE[0] // 2, SIZE[1] // 2))):
         expected = cv2.resize(original, (width, height), interpolation=cv2.INTER_AREA)

@@ -14,7 +14,7 @@ from fadepth_core.data import collate
 from fadepth_core.geometry import relative_motion, reproject, sample
 from fadepth_core.synthetic import mesh as m
 from fadepth_core.synthetic import raster
-from fadepth_core.synthetic.dataset import Scene, SyntheticDataset, SyntheticTest, Track, _draw_street, daylight
+from fadepth_core.synthetic.dataset import Scene, SyntheticDataset, SyntheticTest, Track, daylight, draw_street
 from fadepth_core.synthetic.raster import SKY_DEPTH
 from fadepth_core.synthetic.textures import build_atlas
 
@@ -161,7 +161,7 @@ def test_the_ground_follows_the_track():
 
 def test_the_camera_keeps_its_height_above_the_ground():
     for seed in range(4):
-        scene, poses, _, _ = _draw_street(np.random.default_rng(seed), build_atlas(0), False, 1.0)
+        scene, poses, _, _ = draw_street(np.random.default_rng(seed), build_atlas(0), False, 1.0)
         heights = [scene.track.shift(pose[2, 3])[1] - pose[1, 3] for pose in poses]
         assert min(heights) > 0.35
         assert max(heights) < 2.05

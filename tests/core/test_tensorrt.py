@@ -55,7 +55,7 @@ def spec(tmp_path, monkeypatch):
 def test_a_plan_is_built_once_and_the_log_says_that_it_takes_a_minute(spec, monkeypatch, caplog):
     caplog.set_level("INFO")
     built = []
-    monkeypatch.setattr(tensorrt, "_build_in_child", lambda spec, batch: built.append(batch) or b"plan%d" % batch)
+    monkeypatch.setattr(tensorrt, "build_in_child", lambda spec, batch: built.append(batch) or b"plan%d" % batch)
     assert tensorrt.plan_for(spec, 1) == b"plan1"
     assert "building a TensorRT engine for 416x128, fp16; this takes a minute or so, once" in caplog.text
     assert tensorrt.plan_for(spec, 1) == b"plan1"
@@ -71,10 +71,10 @@ def test_a_plan_that_tensorrt_cannot_load_is_removed_from_the_cache(spec, monkey
     def refuse(plan):
         raise tensorrt.PlanError("TensorRT cannot load the engine")
 
-    monkeypatch.setattr(tensorrt, "_build_in_child", lambda spec, batch: b"plan")
+    monkeypatch.setattr(tensorrt, "build_in_child", lambda spec, batch: b"plan")
     monkeypatch.setattr(tensorrt, "PlanRunner", refuse)
     monkeypatch.setattr("torch.cuda.get_device_name", lambda: "a card")
-    file = tensorrt._cache().path(tensorrt.plan_identity(spec, 1))
+    file = tensorrt.plan_cache().path(tensorrt.plan_identity(spec, 1))
     tensorrt.plan_for(spec, 1)
     assert file.is_file()
     with pytest.raises(tensorrt.PlanError):
@@ -95,7 +95,7 @@ def test_a_cancelled_build_is_killed(spec, monkeypatch):
 
     monkeypatch.setattr(tensorrt.subprocess, "Popen", Endless)
     with pytest.raises(tensorrt.BuildError, match="build cancelled: its engine was released"):
-        tensorrt._build_in_child(spec, 1)
+        tensorrt.build_in_child(spec, 1)
     assert processes[0].returncode == -signal.SIGKILL
 
 
@@ -127,4 +127,4 @@ def test_a_build_that_fails_in_the_child_process_says_why(spec):
     if tensorrt.unavailable_reason() is None:
         pytest.skip("the build does not fail on a machine with a GPU")
     with pytest.raises(tensorrt.BuildError, match=r"(?s)the build ended with status 1: .*(CUDA|NVIDIA)"):
-        tensorrt._build_in_child(spec, 1)
+        tensorrt.build_in_child(spec, 1)

@@ -31,7 +31,7 @@ def test_the_citation_names_the_version_of_package_xml():
 
 
 def test_an_installed_package_has_the_version_of_its_metadata(monkeypatch, tmp_path):
-    monkeypatch.setattr(version, "_PACKAGE_XML", tmp_path / "package.xml")
+    monkeypatch.setattr(version, "PACKAGE_XML", tmp_path / "package.xml")
     monkeypatch.setattr(importlib.metadata, "version", lambda name: {"fadepth_ros": "7.8.9"}[name])
     assert version.version() == "7.8.9"
 

@@ -209,7 +209,7 @@ class ETMConv2d(nn.Module):
                 continue
             if self.config.init_from_largest:
                 with torch.no_grad():
-                    branch.weight.copy_(_centre_crop(largest.weight, branch.shape))
+                    branch.weight.copy_(centre_crop(largest.weight, branch.shape))
             else:
                 nn.init.normal_(branch.weight, std=largest.weight.detach().std().item())
         for branch in self.branches:
@@ -229,7 +229,7 @@ class ETMConv2d(nn.Module):
         *others, standard = self.branches
         for branch in others:
             if branch.shape is not None:
-                branch.weight.copy_(_centre_crop(kernel, branch.shape))
+                branch.weight.copy_(centre_crop(kernel, branch.shape))
             branch.reset_gamma()
             branch.gamma.mul_(_LOADED_SHARE / len(others))
         others_sum = sum(_centre_pad(branch.kernel(self.identity), self.kernel_size) for branch in others)
@@ -353,7 +353,7 @@ def _centre_pad(kernel: Tensor, shape: tuple[int, int]) -> Tensor:
     return F.pad(kernel, (left, shape[1] - small[1] - left, top, shape[0] - small[0] - top))
 
 
-def _centre_crop(kernel: Tensor, shape: tuple[int, int]) -> Tensor:
+def centre_crop(kernel: Tensor, shape: tuple[int, int]) -> Tensor:
     """The centre of a kernel, [Co, Ci/g, *shape]."""
     top, left = _centre_offsets(shape, kernel.shape[-2:])
     return kernel[:, :, top : top + shape[0], left : left + shape[1]]

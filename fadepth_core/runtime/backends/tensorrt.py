@@ -83,7 +83,7 @@ def create(spec: BackendSpec) -> Backend:
 def discard(spec: BackendSpec) -> None:
     """Remove the plans of a spec from the cache, so that the next start builds them again."""
     for batch in {1, spec.batch}:
-        _cache().remove(plan_identity(spec, batch))
+        plan_cache().remove(plan_identity(spec, batch))
 
 
 BACKEND = BackendType(unavailable_reason, torch_backend.precisions, create, compiled_per_size=True, discard=discard)
@@ -145,7 +145,7 @@ def plan_for(spec: BackendSpec, batch: int) -> bytes:
     Raises:
         BuildError: it cannot be built, or the build was cancelled.
     """
-    cache, identity = _cache(), plan_identity(spec, batch)
+    cache, identity = plan_cache(), plan_identity(spec, batch)
     with _BUILD_LOCK:
         plan = cache.get(identity, spec.logger)
         if plan is not None:
@@ -161,7 +161,7 @@ def plan_for(spec: BackendSpec, batch: int) -> bytes:
             cache.folder,
         )
         start = time.monotonic()
-        plan = _build_in_child(spec, batch)
+        plan = build_in_child(spec, batch)
         spec.logger.info("built in %.0f s, %.1f MB", time.monotonic() - start, 1e-6 * len(plan))
         cache.put(identity, plan, spec.logger)
         return plan
@@ -171,7 +171,7 @@ def _build_cancelled() -> BuildError:
     return BuildError("build cancelled: its engine was released")
 
 
-def _cache() -> EngineCache:
+def plan_cache() -> EngineCache:
     return EngineCache(user_cache() / "engines")
 
 
@@ -195,7 +195,7 @@ def plan_identity(spec: BackendSpec, batch: int) -> dict[str, str]:
     }
 
 
-def _build_in_child(spec: BackendSpec, batch: int) -> bytes:
+def build_in_child(spec: BackendSpec, batch: int) -> bytes:
     """Run `main` in a child process, which ends when this process ends or when the build is cancelled.
 
     Raises:

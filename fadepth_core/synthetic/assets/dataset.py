@@ -121,7 +121,7 @@ class AssetsDataset(Dataset[Sample]):
         if not 0 <= index < len(self):
             raise IndexError(index)  # ends iteration
         rng = np.random.default_rng([self._seed, index])
-        scene, intrinsics, *motion = self._draw(rng)
+        scene, intrinsics, *motion = self.draw(rng)
         return rendered_sample(
             rng,
             f"{self._name} {self._seed}:{index}",
@@ -141,7 +141,7 @@ class AssetsDataset(Dataset[Sample]):
         shade = 1 - strength + strength * ambient_occlusion(depth, intrinsics, radius)
         return picture * shade[..., None], depth
 
-    def _draw(self, rng: Random) -> tuple[Scene, np.ndarray, np.ndarray, float, float]:
+    def draw(self, rng: Random) -> tuple[Scene, np.ndarray, np.ndarray, float, float]:
         """A scene, K [3, 3], camera-to-world poses [3, 4, 4], seconds between frames, and the camera's speed in m/s."""
         if self._world is not None:
             scene, intrinsics, pose = self._world.draw(
