@@ -162,7 +162,10 @@ class ModelConfig(_Strict):
     start: Path | None = Field(
         None, description="checkpoint whose weights training starts from: a file, or the name of a shipped one"
     )
-    encoder: str | None = Field(None, description="timm's name of the encoder, if there is a choice; null: the default")
+    encoder: str | None = Field(
+        None,
+        description="timm's name of the encoder, a key of `models.layers.backbone.ENCODER_WIDTHS`; null: the default",
+    )
     weights: Path | None = Field(None, description="ImageNet weights of a timm encoder, a local file")
     freeze_statistics: float | None = Field(
         None,
