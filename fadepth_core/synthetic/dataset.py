@@ -31,22 +31,24 @@ _SHADOW_TEXELS = 768
 
 @dataclass(frozen=True)
 class Track:
-    """Displacement of the ground along z, sideways and in height; all vertices and the camera follow it.
+    """Bends and hills of a road: a displacement sideways and in height that depends on z.
+
+    It is added to all vertices of a scene and to the camera's position.
 
     Attributes:
-        bend, hill: (amplitude, wavelength) in metres of a wave that is zero and level at z = 0.
+        bend, hill: (amplitude, wavelength) in metres of a cosine wave with value and slope 0 at z = 0.
     """
 
     bend: tuple[float, float] = (0.0, 1.0)
     hill: tuple[float, float] = (0.0, 1.0)
 
     def shift(self, z: np.ndarray | float) -> tuple[np.ndarray, np.ndarray]:
-        """(x, y) displacement at z."""
+        """Displacement (x, y) at z, metres."""
         (a, length), (b, period) = self.bend, self.hill
         return a * (1 - np.cos(2 * np.pi * z / length)), b * (1 - np.cos(2 * np.pi * z / period))
 
     def slope(self, z: float) -> tuple[float, float]:
-        """(dx/dz, dy/dz) at z."""
+        """Slopes (dx/dz, dy/dz) of the displacement at z metres."""
         (a, length), (b, period) = self.bend, self.hill
         x, y = 2 * np.pi / length, 2 * np.pi / period
         return a * x * np.sin(x * z), b * y * np.sin(y * z)
@@ -57,10 +59,10 @@ class Scene:
     """A scene to render.
 
     Attributes:
-        geometry: at time 0, before `track` is applied.
-        mover: [V] index into `velocities` for each vertex.
+        geometry: at time 0, without the displacement by `track`.
+        mover: [V] row of `velocities` for each vertex.
         velocities: [M, 3] metres per second.
-        track: displacement of the ground.
+        track: bends and hills.
         materials, light: see `raster`; `render_at` fills the light's shadow map.
         atlas: the textures, see `raster.render`.
     """
@@ -76,7 +78,17 @@ class Scene:
     def render_at(
         self, time: float, intrinsics: np.ndarray, camera_to_world: np.ndarray, size: tuple[int, int]
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Linear image [H, W, 3] and depth [H, W] in metres at `time` seconds."""
+        """Render the scene at `time` seconds.
+
+        Args:
+            time: seconds; 0 is the time of the middle frame.
+            intrinsics: K [3, 3], pixels.
+            camera_to_world: pose [4, 4] of the camera.
+            size: (height, width), pixels.
+
+        Returns:
+            Image [H, W, 3] in linear light, and depth [H, W] in metres, see `raster.render`.
+        """
         vertices = self.geometry.vertices + (self.velocities[self.mover] * time).astype(np.float32)
         x, y = self.track.shift(vertices[:, 2])
         vertices[:, 0] += x
@@ -99,11 +111,14 @@ class SyntheticDataset(Dataset):
         length: number of samples in an epoch; each is another scene.
         seed: seed of the scenes; the textures are the same for all seeds.
         moving: whether objects move.
-        stride: factor on the time between frames, like leaving out frames of a video. Small images need a larger one,
-            because the same motion covers fewer of their pixels.
-        static: neither objects nor the camera move: one view is repeated three times, in half the rendering time. For
-            training on depth alone.
-        sky: whether the sky has a depth (`SKY_DEPTH`) or an unknown one (0), as in all measured depth.
+        stride: factor on the time between frames, like leaving out frames of a video. Small images need a larger
+            stride, because the same motion covers fewer of their pixels.
+        static: neither objects nor the camera move: one view is repeated three times, which takes half the rendering
+            time. For training on depth alone.
+        sky: true: the depth of the sky is `SKY_DEPTH`; false: it is unknown (0), as in all measured depth.
+
+    Raises:
+        ValueError: `preset`, `length` or `stride` is invalid.
     """
 
     def __init__(
@@ -167,7 +182,7 @@ def rendered_sample(
     else:
         views = [render_view((i - 1) * interval, pose) for i, pose in enumerate(poses)]
     frames = _apply_sensor(rng, np.stack([picture for picture, _ in views]))
-    # Relative to the middle camera, coordinates are small enough for float32.
+    # Poses relative to the middle camera are small enough for float32.
     poses = np.linalg.inv(poses[1]) @ poses
     depth = views[1][1] if sky else _without_sky(views[1][1])
     return Sample(
@@ -182,9 +197,10 @@ def rendered_sample(
 
 
 class SyntheticTest:
-    """Test set of `length` rendered scenes, as `LabelledImage`s.
+    """Test set of `length` rendered scenes, as `LabelledImage`s. The depth of the sky is unknown (0).
 
-    Args as for `SyntheticDataset`; the depth of the sky is unknown (0).
+    Args:
+        preset, size, length, seed: see `SyntheticDataset`.
     """
 
     def __init__(
@@ -202,7 +218,7 @@ class SyntheticTest:
 
 
 def _without_sky(depth: np.ndarray) -> np.ndarray:
-    """Depth with 0 (unknown) for the sky."""
+    """Depth [H, W] with 0 (unknown) for the sky."""
     return np.where(depth < SKY_DEPTH, depth, np.float32(0))
 
 
@@ -210,7 +226,7 @@ def draw_intrinsics(rng: Random, size: tuple[int, int], preset: Preset) -> np.nd
     """K [3, 3] of a camera with square pixels and a principal point near the middle."""
     height, width = size
     view = np.deg2rad(rng.uniform(50, 100) if preset == "driving" else rng.uniform(50, 90))
-    # The field of view is that of the width, or of 1.3 times the height where the image is not wide.
+    # The field of view is horizontal. In narrow images it is that of 1.3 times the height.
     focal = 0.5 * max(width, 1.3 * height) / np.tan(view / 2)
     centre = ((width - 1) / 2 + width * rng.normal(0, 0.02), (height - 1) / 2 + height * rng.normal(0, 0.05))
     return np.array([[focal, 0, centre[0]], [0, focal * rng.uniform(0.97, 1.03), centre[1]], [0, 0, 1]])
@@ -238,7 +254,8 @@ def draw_street(
     """Draw a street and the motion of a camera through it.
 
     Args:
-        textures: `build_atlas`.
+        rng: source of the random numbers.
+        textures: see `textures.build_atlas`.
         moving, stride: see `SyntheticDataset`.
 
     Returns:
@@ -251,7 +268,7 @@ def draw_street(
     on_foot = street.kind in ("town", "suburb") and rng.random() < 0.15
     height = rng.uniform(0.4, 1.7) if on_foot else rng.uniform(1.2, 2.0)
     speed = rng.uniform(0.6, 2) if on_foot else rng.uniform(3, 33 if street.kind == "motorway" else 16)
-    # Limit the distance between two frames: cameras on fast cars have higher frame rates.
+    # At most 1.8 m between two frames: cameras on fast cars have higher frame rates.
     interval = stride * (rng.uniform(0.15, 0.4) if on_foot else min(rng.uniform(0.05, 0.12), 1.8 / speed))
     x = street.half * (rng.uniform(0.6, 1.3) if on_foot else rng.uniform(0.1, 0.65)) * (1 if rng.random() < 0.7 else -1)
     turn = rng.normal(0, 0.25) if rng.random() < 0.3 else rng.normal(0, 0.03)  # rad/s
@@ -281,7 +298,7 @@ def draw_street(
 
 
 def draw_room(rng: Random, textures: TextureSet, moving: bool, stride: float) -> tuple[Scene, np.ndarray, float, float]:
-    """As `draw_street`, for a room."""
+    """Draw a room and the motion of a camera in it; returns the same as `draw_street`."""
     room = Room(rng, textures, moving)
     height = rng.uniform(0.2, 1.7)
     interval, velocity = indoor_motion(rng, stride)
@@ -306,7 +323,7 @@ def draw_room(rng: Random, textures: TextureSet, moving: bool, stride: float) ->
 
 
 def indoor_motion(rng: Random, stride: float) -> tuple[float, np.ndarray]:
-    """Seconds between frames, and velocity [3] in m/s, of a hand-held camera or an indoor robot."""
+    """Draw the motion of a hand-held camera or an indoor robot: seconds between frames, and velocity [3] in m/s."""
     interval = rng.uniform(0.05, 0.2)
     velocity = rng.normal(0, 1, 3) * (0.5, 0.12, 0.6)
     velocity *= np.clip(np.linalg.norm(velocity) * interval, 0.03, 0.15) / (np.linalg.norm(velocity) * interval)
@@ -314,14 +331,14 @@ def indoor_motion(rng: Random, stride: float) -> tuple[float, np.ndarray]:
 
 
 def daylight(rng: Random, textures: TextureSet) -> Light:
-    """Light of a sunny day with blue sky and clouds, or of an overcast day."""
+    """Draw the light of a sunny day with blue sky and clouds, or of an overcast day."""
     sunny = rng.random() < 0.65
     elevation, azimuth = np.deg2rad(rng.uniform(12, 70)), rng.uniform(0, 2 * np.pi)
     sun = np.array([np.cos(elevation) * np.cos(azimuth), -np.sin(elevation), np.cos(elevation) * np.sin(azimuth)])
     warm = np.array([1.0, 0.75 + 0.25 * np.sin(elevation), 0.5 + 0.5 * np.sin(elevation)])
     blue = np.array([0.45, 0.65, 1.0]) if sunny else np.array([0.9, 0.95, 1.0])
     sky = rng.uniform(0.25, 0.7) if sunny else rng.uniform(0.8, 1.1)
-    # The shadow map is the sun's view of a square of 75 m around the road 28 m ahead of the camera.
+    # The shadow map is the sun's view of a square with sides of 75 m, whose centre is on the road 28 m ahead.
     across = np.cross(sun, (0.0, 1.0, 0.0))
     across /= np.linalg.norm(across)
     down = np.cross(sun, across)
@@ -348,16 +365,17 @@ def daylight(rng: Random, textures: TextureSet) -> Light:
 def lamplight(
     rng: Random, textures: TextureSet, lamp: np.ndarray, texels: int = _SHADOW_TEXELS, half_view: float = 72.0
 ) -> Light:
-    """Light of a lamp under the ceiling, whose shadow map looks down, and ambient light.
+    """Draw the light of a lamp under the ceiling, whose shadow map looks down, and ambient light.
 
     Args:
         lamp: position [3] of the lamp, metres.
-        texels: side of its shadow map.
+        textures: the atlas with the texture of clouds.
+        texels: side of the shadow map.
         half_view: half of the shadow map's field of view, degrees.
     """
     half = texels / 2
     focal = half / np.tan(np.deg2rad(half_view))
-    # Rows map world points to (x·w, y·w, w) with w the distance below the lamp (y points down).
+    # Maps world points to (x·w, y·w, w) texels, where w is the distance below the lamp (y points down).
     view = np.array([[focal, half, 0, 0], [0, half, focal, 0], [0, 1, 0, 0]], float)
     view[:, 3] = -view[:, :3] @ lamp
     tone = np.array([1.0, rng.uniform(0.7, 1.0), rng.uniform(0.45, 1.0)])
@@ -379,7 +397,10 @@ def lamplight(
 
 
 def _apply_sensor(rng: Random, pictures: np.ndarray) -> np.ndarray:
-    """Linear light [3, H, W, 3] as a camera stores it: exposure, white balance, gamma, noise; float32 in [0, 1]."""
+    """Convert linear light [3, H, W, 3] to the values a camera stores, float32 in [0, 1].
+
+    Applies random exposure, white balance, gamma and noise.
+    """
     exposure = rng.uniform(0.3, 0.5) / np.clip(np.median(pictures[1]), 1e-3, None) ** 0.85
     drift = np.exp(rng.normal(0, 0.006, (3, 1, 1, 1)))  # automatic exposure differs between frames
     balance = np.exp(rng.normal(0, 0.05, 3))

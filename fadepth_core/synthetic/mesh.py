@@ -1,8 +1,9 @@
-"""Shapes made of textured quads, and `Mesh`, which collects them with their materials and velocities into a scene.
+"""Shapes made of textured quads, and `Mesh`, which collects shapes, materials and velocities for the renderer.
 
 World coordinates are those of an optical frame that looks along the road or into the room: x right, y down, z forward,
-metres; the ground is y = 0. A quad is four corners in order around it, [4, 3], with texture coordinates [4, 2] in
-tiles; shapes are arrays of quads ([N, 4, 3], [N, 4, 2]).
+metres. The ground is at y = 0. A quad has four corners [4, 3], listed in order around it, and texture coordinates [4,
+2].
+The unit of texture coordinates is the tile: from 0 to 1 the texture is shown once.
 """
 
 from __future__ import annotations
@@ -17,23 +18,27 @@ Colour = tuple[float, float, float]
 
 
 class Shape(NamedTuple):
-    """`corners` [N, 4, 3] metres, `uv` [N, 4, 2] tiles."""
+    """N quads: `corners` [N, 4, 3] in metres, `uv` [N, 4, 2] in tiles."""
 
     corners: np.ndarray
     uv: np.ndarray
 
     def at(self, x: float, y: float, z: float, yaw: float = 0.0) -> Shape:
-        """The shape rotated about the vertical axis, then moved."""
+        """The shape rotated about the vertical axis by `yaw` radians, then moved by (x, y, z) metres."""
         c, s = np.cos(yaw), np.sin(yaw)
         return Shape(self.corners @ np.array([[c, 0, -s], [0, 1, 0], [s, 0, c]]) + (x, y, z), self.uv)
 
 
 def join(*shapes: Shape) -> Shape:
+    """All shapes as one."""
     return Shape(np.concatenate([s.corners for s in shapes]), np.concatenate([s.uv for s in shapes]))
 
 
 def rectangle(origin, along, down, tile: float | None = None) -> Shape:
-    """The quad with corners o, o + a, o + a + d, o + d; the texture once, or repeated every `tile` metres."""
+    """A parallelogram with one corner at `origin` and the sides `along` and `down`, each [3] in metres.
+
+    It shows its texture once, or repeats it every `tile` metres.
+    """
     origin, along, down = (np.asarray(v, float) for v in (origin, along, down))
     u, v = (1.0, 1.0) if tile is None else (np.linalg.norm(along) / tile, np.linalg.norm(down) / tile)
     corners = np.stack([origin, origin + along, origin + along + down, origin + down])
@@ -41,7 +46,10 @@ def rectangle(origin, along, down, tile: float | None = None) -> Shape:
 
 
 def walls(width: float, height: float, length: float, tile: float | None = None, taper: float = 0.0) -> Shape:
-    """The four sides of a box standing on y = 0, centred in x and z; the top is smaller by `taper` on every side."""
+    """The four side faces of a box standing on y = 0, centred in x and z. Lengths in metres.
+
+    `taper` is the horizontal distance from each side at the bottom to the same side at the top.
+    """
     w, d, t = width / 2, length / 2, taper
     low = np.array([[-w, 0, -d], [w, 0, -d], [w, 0, d], [-w, 0, d]])
     top = np.array([[t - w, -height, t - d], [w - t, -height, t - d], [w - t, -height, d - t], [t - w, -height, d - t]])
@@ -55,17 +63,21 @@ def walls(width: float, height: float, length: float, tile: float | None = None,
 
 
 def lid(width: float, height: float, length: float, tile: float | None = None) -> Shape:
-    """The top face of a box standing on y = 0, centred in x and z."""
+    """The top face of a box of that size (metres), standing on y = 0, centred in x and z."""
     return rectangle((-width / 2, -height, -length / 2), (width, 0, 0), (0, 0, length), tile)
 
 
 def box(width: float, height: float, length: float, tile: float | None = None) -> Shape:
-    """A box standing on y = 0, centred in x and z, without bottom."""
+    """A box of that size (metres), standing on y = 0, centred in x and z, without bottom face."""
     return join(walls(width, height, length, tile), lid(width, height, length, tile))
 
 
 def gable(width: float, height: float, rise: float, length: float, tile: float) -> tuple[Shape, Shape]:
-    """A gable roof on a box of that size, ridge along x: (slopes, the two triangular walls below them)."""
+    """A gable roof on a box of that size (metres), with its ridge along x and `rise` metres higher than the box.
+
+    Returns:
+        The two slopes, and the two triangular walls below them.
+    """
     w, d = width / 2 + 0.3, length / 2 + 0.4
     slopes = join(
         rectangle((-w, -height - rise, 0), (2 * w, 0, 0), (0, rise, -d), tile),
@@ -79,7 +91,7 @@ def gable(width: float, height: float, rise: float, length: float, tile: float) 
 
 
 def cylinder(radius: float, height: float, tile: float, sides: int = 8, top_radius: float | None = None) -> Shape:
-    """An upright cylinder or cone frustum on y = 0, without lids."""
+    """An upright cylinder, or a cone frustum if `top_radius` is given, on y = 0, without end faces. Metres."""
     top_radius = radius if top_radius is None else top_radius
     angle = np.arange(sides + 1) * 2 * np.pi / sides
     ring = np.stack([np.cos(angle), np.zeros_like(angle), np.sin(angle)], 1)
@@ -92,7 +104,7 @@ def cylinder(radius: float, height: float, tile: float, sides: int = 8, top_radi
 
 
 def cards(rng: np.random.Generator, centres: np.ndarray, size: np.ndarray) -> Shape:
-    """Randomly rotated squares around `centres` [N, 3] with sides `size` [N], for foliage."""
+    """Randomly rotated squares for foliage, with centres [N, 3] and sides `size` [N] in metres."""
     n = len(centres)
     yaw, tilt = rng.uniform(0, 2 * np.pi, n), rng.uniform(-1.2, 1.2, n)
     along = np.stack([np.cos(yaw), np.zeros(n), np.sin(yaw)], 1)
@@ -104,7 +116,7 @@ def cards(rng: np.random.Generator, centres: np.ndarray, size: np.ndarray) -> Sh
 
 
 def strip(left: np.ndarray, right: np.ndarray, tile: float) -> Shape:
-    """A band between two lines of N + 1 points, [N + 1, 3] each, textured in x and z as a floor is."""
+    """A band between two lines of N + 1 points, [N + 1, 3] each. Its texture is projected vertically, as on a floor."""
     corners = np.stack([left[1:], right[1:], right[:-1], left[:-1]], axis=1)
     return Shape(corners, corners[..., [0, 2]] / tile)
 
@@ -125,13 +137,13 @@ class Mesh:
         self, texture: int, tint: Colour | float = 1.0, *, cutout: bool = False, gloss: float = 0.0, glass: float = 0.0,
         stain: float = 0.0, glow: float = 0.0, translucent: float = 0.0,
     ) -> int:  # fmt: skip
-        """Add a material (see `raster.Materials`); returns its number for `add`."""
+        """Add a material (see `raster.Materials`) and return its number, which `add` takes."""
         tint = (tint,) * 3 if np.isscalar(tint) else tuple(tint)
         self._table.append((texture, tint, cutout, gloss, glass, stain, glow, translucent))
         return len(self._table) - 1
 
     def mover(self, velocity: tuple[float, float, float]) -> int:
-        """Add a velocity in metres per second; returns its number for `add`."""
+        """Add a velocity in metres per second and return its number, which `add` takes."""
         self.velocities.append(np.asarray(velocity, float))
         return len(self.velocities) - 1
 
@@ -139,6 +151,7 @@ class Mesh:
         """Add a shape.
 
         Args:
+            shape: in world coordinates, at time 0.
             material: number of its material, or one number for each quad.
             casts: whether it casts a shadow.
             mover: number of its velocity; 0 is at rest.
@@ -151,6 +164,7 @@ class Mesh:
         self._movers.append(np.full(n, mover))
 
     def materials(self) -> Materials:
+        """The table of all materials."""
         texture, tint, cutout, *rest = zip(*self._table, strict=True)
         return Materials(
             np.array(texture, np.int32),
@@ -161,10 +175,10 @@ class Mesh:
         )
 
     def geometry(self) -> tuple[Geometry, np.ndarray]:
-        """Geometry with two triangles per quad, and the mover of each vertex [V]."""
+        """The geometry, with two triangles per quad, and for each vertex [V] the number of its velocity."""
         corners = np.concatenate(self._corners)
         count = len(corners)
-        # The cross product of the diagonals is also right for triangles, which are quads with two equal corners.
+        # The cross product of the diagonals is also correct for triangles, which are quads with two equal corners.
         normals = np.cross(corners[:, 2] - corners[:, 0], corners[:, 3] - corners[:, 1])
         normals /= np.linalg.norm(normals, axis=1, keepdims=True) + 1e-9
         first = 4 * np.arange(count, dtype=np.int32)[:, None]

@@ -1,7 +1,7 @@
-"""Screen-space ambient occlusion: corners and narrow gaps receive less ambient light.
+"""Screen-space ambient occlusion: darkens corners and narrow gaps, which receive less ambient light.
 
-Sample points around each pixel's surface point are compared with the depth map, as in Mittring, "Finding next gen:
-CryEngine 2", 2007, with the samples in the hemisphere above the surface.
+For every pixel, sample points in the hemisphere above its surface point are compared with the depth map. A sample point
+behind the depth map counts as occluded (Mittring, "Finding next gen: CryEngine 2", 2007).
 """
 
 from __future__ import annotations
@@ -13,11 +13,12 @@ import numpy as np
 
 from fadepth_core.synthetic.raster import SKY_DEPTH, jit
 
+#: Number of sample points of a pixel.
 _SAMPLES = 12
 
 
 def ambient_occlusion(depth: np.ndarray, intrinsics: np.ndarray, radius: float) -> np.ndarray:
-    """Share of a surface's surroundings that is open, float32 [H, W] in 0..1; 1 for sky.
+    """Share of the sample points that are not occluded, float32 [H, W] in 0..1; 1 for sky.
 
     Args:
         depth: [H, W] float32 metres along the optical axis, `SKY_DEPTH` for sky.
@@ -35,6 +36,11 @@ def ambient_occlusion(depth: np.ndarray, intrinsics: np.ndarray, radius: float) 
 
 @jit
 def _occlude(depth, k, radius, offsets, lengths, result):
+    """Fill `result` [H, W].
+
+    `offsets` [16, samples, 3] holds unit vectors for the pixels of a 4×4 pattern, `lengths` [samples] the distances of
+    the sample points in metres, `k` the intrinsics K [3, 3].
+    """
     height, width = depth.shape
     fx, fy, cx, cy = k[0, 0], k[1, 1], k[0, 2], k[1, 2]
     for row in range(height):
@@ -44,7 +50,8 @@ def _occlude(depth, k, radius, offsets, lengths, result):
                 result[row, column] = 1.0
                 continue
             x, y = (column - cx) / fx * d, (row - cy) / fy * d
-            # The neighbour on the side where depth changes less lies on the same surface.
+            # Normal from two neighbours. On each axis the neighbour with the smaller change of depth is taken, because
+            # it probably lies on the same surface.
             left, right = max(0, column - 1), min(width - 1, column + 1)
             side = left if abs(depth[row, left] - d) < abs(depth[row, right] - d) and left != column else right
             if side == column:
@@ -61,6 +68,7 @@ def _occlude(depth, k, radius, offsets, lengths, result):
             if nx * x + ny * y + nz * d > 0:
                 norm = -norm
             nx, ny, nz = nx * norm, ny * norm, nz * norm
+            # Adding the normal to a random unit vector gives a direction in the hemisphere above the surface.
             pattern = 4 * (row & 3) + (column & 3)
             hidden, counted = 0.0, 0
             for s in range(offsets.shape[1]):

@@ -1,11 +1,14 @@
-"""Software renderer: textured triangles, one light with cast shadows, sky and haze, with the image's exact depth.
+"""Software renderer: draws an image of textured triangles and its exact depth.
 
-Visibility is found on a grid of 2 x 2 samples a pixel with homogeneous edge functions (Olano and Greer, "Triangle scan
-conversion using 2D homogeneous coordinates", 1997: no clipping is needed); each triangle seen in a pixel is then shaded
-once and weighted by its samples. Compiled with numba, because a ray caster of numpy or torch operations over a few
-dozen primitives took longer for one frame than this takes for three frames of several thousand triangles.
+There is one light (sun or lamp) with cast shadows, ambient light, a sky, and haze. Rendering has two steps. The first
+finds the visible triangle at 2×2 samples per pixel with homogeneous edge functions, which need no clipping (Olano and
+Greer, "Triangle scan conversion using 2D homogeneous coordinates", 1997). The second shades each triangle once in every
+pixel where it is visible, and weights it by the number of its samples.
 
-Coordinates are those of the optical frame (REP-103): x right, y down, z forward, metres; "up" is -y. Colours are linear
+The code is compiled with numba. A ray caster built of numpy or torch operations took longer for one frame with a few
+dozen shapes than this renderer takes for three frames with several thousand triangles.
+
+Coordinates are those of the optical frame (REP-103): x right, y down, z forward, metres. "Up" is -y. Colours are linear
 light. Texture values are stored as square roots of linear light.
 """
 
@@ -21,12 +24,13 @@ try:
 except ImportError as error:  # pragma: no cover - depends on the installation
     raise ImportError("rendered scenes need numba: pip install 'fadepth_ros[train]'") from error
 
-#: Depth of the sky, metres: beyond the depth cap of every protocol, small enough for float32 geometry.
+#: Depth of the sky, metres. It is beyond the largest depth of every evaluation protocol, and small enough for float32.
 SKY_DEPTH = 1000.0
-#: Near plane: nothing nearer to the camera is drawn, metres.
+#: Depth of the near plane, metres. Surfaces nearer to the camera are not drawn.
 NEAR = 0.1
-#: Side of a texture that fills one row of the atlas, texels; a power of two. A texture of 2**k times this side fills
-#: 4**k rows and has the same number of levels, the last of which is 2**k texels wide.
+#: Side of a texture that fills one row of the atlas, texels; a power of two. A texture with 2**k times this side fills
+#: 4**k rows. All textures have the same number of mipmap levels, so the last level of such a texture has 2**k texels
+#: per side.
 TEXTURE_SIDE = 256
 TEXTURE_LEVELS = 9
 
@@ -37,8 +41,16 @@ jit = numba.njit(cache=True, fastmath=True, nogil=True, error_model="numpy")
 
 
 class Geometry(NamedTuple):
-    """Triangles. `vertices` [V, 3] metres, `normals` [V, 3], `uv` [V, 2] texture tiles, all float32; `faces` [F, 3] and
-    `materials` [F] int32; `casts` [F] bool, whether the triangle casts a shadow."""
+    """Triangles.
+
+    Attributes:
+        vertices: [V, 3] float32, metres.
+        normals: [V, 3] float32 unit vectors.
+        uv: [V, 2] float32 texture coordinates, in tiles.
+        faces: [F, 3] int32, the vertices of each triangle.
+        materials: [F] int32, rows of `Materials`.
+        casts: [F] bool, whether the triangle casts a shadow.
+    """
 
     vertices: np.ndarray
     normals: np.ndarray
@@ -49,13 +61,18 @@ class Geometry(NamedTuple):
 
 
 class Materials(NamedTuple):
-    """Table with one row per material.
+    """Table with one row per material; float columns are float32.
 
-    `texture` [M] int32 (first) row of the atlas, `side` [M] int32 texels along the texture's sides. `tint` [M, 3]
-    float32 factor on the albedo where the texture's alpha is 1. `cutout` [M] bool: alpha is coverage instead, as for
-    leaves and fences. `gloss` [M] mirror reflection at normal incidence, `glass` [M] the same where the texture's alpha
-    is 0 (windows). `stain` [M] strength of large-scale variation of the albedo. `glow` [M] emitted light. `translucent`
-    [M] share of light that is transmitted (leaves, cloth).
+    Attributes:
+        texture: [M] int32, first row of the texture in the atlas.
+        side: [M] int32, side of the texture, texels.
+        tint: [M, 3] factor on the albedo. The texture's alpha is its weight: 1 applies it fully, 0 not at all.
+        cutout: [M] bool. If true, alpha is coverage instead, e.g. of leaves and fences.
+        gloss: [M] mirror reflection at normal incidence, where the texture's alpha is 1.
+        glass: [M] the same, where the texture's alpha is 0 (windows).
+        stain: [M] strength of the large-scale variation of the albedo.
+        glow: [M] emitted light.
+        translucent: [M] share of the light that is transmitted (leaves, cloth).
     """
 
     texture: np.ndarray
@@ -70,13 +87,20 @@ class Materials(NamedTuple):
 
 
 class Light(NamedTuple):
-    """The sun or a lamp, ambient light, sky and haze.
+    """The sun or a lamp, ambient light, sky and haze. Colours are [3], linear RGB.
 
-    `lamp` [4]: unit vector towards the sun and 0, or position of a lamp (metres) and 1. `lamp_rgb`, `up_rgb` (light
-    from above), `down_rgb` (from below), `haze_rgb`, `zenith_rgb`, `cloud_rgb` [3]. `haze` [] 1 / metres. `clouds` [4]:
-    texture row, cover in 0..1, tiles per unit of the cloud plane, offset in tiles. `shadow_view` [3, 4] and
-    `shadow_map` [h, w] float32: the lamp's view (see `depth_map`); with a map of [1, 1] nothing is lit directly.
-    `soft` [] width of the shadow's edge, texels.
+    Attributes:
+        lamp: [4] unit vector towards the sun and 0, or position of a lamp (metres) and 1.
+        lamp_rgb: direct light of the sun or lamp.
+        up_rgb, down_rgb: ambient light on surfaces that face up and down.
+        haze_rgb: colour of the haze and of the sky at the horizon.
+        haze: density of the haze, 1 / metres.
+        zenith_rgb: colour of the sky at the zenith.
+        cloud_rgb: colour of the clouds.
+        clouds: [4] texture row, cover in 0..1, tiles per unit of the cloud plane, offset in tiles.
+        shadow_view: [3, 4] projection of the shadow map, see `depth_map`.
+        shadow_map: [h, w] float32. With a map of [1, 1], nothing is lit directly.
+        soft: width of the edges of shadows, texels of the map.
     """
 
     lamp: np.ndarray
@@ -94,7 +118,12 @@ class Light(NamedTuple):
 
 
 def camera_view(intrinsics: np.ndarray, world_to_camera: np.ndarray) -> np.ndarray:
-    """[3, 4] float64 matrix from world points to sample-grid coordinates (two samples a pixel): K [3, 3], T [4, 4]."""
+    """Matrix [3, 4] float64 from world points to homogeneous coordinates on the sample grid (two samples per pixel).
+
+    Args:
+        intrinsics: K [3, 3], pixels.
+        world_to_camera: [4, 4] rigid.
+    """
     samples = np.array([[2.0, 0.0, 0.5], [0.0, 2.0, 0.5], [0.0, 0.0, 1.0]])
     return samples @ np.asarray(intrinsics, np.float64) @ np.asarray(world_to_camera, np.float64)[:3]
 
@@ -108,13 +137,14 @@ def render(
     Args:
         geometry, materials, light: the scene.
         atlas: [N, TEXTURE_TEXELS, 4] uint8 textures with their levels (`textures.build_atlas`), contiguous.
-        intrinsics: [3, 3], pixels (pixel centres at whole numbers).
-        camera_to_world: [4, 4] rigid.
+        intrinsics: K [3, 3], pixels (pixel centres at whole numbers).
+        camera_to_world: pose [4, 4] of the camera.
         size: (height, width), pixels.
 
     Returns:
-        image [H, W, 3] float32 linear light, not clipped; depth [H, W] float32 metres along the optical axis at the
-        pixel's centre, of the triangle that covers most of the pixel; `SKY_DEPTH` for sky.
+        image: [H, W, 3] float32, linear light, not clipped.
+        depth: [H, W] float32, metres along the optical axis; `SKY_DEPTH` for sky. It is the depth at the pixel's centre
+            of the triangle that covers most of the pixel.
     """
     height, width = size
     world_to_camera = np.linalg.inv(np.asarray(camera_to_world, np.float64))
@@ -141,10 +171,18 @@ def depth_map(
     perspective: bool,
     size: tuple[int, int],
 ) -> np.ndarray:
-    """Shadow map: nearness to the light of the first shadow-casting triangle on each texel, float32 [h, w] of `size`.
+    """Render a shadow map: how near to the light the first triangle that casts a shadow is, for each texel.
 
-    `view` [3, 4] maps world points to (x·w, y·w, w) texels for a lamp (`perspective`, values are 1/w), or to
-    (x, y, nearness in metres) for the sun. Without a triangle the value is 0 (lamp) or very negative (sun).
+    Args:
+        geometry, materials, atlas: see `render`.
+        view: [3, 4]. For a lamp, it maps world points to (x·w, y·w, w), with x and y in texels and w the depth from the
+            lamp. For the sun, it maps them to (x, y, nearness), with the nearness in metres towards the sun.
+        perspective: true for a lamp, false for the sun.
+        size: (height, width), texels.
+
+    Returns:
+        Float32 [h, w]: 1/w for a lamp, the nearness for the sun. A texel without a triangle has 0 for a lamp and a
+        large negative value for the sun.
     """
     result = np.full(size, 0.0 if perspective else -1e9, np.float32)
     points = geometry.vertices.astype(np.float64) @ view[:, :3].T + view[:, 3]
@@ -160,11 +198,24 @@ def depth_map(
 
 @jit
 def _rasterise(points, point_keys, perspective, geometry, materials, atlas, shadows, keys, ids, edges):
-    """Scan all triangles: keep in `keys` the largest key at each sample, in `ids` its triangle; fill `edges`.
+    """Find the visible triangle at each sample.
 
-    The three edge functions of a triangle, rows of the inverse of its (x·w, y·w, w) vertices, are barycentric
-    coordinates divided by depth; keys and texture coordinates are computed from them. With `shadows`, only triangles
-    that cast a shadow are drawn, and only keys are written.
+    A key says how near a point is; the largest key at a sample wins. It is linear on the image: 1/w in a perspective
+    view, where `point_keys` are 1, and the nearness to the sun otherwise.
+
+    The three edge functions of a triangle are linear on the image as well. They are the barycentric coordinates divided
+    by depth. Their coefficients are the inverse of the matrix of the triangle's three vertices (x·w, y·w, w). Keys and
+    texture coordinates are computed from them.
+
+    Args:
+        points: [V, 3] vertices (x·w, y·w, w), with x and y in samples.
+        point_keys: [V] keys of the vertices times w.
+        perspective: whether the view is a perspective one.
+        geometry, materials, atlas: the scene.
+        shadows: draw only triangles that cast a shadow, and write only `keys`.
+        keys: [h, w] largest key at each sample; changed in place.
+        ids: [h, w] triangle with this key; changed in place.
+        edges: [F, 9] coefficients (for x, for y, constant) of the three edge functions; changed in place.
     """
     height, width = keys.shape
     for f in range(geometry.faces.shape[0]):
@@ -176,6 +227,7 @@ def _rasterise(points, point_keys, perspective, geometry, materials, atlas, shad
         x2, y2, w2 = points[i2, 0], points[i2, 1], points[i2, 2]
         if w0 <= NEAR and w1 <= NEAR and w2 <= NEAR:
             continue
+        # Bounding box of the part beyond the near plane: its vertices, and the points where edges cross the plane.
         left, right, top, bottom = 1e9, -1e9, 1e9, -1e9
         for a in range(3):
             if a == 0:
@@ -197,6 +249,7 @@ def _rasterise(points, point_keys, perspective, geometry, materials, atlas, shad
         first, last = max(0, math.ceil(left)), min(width - 1, math.floor(right))
         if first_row > last_row or first > last:
             continue
+        # Inverse of the matrix of the vertices.
         a0, b0, c0 = y1 * w2 - w1 * y2, w1 * x2 - x1 * w2, x1 * y2 - y1 * x2
         a1, b1, c1 = y2 * w0 - w2 * y0, w2 * x0 - x2 * w0, x2 * y0 - y2 * x0
         a2, b2, c2 = y0 * w1 - w0 * y1, w0 * x1 - x0 * w1, x0 * y1 - y0 * x1
@@ -221,6 +274,7 @@ def _rasterise(points, point_keys, perspective, geometry, materials, atlas, shad
         u2, v2 = geometry.uv[i2, 0], geometry.uv[i2, 1]
         level, side, start = 0, 0, 0
         if cutout:
+            # Mipmap level whose texels are about as large as the samples.
             texels = abs((u1 - u0) * (v2 - v0) - (u2 - u0) * (v1 - v0)) * texture_side * texture_side
             samples = 1.0 + 0.5 * (right - left) * (bottom - top)
             level = min(TEXTURE_LEVELS - 4, max(0, int(0.5 * math.log2(texels / samples + 1e-9))))
@@ -228,6 +282,7 @@ def _rasterise(points, point_keys, perspective, geometry, materials, atlas, shad
             start = _level_start(materials.texture[material], texture_side, side)
         for y in range(first_row, last_row + 1):
             d0, d1, d2 = b0 * y + c0, b1 * y + c1, b2 * y + c2
+            # Columns of this row in which all three edge functions are positive.
             low, high = float(first), float(last)
             outside = False
             for edge in range(3):
@@ -265,7 +320,7 @@ def _shade_frame(ids, edges, geometry, materials, atlas, light, rays, position, 
         for column in range(width):
             red, green, blue = 0.0, 0.0, 0.0
             best, winner = 0, -1
-            done = 0
+            done = 0  # bit s is set when sample s has been shaded
             for s in range(4):
                 if done >> s & 1:
                     continue
@@ -298,16 +353,21 @@ def _shade_frame(ids, edges, geometry, materials, atlas, light, rays, position, 
 
 @jit
 def _level_start(texture, texture_side, side):
-    """Index of the first texel of the level that is `side` texels wide, of a texture that starts at row `texture`.
+    """Index of the first texel of one level of a texture.
 
-    The levels before it have S² + (S/2)² + ... + (2 side)² = 4/3 (S² - side²) texels.
+    The larger levels, which are stored before it, have S² + (S/2)² + ... + (2 side)² = 4/3 (S² - side²) texels.
+
+    Args:
+        texture: row of the atlas at which the texture starts.
+        texture_side: S, side of the largest level, texels.
+        side: side of the wanted level, texels.
     """
     return texture * TEXTURE_TEXELS + 4 * (texture_side * texture_side - side * side) // 3
 
 
 @jit
 def _texel(atlas, texture, texture_side, level, u, v):
-    """Bilinear look-up with wrap-around at one level: (r, g, b, a) in 0..255."""
+    """Bilinear look-up of a tiling texture at one level: (r, g, b, a) in 0..255."""
     side = texture_side >> level
     x, y = (u - math.floor(u)) * side - 0.5, (v - math.floor(v)) * side - 0.5
     x_floor, y_floor = math.floor(x), math.floor(y)
@@ -328,7 +388,16 @@ def _texel(atlas, texture, texture_side, level, u, v):
 
 @jit
 def _albedo(atlas, texture, side, u, v, ux, vx, uy, vy):
-    """Texture averaged over the pixel's footprint: up to four look-ups along its long side (ground seen at a slant)."""
+    """Texture averaged over the pixel's footprint: linear (r, g, b) and alpha, in 0..1.
+
+    On a surface seen at a slant, e.g. the ground, the footprint is long and narrow. Up to four look-ups are made along
+    its long side.
+
+    Args:
+        atlas, texture, side: the texture, see `_texel`.
+        u, v: texture coordinates of the pixel, tiles.
+        ux, vx, uy, vy: their derivatives along the image's x and y.
+    """
     along_x, along_y = math.sqrt(ux * ux + vx * vx), math.sqrt(uy * uy + vy * vy)
     long, short = max(along_x, along_y), min(along_x, along_y)
     du, dv = (ux, vx) if along_x > along_y else (uy, vy)
@@ -352,12 +421,17 @@ def _albedo(atlas, texture, side, u, v, ux, vx, uy, vy):
 
 @jit
 def _environment(light, atlas, x, y, z, reflected):
-    """Light from the sky in the unit direction (x, y, z); for a mirror reflection also from the ground."""
+    """Linear (r, g, b) of the sky in the unit direction (x, y, z).
+
+    If `reflected`, directions below the horizon show the ground.
+    """
+    # From the haze at the horizon to the zenith.
     rise = max(0.0, -y)
     t = math.sqrt(rise)
     r = light.haze_rgb[0] + t * (light.zenith_rgb[0] - light.haze_rgb[0])
     g = light.haze_rgb[1] + t * (light.zenith_rgb[1] - light.haze_rgb[1])
     b = light.haze_rgb[2] + t * (light.zenith_rgb[2] - light.haze_rgb[2])
+    # The clouds are a horizontal plane, which fades out at the horizon.
     cover = light.clouds[1]
     if cover > 0.0:
         stretch = light.clouds[2] / (rise + 0.12)
@@ -371,7 +445,7 @@ def _environment(light, atlas, x, y, z, reflected):
             g + amount * (light.cloud_rgb[1] - g),
             b + amount * (light.cloud_rgb[2] - b),
         )
-    if light.lamp[3] == 0.0 and light.shadow_map.shape[0] > 1:
+    if light.lamp[3] == 0.0 and light.shadow_map.shape[0] > 1:  # bright area around the sun
         glow = max(0.0, x * light.lamp[0] + y * light.lamp[1] + z * light.lamp[2]) ** 40 * 0.25
         r, g, b = r + glow * light.lamp_rgb[0], g + glow * light.lamp_rgb[1], b + glow * light.lamp_rgb[2]
     if reflected and y > 0.0:
@@ -391,7 +465,7 @@ def _sky(light, atlas, rays, x, y):
 
 @jit
 def _lit_share(light, x, y, z):
-    """Share of the lamp that reaches a point, 0..1, from the shadow map with a softened edge."""
+    """Share of the sun's or lamp's light that reaches a point, 0..1. Points outside the shadow map are fully lit."""
     view, shadow = light.shadow_view, light.shadow_map
     height, width = shadow.shape
     if height <= 1:
@@ -407,6 +481,7 @@ def _lit_share(light, x, y, z):
     column, row = px - 0.5 * light.soft, py - 0.5 * light.soft
     if column < 1 or row < 1 or column > width - 2 - light.soft or row > height - 2 - light.soft:
         return 1.0
+    # Soft edge: mean of four bilinear comparisons (percentage-closer filtering).
     lit = 0.0
     for s in range(4):
         sx, sy = column + light.soft * (s & 1), row + light.soft * (s >> 1)
@@ -420,6 +495,7 @@ def _lit_share(light, x, y, z):
 @jit
 def _shade(f, x, y, edges, geometry, materials, atlas, light, rays, position):
     """Light that triangle `f` sends through the sample-grid point (x, y): linear (r, g, b)."""
+    # Depth, and barycentric coordinates e0, e1, e2.
     a0, a1, a2 = edges[f, 0], edges[f, 3], edges[f, 6]
     b0, b1, b2 = edges[f, 1], edges[f, 4], edges[f, 7]
     e0, e1, e2 = a0 * x + b0 * y + edges[f, 2], a1 * x + b1 * y + edges[f, 5], a2 * x + b2 * y + edges[f, 8]
@@ -428,7 +504,8 @@ def _shade(f, x, y, edges, geometry, materials, atlas, light, rays, position):
     i0, i1, i2 = geometry.faces[f, 0], geometry.faces[f, 1], geometry.faces[f, 2]
     material = geometry.materials[f]
 
-    # Derivatives are per sample. A pixel is two samples wide, but a footprint of 1.4 is sharper and aliases little.
+    # Texture coordinates and their derivatives. The derivatives are per sample. A pixel is two samples wide, but a
+    # footprint of 1.4 samples gives a sharper image and little aliasing.
     along_x, along_y = a0 + a1 + a2, b0 + b1 + b2
     g0, g1, g2 = (a0 - e0 * along_x) * depth, (a1 - e1 * along_x) * depth, (a2 - e2 * along_x) * depth
     h0, h1, h2 = (b0 - e0 * along_y) * depth, (b1 - e1 * along_y) * depth, (b2 - e2 * along_y) * depth
@@ -448,6 +525,7 @@ def _shade(f, x, y, edges, geometry, materials, atlas, light, rays, position):
     green *= 1 + alpha * (tint[1] - 1)
     blue *= 1 + alpha * (tint[2] - 1)
 
+    # Point in the world, and unit vector from the camera to it.
     dx = rays[0, 0] * x + rays[0, 1] * y + rays[0, 2]
     dy = rays[1, 0] * x + rays[1, 1] * y + rays[1, 2]
     dz = rays[2, 0] * x + rays[2, 1] * y + rays[2, 2]
@@ -455,6 +533,7 @@ def _shade(f, x, y, edges, geometry, materials, atlas, light, rays, position):
     reach = math.sqrt(dx * dx + dy * dy + dz * dz)
     dx, dy, dz = dx / reach, dy / reach, dz / reach
 
+    # Stains: noise of two sizes from row 0 of the atlas.
     stain = materials.stain[material]
     if stain > 0.0:
         _, coarse, _, _ = _texel(atlas, 0, TEXTURE_SIDE, 0, 0.045 * px + 0.02 * py, 0.045 * pz + 0.04 * py)
@@ -462,7 +541,7 @@ def _shade(f, x, y, edges, geometry, materials, atlas, light, rays, position):
         change = 1.0 + stain * ((coarse + 0.7 * fine) / 216.0 - 1.0)
         red, green, blue = red * change, green * change, blue * change
 
-    # Surfaces are two-sided: turn normals to the viewer.
+    # Surfaces are two-sided, so the normal is turned towards the viewer.
     n0, n1, n2 = geometry.normals[i0], geometry.normals[i1], geometry.normals[i2]
     nx, ny, nz = (
         e0 * n0[0] + e1 * n1[0] + e2 * n2[0],
@@ -475,6 +554,7 @@ def _shade(f, x, y, edges, geometry, materials, atlas, light, rays, position):
     if facing > 0.0 and not cutout:
         nx, ny, nz, facing = -nx, -ny, -nz, -facing
 
+    # Direct light. The shadow map is read a little off the surface, so that the surface does not shadow itself.
     lx, ly, lz, strength = light.lamp[0], light.lamp[1], light.lamp[2], 1.0
     if light.lamp[3] > 0.0:
         lx, ly, lz = lx - px, ly - py, lz - pz
@@ -491,6 +571,7 @@ def _shade(f, x, y, edges, geometry, materials, atlas, light, rays, position):
             light, px + offset * (nx + lx), py + offset * (ny + ly), pz + offset * (nz + lz)
         )
 
+    # Ambient light, between that from below and that from above.
     side = 0.5 - 0.5 * ny
     glow = materials.glow[material]
     light_r = direct * light.lamp_rgb[0] + (light.down_rgb[0] + side * (light.up_rgb[0] - light.down_rgb[0])) + glow
@@ -498,6 +579,7 @@ def _shade(f, x, y, edges, geometry, materials, atlas, light, rays, position):
     light_b = direct * light.lamp_rgb[2] + (light.down_rgb[2] + side * (light.up_rgb[2] - light.down_rgb[2])) + glow
     red, green, blue = red * light_r, green * light_g, blue * light_b
 
+    # Reflection of the surroundings, which is stronger at grazing angles, and of the sun or lamp.
     gloss = materials.gloss[material] * alpha + materials.glass[material] * (1.0 - alpha)
     if gloss > 0.004:
         rx, ry, rz = dx - 2 * facing * nx, dy - 2 * facing * ny, dz - 2 * facing * nz

@@ -1,4 +1,4 @@
-"""Random furnished rooms, as seen by an indoor robot or a hand-held camera."""
+"""Build random furnished rooms of simple shapes, for a view from an indoor robot or a hand-held camera."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from fadepth_core.synthetic.textures import TextureSet
 
 Random = np.random.Generator
 
+#: Textures of furniture, names in `textures.RECIPES`.
 _SURFACES = "wood planks plaster metal tiles dead_leaves"
 
 
@@ -20,6 +21,11 @@ class Room:
         rng: draws the room.
         textures: textures to choose from.
         moving: whether people walk.
+
+    Attributes:
+        mesh: the shapes and materials of the room.
+        left, right, back, front: positions of the walls along x and z, metres.
+        height: height of the ceiling, metres.
     """
 
     def __init__(self, rng: Random, textures: TextureSet, moving: bool):
@@ -37,13 +43,16 @@ class Room:
             self._person(rng.uniform(self.left + 0.5, self.right - 0.5), rng.uniform(1.5, self.front - 0.3))
 
     def _material(self, names: str, tint: float | m.Colour = 1.0, **options) -> int:
+        """Add a material with a random texture of one of the recipes `names` (separated by spaces)."""
         row = int(self.rng.choice(self._rows[str(self.rng.choice(names.split()))]))
         return self.mesh.material(row, tint, **options)
 
     def _tint(self, low: float = 0.3, high: float = 1.1, colourful: float = 0.2) -> m.Colour:
+        """A random colour with brightness from `low` to `high`; `colourful` is its deviation from grey."""
         return tuple(np.clip(self.rng.uniform(low, high) * (1 + colourful * self.rng.standard_normal(3)), 0.02, 1.2))
 
     def _shell(self) -> None:
+        """Add floor, ceiling and walls."""
         rng, mesh = self.rng, self.mesh
         wide, deep = self.right - self.left, self.front - self.back
         floor = self._material(
@@ -60,7 +69,15 @@ class Room:
         mesh.add(shape.at((self.left + self.right) / 2, 0, (self.back + self.front) / 2), paper, casts=False)
 
     def _on_wall(self, wall: int, place: float, width: float, top: float, height: float, out: float = 0.02) -> m.Shape:
-        """A flat rectangle on the wall ahead (0), left (1) or right (2); `place` in 0..1 along it."""
+        """A flat rectangle on a wall.
+
+        Args:
+            wall: 0 ahead, 1 left, 2 right.
+            place: position along the wall, 0..1.
+            width, height: size, metres.
+            top: height of its upper edge above the floor, metres.
+            out: distance from the wall, metres.
+        """
         if wall == 0:
             x = self.left + place * (self.right - self.left - width)
             return m.rectangle((x, -top, self.front - out), (width, 0, 0), (0, height, 0))
@@ -102,7 +119,7 @@ class Room:
                 self._small_objects(x, z, height, 0.4 * depth)
 
     def _small_objects(self, x: float, z: float, y: float, spread: float) -> None:
-        """Add small objects to a surface at height y."""
+        """Add small objects on a surface at height `y`, at most `spread` metres from (x, z) along each axis."""
         rng = self.rng
         for _ in range(int(rng.integers(1, 6))):
             dx, dz = rng.uniform(-spread, spread, 2)

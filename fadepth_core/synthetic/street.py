@@ -1,4 +1,4 @@
-"""Random streets, from a lane in a town to a motorway, as seen by a car or a delivery robot."""
+"""Build random streets of simple shapes, from a lane in a town to a motorway, for a view from a car or a robot."""
 
 from __future__ import annotations
 
@@ -10,19 +10,27 @@ from fadepth_core.synthetic.textures import TextureSet
 
 Random = np.random.Generator
 
-#: Probability of each kind of place.
+#: Probability of each kind of street.
 KINDS = {"town": 0.4, "suburb": 0.3, "country": 0.15, "motorway": 0.15}
 #: The road's extent along z, metres.
 NEAR_END, FAR_END = -12.0, 320.0
 
 
 class Street:
-    """Builds the mesh of one street. The road runs along z, its middle is x = 0; `dataset.Track` adds bends and hills.
+    """Builds the mesh of one street. The road is straight along z, with its middle at x = 0 and the ground at y = 0.
+
+    `dataset.Track` adds bends and hills. In all methods `side` is -1 for the left and 1 for the right side of the road,
+    and `edge` is the distance from the road's middle beyond which objects stand; lengths are in metres.
 
     Args:
         rng: draws the street.
         textures: textures to choose from.
         moving: whether cars drive and people walk.
+
+    Attributes:
+        mesh: the shapes, materials and velocities of the street.
+        kind: a name in `KINDS`.
+        half: half of the road's width, metres.
     """
 
     def __init__(self, rng: Random, textures: TextureSet, moving: bool):
@@ -39,23 +47,29 @@ class Street:
         self._horizon()
 
     def _row(self, *names: str) -> int:
+        """Atlas row of a random texture of one of the recipes `names`."""
         return int(self.rng.choice(self._rows[str(self.rng.choice(names))]))
 
-    def _material(self, name: str, tint: float | m.Colour = 1.0, **options) -> int:
-        return self.mesh.material(self._row(*name.split()), tint, **options)
+    def _material(self, names: str, tint: float | m.Colour = 1.0, **options) -> int:
+        """Add a material with a random texture of one of the recipes `names` (separated by spaces)."""
+        return self.mesh.material(self._row(*names.split()), tint, **options)
 
     def _tint(self, low: float = 0.3, high: float = 1.1, colourful: float = 0.15) -> m.Colour:
+        """A random colour with brightness from `low` to `high`; `colourful` is its deviation from grey."""
         grey = self.rng.uniform(low, high)
         return tuple(np.clip(grey * (1 + colourful * self.rng.standard_normal(3)), 0.02, 1.3))
 
     # ---------------------------------------------------------------------------------------------------------- ground
 
     def _band(self, left: float, right: float, y: float, tile: float, material: int) -> None:
+        """Add level ground between two values of x, along the whole road."""
+        # Short pieces near the camera follow bends and hills smoothly.
         z = np.concatenate([np.arange(NEAR_END, 60, 3.0), np.arange(60, FAR_END + 1, 10.0)])
         edges = [np.stack([np.full_like(z, x), np.full_like(z, y), z], 1) for x in (left, right)]
         self.mesh.add(m.strip(*edges, tile), material, casts=False)
 
     def _ground(self) -> None:
+        """Add the road's surface and the ground beside it."""
         rng, grey = self.rng, self._tint(0.25, 1.0, 0.05)
         road = self._material("asphalt asphalt asphalt concrete cobbles", grey, stain=rng.uniform(0, 0.5))
         self._band(-self.half, self.half, 0, rng.uniform(3, 8), road)
@@ -67,6 +81,7 @@ class Street:
             self._band(left, right, 0.0, rng.uniform(2, 6), verge)
 
     def _road_paint(self) -> None:
+        """Add lane markings, edge lines and a pedestrian crossing, each with some probability."""
         rng = self.rng
         paint = self._material("paint", rng.uniform(0.6, 1.0) * np.array([1, 1, rng.choice([1.0, 0.3])]), cutout=True)
         lanes = int(np.clip(self.half / 1.7, 1, 6)) if rng.random() < 0.85 else 0
@@ -85,11 +100,12 @@ class Street:
                 self._stripe(x, z, 0.5, 3.0, paint)
 
     def _stripe(self, x: float, z: float, width: float, length: float, material: int) -> None:
+        """Add one stripe of paint from z on, 1 cm above the road."""
         quad = m.rectangle((x - width / 2, -0.01, z + length), (width, 0, 0), (0, 0, -length), 2.0)
         self.mesh.add(quad, material, casts=False)
 
     def _sidewalks(self) -> float:
-        """Add kerbs and pavements in towns; return the distance from the road's middle beyond which objects stand."""
+        """Add kerbs and pavements in towns and suburbs; return `edge`."""
         rng = self.rng
         if self.kind not in ("town", "suburb"):
             return self.half + rng.uniform(0.5, 2)
@@ -107,21 +123,39 @@ class Street:
     # -------------------------------------------------------------------------------------------------------- roadside
 
     def _roadside(self, side: int, edge: float) -> None:
+        """Add everything on one side of the road: buildings, boundary, trees, poles, small objects, parked cars."""
         rng = self.rng
         if self.kind == "motorway":
             self._barrier(side, edge)
-        buildings = {"town": 0.95, "suburb": 0.9, "country": 0.15, "motorway": 0.2}[self.kind]
+        # Distance from the edge to the fronts of the buildings.
         setback = {"town": rng.uniform(0, 2), "suburb": rng.uniform(3, 10)}.get(self.kind, rng.uniform(15, 40))
+        self._row_of_buildings(side, edge + setback)
+        if rng.random() < (0.15 if self.kind == "town" else 0.65):
+            self._boundary(side, edge + rng.uniform(0.2, max(0.3, setback * 0.5)))
+        self._trees(side, edge, setback)
+        for z in np.arange(rng.uniform(0, 15), 120, rng.uniform(12, 40)):
+            self._pole(side * (edge - 0.3 if self.kind in ("town", "suburb") else edge + 0.5), z)
+        for _ in range(int(rng.integers(0, 9))):
+            self._clutter(side * (edge + rng.uniform(-1.2, 2)), rng.uniform(-4, 70))
+        if self.kind in ("town", "suburb") and rng.random() < 0.75:
+            self._parked_vehicles(side)
+
+    def _row_of_buildings(self, side: int, front: float) -> None:
+        """Add buildings whose fronts are at least `front` from the middle of the road."""
+        rng = self.rng
+        probability = {"town": 0.95, "suburb": 0.9, "country": 0.15, "motorway": 0.2}[self.kind]
         z = NEAR_END + rng.uniform(0, 8)
         while z < 170:
             width = rng.uniform(7, 22)
-            if rng.random() < buildings:
-                self._building(side, edge + setback + rng.uniform(0, 1.5), z + width / 2, width)
+            if rng.random() < probability:
+                self._building(side, front + rng.uniform(0, 1.5), z + width / 2, width)
             z += width + (0.0 if self.kind == "town" and rng.random() < 0.7 else rng.uniform(1, 12))
-        if rng.random() < (0.15 if self.kind == "town" else 0.65):
-            self._boundary(side, edge + rng.uniform(0.2, max(0.3, setback * 0.5)))
-        trees = {"town": 0.4, "suburb": 0.7, "country": 0.8, "motorway": 0.6}[self.kind]
-        if rng.random() < trees:
+
+    def _trees(self, side: int, edge: float, setback: float) -> None:
+        """Add a row of trees with some probability, and in the country single trees."""
+        rng = self.rng
+        probability = {"town": 0.4, "suburb": 0.7, "country": 0.8, "motorway": 0.6}[self.kind]
+        if rng.random() < probability:
             step = rng.uniform(6, 22)
             near = self.kind in ("town", "suburb") and rng.random() < 0.6
             for z in np.arange(rng.uniform(NEAR_END, 10), 130, step):
@@ -130,19 +164,18 @@ class Street:
         if self.kind == "country":
             for _ in range(int(rng.integers(0, 14))):
                 self._tree(side * (edge + rng.uniform(3, 50)), rng.uniform(5, 160))
-        for z in np.arange(rng.uniform(0, 15), 120, rng.uniform(12, 40)):
-            self._pole(side * (edge - 0.3 if self.kind in ("town", "suburb") else edge + 0.5), z)
-        for _ in range(int(rng.integers(0, 9))):
-            self._clutter(side * (edge + rng.uniform(-1.2, 2)), rng.uniform(-4, 70))
-        if self.kind in ("town", "suburb") and rng.random() < 0.75:
-            z, density = rng.uniform(-8, 8), rng.uniform(0.4, 1)
-            while z < 110:
-                if rng.random() < density:
-                    self._vehicle(side * (self.half - 1.05), z, 0.0 if side > 0 else np.pi)
-                z += rng.uniform(5.2, 7)
+
+    def _parked_vehicles(self, side: int) -> None:
+        """Add vehicles parked at the kerb."""
+        rng = self.rng
+        z, density = rng.uniform(-8, 8), rng.uniform(0.4, 1)
+        while z < 110:
+            if rng.random() < density:
+                self._vehicle(side * (self.half - 1.05), z, 0.0 if side > 0 else np.pi)
+            z += rng.uniform(5.2, 7)
 
     def _building(self, side: int, x: float, z: float, width: float) -> None:
-        """Add a house whose front is `x` from the middle of the road and `width` long."""
+        """Add a house at z. Its front is `width` long, parallel to the road, and `x` from the road's middle."""
         rng, mesh = self.rng, self.mesh
         depth = rng.uniform(7, 14)
         storeys = int(rng.integers(2, 7)) if self.kind == "town" else int(rng.integers(1, 4))
@@ -170,6 +203,7 @@ class Street:
             mesh.add(quad, self._material("door"), casts=False)
 
     def _tree(self, x: float, z: float) -> None:
+        """Add a conifer or a broad-leaved tree; the nearer it is, the more leaf cards it has."""
         rng, mesh = self.rng, self.mesh
         height, radius = rng.uniform(3, 13), rng.uniform(0.08, 0.35)
         trunk = height * rng.uniform(0.2, 0.5)
@@ -192,7 +226,7 @@ class Street:
         mesh.add(m.cards(rng, centres + np.array([x, 0, z]), size), leaf)
 
     def _boundary(self, side: int, x: float) -> None:
-        """Add a hedge, fence or wall along the road, with gaps."""
+        """Add a hedge, fence or wall with gaps, parallel to the road and `x` from the road's middle."""
         rng, mesh = self.rng, self.mesh
         kind, height = str(rng.choice(["hedge", "fence", "wall"])), rng.uniform(0.6, 2.2)
         material = {
@@ -209,6 +243,7 @@ class Street:
                 mesh.add(m.box(thick, height, length, 2.0).at(side * (x + thick / 2), 0, z + length / 2), material)
 
     def _barrier(self, side: int, edge: float) -> None:
+        """Add a concrete barrier or a guard rail."""
         rng, mesh = self.rng, self.mesh
         if rng.random() < 0.5:
             concrete = self._material("concrete", self._tint(0.5, 1.0, 0.04), stain=0.4)
@@ -221,6 +256,7 @@ class Street:
                 mesh.add(m.box(0.12, 0.6, 0.12, 0.5).at(side * (edge + 0.1), 0, z), steel)
 
     def _pole(self, x: float, z: float) -> None:
+        """Add a high pole, with or without a lamp, or a low pole with a sign."""
         rng, mesh = self.rng, self.mesh
         high = rng.random() < 0.5
         height = rng.uniform(5, 9) if high else rng.uniform(2, 3.2)
@@ -235,7 +271,7 @@ class Street:
             mesh.add(quad, self._material("sign", cutout=True), casts=False)
 
     def _clutter(self, x: float, z: float) -> None:
-        """Add a bin, box, bollard or bush."""
+        """Add a small object: a bush, a bollard or bin, or a box."""
         rng, mesh = self.rng, self.mesh
         if rng.random() < 0.35:
             count, size = 14, rng.uniform(0.4, 1.5)
@@ -252,7 +288,10 @@ class Street:
     # --------------------------------------------------------------------------------------------------------- traffic
 
     def _vehicle(self, x: float, z: float, yaw: float, speed: float = 0.0) -> None:
-        """Add a car, van or lorry; its front points along +z at yaw 0."""
+        """Add a car, van or lorry that drives in the direction of its front. At `yaw` 0 the front points along +z.
+
+        `yaw` is in radians, `speed` in m/s.
+        """
         rng, mesh = self.rng, self.mesh
         mover = mesh.mover((np.sin(yaw) * speed, 0, np.cos(yaw) * speed)) if speed else 0
         paint = [self._tint(0.02, 1.0, 0.03), self._tint(0.1, 0.8, 0.6)][int(rng.random() < 0.4)]
@@ -300,6 +339,7 @@ class Street:
             mesh.add(shape.at(x, 0, z, yaw), material, mover=mover)
 
     def _person(self, x: float, z: float, speed: float, heading: float) -> None:
+        """Add a person who walks with `speed` m/s in the direction `heading` (radians, 0 along +z)."""
         rng, mesh = self.rng, self.mesh
         mover = mesh.mover((np.sin(heading) * speed, 0, np.cos(heading) * speed)) if speed else 0
         height = rng.uniform(1.5, 1.95)
@@ -312,6 +352,7 @@ class Street:
         mesh.add(m.cylinder(0.1, height * 0.14, 1.0, 8, 0.08).at(x, -height * 0.86, z), skin, mover=mover)
 
     def _traffic(self, edge: float) -> None:
+        """Add vehicles on the road, and people on the pavements and on the road."""
         rng = self.rng
         if rng.random() < 0.65:
             top = 33 if self.kind == "motorway" else 14

@@ -1,9 +1,12 @@
-"""Procedural tiling textures of asphalt, masonry, leaves, windows, cloth ..., generated from noise and a seed.
+"""Procedural tiling textures of asphalt, masonry, leaves, windows, cloth and more, generated from noise and a seed.
 
-Every recipe returns [256, 256, 4], clipped to 0..1 later: colour as the square root of linear light, and alpha. Alpha
-is the weight of the material's tint, or coverage for cut-outs (leaves, fences, signs). Noise has the 1/f spectrum of
-photographs, and patterns are irregular on purpose, so that a network cannot learn to recognise rendered images. Grey
-recipes are coloured by the tint.
+A recipe is a function that draws one texture: [256, 256, 4], colour as the square root of linear light, and alpha.
+    Values
+outside 0..1 are clipped later. Alpha is the weight of the material's tint, or coverage for cut-outs (leaves, fences,
+signs). Grey textures get their colour from the tint.
+
+Noise has the 1/f spectrum of photographs, and patterns are irregular, so that a network cannot learn features that only
+rendered images have.
 """
 
 from __future__ import annotations
@@ -17,13 +20,19 @@ import numpy as np
 
 from fadepth_core.synthetic.raster import TEXTURE_LEVELS, TEXTURE_SIDE, TEXTURE_TEXELS
 
+#: Side of all textures of this module, texels.
 S = TEXTURE_SIDE
 Random = np.random.Generator
 
 
 @dataclass(frozen=True)
 class TextureSet:
-    """`texels` [N, TEXTURE_TEXELS, 4] uint8: all textures with their levels; `rows`: the rows of each recipe."""
+    """All procedural textures.
+
+    Attributes:
+        texels: [N, TEXTURE_TEXELS, 4] uint8, one texture with its mipmap levels per row.
+        rows: rows of `texels` that each recipe has drawn, by the recipe's name.
+    """
 
     texels: np.ndarray
     rows: dict[str, list[int]]
@@ -31,7 +40,7 @@ class TextureSet:
 
 @lru_cache(maxsize=2)
 def build_atlas(seed: int) -> TextureSet:
-    """Draw all textures of `RECIPES` from one seed (about three seconds, once per process)."""
+    """Draw all textures of `RECIPES` from one seed. Takes about three seconds, once per process."""
     rows: dict[str, list[int]] = {}
     count = sum(number for _, number in RECIPES.values())
     texels = np.empty((count, TEXTURE_TEXELS, 4), np.uint8)
@@ -91,7 +100,10 @@ def mipmaps(picture: np.ndarray) -> np.ndarray:
 
 
 def fractal(rng: Random, beta: float, stretch: tuple[float, float] = (1.0, 1.0)) -> np.ndarray:
-    """Tiling noise with amplitude 1/f^beta, mean 0, deviation 1, [256, 256]; `stretch` (x, y) elongates it."""
+    """Tiling noise [256, 256] with amplitude 1/f^beta, mean 0 and standard deviation 1.
+
+    Factors `stretch` (x, y) above 1 elongate its structures along that axis, those below 1 shorten them.
+    """
     fy = np.fft.fftfreq(S)[:, None] * S * stretch[1]
     fx = np.fft.rfftfreq(S)[None, :] * S * stretch[0]
     amplitude = np.maximum(np.hypot(fx, fy), 1.0) ** -beta
@@ -101,7 +113,11 @@ def fractal(rng: Random, beta: float, stretch: tuple[float, float] = (1.0, 1.0))
 
 
 def _cells(rng: Random, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Tiling random cells: distance to the nearest of `count` points in texels, and a random tone in 0..1 for each."""
+    """Tiling random cells, each around one of `count` points.
+
+    Returns:
+        For each texel: the distance to the nearest point in texels, and the random tone of its cell in 0..1.
+    """
     pad = S // 4
     mask = np.full((S, S), 255, np.uint8)
     tones = np.zeros((S, S), np.float32)
@@ -117,12 +133,12 @@ def _cells(rng: Random, count: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _colour(rng: Random, *choices: tuple[float, float, float], spread: float = 0.06) -> np.ndarray:
-    """One of the given colours, varied."""
+    """One of the given colours, with a random change of standard deviation `spread`."""
     return np.clip(np.array(choices[rng.integers(len(choices))]) + spread * rng.standard_normal(3), 0.02, 0.98)
 
 
 def _picture(tone: np.ndarray, colour: np.ndarray | None = None, alpha: np.ndarray | float = 1.0) -> np.ndarray:
-    """[256, 256] tone (and a colour that it scales) -> [256, 256, 4]."""
+    """A texture [256, 256, 4] from a tone [256, 256], which is multiplied by `colour` if given, and alpha."""
     picture = np.empty((S, S, 4), np.float32)
     picture[..., :3] = tone[..., None] * (1.0 if colour is None else np.asarray(colour))
     picture[..., 3] = alpha
@@ -130,7 +146,10 @@ def _picture(tone: np.ndarray, colour: np.ndarray | None = None, alpha: np.ndarr
 
 
 def _wrap_draw(canvas: np.ndarray, draw, x: float, y: float, reach: float) -> None:
-    """Call `draw(canvas, x, y)` at every position at which a shape of radius `reach` is on the tile."""
+    """Call `draw(canvas, x, y)` for a shape of radius `reach` at (x, y), and for its copies in neighbouring tiles.
+
+    A shape that crosses an edge of the tile thus continues at the opposite edge.
+    """
     for dx in (-S, 0, S):
         for dy in (-S, 0, S):
             if -reach < x + dx < S + reach and -reach < y + dy < S + reach:
@@ -146,7 +165,16 @@ def _leaves(
     within=None,
     slender: float = 0.5,
 ) -> None:
-    """Scatter leaf-like ellipses, the lighter ones on top, at positions drawn by `within(rng)`; None: anywhere."""
+    """Draw ellipses that look like leaves, the lighter ones on top.
+
+    Args:
+        canvas: [256, 256, 4], changed in place.
+        count: number of leaves.
+        size: range of half their length, texels.
+        hues: [N, 3] colours to choose from.
+        within: draws a position (x, y) from `rng`; None: anywhere on the tile.
+        slender: ratio of width to length.
+    """
     brightness = np.sort(rng.beta(2.0, 1.6, count)) * 0.75 + 0.2
     for light in brightness:
         x, y = rng.random(2) * S if within is None else within(rng)
@@ -167,7 +195,14 @@ def _leaves(
 
 
 def _glyphs(rng: Random, image: np.ndarray, box: tuple[int, int, int, int], ink: tuple, height: int) -> None:
-    """Draw lines of strokes that look like writing from afar, inside (x0, y0, x1, y1)."""
+    """Draw strokes that look like lines of text from a distance.
+
+    Args:
+        image: changed in place.
+        box: (x0, y0, x1, y1) of the text.
+        ink: colour and alpha.
+        height: height of a line, texels.
+    """
     x0, y0, x1, y1 = box
     for y in range(y0, y1 - height + 1, int(height * 1.6)):
         x = x0
@@ -183,7 +218,7 @@ def _glyphs(rng: Random, image: np.ndarray, box: tuple[int, int, int, int], ink:
 
 
 def noise(rng: Random) -> np.ndarray:
-    """Row 0 of the atlas, for stains: not a picture but four independent fields with mean 0.5, coarse to fine."""
+    """Row 0 of the atlas, used for stains: four independent fields of noise with mean 0.5, from coarse to fine."""
     fields = [fractal(rng, beta) for beta in (1.7, 1.3, 1.1, 0.8)]
     return np.stack([0.5 + 0.17 * field for field in fields], -1)
 
@@ -200,7 +235,7 @@ def asphalt(rng: Random) -> np.ndarray:
         w, h = rng.integers(20, 150, 2)
         tone[y : y + h, x : x + w] += rng.uniform(-0.09, 0.06)
         cv2.rectangle(tone, (int(x), int(y)), (int(x + w), int(y + h)), float(rng.uniform(0.3, 0.5)), 1)
-    if rng.random() < 0.7:
+    if rng.random() < 0.7:  # cracks
         path = np.abs(fractal(rng, 1.9) + 0.12 * fractal(rng, 0.8))
         tone -= rng.uniform(0.1, 0.3) * (path < 0.025) * (fractal(rng, 2.0) > rng.uniform(-0.2, 0.8))
     return _picture(tone)
@@ -219,7 +254,17 @@ def concrete(rng: Random) -> np.ndarray:
 def _masonry(
     rng: Random, rows: int, columns: int, offset: float, joint: float, spread: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Courses of bricks, slabs or tiles: tone (about 0.75, darker near joints) and mask of the joints, [256, 256]."""
+    """Rows of bricks, slabs or tiles.
+
+    Args:
+        rows, columns: number of bricks along each axis.
+        offset: shift of each row against the one above, in bricks.
+        joint: width of the joints, as a share of the tile.
+        spread: standard deviation of the tones of the bricks.
+
+    Returns:
+        Tone (about 0.75, darker near joints) and mask of the joints, each [256, 256].
+    """
     y, x = np.mgrid[0:S, 0:S].astype(np.float32) / S
     wobble = 0.012 * fractal(rng, 1.6)
     row = np.floor(y * rows)
@@ -338,7 +383,7 @@ def roof(rng: Random) -> np.ndarray:
 
 
 def facade(rng: Random) -> np.ndarray:
-    """Two storeys of two windows on a wall that is tinted; window panes have alpha 0."""
+    """A wall with two storeys of two windows. The panes have alpha 0, so that only the wall gets the tint."""
     if rng.random() < 0.25:
         tone, joints = _masonry(rng, 48, 24, 0.5, 0.004, 0.06)
         wall = np.where(joints, tone * 1.1, tone)
@@ -395,7 +440,7 @@ def facade(rng: Random) -> np.ndarray:
 
 
 def _pane(rng: Random, pane: np.ndarray) -> None:
-    """Fill a window [h, w, 4] in place: a dark room with alpha 0, sometimes behind curtains or a blind."""
+    """Draw a window pane [h, w, 4] in place: a dark room with alpha 0, sometimes behind curtains or a blind."""
     h, w = pane.shape[:2]
     if h < 4 or w < 4:
         return
@@ -496,7 +541,7 @@ def hedge(rng: Random) -> np.ndarray:
 
 
 def leaves(rng: Random) -> np.ndarray:
-    """A twig of leaves with an irregular outline in the middle of the tile: a cut-out."""
+    """A twig with leaves in the middle of the tile, with an irregular outline: a cut-out."""
     canvas = np.zeros((S, S, 4), np.float32)
     centres = rng.normal(0.5, 0.19, (int(rng.integers(8, 20)), 2)) * S
     for x, y in centres:
@@ -527,7 +572,7 @@ def needles(rng: Random) -> np.ndarray:
 
 
 def treeline(rng: Random) -> np.ndarray:
-    """A row of distant trees: a cut-out whose ground is the tile's lower edge (v = 1)."""
+    """A row of distant trees: a cut-out. The ground is at the lower edge of the tile (v = 1)."""
     canvas = np.zeros((S, S, 4), np.float32)
     hues = _GREENS * rng.uniform(0.8, 1.1)
     for _ in range(int(rng.integers(18, 36))):
@@ -552,7 +597,7 @@ def bark(rng: Random) -> np.ndarray:
 
 
 def fence(rng: Random) -> np.ndarray:
-    """Pickets, bars, boards or wire: a cut-out, ground at v = 1."""
+    """A fence of pickets, bars, boards or wire: a cut-out. The ground is at the lower edge of the tile (v = 1)."""
     canvas = np.zeros((S, S, 4), np.float32)
     kind = rng.integers(4)
     colour = _colour(rng, (0.9, 0.9, 0.88), (0.5, 0.36, 0.25), (0.2, 0.22, 0.22), (0.6, 0.6, 0.6), (0.25, 0.35, 0.28))
@@ -734,7 +779,7 @@ def books(rng: Random) -> np.ndarray:
 
 
 def dead_leaves(rng: Random) -> np.ndarray:
-    """Overlapping shapes of all sizes, and noise: the dead leaves model, which has the statistics of photographs."""
+    """Overlapping shapes of all sizes, and noise: the "dead leaves" model, which has the statistics of photographs."""
     canvas = np.full((S, S, 4), 0.5, np.float32)
     palette = np.clip(rng.normal(0.5, 0.22, (10, 1)) + 0.1 * rng.standard_normal((10, 3)), 0.03, 1)
     radii = np.sort(2.5 / np.sqrt(rng.uniform(0.0007, 1, 700)))[::-1]
