@@ -1,7 +1,7 @@
 """Data set of rendered scenes of 3D models with exact depth, motion and intrinsics, generated from a seed.
 
-Like `synthetic.dataset`, whose renderer and light it uses, but with modelled shapes and image textures: the user's own
-models or a Gazebo world. Nothing is stored, and no models are part of this package.
+It uses the renderer and the light of `synthetic.dataset`, but shapes and image textures come from files: the user's own
+models, or a Gazebo world. Rendered images are not stored. This package contains no models.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ Kind = Literal["world", "street", "room"]
 #: By kind: range of the camera's height in metres, and of the horizontal field of view in degrees.
 _HEIGHTS: dict[str, Range] = {"world": (0.2, 1.7), "room": (0.2, 1.7), "street": (0.5, 2.0)}
 _VIEWS: dict[str, Range] = {"world": (50, 85), "room": (50, 85), "street": (50, 90)}
-#: By kind: radius of ambient occlusion in metres, and the largest share of light that it removes.
+#: By kind: radius of ambient occlusion in metres, and the share of light that full occlusion removes.
 _OCCLUSION = {"world": (0.5, 0.7), "room": (0.5, 0.7), "street": (1.0, 0.5)}
 #: Attempts to draw a street or room with a good view.
 _TRIES = 20
@@ -53,18 +53,20 @@ class AssetsDataset(Dataset[Sample]):
     """`Sample`s of scenes made of models; the same seed and index give the same sample.
 
     Args:
-        root: folder with the models: folders with SDF files (as Gazebo's), or model files, at any depth.
+        root: folder with the models. It contains model folders with an SDF file (as Gazebo's) or model files, at any
+            depth.
         world: a Gazebo world below `root`: its file, or the file's name without suffix.
-        kind: "world"; "street", composed of models whose names match the roles of `models.STREET` (houses, vehicles,
-            trees ...); or "room", of those of `models.ROOM` (furniture). Default: "world" if `world` is given, else
-            "street".
+        kind: "world": the Gazebo world. "street": streets of models with a role of `models.STREET` (houses, vehicles,
+            trees ...). "room": rooms of models with a role of `models.ROOM` (furniture). Default: "world" if `world` is
+            given, else "street".
         size: height and width of the frames, pixels.
         length: number of samples in an epoch; each is another scene.
         seed: seed of the scenes.
         moving: whether vehicles and people move.
         stride: factor on the time between frames.
-        static: neither objects nor the camera move: one view is repeated three times, in a third of the rendering time.
-        sky: whether the sky has a depth (`SKY_DEPTH`) or an unknown one (0), as in all measured depth.
+        static: neither objects nor the camera move: one view is repeated three times, which takes a third of the
+            rendering time.
+        sky: true: the depth of the sky is `SKY_DEPTH`; false: it is unknown (0), as in all measured depth.
         heights: range of the camera's height above the floor, metres; default: 0.2 to 1.7, in streets 0.5 to 2.
         view: range of the horizontal field of view, degrees; default: 50 to 85, in streets 50 to 90.
         texture_side: largest side of a model's image texture in memory, texels: 256, 512 or 1024.
@@ -74,13 +76,14 @@ class AssetsDataset(Dataset[Sample]):
 
     Raises:
         ImportError: trimesh, or a package it needs for a format, is missing; the message names the extra.
-        DataError: no such folder or world, or nothing usable in it.
+        DataError: there is no such folder or world, or nothing in it can be used.
         ValueError: another option is invalid.
     """
 
     def __init__(
         self, root: str | Path, world: str | None = None, kind: Kind | None = None, size: tuple[int, int] = (288, 384),
-        length: int = 10_000, seed: int = 0, moving: bool = True, stride: float = 1.0, static: bool = False, sky: bool = True,
+        length: int = 10_000, seed: int = 0, moving: bool = True, stride: float = 1.0, static: bool = False, sky: bool =
+            True,
         heights: Range | None = None, view: Range | None = None, texture_side: int = 512, retexture: float = 0.3,
         scatter: int = 6, roles: Mapping[str, str] | None = None,
     ):  # fmt: skip
@@ -142,7 +145,16 @@ class AssetsDataset(Dataset[Sample]):
         return picture * shade[..., None], depth
 
     def draw(self, rng: Random) -> tuple[Scene, np.ndarray, np.ndarray, float, float]:
-        """A scene, K [3, 3], camera-to-world poses [3, 4, 4], seconds between frames, and the camera's speed in m/s."""
+        """Draw a scene and the motion of a camera in it.
+
+        If none of `_TRIES` streets or rooms gives a good view, the last one is taken.
+
+        Returns:
+            The scene, K [3, 3], camera-to-world poses [3, 4, 4], seconds between frames, and the camera's speed in m/s.
+
+        Raises:
+            DataError: a world without a good view.
+        """
         if self._world is not None:
             scene, intrinsics, pose = self._world.draw(
                 rng, self._texels, self._size, self._heights, self._view, self._retexture, self._models["furniture"],
@@ -158,7 +170,7 @@ class AssetsDataset(Dataset[Sample]):
         return scene, intrinsics, poses, interval, speed
 
     def _draw_street(self, rng: Random) -> tuple[Scene, np.ndarray, float, float]:
-        """A scene, camera-to-world poses [3, 4, 4], seconds between frames, and the camera's speed in m/s."""
+        """Draw a street, camera-to-world poses [3, 4, 4], seconds between frames, and the camera's speed in m/s."""
         street = ModelStreet(rng, self._textures, self._moving, self._models)
         bend = rng.choice([-1, 1]) * rng.gamma(1.0, 3.0), rng.uniform(180, 500)
         track = Track(bend, (rng.normal(0, 1.0), rng.uniform(150, 400)))
@@ -179,7 +191,7 @@ class AssetsDataset(Dataset[Sample]):
         return scene, np.stack(poses), interval, speed
 
     def _draw_room(self, rng: Random) -> tuple[Scene, np.ndarray, float, float]:
-        """As `_draw_street`, for a room."""
+        """Draw a room; returns the same as `_draw_street`."""
         room = ModelRoom(rng, self._textures, self._moving, self._models["furniture"])
         x, z = rng.uniform(room.left, room.right) * 0.6, rng.uniform(0, room.front - 0.5)
         light = lamp_light(rng, self._textures, np.array([x, -room.height + 0.1, z]))
@@ -191,13 +203,17 @@ class AssetsDataset(Dataset[Sample]):
 
 
 def _scene(drawn: ModelStreet | ModelRoom, track: Track, light: Light, texels: np.ndarray) -> Scene:
-    """The scene of a street or room with the models placed in it."""
+    """The scene of a street or room, including the models placed in it."""
     geometry, mover, materials = drawn.placements.merged(*drawn.mesh.geometry(), drawn.mesh.materials())
     return Scene(geometry, mover, np.array(drawn.mesh.velocities), track, materials, light, texels)
 
 
 def _draw_motion(rng: Random, pose: np.ndarray, stride: float) -> tuple[np.ndarray, float, float]:
-    """Motion of a hand-held camera or an indoor robot: poses [3, 4, 4] around `pose`, seconds between them, m/s."""
+    """Draw the motion of a hand-held camera or an indoor robot around `pose`.
+
+    Returns:
+        Camera-to-world poses [3, 4, 4], seconds between them, and the speed in m/s.
+    """
     interval, velocity = indoor_motion(rng, stride)
     spin = rng.normal(0, [0.3, 0.15, 0.06])
     poses = []
@@ -208,13 +224,14 @@ def _draw_motion(rng: Random, pose: np.ndarray, stride: float) -> tuple[np.ndarr
 
 
 def _check_range(name: str, value: Sequence[float], low: float, high: float) -> Range:
+    """`value`, after a check that it is a range within [low, high]; `name` names the option in the error."""
     if len(value) != 2 or not low <= value[0] <= value[1] <= high:
         raise ValueError(f"{name} must be two numbers from {low:g} to {high:g} in order, got {tuple(value)}")
     return float(value[0]), float(value[1])
 
 
 def _override_names(known: Mapping, names: Mapping[str, str]) -> dict:
-    """The roles `known` with the name patterns of some replaced."""
+    """The roles `known`, in which the patterns `names` replace those of some roles."""
     unknown = sorted(set(names) - set(known))
     if unknown:
         raise ValueError(f"no role {', '.join(unknown)}; there are {', '.join(known)}")

@@ -1,7 +1,7 @@
 """Read 3D model files as textured triangles: COLLADA, Wavefront OBJ, glTF, STL and other formats of trimesh.
 
-The only module that imports trimesh. Vertices are in the axes of the file, converted to metres if the file states its
-unit. Every triangle has its own vertices, because at hard edges a vertex has several normals.
+No other module imports trimesh. Vertices are in the axes of the file, and in metres if the file states its unit. Every
+triangle has its own vertices, because at hard edges a vertex has several normals.
 """
 
 from __future__ import annotations
@@ -23,14 +23,16 @@ _log = logging.getLogger(__name__)
 
 #: Suffixes of model files.
 SUFFIXES = (".dae", ".obj", ".glb", ".gltf", ".stl", ".ply", ".off", ".3mf")
-#: Larger image textures are reduced to this side, texels; the renderer's textures are no larger.
+#: Largest side of an image texture, texels. Larger ones are reduced, because the renderer's textures have at most this
+#: side.
 PICTURE_SIDE = 1024
 
-#: Materials of this opacity or less count as glass and are left out, so that depth is that of the objects behind.
+#: Materials with at most this opacity count as glass. They are left out, so that depth is that of the objects behind.
 _GLASS_OPACITY = 0.5
-#: A corner takes the vertex's normal if the cosine of its angle to the triangle's normal is larger than this.
+#: The corner of a triangle takes the normal of its vertex if the cosine of the angle between this normal and that of
+#: the triangle is larger than this. Otherwise the edge is hard, and it takes the normal of the triangle.
 _SMOOTH = 0.7
-#: Declarations in COLLADA and OBJ that a texture's alpha is coverage.
+#: Finds the declaration in COLLADA or OBJ files that the alpha of textures is coverage.
 _CUTOUTS = re.compile(rb"<transparent[^>]*>\s*<texture|^\s*map_d\s", re.MULTILINE)
 _METRES = {"meters": 1.0, "millimeters": 1e-3, "centimeters": 1e-2, "inches": 0.0254, "feet": 0.3048}
 
@@ -43,7 +45,7 @@ class Surface:
         colour: linear RGB in 0..1, multiplied with the picture.
         picture: image texture, sRGB and alpha, uint8 [H, W, 4], row 0 at v = 0; None for a plain colour.
         cutout: whether alpha is coverage, as in leaves and fences.
-        incomplete: whether the file names a picture that could not be read.
+        incomplete: whether the file names a picture that cannot be read.
     """
 
     colour: tuple[float, float, float] = (0.6, 0.6, 0.6)
@@ -86,7 +88,14 @@ def bounds(parts: Iterable[Part]) -> np.ndarray:
 
 
 def metric_uv(corners: np.ndarray, normals: np.ndarray) -> np.ndarray:
-    """Texture coordinates [F, 3, 2] in metres, v down, by projection along each triangle's main axis; z is up."""
+    """Texture coordinates [F, 3, 2] in metres, v down, of triangles in axes with z up.
+
+    Each triangle is projected along the axis that is nearest to its normal.
+
+    Args:
+        corners: [F, 3, 3] metres.
+        normals: [F, 3, 3].
+    """
     axis = np.abs(normals.sum(1)).argmax(-1)
     across = np.array([[1, 2], [0, 2], [0, 1]])[axis]
     uv = np.take_along_axis(corners, np.repeat(across[:, None], 3, axis=1), axis=2)
@@ -97,10 +106,12 @@ def metric_uv(corners: np.ndarray, normals: np.ndarray) -> np.ndarray:
 
 
 def find_file(name: str, folders: Sequence[Path]) -> Path | None:
-    """Find a file by relative name in one of the folders; else by the name's last component, ignoring case.
+    """Find a file that a model file names, in one of the folders; None if it is not found.
 
-    The second rule is for models whose files name pictures by paths of the author's machine. "model://" is the folder
-    of all models, one of the parent folders.
+    `name` is first taken as a path relative to a folder, or, after "model://", to one of its parent folders, because
+    "model://" stands for the folder of all models. If there is no such file, only the last component of `name` is
+    compared with the files in the folders, ignoring case. This finds pictures that a model names by a path on the
+    author's machine.
     """
     name = name.replace("\\", "/").removeprefix("file://")
     model = name.startswith("model://")
@@ -119,7 +130,10 @@ def find_file(name: str, folders: Sequence[Path]) -> Path | None:
 
 
 def read_picture(path: Path) -> np.ndarray | None:
-    """Read an image as sRGB and alpha, uint8 [H, W, 4], sides up to `PICTURE_SIDE`; None if it cannot be read."""
+    """Read an image as sRGB and alpha, uint8 [H, W, 4] with sides up to `PICTURE_SIDE`; None if it cannot be read.
+
+    OpenCV reads most formats. Pillow, if installed, reads some others.
+    """
     picture = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
     if picture is not None:
         if picture.dtype == np.uint16:
@@ -138,8 +152,11 @@ def read_picture(path: Path) -> np.ndarray | None:
         return None
 
 
-def has_holes(picture: np.ndarray) -> bool:
-    """Whether alpha is nearly everywhere 0 or 1, and both occur: it is coverage, or marks painted areas."""
+def has_binary_alpha(picture: np.ndarray) -> bool:
+    """Whether the alpha of a picture [H, W, 4] is nearly everywhere 0 or 1, and both occur.
+
+    Such alpha has a meaning: it is coverage, or it marks painted areas.
+    """
     clear, solid = np.mean(picture[..., 3] < 40), np.mean(picture[..., 3] > 215)
     return bool(clear > 0.02 and solid > 0.02 and clear + solid > 0.75)
 
@@ -215,10 +232,15 @@ def read_model(path: Path) -> list[Part]:
 
 
 def submesh_of(parts: Sequence[Part], path: Path, name: str) -> list[Part]:
-    """The parts of the file `path` that belong to its node or geometry of that name.
+    """Select the parts that belong to one node or geometry of a model file.
+
+    Args:
+        parts: all parts of the file.
+        path: the file.
+        name: name of the node or geometry.
 
     Raises:
-        DataError: there is none.
+        DataError: no part has that name.
     """
     names = [name, *_geometries_of_node(path, name)] if path.suffix.lower() == ".dae" else [name]
     # trimesh appends numbers to make names unique, exporters append "-mesh" or "-lib".
@@ -230,9 +252,10 @@ def submesh_of(parts: Sequence[Part], path: Path, name: str) -> list[Part]:
 
 
 def _file_resolver(path: Path, trimesh):
-    """Resolver with which trimesh opens the pictures and material files of a model.
+    """A resolver, by which trimesh opens the pictures and material files of the model `path`.
 
-    Records whether one is missing (`incomplete`) and whether a material file declares coverage (`cutouts`).
+    Its attribute `incomplete` says whether a file is missing, `cutouts` whether a material file declares that alpha is
+    coverage.
     """
     base = path.parent
     folders = [base, base / "textures", base.parent / "materials" / "textures", base.parent / "textures", base.parent]
@@ -265,13 +288,13 @@ def _file_resolver(path: Path, trimesh):
 
 
 def _unit_length(units: str | None) -> float:
-    """Metres of a unit as trimesh names it ("0.01 * meters", "inches"); 1 where it names none."""
+    """Metres of a unit as trimesh names it, e.g. "0.01 * meters" or "inches"; 1 if it names none."""
     number, _, unit = (units or "").rpartition("*")
     return float(number or 1) * _METRES.get(unit.strip(), 1.0)
 
 
 def _part(mesh, surface: Surface, name: str) -> Part:
-    """A trimesh mesh as a part, without degenerate triangles."""
+    """Convert a mesh of trimesh to a part, without degenerate triangles."""
     corners = np.asarray(mesh.triangles, np.float32)
     normal = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
     length = np.linalg.norm(normal, axis=1)
@@ -280,7 +303,8 @@ def _part(mesh, surface: Surface, name: str) -> Part:
     flat = (normal[solid] / length[solid, None])[:, None]
     normals = np.asarray(mesh.vertex_normals, np.float32)[faces]
     cosine = (normals * flat).sum(-1, keepdims=True)
-    # Files disagree on the orientation of normals, and the renderer orients the three normals of a triangle together.
+    # In some files vertex normals point to the other side than the triangle's normal. The renderer turns the three
+    # normals of a triangle together, so they must point to the same side.
     normals = np.where(np.abs(cosine) > _SMOOTH, normals * np.sign(cosine), flat).astype(np.float32)
     uv = getattr(mesh.visual, "uv", None)
     if uv is None or len(uv) != len(mesh.vertices):
@@ -291,11 +315,13 @@ def _part(mesh, surface: Surface, name: str) -> Part:
 
 
 def _surface(visual, incomplete: bool, cutouts: bool) -> Surface | None:
-    """The surface of a trimesh visual; None for glass.
+    """The surface of a visual of trimesh; None for glass.
 
     Args:
+        visual: appearance of a mesh.
         incomplete: whether one of the file's pictures is missing.
-        cutouts: whether the alpha of its pictures is coverage; in many pictures it means something else, or nothing.
+        cutouts: whether the file declares that alpha is coverage. Otherwise the alpha of a picture may mean something
+            else, or nothing.
     """
     material = getattr(visual, "material", None)
     if material is None:
@@ -314,7 +340,7 @@ def _surface(visual, incomplete: bool, cutouts: bool) -> Surface | None:
         return Surface(_linear(colour), incomplete=incomplete and colour[:3].min() > 0.99)
     picture = _limit_size(np.array(picture.convert("RGBA")))
     cutouts = cutouts or getattr(material, "alphaMode", None) in ("MASK", "BLEND")
-    return Surface(_linear(colour), picture, cutouts and has_holes(picture))
+    return Surface(_linear(colour), picture, cutouts and has_binary_alpha(picture))
 
 
 def _linear(colour: np.ndarray) -> tuple[float, float, float]:
@@ -323,7 +349,7 @@ def _linear(colour: np.ndarray) -> tuple[float, float, float]:
 
 
 def _geometries_of_node(path: Path, name: str) -> list[str]:
-    """Identifiers of the geometries below the COLLADA nodes with that name."""
+    """Identifiers of the geometries below the nodes of that name in a COLLADA file."""
     found = []
     for node in ElementTree.parse(path).iter():
         if node.tag.rpartition("}")[2] == "node" and name in (node.get("name"), node.get("id")):

@@ -1,4 +1,4 @@
-"""The models of a folder by their role in a scene, which is found from their name and size."""
+"""Load the models of a folder and assign each to a role in a scene, e.g. vehicle or furniture, by its name and size."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Role:
-    """Condition for a model to have a role in a scene.
+    """Conditions that a model must meet to have a role in a scene.
 
     Attributes:
-        names: regular expression that its name contains, ignoring case.
-        size: smallest and largest length of its longest horizontal side, or of its height if `upright`, metres.
-        upright: whether `size` limits the height.
+        names: regular expression that must match a part of the model's name, ignoring case.
+        size: smallest and largest allowed size, metres.
+        upright: true: `size` limits the height. False: it limits the longest horizontal side.
     """
 
     names: str
@@ -39,7 +39,7 @@ def _word(names: str) -> str:
     return rf"(?<![a-z])({names})(?![a-z])"
 
 
-#: Roles of a street; a model has the first one whose names and size match.
+#: Roles in a street. A model gets the first role whose name and size match.
 STREET = {
     "clutter": Role(
         r"barrel|jersey|dumpster|mail_?box|post_?box|hydrant|trash|bollard|cinder_block|cardboard_box|fountain|pallet|crate|"
@@ -60,7 +60,7 @@ STREET = {
         (4.5, 36),
     ),
 }
-#: Role of a room: furniture that stands on the floor.
+#: Role in a room: furniture that stands on the floor.
 ROOM = {
     "furniture": Role(
         r"sofa|couch|chair|stool|table(?!t|ware)|desk(?!portrait)|cabinet|wardrobe|shelf|rack|refrigerator|fridge|oven|"
@@ -76,6 +76,7 @@ class Model:
     """A model in the scenes' axes, with the centre of its base at the origin.
 
     Attributes:
+        name: name of its folder or file.
         stage: its geometry and materials.
         extent: size along x, y, z, metres.
     """
@@ -86,14 +87,18 @@ class Model:
 
     def place(
         self, rng: Random, placements: Placements, position: Sequence[float], yaw: float,
-        scale: float | Sequence[float] = 1.0, *, chroma: float = 0.04, paint: bool = False, glossy: bool = True, mover: int = 0,
+        scale: float | Sequence[float] = 1.0, *, chroma: float = 0.04, paint: bool = False, glossy: bool = True, mover:
+            int = 0,
     ) -> None:  # fmt: skip
-        """Add it to a scene with random brightness, hue and gloss; for the other arguments see `Placements.add`.
+        """Add the model to a scene with random brightness, hue and gloss.
 
         Args:
-            chroma: standard deviation of the hue.
-            paint: whether areas that its pictures mark as painted get the colour of a car.
-            glossy: whether it may be slightly reflective.
+            rng: draws them.
+            placements: the models of the scene.
+            position, yaw, scale, mover: see `Placements.add`.
+            chroma: standard deviation of the change of hue.
+            paint: whether the areas that the model's pictures mark as painted get a random car colour.
+            glossy: whether the model may be slightly reflective.
         """
         count = len(self.stage.painted)
         tints = np.exp(rng.normal(0, chroma, 3) + rng.normal(-0.1, 0.25)) * np.ones((count, 3))
@@ -113,9 +118,18 @@ _PAINT_SHARES = (0.25, 0.16, 0.18, 0.17, 0.09, 0.08, 0.03, 0.02, 0.02)
 
 
 def load_models(library: Library, roles: Mapping[str, Role], atlas: Atlas) -> dict[str, list[Model]]:
-    """Load the models of a folder that have one of the roles, by role; their pictures are added to the atlas.
+    """Load the models of a folder that have one of the roles.
 
-    A model is a folder with an SDF file, or a model file outside such folders.
+    A model is a folder with an SDF file, or a model file outside such folders. Models that cannot be loaded, or whose
+    size fits no role, are left out with a warning.
+
+    Args:
+        library: the folder.
+        roles: roles by name.
+        atlas: the pictures of the models are added to it.
+
+    Returns:
+        The models of each role, by the role's name.
 
     Raises:
         ImportError: trimesh, or a package it needs for a format, is missing.
@@ -151,7 +165,10 @@ def load_models(library: Library, roles: Mapping[str, Role], atlas: Atlas) -> di
 
 
 def z_up(parts: list[Part], path: Path) -> list[Part]:
-    """Rotate the parts of a model file so that z is up: glTF and OBJ have y up, COLLADA states its up axis."""
+    """Rotate the parts of the model file `path` to Gazebo's axes, with z up.
+
+    glTF and OBJ have y up. COLLADA states its up axis. In other formats z is taken as up.
+    """
     kind = path.suffix.lower()
     if kind == ".dae":
         found = re.search(rb"<up_axis>\s*([XYZ])_UP", path.read_bytes())
@@ -165,16 +182,18 @@ def z_up(parts: list[Part], path: Path) -> list[Part]:
 
 
 def _has_size(role: Role, size: np.ndarray) -> bool:
+    """Whether a model of that size [3], in Gazebo's axes, meets the role's limits."""
     low, high = role.size
     return low <= (size[2] if role.upright else max(size[:2])) <= high
 
 
 def _build_model(name: str, parts: list[Part], atlas: Atlas) -> Model:
-    """A model of parts that are in Gazebo's axes, moved so that the centre of its base is at the origin."""
+    """Build a model of parts in Gazebo's axes. The centre of its base is moved to the origin."""
     low, high = bounds(parts)
     shift = np.eye(4)
     shift[:2, 3] = -(low + high)[:2] / 2
-    if abs(low[2]) > 0.02 + 0.05 * (high - low)[2]:  # else foundations or roots in the ground
+    # A small part below z = 0 stays there: it is a foundation or roots in the ground.
+    if abs(low[2]) > 0.02 + 0.05 * (high - low)[2]:
         shift[2, 3] = -low[2]
     stage = build_stage([part.moved(shift) for part in parts], atlas)
     return Model(name, stage, (high - low)[[1, 2, 0]])

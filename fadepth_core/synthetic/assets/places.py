@@ -1,4 +1,4 @@
-"""Map of the free floor of a world, on which cameras and loose objects are placed."""
+"""Map of the free floor of a world, used to place cameras and furniture."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ Random = np.random.Generator
 
 #: Side of a cell of the map, metres.
 CELL = 0.08
-#: Smaller free regions are ignored, square metres; they are insides of cupboards and the like.
+#: Smaller free regions are ignored, square metres. They are usually inside of objects such as cupboards.
 _MIN_AREA = 1.5
-#: Objects lower than this are no obstacle, metres.
+#: Objects lower than this are not obstacles, metres.
 _STEP = 0.12
 #: Camera heights for which a map is made, metres.
 _PLANES = (0.3, 0.7, 1.1, 1.7)
@@ -22,13 +22,16 @@ _PLANES = (0.3, 0.7, 1.1, 1.7)
 class Places:
     """Grid map of the free floor of a world in the scenes' axes (y down, floor at y = 0).
 
+    For each of the heights `_PLANES`, a cell is free if there is floor and nothing between the floor and a camera at
+    that height. The free cells must be connected to a large free region.
+
     Args:
         geometry: of the world.
         clearance: smallest horizontal distance of a camera to obstacles, metres.
 
     Attributes:
-        roofed: share of the free floor with a roof or ceiling above it.
-        wall_height: height that most objects higher than a door reach, metres.
+        roofed: share of the free floor with a roof or ceiling above it, 0..1.
+        wall_height: estimated height of the walls, metres.
     """
 
     def __init__(self, geometry: Geometry, clearance: float = 0.35):
@@ -46,7 +49,7 @@ class Places:
             blocked = self._occupied(points[(height > _STEP) & (height < plane + 0.25)])
             free.append(floor & (1 - cv2.morphologyEx(blocked, cv2.MORPH_CLOSE, np.ones((3, 3), np.uint8))))
         open_floor = _large_regions(free[-1])
-        # Distance to the nearest obstacle in metres, for each plane.
+        # For each of `_PLANES`: distance of each cell to the nearest obstacle, metres.
         self._distance = [cv2.distanceTransform(_reachable(f, open_floor), cv2.DIST_L2, 5) * CELL for f in free]
         above = points[level & (height > 2.0)]
         covered = cv2.morphologyEx(self._occupied(above), cv2.MORPH_CLOSE, np.ones((9, 9), np.uint8))
@@ -60,7 +63,7 @@ class Places:
         return float((self._distance[0] > self._clearance).sum()) * CELL**2
 
     def draw(self, rng: Random, height: float) -> np.ndarray | None:
-        """Random position [3] for a camera at `height` metres; None if there is none."""
+        """Draw a position [3] for a camera at `height` metres; None if there is no place for it."""
         plane = min(int(np.searchsorted(_PLANES, height)), len(_PLANES) - 1)
         cells = np.flatnonzero(self._distance[plane] > self._clearance)
         if not len(cells):
@@ -70,7 +73,7 @@ class Places:
         return np.array([x, -height, z])
 
     def draw_near(self, rng: Random, position: np.ndarray, reach: float, radius: float) -> np.ndarray | None:
-        """Random (x, z) with free floor within `radius` metres, at most `reach` metres from `position`; or None."""
+        """Draw a place (x, z) for an object of that radius, at most `reach` metres from `position` [3]; or None."""
         column, row = ((position[[0, 2]] - self._origin) / CELL).astype(int)
         cells = int(reach / CELL)
         top, left = max(0, row - cells), max(0, column - cells)
@@ -80,12 +83,15 @@ class Places:
         return places[rng.integers(len(places))] if len(places) else None
 
     def ceiling(self, position: np.ndarray) -> float:
-        """Height of the ceiling above a position, metres; the height of the walls if there is none."""
+        """Height of the ceiling above a position [3], metres. Without a ceiling: the height of the walls."""
         near = np.abs(self._above[:, [0, 2]] - position[[0, 2]]).max(1) < 0.3
         return float(-self._above[near, 1].max()) if near.any() else self.wall_height
 
     def _wall_height(self, points: np.ndarray) -> float:
-        """Height that 80 % of the map's columns with such points reach, metres; 2.6 without points."""
+        """Height of the walls, metres, from points higher than a door; 2.6 without points.
+
+        It is the height that the highest points of 80 % of the cells reach; cells without points do not count.
+        """
         if not len(points):
             return 2.6
         cells = ((points[:, [2, 0]] - self._origin[::-1]) / CELL).astype(int)
@@ -104,7 +110,7 @@ class Places:
 
 
 def _large_regions(free: np.ndarray) -> np.ndarray:
-    """The regions of more than `_MIN_AREA`, uint8 [rows, columns]."""
+    """The connected regions with an area of more than `_MIN_AREA`, uint8 [rows, columns]."""
     _, labels, statistics, _ = cv2.connectedComponentsWithStats(free, connectivity=4)
     large = statistics[:, cv2.CC_STAT_AREA] * CELL**2 > _MIN_AREA
     large[0] = False  # label 0 is the floor that is not free
@@ -112,7 +118,10 @@ def _large_regions(free: np.ndarray) -> np.ndarray:
 
 
 def _reachable(free: np.ndarray, open_floor: np.ndarray) -> np.ndarray:
-    """The regions connected to open floor: the space under a table, but not the inside of a box or bed."""
+    """The regions of `free` that are connected to `open_floor`, uint8 [rows, columns].
+
+    They include the space under a table, but not the inside of a box or bed.
+    """
     count, labels = cv2.connectedComponents(free, connectivity=4)
     reached = np.zeros(count, bool)
     reached[np.unique(labels[open_floor > 0])] = True
@@ -121,7 +130,7 @@ def _reachable(free: np.ndarray, open_floor: np.ndarray) -> np.ndarray:
 
 
 def _surface_points(geometry: Geometry) -> tuple[np.ndarray, np.ndarray]:
-    """Points [N, 3] on all triangles, spaced less than a cell, and whether their triangle is level [N]."""
+    """Points [N, 3] on all triangles, at distances of less than a cell, and whether their triangle is level [N]."""
     corners = geometry.vertices[geometry.faces].astype(np.float64)
     a, b = corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]
     normal = np.cross(a, b)

@@ -1,4 +1,4 @@
-"""Rooms of `synthetic.room` with furniture from the models of a folder."""
+"""Rooms as in `synthetic.room`, with furniture from the models of a folder."""
 
 from __future__ import annotations
 
@@ -18,11 +18,12 @@ class ModelRoom(Room):
     """A room with models.
 
     Args:
+        rng, textures, moving: see `Room`.
         models: furniture that stands on the floor, see `models.ROOM`.
-        procedural: probability that a piece of furniture is built as in `Room`.
+        procedural: probability that a piece of furniture is built of simple shapes, as in `Room`.
 
     Attributes:
-        placements: the placed models, which are not in `mesh`.
+        placements: the placed models. They are not in `mesh`.
     """
 
     def __init__(
@@ -33,7 +34,7 @@ class ModelRoom(Room):
         super().__init__(rng, textures, moving)
 
     def _place_random(self, x: float, z: float) -> bool:
-        """Place a random model unless the place is taken. False: build the furniture as in `Room` instead."""
+        """Try to place a random model. False: furniture of simple shapes is to be built instead, as in `Room`."""
         if self.rng.random() < self._procedural:
             return False
         model = self._models[int(self.rng.integers(len(self._models)))]
@@ -41,7 +42,7 @@ class ModelRoom(Room):
         return True
 
     def _place(self, model: Model, x: float, z: float, yaw: float) -> None:
-        """Place a model unless it is higher than the room or the place is taken."""
+        """Place a model, unless it is higher than the room or too close to another one or the camera."""
         radius = 0.5 * float(np.hypot(*model.extent[[0, 2]]))
         if model.extent[1] > self.height or any(
             np.hypot(x - a, z - b) < 0.85 * (radius + r) for a, b, r in self._taken

@@ -1,8 +1,8 @@
 """Read Gazebo worlds and models (SDF) as placed parts, with includes, nested models, poses, scales and materials.
 
-Coordinates are Gazebo's (REP-103): x forward, y left, z up, metres. Only visuals are read; sensors, lights, plugins,
-actors, physics and models on servers are ignored. Format: http://sdformat.org/spec. Of OGRE material scripts, the first
-texture and the diffuse colour are used.
+Coordinates are Gazebo's (REP-103): x forward, y left, z up, metres. Only visuals are read: sensors, lights, plugins,
+actors, physics and models on servers are ignored. OGRE material scripts give the first texture and the diffuse colour
+of a material. Format: http://sdformat.org/spec.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from fadepth_core.synthetic.assets.meshes import (
     Surface,
     bounds,
     find_file,
-    has_holes,
+    has_binary_alpha,
     read_model,
     read_picture,
     submesh_of,
@@ -39,16 +39,19 @@ _COLOURS = {
     "Green": (0, 0.6, 0), "Blue": (0, 0, 0.8), "Yellow": (0.8, 0.8, 0), "Orange": (0.9, 0.45, 0.05),
     "Wood": (0.55, 0.38, 0.22), "Bricks": (0.55, 0.3, 0.24), "Road": (0.25, 0.25, 0.25), "Asphalt": (0.25, 0.25, 0.25),
 }  # fmt: skip
-#: Models without visuals, which need not be installed.
+#: Models without visuals. If they are not installed, there is no warning.
 _EMPTY = ("model://sun",)
 
 
 class Library:
     """The models below a folder, with a cache of the files that were read.
 
+    Args:
+        root: the folder.
+
     Attributes:
         root: the folder.
-        folders: folders with a model.config or an .sdf file, by name; the first of several with one name.
+        folders: folders with a model.config or an .sdf file, by name. Of several with the same name, the first is used.
         files: model files outside these folders.
     """
 
@@ -69,7 +72,10 @@ class Library:
         self._warned: set[str] = set()
 
     def resolve(self, uri: str, near: Path) -> Path | None:
-        """The folder or file that a URI names, or None; `near` is the folder of the file that contains the URI."""
+        """The folder or file that a URI names; None if it does not exist or is on a server.
+
+        `near` is the folder of the file that contains the URI.
+        """
         scheme, found, rest = uri.strip().partition("://")
         if not found:
             scheme, rest = "", uri.strip()
@@ -81,18 +87,22 @@ class Library:
                 return None
             path = self.folders[name] / inner
         else:
-            # Worlds name files relative to their own folder, or to a parent folder on Gazebo's resource path.
+            # Paths in worlds are relative to the world's folder, or to one of its parents on Gazebo's resource path.
             bases = [near, *(base for base in near.parents if base.is_relative_to(self.root))]
             path = next((base / rest for base in bases if (base / rest).parent.exists()), near / rest)
         return path if path.exists() else find_file(path.name, [path.parent])
 
     def model_file(self, folder: Path) -> Path | None:
-        """The SDF file of a model's folder: model.sdf, else the last one; or None."""
+        """The SDF file of a model's folder: model.sdf, else the last by name; None if there is none."""
         files = sorted(folder.glob("*.sdf"))
         return next((file for file in files if file.name == "model.sdf"), files[-1] if files else None)
 
     def model(self, path: Path, submesh: str | None = None) -> list[Part]:
-        """`meshes.read_model` with a cache; only the parts of `submesh` if one is given."""
+        """`meshes.read_model` with a cache. If `submesh` is given, only its parts are returned.
+
+        Raises:
+            ImportError, DataError: see `meshes.read_model` and `meshes.submesh_of`.
+        """
         if path not in self._models:
             try:
                 self._models[path] = read_model(path)
@@ -110,7 +120,7 @@ class Library:
         return self._pictures[path]
 
     def script_surface(self, name: str, places: Sequence[Path]) -> Surface | None:
-        """The material `name` in the OGRE scripts of these files and folders; None if not found."""
+        """The material `name` in the OGRE scripts among these files and folders, with a cache; None if not found."""
         key = (name, tuple(places))
         if key not in self._surfaces:
             self._surfaces[key] = self._read_script(name, places)
@@ -123,6 +133,7 @@ class Library:
             _log.warning(message)
 
     def _read_script(self, name: str, places: Sequence[Path]) -> Surface | None:
+        """`script_surface` without the cache."""
         files = [
             file for place in places for file in ([place] if place.is_file() else sorted(place.glob("*.material")))
         ]
@@ -143,16 +154,20 @@ class Library:
                     self.warn(f"{file}: no picture '{texture[1]}'")
                     return Surface(incomplete=True)
                 declared = "alpha_rejection" in body or "scene_blend" in body
-                return Surface((1.0, 1.0, 1.0), picture, declared and has_holes(picture))
+                return Surface((1.0, 1.0, 1.0), picture, declared and has_binary_alpha(picture))
             if diffuse:
                 return Surface(_linear(diffuse.groups()))
-            if found[2]:
+            if found[2]:  # the material has a parent
                 return self.script_surface(found[2], places)
         return None
 
 
 def read_sdf(path: Path, library: Library) -> list[Part]:
-    """Read the visible parts of a .world or .sdf file; parts that cannot be loaded are left out with a warning.
+    """Read the visible parts of a .world or .sdf file. Parts that cannot be loaded are left out with a warning.
+
+    Args:
+        path: the file.
+        library: the models that the file may include.
 
     Raises:
         ImportError: trimesh, or a package it needs for a format, is missing.
@@ -184,12 +199,21 @@ def pose_matrix(text: str | None, degrees: bool = False) -> np.ndarray:
 
 
 class _Reader:
-    """Collects the visuals of one file in folder `near`; `at` is the world pose [4, 4] of an element's parent frame."""
+    """Collects the visuals of one SDF file as parts.
+
+    In the methods, `at` is the world pose [4, 4] of the frame that an element's pose refers to, and `name` is the path
+    of names of the enclosing models.
+
+    Args:
+        library: the models that the file may include.
+        near: folder of the file.
+    """
 
     def __init__(self, library: Library, near: Path):
         self._library, self._near = library, near
 
     def children(self, element: Element, at: np.ndarray, name: str) -> list[Part]:
+        """The parts of all links, models and includes in `element`."""
         parts = []
         for child in element:
             if child.tag == "include":
@@ -202,6 +226,7 @@ class _Reader:
         return parts
 
     def model(self, element: Element, at: np.ndarray, name: str) -> list[Part]:
+        """The parts of a model."""
         return self.children(element, at @ _pose(element), f"{name}/{element.get('name', '')}".strip("/"))
 
     def _include(self, element: Element, at: np.ndarray, name: str) -> list[Part]:
@@ -219,7 +244,7 @@ class _Reader:
             return []
         if inner is None:
             return []
-        # The pose of the include replaces the model's.
+        # The pose of an include replaces the pose of the included model.
         place = at @ _pose(element if element.find("pose") is not None else inner)
         name = f"{name}/{element.findtext('name') or inner.get('name', '')}/{file.parent.name}".strip("/")
         return _Reader(self._library, file.parent).children(inner, place, name)
@@ -268,14 +293,14 @@ class _Reader:
         return [part.moved(matrix) for part in parts]
 
     def _surface(self, material: Element | None) -> Surface | None:
-        """The surface given by a visual's material; None to keep the materials of the mesh."""
+        """The surface that a visual's material gives to its parts; None: the parts keep the materials of the mesh."""
         if material is None:
             return None
         albedo = material.findtext("pbr/metal/albedo_map") or material.findtext("pbr/specular/albedo_map")
         path = self._library.resolve(albedo, self._near) if albedo else None
         picture = self._library.picture(path) if path is not None and path.is_file() else None
         if picture is not None:
-            return Surface((1.0, 1.0, 1.0), picture, has_holes(picture))
+            return Surface((1.0, 1.0, 1.0), picture, has_binary_alpha(picture))
         name = (material.findtext("script/name") or "").strip()
         if name.startswith("Gazebo/"):
             return Surface(_linear(_COLOURS.get(name.removeprefix("Gazebo/"), (0.6, 0.6, 0.6))))
@@ -316,7 +341,10 @@ def _linear(colour: Sequence[float | str]) -> tuple[float, float, float]:
 
 
 def _from_quads(quads: np.ndarray, normals: np.ndarray) -> Part:
-    """Two triangles for each quad [N, 4, 3] with corner normals [N, 4, 3]; a picture covers each quad once."""
+    """A part with two triangles for each quad [N, 4, 3], with corner normals [N, 4, 3].
+
+    The texture coordinates show a picture once on each quad.
+    """
     uv = np.broadcast_to(np.array([[0, 1], [1, 1], [1, 0], [0, 0]], float), (len(quads), 4, 2))
     triangles = [a[:, [0, 1, 2, 0, 2, 3]].reshape(-1, 3, a.shape[-1]).astype(np.float32) for a in (quads, normals, uv)]
     return Part(*triangles, Surface())

@@ -1,6 +1,6 @@
-"""Convert parts to the renderer's input: one atlas of all image textures, geometry, and a table of materials.
+"""Convert parts to the renderer's input: geometry, a table of materials, and one atlas of all image textures.
 
-Gazebo's axes (x forward, y left, z up) become those of the scenes (x right, y down, z forward).
+The axes are changed from Gazebo's (x forward, y left, z up) to those of the scenes (x right, y down, z forward).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from fadepth_core.synthetic.assets.meshes import Part, Surface, has_holes, metric_uv
+from fadepth_core.synthetic.assets.meshes import Part, Surface, has_binary_alpha, metric_uv
 from fadepth_core.synthetic.raster import TEXTURE_SIDE, TEXTURE_TEXELS, Geometry, Materials
 from fadepth_core.synthetic.textures import TextureSet, build_atlas, mipmaps, spread_colours
 
@@ -19,7 +19,7 @@ Random = np.random.Generator
 
 #: Rotation from Gazebo's axes to the scenes'.
 TO_OPTICAL = np.array([[0.0, -1.0, 0.0], [0.0, 0.0, -1.0], [1.0, 0.0, 0.0]])
-#: Albedo of a white picture.
+#: Albedo of a white texel in an image texture.
 _WHITE = 0.9
 
 
@@ -29,8 +29,12 @@ class Atlas:
     Args:
         side: largest side at which a picture is stored, texels: `TEXTURE_SIDE` times 1, 2 or 4.
 
+    Attributes:
+        textures: the procedural textures.
+        white: first row and side of a white texture, for surfaces without picture.
+
     Raises:
-        ValueError: another side.
+        ValueError: `side` is not one of these three.
     """
 
     def __init__(self, side: int):
@@ -40,16 +44,17 @@ class Atlas:
         self._side = side
         self._rows = [self.textures.texels]
         self._count = len(self.textures.texels)
-        # Keeps the picture too: its id is unique only while it exists.
+        # Row and side by the identity of the picture. The picture is stored too, because an id is only unique as long
+        # as its object exists.
         self._known: dict[tuple, tuple[np.ndarray, tuple[int, int]]] = {}
         white = np.full((1, 1, 4), 255, np.uint8)
         self.white = self.add(Surface((1.0, 1.0, 1.0), white))
 
     def add(self, surface: Surface) -> tuple[int, int]:
-        """Add a surface's picture times its colour; return its first row and its side.
+        """Add a surface's picture, multiplied by the surface's colour; return its first row and its side in the atlas.
 
-        Alpha that is not coverage is kept: the renderer uses it as the weight of the tint. Pictures of vehicles mark
-        their painted areas this way.
+        Alpha that is not coverage is stored too. The renderer uses it as the weight of the tint; in pictures of
+        vehicles it marks the painted areas.
         """
         key = (id(surface.picture), surface.colour, surface.cutout)
         if key not in self._known:
@@ -62,7 +67,7 @@ class Atlas:
         return self._known[key][1]
 
     def finish(self) -> np.ndarray:
-        """All texels, [N, TEXTURE_TEXELS, 4] uint8. Releases the pictures; do not add any afterwards."""
+        """Return all texels [N, TEXTURE_TEXELS, 4] uint8, and release the pictures. Do not call `add` afterwards."""
         self._known.clear()
         self._rows = [np.concatenate(self._rows)]
         return self._rows[0]
@@ -103,13 +108,13 @@ class Stage:
 
 
 def build_stage(parts: Sequence[Part], atlas: Atlas) -> Stage:
-    """One stage of all parts, which are in Gazebo's axes; their pictures are added to the atlas."""
+    """Convert parts, which are in Gazebo's axes, to one stage. Their pictures are added to the atlas."""
     numbers: dict[tuple, int] = {}
     surfaces: list[Surface] = []
     material_of_part = []
     for part in parts:
         surface = part.surface
-        # Parts without their picture have separate materials, because each may get another texture.
+        # Parts whose picture is missing have separate materials, because each may get another texture.
         key = (id(surface.picture), surface.colour, surface.cutout, part.name if surface.incomplete else None)
         if key not in numbers:
             numbers[key] = len(surfaces)
@@ -146,7 +151,7 @@ def build_stage(parts: Sequence[Part], atlas: Atlas) -> Stage:
         geometry,
         materials,
         np.array([surface.incomplete for surface in surfaces]),
-        np.array([s.picture is not None and not s.cutout and has_holes(s.picture) for s in surfaces]),
+        np.array([s.picture is not None and not s.cutout and has_binary_alpha(s.picture) for s in surfaces]),
         np.concatenate([metric_uv(part.corners, part.normals) for part in parts]).reshape(-1, 2),
         np.repeat(np.arange(len(parts)), counts),
         [part.name for part in parts],
@@ -154,7 +159,7 @@ def build_stage(parts: Sequence[Part], atlas: Atlas) -> Stage:
 
 
 class Placements:
-    """Models placed in a scene; `merged` joins them with the rest of the scene."""
+    """The models placed in a scene. `merged` joins them with the rest of the scene."""
 
     def __init__(self):
         self._pieces: list[tuple[Geometry, Materials, int]] = []
@@ -166,6 +171,7 @@ class Placements:
         """Place a model: scale it, rotate it about the vertical axis, then move it.
 
         Args:
+            stage: the model.
             position: (x, y, z), metres.
             yaw: rotation to the right, radians.
             scale: one factor, or one each for x, y, z.
@@ -186,7 +192,11 @@ class Placements:
     def merged(
         self, geometry: Geometry, mover: np.ndarray, materials: Materials
     ) -> tuple[Geometry, np.ndarray, Materials]:
-        """Geometry, mover of each vertex [V] and materials of a scene with the placed models."""
+        """Geometry, mover of each vertex [V] and materials of a scene, joined with those of the placed models.
+
+        Args:
+            geometry, mover, materials: those of the scene without the models.
+        """
         geometries, movers, tables = [geometry], [mover], [materials]
         vertices, rows = len(geometry.vertices), len(materials.tint)
         for piece, table, piece_mover in self._pieces:

@@ -1,7 +1,7 @@
-"""Streets of `synthetic.street` with houses, vehicles, trees, poles and other objects from the models of a folder.
+"""Streets as in `synthetic.street`, with houses, vehicles, trees, poles and other objects from the models of a folder.
 
-Ground, road, pavements, sky and the positions of objects are those of `synthetic.street`; for variety, a few objects
-are too.
+Ground, road, pavements and the positions of objects are those of `synthetic.street`. For variety, a few objects are
+still built of simple shapes.
 """
 
 from __future__ import annotations
@@ -25,11 +25,12 @@ class ModelStreet(Street):
     """A street with models.
 
     Args:
+        rng, textures, moving: see `Street`.
         models: by role, see `models.STREET`.
-        procedural: probability that an object is built as in `Street` although there is a model for it.
+        procedural: probability that an object is built of simple shapes, as in `Street`, although there is a model.
 
     Attributes:
-        placements: the placed models, which are not in `mesh`.
+        placements: the placed models. They are not in `mesh`.
     """
 
     def __init__(
@@ -38,19 +39,19 @@ class ModelStreet(Street):
     ):  # fmt: skip
         self.placements, self._models, self._procedural = Placements(), models, procedural
         houses = models["building"]
-        # A street repeats a few houses.
+        # As in real streets, a few houses are repeated.
         self._houses = [houses[i] for i in rng.integers(len(houses), size=5)] if houses else []
         super().__init__(rng, textures, moving)
 
     def _pick(self, role: str) -> Model | None:
-        """A random model of that role; None: build the object as in `Street`."""
+        """A random model of that role. None: the object is to be built of simple shapes, as in `Street`."""
         known = self._models[role]
         if not known or self.rng.random() < self._procedural:
             return None
         return known[int(self.rng.integers(len(known)))]
 
     def _mover(self, heading: float, speed: float) -> int:
-        """Number of the velocity with that heading in radians and speed in m/s; 0 at rest."""
+        """Number of the velocity (see `Mesh.mover`) with that heading in radians and speed in m/s; 0 at rest."""
         return self.mesh.mover((np.sin(heading) * speed, 0, np.cos(heading) * speed)) if speed else 0
 
     def _building(self, side: int, x: float, z: float, width: float) -> None:

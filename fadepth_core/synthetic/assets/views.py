@@ -1,4 +1,4 @@
-"""Cameras and lamps for scenes of 3D models, and the test whether a view is worth rendering."""
+"""Cameras and lamps for scenes of 3D models, and a check of views before they are rendered."""
 
 from __future__ import annotations
 
@@ -13,15 +13,16 @@ from fadepth_core.synthetic.textures import TextureSet
 Random = np.random.Generator
 Range = tuple[float, float]
 
-#: Side of a lamp's shadow map in texels, and half of its field of view in degrees. Beyond that view everything is lit,
-#: even behind walls; a wider view would need more texels, because thin shadows fall on walls that are seen at a slant.
+#: Side of a lamp's shadow map in texels, and half of its field of view in degrees. Outside the field of view everything
+#: is lit, even behind walls. A wider field would need more texels, because the lamp sees walls at a slant.
 _SHADOW_TEXELS, _SHADOW_VIEW = 1024, 78.0
 
 
 def draw_intrinsics(rng: Random, size: tuple[int, int], view: Range) -> np.ndarray:
-    """K [3, 3] with nearly square pixels and a principal point near the middle.
+    """Draw K [3, 3] of a camera with nearly square pixels and a principal point near the middle.
 
     Args:
+        rng: source of the random numbers.
         size: height and width, pixels.
         view: range of the horizontal field of view, degrees.
     """
@@ -32,19 +33,30 @@ def draw_intrinsics(rng: Random, size: tuple[int, int], view: Range) -> np.ndarr
 
 
 def lamp_light(rng: Random, textures: TextureSet, lamp: np.ndarray) -> Light:
-    """Light of a lamp at `lamp` [3] under a ceiling, and ambient light; mirrors show neither sky nor horizon."""
+    """Draw the light of a lamp at `lamp` [3] metres, under a ceiling, and ambient light.
+
+    Like `synthetic.dataset.lamplight`, but with a larger shadow map, and mirrors show neither a sky nor a horizon.
+    """
     light = lamplight(rng, textures, lamp, _SHADOW_TEXELS, _SHADOW_VIEW)
-    # With wider edges than 1.5 texels, walls that the lamp sees at a slant would cast shadows on themselves.
+    # If the edges of shadows were wider than 1.5 texels, walls that the lamp sees at a slant would shadow themselves.
     return light._replace(haze_rgb=0.5 * light.down_rgb, zenith_rgb=0.5 * light.down_rgb, soft=rng.uniform(0.5, 1.5))
 
 
 def is_good_view(
     scene: Scene, intrinsics: np.ndarray, pose: np.ndarray, size: tuple[int, int], nearest: float, sky: float
 ) -> bool:
-    """Whether nothing is nearer than `nearest` metres, at most `sky` is sky, and the view is not one bare wall.
+    """Whether a view is good enough to be used: nothing too near, not too much sky, and more than one bare wall.
 
-    `sky` is a share of the pixels. Renders the view at a sixth of the size without shadows. A plane has no second
-    differences of inverse depth, and a bare one has no edges.
+    The view is rendered at a sixth of its size, without shadows. It needs edges in the image, and second differences of
+    inverse depth, which a plane does not have.
+
+    Args:
+        scene: the scene at time 0.
+        intrinsics: K [3, 3], pixels.
+        pose: camera-to-world pose [4, 4].
+        size: (height, width) of the view, pixels.
+        nearest: smallest allowed depth, metres.
+        sky: largest allowed share of pixels with sky.
     """
     small = (max(24, size[0] // 6), max(24, size[1] // 6))
     scale = np.diag([small[1] / size[1], small[0] / size[0], 1.0])

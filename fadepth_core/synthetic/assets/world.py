@@ -1,4 +1,4 @@
-"""Gazebo worlds, seen from free places, with light, textures and loose furniture that differ from scene to scene."""
+"""Scenes in a Gazebo world: the camera is at a random free place, and light, textures and furniture vary."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from fadepth_core.synthetic.textures import TextureSet
 Random = np.random.Generator
 _log = logging.getLogger(__name__)
 
-#: Parts of a world that extend farther from its origin are left out, metres.
+#: Parts of a world that reach farther than this from its origin are left out, metres.
 _MAX_EXTENT = 500.0
 #: Kind of a part, by its name; the first match counts.
 _KINDS = {
@@ -33,7 +33,7 @@ _KINDS = {
     "carpet": re.compile(r"carpet|\brug", re.IGNORECASE),
     "floor": re.compile("floor|ground", re.IGNORECASE),
 }
-#: Procedural textures for these kinds, and (None) for other parts whose picture is missing.
+#: Procedural textures for parts of these kinds; None: for other parts, if their picture is missing.
 _TEXTURES = {
     "wall": "plaster plaster plaster wallpaper wallpaper brick concrete tiles wood",
     "ceiling": "plaster plaster concrete tiles",
@@ -46,12 +46,18 @@ _TRIES = 300
 
 
 class World:
-    """A loaded world.
+    """A loaded Gazebo world, from which scenes are drawn.
+
+    A world without ceiling gets one.
 
     Args:
-        library: the models.
-        world: its file, see `find_world`.
-        atlas: its pictures are added to it.
+        library: the models that the world may include.
+        world: the world's file, see `find_world`.
+        atlas: the pictures of the world are added to it.
+
+    Attributes:
+        file: the world's file.
+        places: map of the free floor.
 
     Raises:
         ImportError: trimesh, or a package it needs for a format, is missing.
@@ -86,18 +92,20 @@ class World:
         """Draw a scene, K [3, 3], and the camera-to-world pose [4, 4].
 
         Args:
-            texels: the texels of the atlas.
+            rng: source of the random numbers.
+            texels: all texels of the atlas, see `Atlas.finish`.
             size: height and width, pixels.
             heights: range of the camera's height, metres.
             view: range of the horizontal field of view, degrees.
             retexture: probability that walls get other textures, and the same for floors, carpets and ceilings.
-            furniture: models of which up to `scatter` are placed on free floor in front of the camera.
+            furniture: models that may be placed on free floor in front of the camera.
+            scatter: largest number of these models.
 
         Raises:
             DataError: no attempt gave a good view (`is_good_view`).
         """
-        # The surroundings seen through windows are either as dark as those seen in mirrors, or bright. If bright, only
-        # floors reflect, because a vertical mirror would show a horizon.
+        # The surroundings, seen through windows and in reflections, are dark or bright. Vertical mirrors would show the
+        # horizon of bright surroundings, so in that case only floors reflect.
         bright = rng.random() < 0.5
         geometry, materials = self._vary_materials(rng, retexture, bright)
         bare = Scene(
@@ -130,7 +138,7 @@ class World:
     def _add_furniture(
         self, rng: Random, scene: Scene, pose: np.ndarray, furniture: Sequence[Model], count: int, glossy: bool
     ) -> Scene:
-        """The scene with up to `count` models on free floor in front of the camera, at most 8 m away."""
+        """The scene with up to `count` models added on free floor in front of the camera, at most 8 m away."""
         if not count:
             return scene
         placements, taken = Placements(), [(pose[[0, 2], 3], 0.4)]
@@ -150,7 +158,7 @@ class World:
         return replace(scene, geometry=geometry, mover=mover, materials=materials)
 
     def _light(self, rng: Random, position: np.ndarray) -> Light:
-        """Light of a lamp under the ceiling near the camera, or from one side as through large windows."""
+        """Draw the light of a lamp under the ceiling near the camera, or from one side as through large windows."""
         near = self.places.draw_near(rng, position, 2.5, 0.1)
         x, z = position[[0, 2]] if near is None else near
         high = float(np.clip(self.places.ceiling(position) - rng.uniform(0.1, 0.4), 1.9, 8.0))
@@ -160,7 +168,8 @@ class World:
         if rng.random() < 0.7:
             return light._replace(lamp_rgb=light.lamp_rgb * max(1.0, (high / 2.4) ** 2))
         side = rng.normal(0, 1, 3) * (1, 0.5, 1) - (0, 0.5, 0)
-        unshadowed = np.zeros((3, 4))  # maps every point outside the shadow map, where everything is lit
+        # No shadows: this projection maps every point outside the shadow map, where everything is lit.
+        unshadowed = np.zeros((3, 4))
         unshadowed[:, 3] = -100
         return light._replace(
             lamp=np.array([*(side / np.linalg.norm(side)), 0.0]), lamp_rgb=rng.uniform(0.2, 0.9) * (light.up_rgb + 0.2),
@@ -168,7 +177,11 @@ class World:
         )  # fmt: skip
 
     def _vary_materials(self, rng: Random, retexture: float, bright: bool) -> tuple[Geometry, Materials]:
-        """Geometry and materials with random tints and gloss, and procedural textures on some parts."""
+        """Geometry and materials with random tints and gloss, and with procedural textures on some parts.
+
+        Parts whose picture is missing always get a procedural texture, other parts with probability `retexture`. If
+        `bright`, only floors are glossy.
+        """
         stage = self._stage
         columns = {name: column.copy() for name, column in stage.materials._asdict().items()}
         count = len(columns["texture"])
@@ -198,10 +211,14 @@ class World:
 
 
 def find_world(root: Path, world: str) -> Path:
-    """The file of a world, given as a path, absolute or relative to `root`, or as a file name, with or without suffix.
+    """Find the file of a world.
+
+    Args:
+        root: folder of the models.
+        world: path of the file, absolute or relative to `root`, or only its name, with or without suffix.
 
     Raises:
-        DataError: there is none.
+        DataError: there is no such world.
     """
     for path in (root / world, Path(world)):
         if path.is_file():
@@ -217,7 +234,7 @@ def find_world(root: Path, world: str) -> Path:
 
 
 def _draw_material(rng: Random, textures: TextureSet, names: str, glossy: bool) -> dict:
-    """A row of `Materials` with a random texture of the recipes `names` (separated by spaces)."""
+    """A row of `Materials` with a random texture of one of the recipes `names` (separated by spaces)."""
     tint = np.clip(rng.uniform(0.5, 1.1) * (1 + 0.1 * rng.standard_normal(3)), 0.05, 1.1)
     return dict(
         texture=int(rng.choice(textures.rows[str(rng.choice(names.split()))])), side=TEXTURE_SIDE, tint=tint, cutout=False,
@@ -226,7 +243,10 @@ def _draw_material(rng: Random, textures: TextureSet, names: str, glossy: bool) 
 
 
 def _ceiling(extent: np.ndarray, height: float) -> Part:
-    """A ceiling above a world with bounding box `extent` [2, 3]; it gets another texture in every scene."""
+    """A ceiling at `height` metres above a world with bounding box `extent` [2, 3].
+
+    Its picture counts as missing, so that it gets another texture in every scene.
+    """
     (left, low, _), (right, high, _) = extent
     corners = np.array([[left, low], [right, low], [right, high], [left, low], [right, high], [left, high]])
     corners = np.column_stack([corners, np.full(6, height)]).reshape(2, 3, 3).astype(np.float32)
