@@ -1,6 +1,7 @@
 """Checkpoints: errors name the file and the reason, and a failed save keeps the old file."""
 
 import json
+import shutil
 import struct
 import subprocess
 import sys
@@ -27,12 +28,19 @@ from fadepth_core.runtime.export import ensure_onnx, export_checkpoint, golden_f
 from fadepth_core.runtime.network import load_network
 
 
-@pytest.fixture
-def exported(tmp_path, checkpoint):
-    """A copy of the shipped checkpoint that a test may damage."""
-    path = tmp_path / "net.safetensors"
+@pytest.fixture(scope="module")
+def exported_once(tmp_path_factory, checkpoint):
+    path = tmp_path_factory.mktemp("exported") / "net.safetensors"
     export_checkpoint(load_network(checkpoint), checkpoint.description, path)
     return path
+
+
+@pytest.fixture
+def exported(exported_once, tmp_path):
+    """A copy of the shipped checkpoint that a test may damage, as `export_checkpoint` writes it."""
+    for path in (exported_once, exported_once.with_suffix(".onnx")):
+        shutil.copy(path, tmp_path)
+    return tmp_path / exported_once.name
 
 
 def test_round_trip_is_exact(exported):
