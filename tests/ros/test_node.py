@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -28,6 +29,7 @@ from fadepth_ros.parameters import SPECS
 
 SECOND = 10**9
 ALL = ("depth/image", "depth/camera_info", "depth/points", "depth/color")
+SHIPPED_PARAMETERS = Path(__file__).resolve().parents[2] / "config" / "depth.yaml"
 
 
 def stamp_of(message) -> int:
@@ -73,8 +75,13 @@ def show(robot, stamp_ns, pixels=None, encoding="rgb8", outputs=ALL):
 
 
 @pytest.fixture(scope="module")
-def clip_robot(start_robot):
-    """A node that got twelve frames of the demo clip, one after the other, and its outputs for each."""
+def clip_robot(start_robot, tmp_path_factory):
+    """A node that got twelve frames of the demo clip, one after the other, and its outputs for each.
+
+    It has the shipped parameter file, and cannot import torch.
+    """
+    no_torch = tmp_path_factory.mktemp("no_torch")
+    (no_torch / "torch.py").write_text("raise ImportError('this robot has no torch')\n")
     info, _ = read_camera_info(DEMO_CLIP)
     info.header.frame_id = FRAME_ID
     frames = list(islice(read_frames(DEMO_CLIP), 12))
@@ -82,7 +89,10 @@ def clip_robot(start_robot):
     request = FrameRequest(frames[0], info.k.reshape(3, 3))
     depth = DepthEngine.load(camera_size=frames[0].shape[:2]).infer(request).depth
     near, far = (round(float(limit), 3) for limit in np.quantile(depth, (0.2, 0.8)))
-    robot = start_robot("-p", f"min_depth:={near}", "-p", f"max_depth:={far}")
+    robot = start_robot(
+        "--params-file", str(SHIPPED_PARAMETERS), "-p", f"min_depth:={near}", "-p", f"max_depth:={far}",
+        environment={"PYTHONPATH": str(no_torch)},
+    )  # fmt: skip
     robot.limits = near, far
     robot.subscribe(*ALL)
     robot.wait_for_node()
@@ -151,21 +161,46 @@ def test_depth_changes_with_the_frame(clip_robot):
     assert not np.array_equal(first, last)
 
 
-@pytest.mark.parametrize("trained", [True, False])
-def test_the_checkpoint_and_its_licence_are_reported(start_robot, tmp_path, trained):
+def test_runs_where_torch_cannot_be_imported(clip_robot):
+    robot = clip_robot[0]
+    assert "this robot has no torch" not in robot.process.log
+    robot.wait_for(lambda: robot.diagnostics.get("engine", "").startswith("openvino"))
+
+
+def test_the_shipped_parameter_file_holds_the_defaults(clip_robot):
+    """And the node of `clip_robot` takes it."""
+    values = yaml.safe_load(SHIPPED_PARAMETERS.read_text())["/**"]["ros__parameters"]
+    values.pop("qos_overrides")
+    flat = {}
+    for key, value in values.items():
+        flat |= {f"{key}.{k}": v for k, v in value.items()} if isinstance(value, dict) else {key: value}
+    assert flat == {spec.name: spec.default for spec in SPECS}
+
+
+def assert_checkpoint_is_reported(robot, name, licence):
+    robot.wait_for(lambda: robot.diagnostics.get("checkpoint"))  # the first status may be older than the engine
+    assert robot.diagnostics["checkpoint"] == name
+    assert robot.process.log.count(f"licence of the network's weights: {licence}") == 1
+
+
+def test_the_checkpoint_and_its_licence_are_reported(clip_robot):
+    robot, shipped = clip_robot[0], Checkpoint()
+    assert_checkpoint_is_reported(robot, shipped.path.name, shipped.description.provenance["licence"])
+    assert "UNTRAINED" not in robot.process.log
+
+
+def test_an_untrained_checkpoint_is_reported(start_robot, tmp_path):
     shipped = Checkpoint()
-    description = replace(shipped.description, trained=trained, provenance={"licence": "CC BY-NC-SA 3.0"})
     path = tmp_path / "net.safetensors"
+    description = replace(shipped.description, trained=False, provenance={"licence": "CC BY-NC-SA 3.0"})
     export_checkpoint(load_network(shipped), description, path)
     robot = start_robot("-p", f"checkpoint:={path}")
     robot.subscribe("depth/image")
     robot.wait_for_node()
     robot.info = info_message()
     show(robot, SECOND, outputs=("depth/image",))
-    robot.wait_for(lambda: robot.diagnostics.get("checkpoint"))  # the first status may be older than the engine
-    assert robot.diagnostics["checkpoint"] == ("net.safetensors" if trained else "net.safetensors (untrained)")
-    assert ("UNTRAINED" in robot.process.log) != trained
-    assert robot.process.log.count("licence of the network's weights: CC BY-NC-SA 3.0") == 1
+    assert_checkpoint_is_reported(robot, "net.safetensors (untrained)", "CC BY-NC-SA 3.0")
+    assert "UNTRAINED" in robot.process.log
 
 
 @pytest.fixture(scope="module")
@@ -266,7 +301,7 @@ def test_clouds_have_a_maximum_rate(robot):
     show(robot, 51 * SECOND)
 
 
-@pytest.mark.parametrize("transition", [1, 2, 3, 99, 255])
+@pytest.mark.parametrize("transition", [1, 3, 99])
 def test_an_invalid_transition_does_not_affect_the_node(robot, transition):
     """A lifecycle manager may send one to a node that has activated itself."""
     client = robot.node.create_client(ChangeState, "depth/change_state")
@@ -293,19 +328,22 @@ def test_without_subscribers_nothing_is_computed(robot):
     show(robot, 401 * SECOND)
 
 
-def test_only_subscribed_outputs_are_published(start_robot):
-    robot = start_robot()
+def test_only_subscribed_outputs_are_published(robot):
+    """A status of a period in which depth images were published, and nothing else."""
+    robot.unsubscribe()
     robot.subscribe("depth/image")
-    robot.wait_for_node()
-    robot.info = info_message()
+    stamps = itertools.count(410 * SECOND)
 
     def reported():
-        robot.publish_image(image_message(noise(), "rgb8", SECOND))
-        return "depth/image per second" in robot.diagnostics
+        robot.publish_image(image_message(noise(), "rgb8", next(stamps)))
+        return [key for key in robot.diagnostics if key.endswith(" per second") and key.startswith("depth/")] == [
+            "depth/image per second"
+        ]
 
     robot.wait_for(reported)
-    assert "depth/points per second" not in robot.diagnostics
-    assert "depth/color per second" not in robot.diagnostics
+    robot.unsubscribe()
+    robot.subscribe(*ALL)
+    show(robot, 420 * SECOND)
 
 
 def test_compressed_transport(start_robot):
@@ -321,17 +359,6 @@ def test_compressed_transport(start_robot):
 
     robot.wait_for(answered)
     assert stamp_of(robot.received["depth/image"][0]) == 5 * SECOND
-
-
-def test_runs_where_torch_cannot_be_imported(start_robot, tmp_path):
-    (tmp_path / "torch.py").write_text("raise ImportError('this robot has no torch')\n")
-    robot = start_robot(environment={"PYTHONPATH": str(tmp_path)})
-    robot.subscribe(*ALL)
-    robot.wait_for_node()
-    robot.info = info_message()
-    assert np.isfinite(depth_of(show(robot, SECOND)["depth/image"])).any()
-    assert "this robot has no torch" not in robot.process.log
-    robot.wait_for(lambda: robot.diagnostics.get("engine", "").startswith("openvino"))
 
 
 def test_quality_of_service_can_be_overridden(start_robot):
@@ -373,26 +400,10 @@ def test_remapping_and_parameter_file(start_robot, tmp_path):
     assert (received[0].encoding, received[0].height, received[0].width) == ("16UC1", 64, 96)
 
 
-def test_the_shipped_parameter_file_holds_the_defaults(start_robot):
-    config = Path(__file__).resolve().parents[2] / "config" / "depth.yaml"
-    values = yaml.safe_load(config.read_text())["/**"]["ros__parameters"]
-    values.pop("qos_overrides")
-    flat = {}
-    for key, value in values.items():
-        flat |= {f"{key}.{k}": v for k, v in value.items()} if isinstance(value, dict) else {key: value}
-    defaults = {spec.name: spec.default for spec in SPECS}
-    assert flat == defaults
-    robot = start_robot("--params-file", str(config))
-    robot.subscribe("depth/image")
-    robot.wait_for_node()
-    show(robot, SECOND, outputs=("depth/image",))
-
-
 @pytest.mark.parametrize(
     ("value", "reason"),
     [
         ("backend:=tpu", "parameter backend: 'tpu' is not one of auto, tensorrt, inductor, openvino, torch"),
-        ("backend:=3", "backend"),
         ("depth_scale:=2", "depth_scale"),
         ("points.stride:=0", "points.stride"),
     ],
