@@ -199,6 +199,7 @@ def _centred_crop(size: tuple[int, int], network_size: tuple[int, int]) -> tuple
     crop_height, crop_width = min(crop_height, height), min(crop_width, width)
     if min(crop_height, crop_width) < MIN_SIDE:
         raise FramingError(
-            f"an image of {width}x{height} leaves {crop_width}x{crop_height} at the network's aspect ratio"
+            f"an image of {width}x{height} pixels leaves {crop_width}x{crop_height} after the crop to the network's aspect "
+            f"ratio; sides must be at least {MIN_SIDE}"
         )
     return (height - crop_height) // 2, (width - crop_width) // 2, crop_height, crop_width

@@ -1,7 +1,6 @@
-"""Unprojection in numpy.
+"""Unprojection of depth in numpy, for the node and for engines on a CPU, which run without torch.
 
-`geometry.unproject` is the same for torch, with gradients and batches. This one exists because engines on a CPU, and
-what the node computes from their depth, run without torch; importing `geometry` imports it.
+`geometry.unproject` does the same with torch, for batches and with gradients.
 """
 
 from __future__ import annotations
@@ -15,12 +14,12 @@ def unproject(
     """Points D(p)·K⁻¹p in the optical frame: x right, y down, z forward.
 
     Args:
-        depth: along the optical axis, [h, w], or [...] of single pixels; points are in its unit.
+        depth: depth along the optical axis: an image [h, w], or values [...] of single pixels.
         intrinsics: K [3, 3] in pixels, without skew; the centre of the first pixel is (0, 0).
-        pixels: columns u and rows v [...] of single pixels; None: those of a depth image [h, w].
+        pixels: columns u and rows v [...] of the single pixels; None if `depth` is an image.
 
     Returns:
-        Points [..., 3].
+        Points [..., 3] in the unit of `depth`.
     """
     u, v = (np.arange(depth.shape[1]), np.arange(depth.shape[0])[:, None]) if pixels is None else pixels
     x = (u - intrinsics[0, 2]) / intrinsics[0, 0] * depth

@@ -15,7 +15,7 @@ PACKAGE_XML = Path(__file__).resolve().parents[2] / "package.xml"
 def version() -> str:
     """The version, for example `0.1.0`.
 
-    A clone comes first: what is installed may be another one.
+    The version of a clone is preferred, because the installed package may be an older one.
 
     Raises:
         importlib.metadata.PackageNotFoundError: the code runs neither from a clone nor from an installation.

@@ -322,7 +322,7 @@ class Clip:
             found = values.size if values.ndim == 0 else len(values)
             raise DataError(f"{where}: {what} of {found} frames, but {self.path} has {self.source.count}")
         if not np.isfinite(values).all():
-            raise DataError(f"{where}: {what} are not all finite")
+            raise DataError(f"{where}: a value of {what} is not a finite number")
         return values
 
     def _find(self, name: object, what: str, is_there: Callable[[Path], bool] = Path.is_file) -> Path:

@@ -1,5 +1,7 @@
-"""Disparity head (FA-Depth eq. 12): one dilated 3×3 filter and a sigmoid. `geometry.disparity_to_depth` converts its
-output to metres."""
+"""Disparity head (FA-Depth eq. 12): one dilated 3×3 filter and a sigmoid.
+
+`geometry.disparity_to_depth` converts its output to metres.
+"""
 
 from __future__ import annotations
 

@@ -90,7 +90,7 @@ class AssetsDataset(Dataset[Sample]):
         kind = kind or ("world" if world else "street")
         if kind not in _HEIGHTS or (kind == "world") != (world is not None):
             raise ValueError(
-                f"kind must be 'street', 'room', or 'world' with a world, got '{kind}' and world {world!r}"
+                f"kind must be 'world' with a world, or 'street' or 'room' without one; got '{kind}', world {world!r}"
             )
         for name, value, least in (("length", length, 1), ("stride", stride, 1e-6), ("scatter", scatter, 0)):
             if value < least:
