@@ -11,7 +11,7 @@ long as the distance of the nearest objects.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import cv2
@@ -22,6 +22,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from fadepth_core.common.errors import DataError
+from fadepth_core.data.images import write_depth
 from fadepth_core.data.video import Clip
 from fadepth_core.geometry import project, relative_motion, reproject, sample, viewing_rays
 
@@ -74,42 +75,73 @@ def write_stereo(clip: Clip, folder: Path, nearest: float = 4.0, first: int = 0,
         )
     if clip.poses is None:
         raise DataError(f"{clip.camera}: has no poses, which are needed to measure depth")
-    intrinsics = torch.from_numpy(clip.intrinsics).float()
-    sweep = PlaneSweep(intrinsics, clip.size, nearest)
-    poses = torch.from_numpy(clip.poses)
-    numbers = list(range(first, clip.count, every))
-    sources = {number: _source_frames(poses[:, :3, 3].numpy(), number, first, nearest) for number in numbers}
+    positions = clip.poses[:, :3, 3]
+    numbers = range(first, clip.count, every)
+    sources = {number: _source_frames(positions, number, first, nearest) for number in numbers}
     numbers = [number for number in numbers if sources[number]]
     if not numbers:
         raise DataError(f"{clip.path}: the camera never moves by {_BASELINES[0] * nearest:.2g} m from frame {first} on")
-    grey = _GreyFrames(clip)
-    swept: dict[int, tuple[Tensor, Tensor]] = {}
+    sweeps = _Sweeps(clip, sources, nearest)
     folder.mkdir(parents=True, exist_ok=True)
     for position, number in enumerate(tqdm(numbers, unit="frame", desc=f"stereo of {clip.name}")):
         around = numbers[max(0, position - _NEIGHBOURS) : position + _NEIGHBOURS + 1]
-        for n in around:
-            if n not in swept:
-                motions = torch.stack([relative_motion(poses[n], poses[s]).float() for s in sources[n]])
-                swept[n] = sweep(grey(n), torch.stack([grey(s) for s in sources[n]]), motions)
-        for n in [n for n in swept if n < around[0]]:
-            del swept[n]
-        inverse, cost = swept[number]
-        others = [n for n in around if n != number]
+        depth = sweeps.consistent_depth(number, [n for n in around if n != number])
+        path = folder / f"{number:06d}.png"
+        try:
+            write_depth(path, depth.numpy())
+        except OSError as error:
+            raise DataError(f"{path}: cannot be written: {error.strerror}") from error
+        sweeps.forget_before(around[0])
+    return len(numbers)
+
+
+class _Sweeps:
+    """Plane sweeps of the frames of a clip. Results are kept until `forget_before`, because neighbours share them.
+
+    Args:
+        clip: a clip with poses.
+        sources: source frames of each frame.
+        nearest: depth of the nearest plane, metres.
+    """
+
+    def __init__(self, clip: Clip, sources: Mapping[int, Sequence[int]], nearest: float):
+        self._intrinsics = torch.from_numpy(clip.intrinsics).float()
+        self._poses, self._grey = torch.from_numpy(clip.poses), _GreyFrames(clip)
+        self._sources, self._nearest = sources, nearest
+        self._sweep = PlaneSweep(self._intrinsics, clip.size, nearest)
+        self._swept: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def consistent_depth(self, number: int, neighbours: Sequence[int]) -> Tensor:
+        """Depth of a frame [H, W] in metres; 0 where it is unreliable or differs from that of its neighbours."""
+        inverse, cost = self._swept_frame(number)
         consistent = consistency_mask(
             inverse,
-            [swept[n][0] for n in others],
-            [relative_motion(poses[number], poses[n]).float() for n in others],
-            intrinsics,
-            nearest,
+            [self._swept_frame(n)[0] for n in neighbours],
+            [self._motion(number, n) for n in neighbours],
+            self._intrinsics,
+            self._nearest,
         )
         # At an end of the searched range, the true depth may be outside the range.
-        inside = (inverse > 1 / (_MAX_DEPTH_RATIO * nearest)) & (inverse < 0.98 / nearest)
-        depth = torch.where(consistent & inside & (cost < _MAX_COST), 1 / inverse, 0.0)
-        picture = (depth * 256).round().clamp(max=np.iinfo(np.uint16).max).numpy().astype(np.uint16)
-        path = folder / f"{number:06d}.png"
-        if not cv2.imwrite(str(path), picture):
-            raise DataError(f"{path}: cannot be written")
-    return len(numbers)
+        inside = (inverse > 1 / (_MAX_DEPTH_RATIO * self._nearest)) & (inverse < 0.98 / self._nearest)
+        return torch.where(consistent & inside & (cost < _MAX_COST), 1 / inverse, 0.0)
+
+    def forget_before(self, number: int) -> None:
+        """Release the results of frames before frame `number`."""
+        self._swept = {n: result for n, result in self._swept.items() if n >= number}
+
+    def _swept_frame(self, number: int) -> tuple[Tensor, Tensor]:
+        """Inverse depth [H, W] of a frame and the cost of its match [H, W], see `PlaneSweep`."""
+        if number not in self._swept:
+            sources = self._sources[number]
+            motions = torch.stack([self._motion(number, source) for source in sources])
+            self._swept[number] = self._sweep(
+                self._grey(number), torch.stack([self._grey(source) for source in sources]), motions
+            )
+        return self._swept[number]
+
+    def _motion(self, number: int, other: int) -> Tensor:
+        """T_{number→other} [4, 4]."""
+        return relative_motion(self._poses[number], self._poses[other]).float()
 
 
 class PlaneSweep:
