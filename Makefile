@@ -16,11 +16,12 @@ demo: $(VENV)/demo.done
 test: $(VENV)/test.done
 	$(VENV)/bin/python -m pytest $(ARGS)
 
-# Style, format and spelling.
+# Style, format, spelling and types. mypy reads the types of the installed packages.
 lint: $(VENV)/test.done
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/codespell
+	$(VENV)/bin/mypy
 
 # The documentation as web pages, in build/docs. First writes the generated tables and the picture of the packages.
 docs: $(VENV)/docs.done

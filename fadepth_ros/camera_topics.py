@@ -5,10 +5,12 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Callable
+from typing import Any
 
 from rclpy.lifecycle import LifecycleNode
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from rclpy.qos_overriding_options import QoSOverridingOptions
+from rclpy.subscription import Subscription
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image, PointCloud2
 
 from fadepth_ros.engine_pool import EnginePool
@@ -50,8 +52,14 @@ class CameraTopics:
         self.name = name
         self.pipeline: Pipeline | None = None
         self._node = node
-        self._publishers: dict = {}
-        self._inputs: list = []
+        self._publishers: dict[str, Any] = {}
+        self._inputs: list[Subscription] = []
+
+    @property
+    def active_pipeline(self) -> Pipeline:
+        """`pipeline`, while the node is active."""
+        assert self.pipeline is not None
+        return self.pipeline
 
     def advertise(self) -> None:
         """Create the publishers."""
@@ -112,7 +120,7 @@ class CameraTopics:
         if not images:
             return None
         for message in _take_all(info)[-1:]:
-            self.pipeline.offer_camera_info(message)
+            self.active_pipeline.offer_camera_info(message)
         return images[-1], len(images) - 1
 
     # ------------------------------------------------------------------------------------------- the pipeline's Outputs
@@ -130,7 +138,7 @@ class CameraTopics:
         return self._node.get_clock().now().nanoseconds
 
 
-def _take_all(subscription) -> list[bytes]:
+def _take_all(subscription: Subscription) -> list[bytes]:
     """Take the serialized messages from the queue of a raw subscription, oldest first."""
     taken = []
     with subscription.handle:

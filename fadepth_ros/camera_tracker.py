@@ -15,7 +15,7 @@ _AFTER_STAMP = 12
 class CameraTracker:
     """Keeps the newest CameraInfo of one camera and matches it with images. Returns problems, never logs them."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._raw = b""
         self._camera: Camera | None = None
         self._problem: MessageError | None = MessageError("no_camera_info", "no camera_info has arrived")
@@ -33,11 +33,13 @@ class CameraTracker:
 
     def match(self, frame: Frame) -> tuple[Camera | None, MessageError | None]:
         """The camera that `frame` was taken with, or the problem: one of the two is None."""
-        problem = self._problem or _mismatch(self._camera, frame)
+        camera, problem = self._camera, self._problem
+        if camera is not None:
+            problem = _mismatch(camera, frame)
         if problem is not None:
             return None, problem
-        self._last_match = self._camera
-        return self._camera, None
+        self._last_match = camera
+        return camera, None
 
     def last_match(self, frame: Frame) -> Camera | None:
         """The last camera that `match` returned, if it has the frame_id and size of `frame`; else None."""

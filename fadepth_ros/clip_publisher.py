@@ -76,7 +76,7 @@ def read_camera_info(clip: Path) -> tuple[CameraInfo, float]:
 class ClipPublisher(Node):
     """Plays a clip. Parameters: clip, rate (Hz, 0 for the clip's own), loop, frame_id."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__("camera")
         clip = Path(self.declare_parameter("clip", str(DEMO_CLIP)).value)
         rate = self.declare_parameter("rate", 0.0).value

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import FrameType
 
 from fadepth_ros.viewer import has_screen
 
@@ -22,18 +23,18 @@ _GRACE = 10.0
 class _Demo:
     """The processes of the demo, by name, in the order in which they were started."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._processes: dict[str, subprocess.Popen] = {}
         self._environment = _environment()
         self._told_to_end = False
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._on_signal)
 
-    def _on_signal(self, _number, _frame) -> None:
+    def _on_signal(self, _number: int, _frame: FrameType | None) -> None:
         # Only sets a flag: an exception while a process is started could leave that process out of the list.
         self._told_to_end = True
 
-    def start(self, name: str, module: str, **parameters) -> None:
+    def start(self, name: str, module: str, **parameters: object) -> None:
         """Start a ROS program of this package with these parameters."""
         values = [word for key, value in parameters.items() for word in ("-p", f"{key}:={value}")]
         command = [sys.executable, "-m", module, "--ros-args", *values]

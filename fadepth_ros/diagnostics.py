@@ -37,7 +37,7 @@ def summary(report: Report, degraded: bool) -> tuple[bytes, str]:
     counts = {cause: n for cause, n in counts.items() if cause in report.errors}
     if counts:
         serious = [cause for cause in _SERIOUS if cause in counts]
-        cause = serious[0] if serious else max(counts, key=counts.get)
+        cause = serious[0] if serious else max(counts, key=counts.__getitem__)
         return DiagnosticStatus.ERROR if serious else DiagnosticStatus.WARN, report.errors[cause]
     if report.received == 0:
         return DiagnosticStatus.STALE, "no images arrive"

@@ -152,12 +152,14 @@ class EngineLease:
     def acquire(self, settings: EngineSettings, camera_size: tuple[int, int]) -> DepthEngine:
         """The engine for these settings and frames of `camera_size` (height, width). Raises as `EnginePool.share`."""
         key = (settings, camera_size)
-        shared = self._shared
-        if shared is None or shared.engine is None or shared.key != key:
-            self._shared = shared = None  # releases the old engine, whose memory the new one may need
-            self._shared = shared = self._pool.share(key, self._logger)
-            self.status = EngineStatus.of(shared.engine)
-        return shared.engine
+        engine = None if self._shared is None or self._shared.key != key else self._shared.engine
+        if engine is None:
+            self._shared = None  # releases the old engine, whose memory the new one may need
+            self._shared = self._pool.share(key, self._logger)
+            engine = self._shared.engine
+            assert engine is not None  # the pool holds no discarded engines
+            self.status = EngineStatus.of(engine)
+        return engine
 
     def refresh_status(self, engine: DepthEngine) -> None:
         """Update `status` if the engine has changed to another backend."""

@@ -22,7 +22,7 @@ class GroundCorrection:
         scale: tracks the factor; None while `camera_height` is 0.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.scale: GroundScale | None = None
         self._key: tuple | None = None
         self._due = 0.0
@@ -32,7 +32,7 @@ class GroundCorrection:
         """Depth is to be multiplied by this."""
         return 1.0 if self.scale is None else self.scale.factor
 
-    def configure(self, camera_height: float, *conditions) -> None:
+    def configure(self, camera_height: float, *conditions: object) -> None:
         """Set the camera's height (metres, 0 for no correction).
 
         Args:
@@ -51,5 +51,7 @@ class GroundCorrection:
 
     def measure(self, result: DepthResult, arrival: float) -> None:
         """Measure the ground in the depth of a frame, to which the present factor has been applied."""
+        assert self.scale is not None  # see `is_due`
+        assert result.intrinsics is not None
         self._due = arrival + GROUND_PERIOD
         self.scale.update(result.depth / np.float32(self.scale.factor), result.intrinsics)

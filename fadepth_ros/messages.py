@@ -13,7 +13,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -151,7 +151,7 @@ class _CdrReader:
         self._order = "<" if raw[1] else ">"
         self._at = 4
 
-    def _unpack(self, code: str, size: int):
+    def _unpack(self, code: str, size: int) -> Any:
         # Alignment is relative to the end of the encapsulation header, which has 4 bytes.
         at = self._at + (-(self._at - 4) % size)
         if at + size > len(self._raw):
@@ -343,7 +343,7 @@ def _check_pinhole(name: str, matrix: np.ndarray, side: int) -> None:
 class _Template:
     """The serialized parts of a message before and after its data, with a stamp that can be set."""
 
-    def __init__(self, message, tail: int = 0):
+    def __init__(self, message: Image | CameraInfo | PointCloud2, tail: int = 0):
         raw = serialize_message(message)
         self._order = "<" if raw[1] else ">"
         # `message` holds an empty sequence: its length is the last uint32 before the `tail` bytes that follow it.
@@ -356,7 +356,7 @@ class _Template:
         if data is None:
             return bytes(self._head)
         struct.pack_into(self._order + "I", self._head, len(self._head) - 4, data.nbytes)
-        return b"".join((self._head, memoryview(data).cast("B"), self._tail))
+        return b"".join((self._head, data.data.cast("B"), self._tail))
 
 
 class ImageWriter:

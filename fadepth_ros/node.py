@@ -12,6 +12,7 @@ import gc
 import logging
 import traceback
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import rclpy
 from diagnostic_msgs.msg import DiagnosticArray
@@ -20,11 +21,12 @@ from rclpy.executors import SingleThreadedExecutor
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 
 from fadepth_core.runtime.checkpoint import Checkpoint, CheckpointError
+from fadepth_core.runtime.engine import DepthEngine
 from fadepth_ros.camera_topics import CameraTopics, camera_topic
 from fadepth_ros.diagnostics import camera_status
 from fadepth_ros.engine_pool import EnginePool, load_engine
 from fadepth_ros.parameters import Parameters, Settings
-from fadepth_ros.pipeline import offer_images
+from fadepth_ros.pipeline import Pipeline, offer_images
 from fadepth_ros.process import exit_on, ros_context, until_shutdown
 
 
@@ -32,7 +34,7 @@ def _log_exceptions(transition: Callable) -> Callable:
     """Log what a transition callback raises: rclpy returns ERROR without a message."""
 
     @functools.wraps(transition)
-    def logged(self, state):
+    def logged(self: DepthNode, state: LifecycleState) -> TransitionCallbackReturn:
         try:
             return transition(self, state)
         except Exception:
@@ -50,7 +52,7 @@ class DepthNode(LifecycleNode):
         options: for `rclpy.node.Node`.
     """
 
-    def __init__(self, engine_loader: Callable = load_engine, **options):
+    def __init__(self, engine_loader: Callable[..., DepthEngine] = load_engine, **options: Any):
         super().__init__("depth", **options)
         self._engine_loader = engine_loader
         self._cameras: list[CameraTopics] = []
@@ -140,26 +142,28 @@ class DepthNode(LifecycleNode):
     def _on_image(self, camera: CameraTopics, raw: bytes) -> None:
         """Process only the newest frame of `camera`. Waiting frames of other cameras run in one batch with it if their engine
         can do that; otherwise they stay in the queue, where newer ones may replace them."""
-        raw, superseded = camera.take_newest([raw])
-        images = [(camera.pipeline, raw, superseded)]
+        newest = camera.take_newest([raw])
+        assert newest is not None  # `raw`, if no newer one
+        images = [(camera.active_pipeline, *newest)]
         for other in self._cameras:
-            if other is not camera and camera.pipeline.batches_with(other.pipeline):
+            if other is not camera and camera.active_pipeline.batches_with(other.active_pipeline):
                 newest = other.take_newest([])
                 if newest is not None:
-                    images.append((other.pipeline, *newest))
+                    images.append((other.active_pipeline, *newest))
         if len(images) > 1:
             offer_images(images)
         else:
-            camera.pipeline.offer_image(raw, superseded)
+            pipeline, raw, superseded = images[0]
+            pipeline.offer_image(raw, superseded)
 
     def _on_parameters(self, settings: Settings) -> None:
         if self._active:
             for camera in self._cameras:
-                camera.pipeline.configure(settings)
+                camera.active_pipeline.configure(settings)
 
     def _publish_diagnostics(self) -> None:
         node = self.get_fully_qualified_name()
-        pipelines = {name: None for name in self._declared.settings.cameras}
+        pipelines: dict[str, Pipeline | None] = {name: None for name in self._declared.settings.cameras}
         pipelines |= {camera.name: camera.pipeline for camera in self._cameras if self._active}
         message = DiagnosticArray(
             status=[

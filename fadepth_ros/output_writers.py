@@ -7,7 +7,7 @@ encoding change.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -22,8 +22,8 @@ _Writer = TypeVar("_Writer")
 class OutputWriters:
     """Writes the outputs of one camera. Every message has the stamp and frame_id of `frame`."""
 
-    def __init__(self):
-        self._writers: dict[str, tuple[tuple, object]] = {}  # key and writer, by output
+    def __init__(self) -> None:
+        self._writers: dict[str, tuple[tuple, Any]] = {}  # key and writer, by output
 
     def depth(self, frame: Frame, depth: np.ndarray, encoding: str) -> bytes:
         """Image of `depth` [h, w], metres: "32FC1", or "16UC1" in millimetres."""

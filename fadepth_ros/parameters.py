@@ -11,6 +11,7 @@ from typing import Any
 
 from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor, SetParametersResult
 from rclpy.exceptions import ParameterUninitializedException
+from rclpy.node import Node
 from rclpy.parameter import Parameter
 
 from fadepth_core.common.framing import STRIDE
@@ -240,7 +241,7 @@ class Parameters:
         on_change: called with the new settings after an accepted change.
     """
 
-    def __init__(self, node, is_active: Callable[[], bool], on_change: Callable[[Settings], None]):
+    def __init__(self, node: Node, is_active: Callable[[], bool], on_change: Callable[[Settings], None]):
         self._node, self._is_active, self._on_change = node, is_active, on_change
         self._values = {spec.name: _declare(node, spec) for spec in SPECS}
         reason = _refusal_reason(self._values, self._values)
@@ -285,7 +286,7 @@ def _refusal_reason(changes: dict[str, Any], values: dict[str, Any]) -> str | No
     return None
 
 
-def _declare(node, spec: Spec) -> Any:
+def _declare(node: Node, spec: Spec) -> Any:
     """Declare a parameter and return its value."""
     try:
         node.declare_parameter(spec.name, spec.default, spec.descriptor())

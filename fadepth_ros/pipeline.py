@@ -267,13 +267,17 @@ class Pipeline:
 
     def _message(self, output: str, job: FrameJob, result: DepthResult | None) -> bytes:
         settings, frame = job.settings, job.frame
+        if output == INFO:
+            assert job.camera is not None  # see `_plan`
+            return self._writers.camera_info(frame, job.camera, job.engine.framing)
+        assert job.request is not None  # see `_plan`
+        assert result is not None
         if output == DEPTH:
             return self._writers.depth(frame, result.depth, settings.depth_encoding)
         if output == COLOR:
             return self._writers.color(frame, result.depth, settings.color_range)
-        if output == POINTS:
-            return self._writers.points(frame, result.points, job.request.image, job.engine.framing, settings)
-        return self._writers.camera_info(frame, job.camera, job.engine.framing)
+        assert result.points is not None
+        return self._writers.points(frame, result.points, job.request.image, job.engine.framing, settings)
 
     # ------------------------------------------------------------------------------------------------------------ problems
 
@@ -344,7 +348,7 @@ def _process_alone(pipeline: Pipeline, job: FrameJob) -> None:
 def _process_batch(engine: DepthEngine, batch: list[tuple[Pipeline, FrameJob]]) -> None:
     """Infer frames of several cameras, all of one engine, in one batch and publish them; drop those that fail."""
     try:
-        results = engine.infer_batch([job.request for _, job in batch])
+        results = engine.infer_batch([job.request for _, job in batch if job.request is not None])  # all have one
     except EngineError as error:
         for pipeline, _ in batch:
             pipeline._drop_frame(error)

@@ -63,7 +63,7 @@ class Statistics:
     def __init__(self, logger: logging.Logger):
         self._logger = logger
         self._window = _Window()
-        self._totals = Counter()
+        self._totals: Counter[str] = Counter()
         self._errors: dict[str, str] = {}
         self._last_error: tuple[str, float] | None = None
         self._next_log: dict[str, float] = {}

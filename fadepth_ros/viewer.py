@@ -6,6 +6,7 @@ latency and drops. Part of the demo.
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 import time
@@ -107,7 +108,7 @@ class FileView:
         picture = self._compose(scene)
         if self._video is None:
             size = (picture.shape[1], picture.shape[0])
-            self._video = cv2.VideoWriter(str(self.video_path), cv2.VideoWriter_fourcc(*"mp4v"), self._fps, size)
+            self._video = cv2.VideoWriter(str(self.video_path), cv2.VideoWriter.fourcc(*"mp4v"), self._fps, size)
             if not self._video.isOpened():
                 raise OSError(f"{self.video_path}: OpenCV cannot write a video here")
         self._video.write(picture)
@@ -149,7 +150,7 @@ class FileView:
         return picture
 
 
-def _label(picture: np.ndarray, text: str, y: int, color=(255, 255, 255)) -> np.ndarray:
+def _label(picture: np.ndarray, text: str, y: int, color: tuple[int, int, int] = (255, 255, 255)) -> np.ndarray:
     font, size = cv2.FONT_HERSHEY_SIMPLEX, 0.45
     (width, height), _ = cv2.getTextSize(text, font, size, 1)
     cv2.rectangle(picture, (4, y - height - 4), (12 + width, y + 5), (0, 0, 0), cv2.FILLED)
@@ -202,7 +203,7 @@ class Viewer(Node):
     Parameters: mode ("auto", "page", "files"), host and port of the page, directory and fps of the files.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__("viewer")
         mode = self.declare_parameter("mode", "auto").value
         # By default only this machine can open the page, because camera images are private.
@@ -233,7 +234,7 @@ class Viewer(Node):
             (Image, "depth/color", QoSProfile(depth=2)),
             (PointCloud2, "depth/points", QoSProfile(depth=2)),
         ):
-            self.create_subscription(kind, topic, lambda raw, topic=topic: self._on_part(topic, raw), qos, raw=True)
+            self.create_subscription(kind, topic, functools.partial(self._on_part, topic), qos, raw=True)
         self.create_subscription(DiagnosticArray, "/diagnostics", self._on_diagnostics, 10)
 
     def close(self) -> None:

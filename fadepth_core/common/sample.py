@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -60,10 +61,20 @@ class Sample:
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> Sample:
         """The same sample with `change` applied to every tensor, including the teacher's maps."""
-        changed = {name: change(value) if isinstance(value, Tensor) else value for name, value in vars(self).items()}
+        changed: dict[str, Any] = {
+            name: change(value) if isinstance(value, Tensor) else value for name, value in vars(self).items()
+        }
         if self.teacher is not None:
             changed["teacher"] = {name: change(value) for name, value in self.teacher.items()}
         return Sample(**changed)
+
+
+class SampleDataset(Protocol):
+    """A training set: unbatched samples by index."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Sample: ...
 
 
 def evenly_spread(length: int, count: int) -> list[int]:
@@ -78,7 +89,7 @@ def collate(samples: Sequence[Sample]) -> Sample:
         RuntimeError: a field differs in size between the samples.
         KeyError: a sample lacks one of the first sample's teacher maps.
     """
-    batch = {}
+    batch: dict[str, Any] = {}
     for f in fields(Sample):
         values = [getattr(sample, f.name) for sample in samples]
         if f.name == "name":

@@ -7,11 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import nn
-from torch.utils.data import Dataset
 
 from fadepth_core.common.color import normalise
 from fadepth_core.common.errors import DataError
-from fadepth_core.common.sample import Sample, collate, evenly_spread
+from fadepth_core.common.sample import SampleDataset, collate, evenly_spread
 from fadepth_core.geometry import area_average, rotation_error, translation_direction_error
 from fadepth_core.losses import Motions, predict_motions
 
@@ -39,7 +38,7 @@ class MotionErrors:
 
 
 @torch.no_grad()
-def motion_errors(pose_net: nn.Module, dataset: Dataset[Sample], size: tuple[int, int], count: int) -> MotionErrors:
+def motion_errors(pose_net: nn.Module, dataset: SampleDataset, size: tuple[int, int], count: int) -> MotionErrors:
     """Measure a pose network on up to `count` samples, spread evenly over a data set with poses.
 
     Args:

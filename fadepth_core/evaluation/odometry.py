@@ -95,7 +95,7 @@ def trajectory_errors(trajectory: Trajectory) -> TrajectoryErrors:
     """Errors of a trajectory with true poses.
 
     Raises:
-        DataError: the true or the estimated camera never moves.
+        DataError: the true poses are unknown, or the true or the estimated camera never moves.
         ImportError: evo is not installed.
     """
     try:
@@ -107,6 +107,8 @@ def trajectory_errors(trajectory: Trajectory) -> TrajectoryErrors:
             f"trajectories are compared with evo: pip install 'fadepth_ros[odometry]' ({error})"
         ) from error
 
+    if trajectory.true_poses is None:
+        raise DataError("the true poses are unknown")
     truth, estimate = (PosePath3D(poses_se3=list(poses)) for poses in (trajectory.true_poses, trajectory.poses))
     for path, whose in ((truth, "true"), (estimate, "estimated")):
         if not path.path_length > 0:

@@ -108,7 +108,7 @@ def write_predictions(
                 write_png(colors / f"{name}.png", color)
                 continue
             if video is None:
-                video = cv2.VideoWriter(str(video_path), cv2.VideoWriter_fourcc(*"mp4v"), fps, color.shape[1::-1])
+                video = cv2.VideoWriter(str(video_path), cv2.VideoWriter.fourcc(*"mp4v"), fps, color.shape[1::-1])
                 if not video.isOpened():
                     raise OSError(f"{video_path}: OpenCV cannot write a video here")
             video.write(color)

@@ -14,7 +14,6 @@ from dataclasses import asdict, dataclass
 import cv2
 import numpy as np
 import torch
-from torch import nn
 
 from fadepth_core.common.color import normalise
 from fadepth_core.common.errors import DataError
@@ -23,6 +22,7 @@ from fadepth_core.common.sample import LabelledImage
 from fadepth_core.data.images import frames_and_intrinsics
 from fadepth_core.evaluation.metrics import DepthMetrics, depth_metrics, mean_metrics
 from fadepth_core.geometry import disparity_to_depth
+from fadepth_core.models.depth_network import DeployedNetwork, DepthNetwork
 from fadepth_core.runtime.checkpoint import Checkpoint
 from fadepth_core.runtime.engine import DepthEngine, EngineError, FrameRequest
 
@@ -57,7 +57,7 @@ class Protocol:
     scaling: str = "median"
     max_truth: float | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.crop is not None and self.crop not in CROPS:
             raise ValueError(f"unknown crop '{self.crop}'; known crops: {', '.join(CROPS)}")
         if self.scaling not in SCALINGS:
@@ -245,7 +245,7 @@ class NetworkPredictor:
 
     def __init__(
         self,
-        network: nn.Module,
+        network: DepthNetwork | DeployedNetwork,
         size: tuple[int, int] | None = None,
         pixels: int = PIXELS,
         flip: bool = False,

@@ -153,7 +153,10 @@ def measure(triplet: Sample, depths: Tensor, scaling: str = "median") -> FrameRe
         differences.append(float(depth_difference(expected[valid], predicted[valid]).mean()))
         ratios.append(float((predicted[valid].median() / expected[valid].median()).log()))
     return FrameResult(
-        triplet.name, float(pairs.unexplained(motions).mean()), float(np.mean(differences)), (-ratios[0], ratios[1])
+        str(triplet.name),
+        float(pairs.unexplained(motions).mean()),
+        float(np.mean(differences)),
+        (-ratios[0], ratios[1]),
     )
 
 

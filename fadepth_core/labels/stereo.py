@@ -76,9 +76,8 @@ def write_stereo(clip: Clip, folder: Path, nearest: float = 4.0, first: int = 0,
     if clip.poses is None:
         raise DataError(f"{clip.camera}: has no poses, which are needed to measure depth")
     positions = clip.poses[:, :3, 3]
-    numbers = range(first, clip.count, every)
-    sources = {number: _source_frames(positions, number, first, nearest) for number in numbers}
-    numbers = [number for number in numbers if sources[number]]
+    sources = {number: _source_frames(positions, number, first, nearest) for number in range(first, clip.count, every)}
+    numbers = [number for number, near in sources.items() if near]
     if not numbers:
         raise DataError(f"{clip.path}: the camera never moves by {_BASELINES[0] * nearest:.2g} m from frame {first} on")
     sweeps = _Sweeps(clip, sources, nearest)
@@ -278,7 +277,8 @@ class _GreyFrames:
     """Grey frames of a clip, [H, W] float32 in [0, 1]. The last 64 are kept, because they are used several times."""
 
     def __init__(self, clip: Clip):
-        self._clip, self._kept = clip, {}
+        self._clip = clip
+        self._kept: dict[int, Tensor] = {}
 
     def __call__(self, number: int) -> Tensor:
         if number not in self._kept:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 from fadepth_core.models.baselines import PAPER_BASELINES, BaselineDepth
 from fadepth_core.models.depth_network import DepthFeatures, DepthNetwork
@@ -18,7 +19,7 @@ MODELS: dict[str, Callable[..., DepthNetwork]] = {
 }
 
 
-def build_model(name: str, **options) -> DepthNetwork:
+def build_model(name: str, **options: Any) -> DepthNetwork:
     """Build the training form of the depth network `name`. Weights are random unless an option names a weights file.
 
     Args:

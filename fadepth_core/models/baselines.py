@@ -11,16 +11,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fadepth_core.geometry import MAX_DEPTH, MIN_DEPTH
-from fadepth_core.models.depth_network import DepthFeatures, DepthNetwork
+from fadepth_core.models.depth_network import DeployedNetwork, DepthFeatures, DepthNetwork
 from fadepth_core.models.layers.backbone import encoder_widths, timm_backbone, with_fixed_padding, without_normalisation
 from fadepth_core.models.layers.etm import ETMConfig, convert_to_etm, etm_config
 from fadepth_core.models.layers.folding import without_batch_norm
+from fadepth_core.models.layers.module_list import ModuleList
 
 #: The paper's baselines: name in `MODELS` -> timm's name of the encoder.
 PAPER_BASELINES = {"resnet18": "resnet18", "mobilenetv3": "mobilenetv3_large_100"}
@@ -62,7 +64,7 @@ class BaselineDepth(DepthNetwork):
         # centred on pixel 1.
         self.feature_offset = 1 if encoder.startswith("tf_") else 0
         self.decoder = SkipDecoder(widths)
-        self.heads = nn.ModuleList(ReflectConv(width, 1) for width in DECODER_WIDTHS[:3])
+        self.heads = ModuleList(ReflectConv(width, 1) for width in DECODER_WIDTHS[:3])
         config = etm_config(etm)
         if config is not None:
             convert_to_etm(self.encoder, config, keep_kernels=weights is not None)
@@ -88,7 +90,7 @@ class BaselineDepth(DepthNetwork):
         return sum(len(stage) for stage in _stages(without_normalisation(self.encoder)))
 
 
-class FusedBaselineDepth(nn.Module):
+class FusedBaselineDepth(DeployedNetwork):
     """Deployment form of `BaselineDepth`: image [B, 3, H, W] -> disparity x in (0, 1) [B, 1, H, W]."""
 
     def __init__(self, trained: BaselineDepth):
@@ -156,14 +158,14 @@ def _conv_elu(cin: int, cout: int) -> nn.Sequential:
     return nn.Sequential(ReflectConv(cin, cout), nn.ELU(inplace=True))
 
 
-def _share_activations(encoder: nn.Module) -> None:
+def _share_activations(encoder: Any) -> None:
     """Use one activation module twice per block, as torchvision's ResNet does. Table IV counts each module once."""
     for stage in _stages(encoder):
         for block in stage:
             block.act2 = block.act1
 
 
-def _without_classifier_filter(encoder: nn.Module) -> None:
+def _without_classifier_filter(encoder: Any) -> None:
     """Remove the last stage: it is not a bottleneck but the classifier's filter to 960 channels."""
     encoder.blocks[-1] = nn.Identity()
 
@@ -172,7 +174,7 @@ def _without_classifier_filter(encoder: nn.Module) -> None:
 _ENCODER_CHANGES = {"resnet18": _share_activations, "mobilenetv3_large_100": _without_classifier_filter}
 
 
-def _stages(encoder: nn.Module) -> list[nn.Module]:
+def _stages(encoder: Any) -> list[nn.Sequential]:
     """The stages of a timm encoder, each a sequence of residual blocks."""
     if hasattr(encoder, "blocks"):
         return [stage for stage in encoder.blocks if isinstance(stage, nn.Sequential)]

@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fadepth_core.geometry import MAX_DEPTH, MIN_DEPTH, depth_to_disparity
+from fadepth_core.models.layers.module_list import ModuleList
 
 
 @dataclass
@@ -25,6 +27,17 @@ class DepthFeatures:
     disparities: tuple[Tensor, ...]
     encoder: tuple[Tensor, ...]
     decoder: tuple[Tensor, ...]
+
+
+class DeployedNetwork(nn.Module):
+    """Base class of the deployment forms: image [B, 3, H, W] -> finest disparity x in (0, 1) [B, 1, H, W].
+
+    Attributes:
+        min_depth, max_depth: as for `DepthNetwork`.
+    """
+
+    min_depth: float
+    max_depth: float
 
 
 def halved_size(size: Sequence[int], halvings: int) -> tuple[int, ...]:
@@ -52,7 +65,7 @@ class DepthNetwork(nn.Module):
     #: In an untrained head, the input of the sigmoid is the output of `conv` times this factor.
     initial_gate = 1.0
 
-    heads: nn.ModuleList
+    heads: ModuleList[Any]
 
     def __init__(self, min_depth: float = MIN_DEPTH, max_depth: float = MAX_DEPTH):
         super().__init__()
@@ -61,7 +74,7 @@ class DepthNetwork(nn.Module):
     def forward(self, image: Tensor) -> DepthFeatures:
         raise NotImplementedError
 
-    def fuse(self) -> nn.Module:
+    def fuse(self) -> DeployedNetwork:
         """The deployment form, in evaluation mode, without BatchNorm and ETM: image [B, 3, H, W] -> finest disparity
         x in (0, 1) [B, 1, H, W]. This module is not changed."""
         raise NotImplementedError

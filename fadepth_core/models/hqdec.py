@@ -10,12 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fadepth_core.geometry import MAX_DEPTH, MIN_DEPTH
-from fadepth_core.models.depth_network import DepthFeatures, DepthNetwork, halved_size
+from fadepth_core.models.depth_network import DeployedNetwork, DepthFeatures, DepthNetwork, halved_size
 from fadepth_core.models.layers.adacoeff import AdaCoeff
 from fadepth_core.models.layers.attention_head import AttentionDisparityHead
 from fadepth_core.models.layers.axial import AxialDownsample
@@ -23,6 +24,7 @@ from fadepth_core.models.layers.backbone import encoder_widths, timm_backbone, w
 from fadepth_core.models.layers.context import TokenConfig
 from fadepth_core.models.layers.conv import conv2d
 from fadepth_core.models.layers.folding import without_batch_norm
+from fadepth_core.models.layers.module_list import ModuleList
 from fadepth_core.models.layers.refine import Refinement
 from fadepth_core.models.layers.upsample import AdaptiveUpsample
 
@@ -82,7 +84,7 @@ class HQDecv2(DepthNetwork):
         widths = encoder_widths(encoder)
         self.encoder = timm_backbone(encoder, weights, features_only=True)
         self.decoder = HQDecoder(widths)
-        self.heads = nn.ModuleList(
+        self.heads = ModuleList(
             AttentionDisparityHead(width, tokens) for width, tokens in zip(DECODER_WIDTHS, HEAD_TOKENS, strict=False)
         )
 
@@ -107,10 +109,11 @@ class HQDecv2(DepthNetwork):
         return [self.decoder, self.heads]
 
     def encoder_blocks(self) -> int:
-        return sum(len(stage) for stage in without_normalisation(self.encoder).blocks)
+        encoder: Any = without_normalisation(self.encoder)
+        return sum(len(stage) for stage in encoder.blocks)
 
 
-def _cropped(maps: list[Tensor], halvings: int, size: tuple[int, int]) -> tuple[Tensor, ...]:
+def _cropped(maps: list[Tensor], halvings: int, size: Sequence[int]) -> tuple[Tensor, ...]:
     """Crop the maps of a padded image to those of an image of `size` (height, width).
 
     The first map is at 1/2^halvings of the image; each further one has half the resolution of the one before.
@@ -133,8 +136,8 @@ class HQDecoder(nn.Module):
         levels = range(len(LEVEL_TOKENS))
         self.laterals = nn.ModuleList(_refined(widths[j], REFINED_WIDTHS[j], LEVEL_TOKENS[j]) for j in levels)
         # crossings[j][i] downsamples f_i to level j, for all i < j. The coarsest level has no crossings.
-        self.crossings = nn.ModuleList(
-            nn.ModuleList(
+        self.crossings = ModuleList(
+            ModuleList(
                 nn.Sequential(
                     AxialDownsample(widths[i], 2 ** (j - i)),
                     _refined(widths[i], REFINED_WIDTHS[j], LEVEL_TOKENS[j]),
@@ -168,7 +171,7 @@ def _refined(cin: int, cout: int, tokens: TokenConfig) -> nn.Sequential:
     return nn.Sequential(conv2d(cin, cout, 1, bias=True), nn.ELU(inplace=True), Refinement(cout, tokens))
 
 
-class FusedHQDecv2(nn.Module):
+class FusedHQDecv2(DeployedNetwork):
     """Deployment form of `HQDecv2`: image [B, 3, H, W] -> disparity x in (0, 1) [B, 1, H, W]; H, W multiples of 32."""
 
     def __init__(self, trained: HQDecv2):

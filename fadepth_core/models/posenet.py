@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -57,7 +58,7 @@ class SmallPoseNet(nn.Module):
 
     WIDTHS = (16, 32, 64, 128, 192, 256)
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.encoder = nn.Sequential(*(ConvBN(cin, cout, 3, stride=2) for cin, cout in pairwise((6, *self.WIDTHS))))
         self.head = nn.Linear(self.WIDTHS[-1], 6)
@@ -69,7 +70,7 @@ class SmallPoseNet(nn.Module):
 POSE_NETS: dict[str, Callable[..., nn.Module]] = {"fbnetv3_b": PoseNet, "small": SmallPoseNet}
 
 
-def build_pose_net(name: str, **options) -> nn.Module:
+def build_pose_net(name: str, **options: Any) -> nn.Module:
     """Build a pose network.
 
     Args:

@@ -8,16 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fadepth_core.geometry import MAX_DEPTH, MIN_DEPTH
-from fadepth_core.models.depth_network import DepthFeatures, DepthNetwork
+from fadepth_core.models.depth_network import DeployedNetwork, DepthFeatures, DepthNetwork
 from fadepth_core.models.layers.conv import ConvBN, calibrate_batch_norm, load_kernel
 from fadepth_core.models.layers.drop import DropBranch
 from fadepth_core.models.layers.etm import ETMConfig, etm_config
 from fadepth_core.models.layers.head import DisparityHead
+from fadepth_core.models.layers.module_list import ModuleList
 from fadepth_core.models.layers.sparse import DoubleScaleResidual, SparseDownsample, SparseUpsample
 
 
@@ -88,10 +90,11 @@ class SmallDepth(DepthNetwork):
         self.layout_name = layout
         table, etm = LAYOUTS[layout], etm_config(etm)
 
-        def drop(rate):
+        def drop(rate: float) -> DropBranch:
             return DropBranch(rate, constant_drop)
 
-        downs, blocks = [], []
+        downs: list[nn.Module] = []
+        blocks: list[nn.Module] = []
         previous = 3
         for index, stage in enumerate(table.stages):
             if index == 0:
@@ -113,12 +116,13 @@ class SmallDepth(DepthNetwork):
                 )
             )
             previous = stage.channels
-        self.downs, self.blocks = nn.ModuleList(downs), nn.ModuleList(blocks)
+        self.downs: ModuleList[Any] = ModuleList(downs)
+        self.blocks: ModuleList[Any] = ModuleList(blocks)
 
         widths = [table.full_channels] + [stage.channels for stage in table.stages]
         # ups[i] is SU_{i+1}: from stage i+1 to the resolution and width of stage i.
-        self.ups = nn.ModuleList(SparseUpsample(widths[i + 1], widths[i], etm=etm) for i in range(len(table.stages)))
-        self.heads = nn.ModuleList(DisparityHead(widths[j], etm=etm) for j in range(3))
+        self.ups = ModuleList(SparseUpsample(widths[i + 1], widths[i], etm=etm) for i in range(len(table.stages)))
+        self.heads = ModuleList(DisparityHead(widths[j], etm=etm) for j in range(3))
 
     def forward(self, image: Tensor) -> DepthFeatures:
         encoder = _encode(self.downs, self.blocks, image)
@@ -148,8 +152,13 @@ class SmallDepth(DepthNetwork):
         stem, *downs = self.downs
         stem.load_folded(fused.downs[0][0])
         finest, *coarser = self.heads
-        modules = [*downs, *(block for stage in self.blocks for block in stage), *self.ups, finest]
-        sources = [*fused.downs[1:], *(block for stage in fused.blocks for block in stage), *fused.ups, fused.head]
+        modules: list[Any] = [*downs, *(block for stage in self.blocks for block in stage), *self.ups, finest]
+        sources = [
+            *list(fused.downs)[1:],
+            *(block for stage in fused.blocks for block in stage),
+            *fused.ups,
+            fused.head,
+        ]
         for module, source in zip(modules, sources, strict=True):
             module.load_fused(source)
         for head in coarser:
@@ -166,7 +175,7 @@ class SmallDepth(DepthNetwork):
         return sum(len(stage) for stage in self.blocks)
 
 
-class FusedSmallDepth(nn.Module):
+class FusedSmallDepth(DeployedNetwork):
     """Deployment form of `SmallDepth`: image [B, 3, H, W] -> disparity x in (0, 1) [B, 1, H, W]."""
 
     def __init__(self, trained: SmallDepth):
@@ -175,9 +184,13 @@ class FusedSmallDepth(nn.Module):
         self.min_depth, self.max_depth = trained.min_depth, trained.max_depth
         with torch.no_grad():
             stem, *downs = trained.downs
-            self.downs = nn.ModuleList([nn.Sequential(stem.folded(), nn.ReLU()), *(down.fuse() for down in downs)])
-            self.blocks = nn.ModuleList(nn.Sequential(*(block.fuse() for block in stage)) for stage in trained.blocks)
-            self.ups = nn.ModuleList(up.fuse() for up in trained.ups)
+            self.downs: ModuleList[Any] = ModuleList(
+                [nn.Sequential(stem.folded(), nn.ReLU()), *(down.fuse() for down in downs)]
+            )
+            self.blocks: ModuleList[Any] = ModuleList(
+                nn.Sequential(*(block.fuse() for block in stage)) for stage in trained.blocks
+            )
+            self.ups = ModuleList(up.fuse() for up in trained.ups)
             self.head = trained.heads[0].fuse()
         self.eval().requires_grad_(False)
 

@@ -73,7 +73,7 @@ class BackendChain:
         self.failures: list[str] = []
         self.degraded = False
         self.serving: StartedBackend | None = None
-        self.frame_size: tuple[int, int] | None = None
+        self.frame_size = spec.framing.camera_size
         self._spec, self._background = spec, background
         requested = [] if spec.precision == "auto" else [_Candidate(name, spec.precision) for name in order]
         self._pending = requested + [_Candidate(name, "auto") for name in order]
@@ -87,9 +87,14 @@ class BackendChain:
     @property
     def backend(self) -> Backend:
         """The backend to use. Raises EngineError once all have failed."""
+        return self.started.backend
+
+    @property
+    def started(self) -> StartedBackend:
+        """`serving`. Raises EngineError once all have failed."""
         if self.serving is None:
             raise self._all_failed()
-        return self.serving.backend
+        return self.serving
 
     @property
     def next_frame_size(self) -> tuple[int, int]:
@@ -105,6 +110,8 @@ class BackendChain:
     @property
     def description(self) -> str:
         """Backend, precision and device in a few words."""
+        if self.serving is None:
+            return "no backend"
         serving = f"{self.serving.name} {self.serving.precision} on {self.serving.backend.device}"
         return serving if self._build is None else f"{serving} ({self._build.name} is being built)"
 

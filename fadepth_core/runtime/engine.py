@@ -64,7 +64,7 @@ class DepthResult:
 
     def limited(self, limits: tuple[float, float]) -> DepthResult:
         """The same result with other limits (nearest, farthest, metres), inside those it was computed with."""
-        near, far = np.float32(limits)
+        near, far = np.asarray(limits, np.float32)
         depth = np.where(
             self.depth > far, np.float32(np.inf), np.where(self.depth < near, -np.float32(np.inf), self.depth)
         )
@@ -169,13 +169,13 @@ class DepthEngine:
 
     @property
     def backend_name(self) -> str:
-        """The backend that serves."""
-        return self._chain.serving.name
+        """The backend that serves. Raises EngineError once all have failed."""
+        return self._chain.started.name
 
     @property
     def precision(self) -> str:
-        """The precision of the backend that serves."""
-        return self._chain.serving.precision
+        """The precision of the backend that serves. Raises EngineError once all have failed."""
+        return self._chain.started.precision
 
     @property
     def follows_camera(self) -> bool:
@@ -275,6 +275,7 @@ class DepthEngine:
                 break
             except Exception as error:
                 self._chain.fall_back(error)
+        assert reader.end is not None  # a backend reads all requests
         if not isinstance(reader.end, StopIteration):
             raise reader.end
 
@@ -296,8 +297,9 @@ class DepthEngine:
         if np.shape(intrinsics) != (3, 3):
             raise ValueError(f"expected intrinsics [3, 3], got {list(np.shape(intrinsics))}")
         published = framing.output_intrinsics(intrinsics)
-        if self.follows_camera:
-            scale *= focal_length(framing.network_intrinsics(intrinsics)) / self.checkpoint.description.focal_length
+        trained_focal_length = self.checkpoint.description.focal_length
+        if trained_focal_length is not None:
+            scale *= focal_length(framing.network_intrinsics(intrinsics)) / trained_focal_length
         frame = FrameInput(image, published if request.points else None, scale, request.limits)
         return _PreparedRequest(frame, published)
 

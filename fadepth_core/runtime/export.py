@@ -13,8 +13,8 @@ from types import MappingProxyType
 import numpy as np
 import onnx
 import torch
-from torch import nn
 
+from fadepth_core.models.depth_network import DeployedNetwork
 from fadepth_core.runtime.checkpoint import (
     Checkpoint,
     Description,
@@ -33,7 +33,7 @@ EXPORTER = 3
 GOLDEN_SIZE = (64, 96)
 
 
-def export_checkpoint(network: nn.Module, description: Description, path: str | os.PathLike) -> None:
+def export_checkpoint(network: DeployedNetwork, description: Description, path: str | os.PathLike) -> None:
     """Write `path` (half-precision weights, golden input and output, description) and its ONNX file beside it.
 
     Args:
@@ -68,7 +68,7 @@ def ensure_onnx(checkpoint: Checkpoint, directory: Path) -> Path:
     return path
 
 
-def golden_frame(network: nn.Module) -> dict[str, np.ndarray]:
+def golden_frame(network: DeployedNetwork) -> dict[str, np.ndarray]:
     """A smooth coloured frame [H, W, 3] uint8 and its depth [H, W] computed by `network` in float32 PyTorch."""
     h, w = GOLDEN_SIZE
     v, u = np.mgrid[0:h, 0:w]
@@ -82,7 +82,7 @@ def golden_frame(network: nn.Module) -> dict[str, np.ndarray]:
 
 
 def write_onnx(
-    network: nn.Module,
+    network: DeployedNetwork,
     path: Path,
     weights_file: str = "",
     places: Mapping[str, tuple[int, int]] = MappingProxyType({}),

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from fadepth_core.common.color import PIXEL_MEAN, PIXEL_STD
 from fadepth_core.common.framing import Framing, box_factors
 from fadepth_core.geometry import disparity_to_depth, pixel_directions
+from fadepth_core.models.depth_network import DeployedNetwork
 
 
 class DepthGraph(nn.Module):
@@ -27,7 +28,10 @@ class DepthGraph(nn.Module):
             normalised image (8 bits), but not for depth in metres or the columns of a wide image.
     """
 
-    def __init__(self, network: nn.Module, framing: Framing | None = None, dtype: torch.dtype = torch.float32):
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, network: DeployedNetwork, framing: Framing | None = None, dtype: torch.dtype = torch.float32):
         super().__init__()
         self.network = network.to(dtype)
         self.framing = framing
@@ -74,7 +78,10 @@ class DepthGraph(nn.Module):
         return limit_depth(depth, limits), limited_points(depth, intrinsics, limits)
 
     def output_size(self, disparity: Tensor) -> tuple[int, int]:
-        return tuple(disparity.shape[-2:]) if self.framing is None else self.framing.output_size
+        if self.framing is not None:
+            return self.framing.output_size
+        height, width = disparity.shape[-2:]
+        return height, width
 
 
 class ShapeCarriedGraph(DepthGraph):
@@ -84,7 +91,9 @@ class ShapeCarriedGraph(DepthGraph):
     It is exported with dynamic axes. A backend that fixes the shapes of the inputs gets a fully static graph.
     """
 
-    def forward(self, image, intrinsics, scale, limits, output_grid):
+    def forward(  # type: ignore[override]  # one input more
+        self, image: Tensor, intrinsics: Tensor, scale: Tensor, limits: Tensor, output_grid: Tensor
+    ) -> tuple[Tensor, Tensor]:
         x = self.network((self.channels_first(image) - self.mean) / self.std)
         disparity = F.interpolate(x, size=output_grid.shape, mode="bilinear", align_corners=False)
         return self.depth_and_points(disparity[0], intrinsics, scale, limits)

@@ -84,7 +84,7 @@ class GroundScale:
         """Update the factor from a depth image [h, w], to which it has not been applied, with its K [3, 3]."""
         measured = camera_height(depth, intrinsics)
         self.seen = measured is not None
-        if not self.seen:
+        if measured is None:
             return
         share = _SMOOTHING if self._ever_seen else 1.0
         self.factor *= (self._height / measured / self.factor) ** share

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from torch import nn
 
 from fadepth_core.common.color import PIXEL_MEAN, PIXEL_STD
 from fadepth_core.models import build_model
+from fadepth_core.models.depth_network import DeployedNetwork, DepthNetwork
 from fadepth_core.runtime.checkpoint import Checkpoint, CheckpointError
 
 
-def load_network(checkpoint: Checkpoint) -> nn.Module:
+def load_network(checkpoint: Checkpoint) -> DeployedNetwork:
     """The fused, evaluation-mode network of a checkpoint, float32 on the CPU.
 
     Raises:
@@ -19,10 +19,10 @@ def load_network(checkpoint: Checkpoint) -> nn.Module:
             from that of `DepthGraph`.
     """
     network = _load(checkpoint)
-    return network if checkpoint.description.form == "deploy" else network.fuse()
+    return network.fuse() if isinstance(network, DepthNetwork) else network
 
 
-def load_training_network(checkpoint: Checkpoint) -> nn.Module:
+def load_training_network(checkpoint: Checkpoint) -> DepthNetwork:
     """The training form of a checkpoint's network, in evaluation mode, float32 on the CPU.
 
     Raises:
@@ -30,10 +30,12 @@ def load_training_network(checkpoint: Checkpoint) -> nn.Module:
     """
     if checkpoint.description.form != "training":
         raise CheckpointError(f"{checkpoint.path}: a deployment checkpoint; a training checkpoint is needed here")
-    return _load(checkpoint)
+    network = _load(checkpoint)
+    assert isinstance(network, DepthNetwork)
+    return network
 
 
-def _load(checkpoint: Checkpoint) -> nn.Module:
+def _load(checkpoint: Checkpoint) -> DepthNetwork | DeployedNetwork:
     """The network in the form in which it was saved."""
     description = checkpoint.description
     near, far = description.depth_range
@@ -43,11 +45,10 @@ def _load(checkpoint: Checkpoint) -> nn.Module:
             f"the graph normalises with {PIXEL_MEAN} and {PIXEL_STD}"
         )
     try:
-        network = build_model(description.model, min_depth=near, max_depth=far, **description.options).eval()
+        trained = build_model(description.model, min_depth=near, max_depth=far, **description.options).eval()
     except (ValueError, TypeError) as error:
         raise CheckpointError(f"{checkpoint.path}: {error}") from error
-    if description.form == "deploy":
-        network = network.fuse()
+    network = trained.fuse() if description.form == "deploy" else trained
     state = {name: torch.from_numpy(value).float() for name, value in checkpoint.weights.items()}
     try:
         network.load_state_dict(state)

@@ -101,5 +101,7 @@ def _check_output(output: FrameOutput, expected: np.ndarray, precision: str) -> 
             f"its depth differs from the reference by {median:.1e} in the median, {tail:.1e} in the 99th "
             f"percentile (relative); allowed are {median_bound:.0e} and {tail_bound:.0e}"
         )
-    if not np.allclose(points, unproject(depth, _CHECK_K), rtol=1e-3, atol=1e-3 * float(np.median(depth))):
+    if points is None or not np.allclose(
+        points, unproject(depth, _CHECK_K), rtol=1e-3, atol=1e-3 * float(np.median(depth))
+    ):
         raise VerificationError("its points do not lie on the rays of its depth")

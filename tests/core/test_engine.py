@@ -219,6 +219,10 @@ def test_once_every_backend_has_failed_every_call_raises(monkeypatch, image):
         engine.infer(FrameRequest(image, K))
     with pytest.raises(EngineError, match=r"(?s)no backend can run .*device lost"):
         engine.infer_batch([FrameRequest(image), FrameRequest(image)])
+    assert engine.description == "no backend"
+    assert not engine.batches
+    with pytest.raises(EngineError, match=r"(?s)no backend can run .*device lost"):
+        _ = engine.backend_name
 
 
 def test_signals_do_not_crash_a_process_that_has_released_engines():

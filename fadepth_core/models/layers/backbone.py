@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import cache
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -33,7 +34,7 @@ def encoder_widths(name: str) -> tuple[int, ...]:
     return ENCODER_WIDTHS[name]
 
 
-def timm_backbone(name: str, weights: str | Path | None = None, **options) -> nn.Module:
+def timm_backbone(name: str, weights: str | Path | None = None, **options: Any) -> nn.Module:
     """Build the timm model `name` for images normalised with `PIXEL_MEAN` and `PIXEL_STD`.
 
     Args:
@@ -82,6 +83,9 @@ class RenormalisedBackbone(nn.Module):
     Shapes: [B, 3·images, H, W] normalised with `PIXEL_MEAN` and `PIXEL_STD` -> the model's output.
     """
 
+    scale: Tensor
+    shift: Tensor
+
     def __init__(self, model: nn.Module, mean: tuple[float, ...], std: tuple[float, ...], images: int = 1):
         super().__init__()
         self.model = model
@@ -92,7 +96,7 @@ class RenormalisedBackbone(nn.Module):
         self.register_buffer("scale", scale.float().repeat(images).view(-1, 1, 1), persistent=False)
         self.register_buffer("shift", shift.float().repeat(images).view(-1, 1, 1), persistent=False)
 
-    def forward(self, x: Tensor):
+    def forward(self, x: Tensor) -> Any:
         return self.model(x * self.scale + self.shift)
 
 
@@ -113,9 +117,8 @@ def with_fixed_padding(encoder: nn.Module) -> nn.Module:
     for parent in list(encoder.modules()):
         for name, child in list(parent.named_children()):
             if isinstance(child, Conv2dSame):
-                conv = nn.Conv2d(
-                    child.in_channels, child.out_channels, child.kernel_size, child.stride, groups=child.groups
-                )
+                (height, width), stride = child.kernel_size, child.stride[0]
+                conv = nn.Conv2d(child.in_channels, child.out_channels, (height, width), stride, groups=child.groups)
                 conv.weight, conv.bias = child.weight, child.bias
                 total = child.kernel_size[0] - 2
                 before, after = total // 2, total - total // 2

@@ -14,6 +14,8 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from fadepth_core.models.layers.conv import running_statistics
+
 
 @torch.no_grad()
 def recompute_batch_norm(network: nn.Module, batches: Iterable[Tensor]) -> None:
@@ -56,5 +58,6 @@ def recompute_batch_norm(network: nn.Module, batches: Iterable[Tensor]) -> None:
         mean = share @ means
         # Variance within the batches plus variance between them.
         variance = share @ (variances + (means - mean).square())
-        module.running_mean.copy_(mean)
-        module.running_var.copy_(variance)
+        running_mean, running_variance = running_statistics(module)
+        running_mean.copy_(mean)
+        running_variance.copy_(variance)

@@ -21,7 +21,7 @@ class ChannelAttention(nn.Module):
     Shapes: [B, C, H, W] -> [B, C, H, W].
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.conv = nn.Conv1d(1, 1, 3, padding=1, bias=False)
 

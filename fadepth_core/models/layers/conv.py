@@ -16,7 +16,16 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from fadepth_core.models.layers.etm import ETMConfig, ETMConv2d
 
 
-def conv2d(cin, cout, kernel, stride=1, dilation=1, groups=1, bias=False, etm: ETMConfig | None = None) -> nn.Module:
+def conv2d(
+    cin: int,
+    cout: int,
+    kernel: int,
+    stride: int = 1,
+    dilation: int = 1,
+    groups: int = 1,
+    bias: bool = False,
+    etm: ETMConfig | None = None,
+) -> nn.Conv2d | ETMConv2d:
     """A convolution that keeps the size at stride 1. It is an ETM if `etm` is given and the kernel is larger than 1×1.
 
     Shapes: [B, Ci, H, W] -> [B, Co, ceil(H / s), ceil(W / s)] for odd kernels.
@@ -26,7 +35,7 @@ def conv2d(cin, cout, kernel, stride=1, dilation=1, groups=1, bias=False, etm: E
     conv = nn.Conv2d(cin, cout, kernel, stride, dilation * (kernel - 1) // 2, dilation, groups, bias=bias)
     # Convolutions with a bias have no BatchNorm and no ReLU after them.
     nn.init.kaiming_normal_(conv.weight, nonlinearity="linear" if bias else "relu")
-    if bias:
+    if conv.bias is not None:
         nn.init.zeros_(conv.bias)
     return conv
 
@@ -37,7 +46,17 @@ class ConvBN(nn.Module):
     Shapes: [B, Ci, H, W] -> [B, Co, ceil(H / s), ceil(W / s)].
     """
 
-    def __init__(self, cin, cout, kernel=1, stride=1, dilation=1, groups=1, relu=True, etm: ETMConfig | None = None):
+    def __init__(
+        self,
+        cin: int,
+        cout: int,
+        kernel: int = 1,
+        stride: int = 1,
+        dilation: int = 1,
+        groups: int = 1,
+        relu: bool = True,
+        etm: ETMConfig | None = None,
+    ):
         super().__init__()
         self.conv = conv2d(cin, cout, kernel, stride, dilation, groups, etm=etm)
         self.bn = nn.BatchNorm2d(cout)
@@ -53,25 +72,28 @@ class ConvBN(nn.Module):
     def load_folded(self, conv: nn.Conv2d) -> None:
         """Load the plain convolution `conv`, so that both give the same in evaluation mode: the inverse of `folded`."""
         load_kernel(self.conv, conv.weight)
+        assert conv.bias is not None
         set_shift_only(self.bn, conv.bias)
 
 
 @torch.no_grad()
-def load_kernel(conv: nn.Module, kernel: Tensor, bias: Tensor | None = None) -> None:
+def load_kernel(conv: nn.Conv2d | ETMConv2d, kernel: Tensor, bias: Tensor | None = None) -> None:
     """Set the kernel [Co, Ci/g, Kh, Kw] of a plain convolution or an ETM, and its bias [Co] if `bias` is given."""
     if isinstance(conv, ETMConv2d):
         conv.load_kernel(kernel)
     else:
         conv.weight.copy_(kernel)
     if bias is not None:
+        assert conv.bias is not None
         conv.bias.copy_(bias)
 
 
 @torch.no_grad()
 def set_shift_only(bn: nn.BatchNorm2d, shift: Tensor) -> None:
     """Set a BatchNorm so that in evaluation mode it only adds `shift` [C]."""
-    bn.running_mean.zero_()
-    bn.running_var.fill_(1.0)
+    mean, var = running_statistics(bn)
+    mean.zero_()
+    var.fill_(1.0)
     bn.weight.fill_((1.0 + bn.eps) ** 0.5)
     bn.bias.copy_(shift)
 
@@ -87,10 +109,11 @@ def calibrate_batch_norm(network: nn.Module, images: Tensor) -> None:
 
     def calibrate(bn: nn.BatchNorm2d, inputs: tuple[Tensor, ...]) -> None:
         mean, var = inputs[0].mean((0, 2, 3)), inputs[0].var((0, 2, 3), unbiased=False)
-        scale = bn.weight / (bn.running_var + bn.eps).sqrt()
-        shift = bn.bias - bn.running_mean * scale
-        bn.running_mean.copy_(mean)
-        bn.running_var.copy_(var)
+        running_mean, running_var = running_statistics(bn)
+        scale = bn.weight / (running_var + bn.eps).sqrt()
+        shift = bn.bias - running_mean * scale
+        running_mean.copy_(mean)
+        running_var.copy_(var)
         bn.weight.copy_(scale * (var + bn.eps).sqrt())
         bn.bias.copy_(shift + mean * scale)
 
@@ -104,7 +127,14 @@ def calibrate_batch_norm(network: nn.Module, images: Tensor) -> None:
             hook.remove()
 
 
-def fold(conv: nn.Module, bn: nn.BatchNorm2d) -> nn.Conv2d:
+def running_statistics(bn: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+    """Running mean and variance [C] of a BatchNorm that tracks them, as all do here."""
+    assert bn.running_mean is not None
+    assert bn.running_var is not None
+    return bn.running_mean, bn.running_var
+
+
+def fold(conv: nn.Conv2d | ETMConv2d, bn: nn.BatchNorm2d) -> nn.Conv2d:
     """One plain convolution with bias that equals `conv` (plain or ETM) followed by `bn` in evaluation mode.
 
     Computed in double precision, so that only the result is rounded. The arguments are not changed.

@@ -9,14 +9,16 @@ kernel. Details: docs/method.md, section 2.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fadepth_core.models.layers.drop import ScheduledRate
+from fadepth_core.models.layers.module_list import ModuleList
 
 _EPS = 1e-5
 #: Sum of the factors that `load_kernel` gives to all branches except the standard one.
@@ -50,7 +52,7 @@ class ETMConfig:
     variance: str = "weight"
     constant_rate: bool = False
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.variance not in ("weight", "none"):
             raise ValueError(f"ETM variance must be 'weight' or 'none', got '{self.variance}'")
         if not 0.0 <= self.element_drop < 1.0:
@@ -83,7 +85,7 @@ def etm_config(etm: str | ETMConfig | Mapping | None) -> ETMConfig | None:
     return ETM_VARIANTS[etm]
 
 
-def _checked_field(name: str, value):
+def _checked_field(name: str, value: Any) -> Any:
     """`value`, checked as field `name` of an `ETMConfig`. A float field also takes an int, as in JSON."""
     known = [field.name for field in fields(ETMConfig)]
     if name not in known:
@@ -96,11 +98,24 @@ def _checked_field(name: str, value):
     return value
 
 
+#: Random factors of one branch: b_t / (1 - p_b), and M / (1 - p_e) or None.
+_Mask = tuple[Tensor | float, Tensor | None]
+
+
 class _Branch(nn.Module):
     """One kernel W_t with its scale γ_t. With `shape` None it is the identity branch, whose kernel is constant."""
 
+    gamma: Tensor
+
     def __init__(
-        self, shape, out_channels, fan_in_channels, variance, coefficient=1.0, droppable=True, element_drop=0.0
+        self,
+        shape: tuple[int, int] | None,
+        out_channels: int,
+        fan_in_channels: int,
+        variance: str,
+        coefficient: float = 1.0,
+        droppable: bool = True,
+        element_drop: float = 0.0,
     ):
         super().__init__()
         self.shape = shape
@@ -135,7 +150,7 @@ class _Branch(nn.Module):
         deviation = self.deviation()
         self.gamma.copy_(deviation.flatten() if isinstance(deviation, Tensor) else torch.ones_like(self.gamma))
 
-    def kernel(self, identity: Tensor | None, element_mask: Tensor | None = None) -> Tensor:
+    def kernel(self, identity: Tensor, element_mask: Tensor | None = None) -> Tensor:
         """α_t · γ_t / sqrt(var_t + ε) ⊙ W̃_t (eq. 15d without the branch's Bernoulli factor)."""
         weight = identity if self.shape is None else self.weight
         if element_mask is not None:
@@ -152,6 +167,8 @@ class ETMConv2d(nn.Module):
 
     Shapes: as `nn.Conv2d`; without `padding` [B, Ci, H, W] -> [B, Co, ceil(H / s), ceil(W / s)] for odd kernels.
     """
+
+    identity: Tensor
 
     def __init__(
         self,
@@ -172,7 +189,7 @@ class ETMConv2d(nn.Module):
         self.padding = (dilation * (kh - 1) // 2, dilation * (kw - 1) // 2) if padding is None else padding
         fan_in = in_channels // groups
 
-        def branch(shape, **options):
+        def branch(shape: tuple[int, int] | None, **options: Any) -> _Branch:
             return _Branch(shape, out_channels, fan_in, config.variance, **options)
 
         branches = [branch(None)] if in_channels == out_channels else []
@@ -180,7 +197,7 @@ class ETMConv2d(nn.Module):
         if config.dropconv:
             branches.append(branch((kh, kw), coefficient=config.dropconv_scale, element_drop=config.element_drop))
         branches.append(branch((kh, kw), droppable=False))
-        self.branches = nn.ModuleList(branches)
+        self.branches = ModuleList(branches)
         self.branch_rate = ScheduledRate(config.branch_drop, config.constant_rate)
         self.bias = nn.Parameter(torch.zeros(out_channels)) if bias else None
         self.register_buffer("identity", self._identity_kernel(), persistent=False)
@@ -232,18 +249,18 @@ class ETMConv2d(nn.Module):
                 branch.weight.copy_(centre_crop(kernel, branch.shape))
             branch.reset_gamma()
             branch.gamma.mul_(_LOADED_SHARE / len(others))
-        others_sum = sum(_centre_pad(branch.kernel(self.identity), self.kernel_size) for branch in others)
-        standard.weight.copy_(kernel - others_sum)
+        parts = (_centre_pad(branch.kernel(self.identity), self.kernel_size) for branch in others)
+        standard.weight.copy_(kernel - sum(parts, torch.zeros_like(kernel)))
         standard.reset_gamma()
 
-    def sample_masks(self) -> list[tuple[Tensor | float, Tensor | None]]:
+    def sample_masks(self) -> list[_Mask]:
         """Draw the random factors of one training step, used for the whole batch, which has one merged kernel (eq. 16).
 
         Returns:
             For each branch: the factor of the branch b_t / (1 - p_b), and the factors of its elements M / (1 - p_e), of
             the kernel's shape, or None.
         """
-        masks = []
+        masks: list[_Mask] = []
         rate = self.branch_rate.rate
         for branch in self.branches:
             keep: Tensor | float = 1.0
@@ -257,7 +274,7 @@ class ETMConv2d(nn.Module):
             masks.append((keep, elements))
         return masks
 
-    def branch_kernels(self, masks=None) -> list[Tensor]:
+    def branch_kernels(self, masks: list[_Mask] | None = None) -> list[Tensor]:
         """Kernels Ŵ_t of the branches (eq. 15d), each in its own shape. Without `masks` nothing is dropped (eq. 18)."""
         masks = masks or [(1.0, None)] * len(self.branches)
         return [
@@ -265,9 +282,10 @@ class ETMConv2d(nn.Module):
             for branch, (keep, elements) in zip(self.branches, masks, strict=True)
         ]
 
-    def merged_kernel(self, masks=None) -> Tensor:
+    def merged_kernel(self, masks: list[_Mask] | None = None) -> Tensor:
         """Σ_t Z(Ŵ_t) (eq. 16 and 18), [Co, Ci/g, Kh, Kw]: smaller kernels are centred and padded with zeros."""
-        return sum(_centre_pad(kernel, self.kernel_size) for kernel in self.branch_kernels(masks))
+        first, *others = (_centre_pad(kernel, self.kernel_size) for kernel in self.branch_kernels(masks))
+        return sum(others, first)
 
     def forward(self, x: Tensor) -> Tensor:
         # Inside `drop.shared_masks`, all passes use the masks of the first pass.
@@ -291,7 +309,7 @@ class ETMConv2d(nn.Module):
         kernel = self.merged_kernel()
         conv.to(device=kernel.device, dtype=kernel.dtype)
         conv.weight.copy_(kernel)
-        if self.bias is not None:
+        if self.bias is not None and conv.bias is not None:
             conv.bias.copy_(self.bias)
         return conv
 
@@ -320,27 +338,28 @@ def _etm_of(conv: nn.Conv2d, config: ETMConfig, keep_kernel: bool) -> ETMConv2d:
     if type(conv) is not nn.Conv2d or conv.padding_mode != "zeros" or isinstance(conv.padding, str):
         raise ValueError(f"only convolutions that pad with fixed numbers of zeros can become an ETM, not {conv}")
     (stride, other_stride), (dilation, other_dilation) = conv.stride, conv.dilation
+    (kh, kw), (rows, columns) = conv.kernel_size, conv.padding
     if stride != other_stride or dilation != other_dilation:
         raise ValueError(f"an ETM has one stride and one dilation for both axes, unlike {conv}")
     etm = ETMConv2d(
         conv.in_channels,
         conv.out_channels,
-        conv.kernel_size,
+        (kh, kw),
         stride,
         dilation,
         conv.groups,
         bias=conv.bias is not None,
         config=config,
-        padding=conv.padding,
+        padding=(rows, columns),
     ).to(conv.weight)
     if keep_kernel:
         etm.load_kernel(conv.weight)
-        if conv.bias is not None:
+        if conv.bias is not None and etm.bias is not None:
             etm.bias.copy_(conv.bias)
     return etm
 
 
-def _centre_offsets(small, large) -> tuple[int, int]:
+def _centre_offsets(small: Sequence[int], large: Sequence[int]) -> tuple[int, int]:
     """Row and column at which a kernel of size `small` starts if it is centred in one of size `large`."""
     # The centre index is floor((K-1)/2), also for even kernels. This follows from the limits of the sums in eq. 13.
     return (large[0] - 1) // 2 - (small[0] - 1) // 2, (large[1] - 1) // 2 - (small[1] - 1) // 2

@@ -7,7 +7,7 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from fadepth_core.models.layers.conv import fold
+from fadepth_core.models.layers.conv import fold, running_statistics
 from fadepth_core.models.layers.etm import ETMConv2d
 
 
@@ -26,11 +26,12 @@ def without_batch_norm(module: nn.Module) -> nn.Module:
             if isinstance(child, nn.BatchNorm2d):
                 if previous is not None and isinstance(conv := getattr(parent, previous), (nn.Conv2d, ETMConv2d)):
                     setattr(parent, previous, fold(conv, child))
-                    affine = nn.Identity()
+                    affine: nn.Module = nn.Identity()
                 else:
                     affine = ChannelAffine(child)
                 # timm's BatchNorm contains the activation that follows it.
-                setattr(parent, name, nn.Sequential(affine, child.act) if hasattr(child, "act") else affine)
+                act: nn.Module | None = getattr(child, "act", None)
+                setattr(parent, name, affine if act is None else nn.Sequential(affine, act))
             previous = name
         for name, child in list(parent.named_children()):
             if isinstance(child, ETMConv2d):  # not followed by a BatchNorm
@@ -43,8 +44,9 @@ class ChannelAffine(nn.Module):
 
     def __init__(self, bn: nn.BatchNorm2d):
         super().__init__()
-        scale = bn.weight.double() / (bn.running_var.double() + bn.eps).sqrt()
-        shift = bn.bias.double() - bn.running_mean.double() * scale
+        mean, var = running_statistics(bn)
+        scale = bn.weight.double() / (var.double() + bn.eps).sqrt()
+        shift = bn.bias.double() - mean.double() * scale
         self.scale = nn.Parameter(scale.to(bn.weight.dtype).view(-1, 1, 1), requires_grad=False)
         self.shift = nn.Parameter(shift.to(bn.weight.dtype).view(-1, 1, 1), requires_grad=False)
 

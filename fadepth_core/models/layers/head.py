@@ -44,14 +44,16 @@ class FusedDisparityHead(nn.Module):
 
     def __init__(self, conv: nn.Conv2d):
         super().__init__()
-        channels = conv.in_channels
+        channels, dilation = conv.in_channels, conv.dilation[0]
         self.depthwise = nn.Conv2d(
-            channels, channels, 3, padding=conv.padding, dilation=conv.dilation, groups=channels, bias=False
+            channels, channels, 3, padding=dilation, dilation=dilation, groups=channels, bias=False
         ).to(conv.weight)
         self.sum = nn.Conv2d(channels, 1, 1).to(conv.weight)
         with torch.no_grad():
             self.depthwise.weight.copy_(conv.weight.transpose(0, 1))
             self.sum.weight.fill_(1.0)
+            assert conv.bias is not None
+            assert self.sum.bias is not None
             self.sum.bias.copy_(conv.bias)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -8,6 +8,8 @@ convolutions, and operations are rearranged to be cheaper (docs/method.md, secti
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -15,9 +17,10 @@ from torch import Tensor, nn
 from fadepth_core.models.layers.conv import ConvBN, conv2d, fold, load_kernel, set_shift_only
 from fadepth_core.models.layers.drop import DropBranch
 from fadepth_core.models.layers.etm import ETMConfig
+from fadepth_core.models.layers.module_list import ModuleList
 
 
-def upsample_to(x: Tensor, size: tuple[int, int]) -> Tensor:
+def upsample_to(x: Tensor, size: Sequence[int]) -> Tensor:
     """Bilinear interpolation to (height, width), half-pixel centres: [B, C, h, w] -> [B, C, H, W]."""
     return F.interpolate(x, size=size, mode="bilinear", align_corners=False)
 
@@ -50,9 +53,7 @@ class SparseDownsample(nn.Module):
         super().__init__()
         if cout % cin:
             raise ValueError(f"sparse downsampling needs output channels that are a multiple of {cin}, got {cout}")
-        self.context = nn.ModuleList(
-            conv2d(cin, cin, kernel, stride=2, groups=cin, etm=etm) for _ in range(cout // cin)
-        )
+        self.context = ModuleList(conv2d(cin, cin, kernel, stride=2, groups=cin, etm=etm) for _ in range(cout // cin))
         self.context_bn = nn.BatchNorm2d(cout)
         self.drop = drop or DropBranch(0.0)
         self.channel = ConvBN(cin, cout, stride=2, relu=False)
@@ -72,7 +73,7 @@ class SparseDownsample(nn.Module):
     def load_fused(self, fused: FusedSparseDownsample) -> None:
         for own, conv in zip(self.context, fused.context, strict=True):
             load_kernel(own, conv.weight)
-        set_shift_only(self.context_bn, torch.cat([conv.bias for conv in fused.context]))
+        set_shift_only(self.context_bn, torch.cat([conv.bias for conv in fused.context if conv.bias is not None]))
         self.channel.load_folded(fused.channel)
 
 
@@ -90,7 +91,7 @@ class FusedSparseDownsample(nn.Module):
 
     def __init__(self, context: list[nn.Conv2d], channel: nn.Conv2d):
         super().__init__()
-        self.context = nn.ModuleList(context)
+        self.context = ModuleList(context)
         self.channel = channel
 
     def forward(self, x: Tensor) -> Tensor:

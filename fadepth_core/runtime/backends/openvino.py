@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -62,7 +63,7 @@ class OpenVINOBackend(Backend):
         self._pools: dict[bool, list[_InferRequest]] = {}
         self.device = self._core.get_property("CPU", "FULL_DEVICE_NAME").strip()
 
-    def _compile(self, points: bool, hint: str):
+    def _compile(self, points: bool, hint: str) -> Any:
         (h, w), output_size = self._spec.framing.network_size, self._spec.framing.output_size
         model = self._core.read_model(self._graph_file)
         model.reshape(
@@ -128,11 +129,11 @@ class OpenVINOBackend(Backend):
 class _InferRequest:
     """An inference request of a compiled graph, with the arrays it reads its inputs from."""
 
-    def __init__(self, compiled, framing: Framing):
+    def __init__(self, compiled: Any, framing: Framing):
         import openvino as ov
 
         self._request = compiled.create_infer_request()
-        self._inputs = {
+        self._inputs: dict[str, np.ndarray] = {
             "image": np.zeros((*framing.network_size, 3), np.uint8),
             "intrinsics": np.eye(3, dtype=np.float32),
             "scale": np.ones(1, np.float32),

@@ -186,7 +186,8 @@ class StaticBackend(Backend):
         # Buffers of their own, because the caller may call `infer`, which uses `single`, between two results.
         while len(self._pair) < 2:
             self._pair.append(self._make_buffers(1))
-        free, in_flight = deque(self._pair), deque()
+        free = deque(self._pair)
+        in_flight: deque[tuple[InferenceBuffers, FrameInput]] = deque()
         try:
             for frame in frames:
                 if not free:

@@ -25,6 +25,8 @@ import time
 import warnings
 from dataclasses import asdict
 from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING
 
 from fadepth_core.common.files import user_cache
 from fadepth_core.common.framing import Framing
@@ -32,6 +34,11 @@ from fadepth_core.runtime.backends import Backend, BackendSpec, BackendType
 from fadepth_core.runtime.backends import torch as torch_backend
 from fadepth_core.runtime.checkpoint import Checkpoint
 from fadepth_core.runtime.engine_cache import EngineCache
+
+if TYPE_CHECKING:
+    import torch
+
+    from fadepth_core.runtime.graph import DepthGraph
 
 #: Version of `compile_graph`, part of the cache key: increase it with every change of the plans it makes.
 BUILDER = 1
@@ -121,15 +128,16 @@ class PlanRunner:
             self._context.set_tensor_address(name, result.data_ptr())
             self._results.append(result)
 
-    def __call__(self, *arguments):
+    def __call__(self, *arguments: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         for name, tensor in zip(self._inputs, arguments, strict=True):
             self._context.set_tensor_address(name, tensor.data_ptr())
         if not self._context.execute_async_v3(self._torch.cuda.current_stream().cuda_stream):
             raise RuntimeError("TensorRT could not run the engine; its messages are above")
-        return tuple(self._results)
+        depth, points = self._results
+        return depth, points
 
 
-def import_tensorrt():
+def import_tensorrt() -> ModuleType:
     """The TensorRT module that Torch-TensorRT uses. Torch-TensorRT makes TensorRT-RTX importable as `tensorrt`, too."""
     import torch_tensorrt  # noqa: F401
 
@@ -239,7 +247,7 @@ def build_in_child(spec: BackendSpec, batch: int) -> bytes:
 
 def _read_all(pipe: io.FileIO, cancelled: threading.Event) -> bytes | None:
     """Everything up to the pipe's end; None once `cancelled` is set."""
-    parts = []
+    parts: list[bytes] = []
     while not cancelled.is_set():
         if select.select([pipe], [], [], _CANCEL_POLL_PERIOD)[0]:
             part = pipe.read(1 << 20)
@@ -249,7 +257,7 @@ def _read_all(pipe: io.FileIO, cancelled: threading.Event) -> bytes | None:
     return None
 
 
-def compile_graph(graph, camera_size: tuple[int, int], batch: int) -> bytes:
+def compile_graph(graph: DepthGraph, camera_size: tuple[int, int], batch: int) -> bytes:
     """Compile a `DepthGraph`, in evaluation mode on the CUDA device, into one plan.
 
     Args:

@@ -8,11 +8,15 @@ from Python. The compiled backends are faster because they merge kernels.
 from __future__ import annotations
 
 import importlib.util
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from fadepth_core.common.framing import Framing
 from fadepth_core.runtime.backends import Backend, BackendSpec, BackendType, default_threads
+
+if TYPE_CHECKING:
+    from fadepth_core.runtime.graph import DepthGraph
 
 
 def unavailable_reason() -> str | None:
@@ -42,26 +46,29 @@ def create(spec: BackendSpec) -> Backend:
     return StaticBackend(lambda _batch: graph, spec, torch.device("cpu"), f"CPU, {threads} threads")
 
 
-def cuda_graph(spec: BackendSpec):
+def cuda_graph(spec: BackendSpec) -> DepthGraph:
     """The `DepthGraph` of a spec on the CUDA device, in the precision of the spec."""
     import torch
 
     from fadepth_core.runtime.graph import DepthGraph
     from fadepth_core.runtime.network import load_network
 
-    network = load_network(spec.checkpoint).to("cuda", memory_format=torch.channels_last)
+    # torch's declaration of `to` lacks this form.
+    network = load_network(spec.checkpoint).to("cuda", memory_format=torch.channels_last)  # type: ignore[call-overload]
     dtype = {"fp16": torch.float16, "fp32": torch.float32}[spec.precision]
     return DepthGraph(network, spec.framing, dtype).to("cuda").eval()
 
 
-def reference_graph(spec: BackendSpec, framing: Framing):
+def reference_graph(spec: BackendSpec, framing: Framing) -> DepthGraph:
     """The `DepthGraph` in float32 on the CPU, with which the other backends are compared."""
     import torch
 
     from fadepth_core.runtime.graph import DepthGraph
     from fadepth_core.runtime.network import load_network
 
-    return DepthGraph(load_network(spec.checkpoint).to(memory_format=torch.channels_last), framing).eval()
+    # torch's declaration of `to` lacks this form.
+    network = load_network(spec.checkpoint).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return DepthGraph(network, framing).eval()
 
 
 def reference_depth(spec: BackendSpec, image: np.ndarray) -> np.ndarray:
