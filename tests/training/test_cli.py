@@ -13,8 +13,8 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from fadepth_core import cli
+from fadepth_core.common.color import to_picture
 from fadepth_core.evaluation.report import MAP_SIZE, TILE_WIDTH
-from fadepth_core.evaluation.video import rgb
 from fadepth_core.models import MODELS, SmallDepth
 from fadepth_core.models.posenet import build_pose_net
 from fadepth_core.runtime.checkpoint import Checkpoint, save_checkpoint
@@ -129,7 +129,7 @@ def test_a_network_and_baselines_are_measured_on_video(tmp_path):
     clip = tmp_path / "clips" / "drive"
     clip.mkdir(parents=True)
     for number, frame in enumerate(drive.frames):
-        cv2.imwrite(str(clip / f"{number}.png"), rgb(frame)[..., ::-1])
+        cv2.imwrite(str(clip / f"{number}.png"), to_picture(frame)[..., ::-1])
     np.savetxt(clip / "poses.txt", drive.poses[:, :3].reshape(3, 12))
     fx, _, cx, _, fy, cy = drive.intrinsics[:2].flatten().tolist()
     camera = {"fx": fx, "fy": fy, "cx": cx, "cy": cy, "fps": 10, "poses": "poses.txt"}
