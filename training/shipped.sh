@@ -27,8 +27,8 @@ pack() { # NAME COUNT HEIGHT WIDTH OPTION...
   name=$1 count=$2 height=$3 width=$4 set=$5
   shift 5
   options=$(printf -- '--option %s ' "$@")
-  # A smaller copy for another machine has scenes, but no models to render more.
-  [ "$set" = synthetic ] || [ -d "$DATA/models" ] || return 0
+  # A smaller copy for another machine has scenes, but no models: render only what it lacks and what needs no models.
+  [ -d "$DATA/models" ] || { [ "$set" = synthetic ] && [ ! -f "$DATA/$name/index.json" ]; } || return 0
   # shellcheck disable=SC2086 # one word for each option
   run pack "$set" --count "$count" --size "$height" "$width" $options --option static=true --out "$DATA/$name"
 }
