@@ -9,7 +9,7 @@ RUN apt-get update && rosdep update --rosdistro jazzy \
  && rosdep install --from-paths src -y --ignore-src --dependency-types exec \
  && apt-get install -y --no-install-recommends python3-pip \
  && rm -rf /var/lib/apt/lists/*
-# Not in rosdep's lists. Ubuntu's OpenCV and cv_bridge are built for NumPy 1.
+# rosdep does not know these packages. NumPy 1, because Ubuntu's OpenCV and cv_bridge are built for it.
 RUN pip install --break-system-packages --no-cache-dir openvino safetensors "numpy<2"
 
 COPY setup.py setup.cfg pyproject.toml LICENSE src/fadepth_ros/
@@ -21,6 +21,6 @@ COPY fadepth_ros src/fadepth_ros/fadepth_ros
 RUN . /opt/ros/jazzy/setup.sh && colcon build --packages-select fadepth_ros \
  && sed -i '/^exec/i source /ws/install/setup.bash --' /ros_entrypoint.sh
 
-# Images of a camera need more shared memory than Fast DDS takes by default.
+# Fast DDS's default shared memory is too small for camera images.
 ENV FASTRTPS_DEFAULT_PROFILES_FILE=/ws/install/fadepth_ros/share/fadepth_ros/config/fastdds.xml
 CMD ["ros2", "launch", "fadepth_ros", "depth.launch.py"]

@@ -11,7 +11,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -26,6 +26,7 @@ from fadepth_core.common.color import PIXEL_MEAN, PIXEL_STD, to_picture
 from fadepth_core.common.errors import DataError
 from fadepth_core.common.framing import FramingError
 from fadepth_core.common.memory import keep_freed_memory
+from fadepth_core.common.sample import LabelledImage
 from fadepth_core.data.frames import Frames
 from fadepth_core.data.pictures import write_pictures
 from fadepth_core.data.registry import TRAINING_SETS, build_dataset, build_test_set
@@ -60,7 +61,7 @@ from fadepth_core.evaluation.odometry import (
 from fadepth_core.evaluation.predictions import FORMATS, FPS
 from fadepth_core.geometry import MAX_DEPTH, MIN_DEPTH
 from fadepth_core.labels.stereo import write_stereo
-from fadepth_core.models import MODELS, build_model
+from fadepth_core.models import MODELS, DepthNetwork, build_model
 from fadepth_core.models.complexity import PRINTED, complexity
 from fadepth_core.runtime import backends
 from fadepth_core.runtime.checkpoint import Checkpoint, CheckpointError, Description
@@ -210,16 +211,10 @@ def evaluate(args: argparse.Namespace) -> None:
     protocol = PROTOCOLS[args.protocol]
     if args.scaling:
         protocol = replace(protocol, scaling=args.scaling)
-    name, options = _TEST_SETS[args.protocol]
-    options = {**options, "root": args.root}
-    if args.improved_root:
-        options["improved_root"] = args.improved_root
-    if args.entries:
-        options["entries"] = args.entries
-    images = build_test_set(name, **options)
-    size = checkpoint.description.network_size
-    # Pictures of the folder protocol come from several cameras: each keeps its aspect ratio.
-    network_size = (tuple(args.size) if args.size else None) if name == "folder" else tuple(args.size or size)
+    images = _test_set(args)
+    # Pictures of the folder protocol come from several cameras: without --size, each keeps its aspect ratio.
+    default_size = None if args.protocol == "folder" else checkpoint.description.network_size
+    network_size = tuple(args.size) if args.size else default_size
     constant = ConstantDepth.typical(images, protocol) if args.baselines else None
     predictor = _predictor(args, checkpoint, network_size)
     baselines = {
@@ -233,6 +228,13 @@ def evaluate(args: argparse.Namespace) -> None:
     write_json(result, args.out / f"{args.protocol}.json")
     picture_sheet(compare_evenly(predictor, images, protocol), args.out / f"{args.protocol}.png")
     print(f"wrote {args.out / args.protocol}.json and .png")
+
+
+def _test_set(args: argparse.Namespace) -> Sequence[LabelledImage]:
+    """The images of the protocol, from the given folders."""
+    name, options = _TEST_SETS[args.protocol]
+    given = {"root": args.root, "improved_root": args.improved_root, "entries": args.entries}
+    return build_test_set(name, **options, **{key: value for key, value in given.items() if value})
 
 
 def _evaluate_video(args: argparse.Namespace) -> None:
@@ -479,29 +481,38 @@ def models(_args: argparse.Namespace) -> None:
         except ImportError as error:
             print(f"{name:<15}{error}")
             continue
-        parts = (network.encoder_modules(), network.decoder_modules())
-        encoder, decoder = (complexity(network, (1, 3, *SIZE), part) for part in parts)
-        totals = [complexity(network, (1, 3, *size)) for size in sizes]
-        stored = 2 * sum(value.numel() for value in network.eval().fuse().state_dict().values())
-        _print_row(
-            name,
-            network.encoder_blocks(),
-            f"{encoder.parameters / 1e6:.2f} / {decoder.parameters / 1e6:.2f}",
-            f"{encoder.operations / 1e9:.2f} / {decoder.operations / 1e9:.2f}",
-            f"{encoder.memory_access / 1e6:.3f} / {decoder.memory_access / 1e6:.3f}",
-            f"{totals[0].parameters / 1e6:.3f}",
-            *(f"{total.multiply_accumulates / 1e9:.3f}" for total in totals),
-            f"{stored / 1e6:.1f}",
-        )
+        _print_row(name, *_cost(network, sizes))
         if name in PRINTED:
-            paper = PRINTED[name]
-            pairs = (paper.parameters, paper.operations, paper.memory_access)
-            columns = (" / ".join(filter(None, pair)) for pair in pairs)
-            _print_row("  paper", paper.blocks, *columns, paper.total_parameters, paper.total_operations, "", "")
+            _print_row("  paper", *_printed_cost(name))
     print(
         "N: residual blocks of the encoder. Operations and MAC(M), memory access, at 128x416, counted as in the paper's"
         "\nTable IV (fadepth_core.models.complexity). Checkpoint: deployment form, half precision."
     )
+
+
+def _cost(network: DepthNetwork, sizes: Sequence[tuple[int, int]]) -> list[str | int]:
+    """The columns of a network; multiply-accumulates at each of `sizes`."""
+    parts = (network.encoder_modules(), network.decoder_modules())
+    encoder, decoder = (complexity(network, (1, 3, *SIZE), part) for part in parts)
+    totals = [complexity(network, (1, 3, *size)) for size in sizes]
+    stored = 2 * sum(value.numel() for value in network.eval().fuse().state_dict().values())
+    return [
+        network.encoder_blocks(),
+        f"{encoder.parameters / 1e6:.2f} / {decoder.parameters / 1e6:.2f}",
+        f"{encoder.operations / 1e9:.2f} / {decoder.operations / 1e9:.2f}",
+        f"{encoder.memory_access / 1e6:.3f} / {decoder.memory_access / 1e6:.3f}",
+        f"{totals[0].parameters / 1e6:.3f}",
+        *(f"{total.multiply_accumulates / 1e9:.3f}" for total in totals),
+        f"{stored / 1e6:.1f}",
+    ]
+
+
+def _printed_cost(name: str) -> list[str | int]:
+    """The columns that the paper prints for a network."""
+    paper = PRINTED[name]
+    pairs = (paper.parameters, paper.operations, paper.memory_access)
+    columns = (" / ".join(filter(None, pair)) for pair in pairs)
+    return [paper.blocks, *columns, paper.total_parameters, paper.total_operations, "", ""]
 
 
 def _print_row(*cells: str | int) -> None:

@@ -104,6 +104,7 @@ class CameraTopics:
         self.pipeline = None
 
     def destroy(self) -> None:
+        """Remove subscriptions and publishers."""
         self.stop()
         for publisher in self._publishers.values():
             self._node.destroy_lifecycle_publisher(publisher)

@@ -123,6 +123,7 @@ class EngineStatus:
 
     @classmethod
     def of(cls, engine: DepthEngine) -> EngineStatus:
+        """The present status of an engine."""
         checkpoint = engine.checkpoint
         name = checkpoint.path.name + ("" if checkpoint.description.trained else " (untrained)")
         return cls(engine.description, name, tuple(engine.failures), engine.degraded)
@@ -147,6 +148,7 @@ class EngineLease:
 
     @property
     def retry_period(self) -> float:
+        """Seconds between two attempts to build an engine that fails."""
         return self._pool.retry_period
 
     def acquire(self, settings: EngineSettings, camera_size: tuple[int, int]) -> DepthEngine:
@@ -167,6 +169,7 @@ class EngineLease:
             self.status = EngineStatus.of(engine)
 
     def release(self) -> None:
+        """Stop using the engine. It is deleted if no other camera uses it."""
         self._shared = None
 
     def retry(self) -> None:

@@ -43,6 +43,7 @@ class Stamp(NamedTuple):
 
     @property
     def nanoseconds(self) -> int:
+        """Time since the clock's zero, nanoseconds."""
         return self.sec * 1_000_000_000 + self.nanosec
 
 
@@ -370,6 +371,7 @@ class ImageWriter:
         self._template = _Template(message)
 
     def write(self, stamp: Stamp, pixels: np.ndarray) -> bytes:
+        """Serialize an image of this writer's size and encoding; `pixels` is C-contiguous."""
         return self._template.render(stamp, pixels)
 
 
@@ -439,4 +441,5 @@ class CameraInfoWriter:
         self._template = _Template(message)
 
     def write(self, stamp: Stamp) -> bytes:
+        """Serialize the CameraInfo with this stamp."""
         return self._template.render(stamp)

@@ -73,6 +73,7 @@ class DepthNode(LifecycleNode):
 
     @_log_exceptions
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Check the checkpoint and create the publishers. FAILURE if the checkpoint cannot be used."""
         settings = self._declared.settings
         try:
             description = Checkpoint(settings.engine.checkpoint or None).description
@@ -91,6 +92,7 @@ class DepthNode(LifecycleNode):
 
     @_log_exceptions
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Subscribe to the cameras. Engines are built when the first images arrive."""
         settings = self._declared.settings
         if settings.cameras != tuple(camera.name for camera in self._cameras):  # changed since on_configure
             self._make_topics(settings.cameras)
@@ -102,11 +104,13 @@ class DepthNode(LifecycleNode):
 
     @_log_exceptions
     def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Unsubscribe and release the engines."""
         self._stop()
         return super().on_deactivate(state)
 
     @_log_exceptions
     def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Remove the publishers."""
         self._active = False
         self._make_topics(())
         return TransitionCallbackReturn.SUCCESS

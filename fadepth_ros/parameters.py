@@ -40,6 +40,7 @@ class Spec:
     live: bool = True
 
     def descriptor(self) -> ParameterDescriptor:
+        """Description and range for `declare_parameter`."""
         descriptor = ParameterDescriptor(name=self.name, description=self.description)
         if self.choices:
             descriptor.additional_constraints = "one of: " + ", ".join(self.choices)
@@ -203,6 +204,7 @@ class Settings:
 
     @classmethod
     def from_values(cls, values: dict[str, Any]) -> Settings:
+        """The settings that the parameter values, by name, stand for."""
         size = tuple(values["network_size"])
         min_z, max_z = values["points.min_z"], values["points.max_z"] or float("inf")
         rate = values["points.max_rate"]
@@ -252,6 +254,7 @@ class Parameters:
 
     @property
     def autostart(self) -> bool:
+        """The parameter `autostart`."""
         return self._values["autostart"]
 
     def _on_set(self, changes: list[Parameter]) -> SetParametersResult:

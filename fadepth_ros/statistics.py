@@ -69,13 +69,16 @@ class Statistics:
         self._next_log: dict[str, float] = {}
 
     def received(self, frames: int) -> None:
+        """Count frames that arrived."""
         self._window.received += frames
 
     def dropped(self, cause: str, frames: int = 1) -> None:
+        """Count frames that were dropped for a cause."""
         self._window.dropped[cause] += frames
         self._totals[f"dropped: {cause}"] += frames
 
     def problem(self, cause: str) -> None:
+        """Count a frame that is published although it has a problem."""
         self._window.problems[cause] += 1
         self._totals[f"problem: {cause}"] += 1
 

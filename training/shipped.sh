@@ -5,8 +5,10 @@
 #
 # Arguments are passed to both training runs, e.g. on a GPU:
 #   training/shipped.sh --set data.workers=12 --set precision=16-mixed --set data.batch_size=32
-# To move the data there: `fadepth shrink data/shipped --mebibytes 20 --skip models labels --out small` here, and `small` as
-# data/shipped there, with the ImageNet weights. It holds rendered scenes, so the 3D models are not needed.
+# To train on another machine, make a smaller copy of the data:
+#   fadepth shrink data/shipped --mebibytes 20 --skip models labels --out small
+# Copy `small` to data/shipped on that machine, and add the ImageNet weights. The copy contains the rendered scenes, so that machine
+# does not need the 3D models.
 #
 # Needed files, which are not shipped; fadepth_core/assets/smalldepth.md lists sources and licences. Folders of pictures have the
 # form of the data set "pictures" (fadepth_core/data/pictures.py).
@@ -27,7 +29,8 @@ pack() { # NAME COUNT HEIGHT WIDTH OPTION...
   name=$1 count=$2 height=$3 width=$4 set=$5
   shift 5
   options=$(printf -- '--option %s ' "$@")
-  # A smaller copy for another machine has scenes, but no models: render only what it lacks and what needs no models.
+  # A copy made by `fadepth shrink` contains the rendered scenes, but not the 3D models they were rendered from. Without the models,
+  # only missing scenes that need no models are rendered.
   [ -d "$DATA/models" ] || { [ "$set" = synthetic ] && [ ! -f "$DATA/$name/index.json" ]; } || return 0
   # shellcheck disable=SC2086 # one word for each option
   run pack "$set" --count "$count" --size "$height" "$width" $options --option static=true --out "$DATA/$name"
@@ -42,7 +45,7 @@ done
 pack validation/streets 30 144 468 synthetic preset=driving seed=2
 pack validation/rooms 20 216 288 synthetic preset=indoor seed=2
 
-# shellcheck disable=SC2046 # nothing, or one word
+# shellcheck disable=SC2046 # `resume` prints nothing or one word
 run fit --config "config/training/shipped/teacher.yaml" "$@" $(resume "$RUNS/teacher")
 # The teacher was trained on wide pictures of streets only, hence the aspect ratio (fadepth_core/training/labels.py).
 TEACHER=$RUNS/teacher/depth.safetensors

@@ -116,6 +116,7 @@ class Description:
         return cls(**values)
 
     def to_json(self) -> str:
+        """The text that `from_json` reads."""
         return json.dumps({"format": FORMAT, **asdict(self)}, sort_keys=True)
 
 
@@ -187,6 +188,7 @@ class Checkpoint:
 
     @property
     def onnx_path(self) -> Path:
+        """Path of the ONNX file, whether it exists or not."""
         return self.path.with_suffix(".onnx")
 
     @cached_property
@@ -201,6 +203,7 @@ class Checkpoint:
 
     @property
     def int8_path(self) -> Path:
+        """Path of the int8 graph, whether it exists or not."""
         return self.path.with_suffix(".int8.onnx")
 
     def onnx_problem(self) -> str | None:

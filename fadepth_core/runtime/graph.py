@@ -78,6 +78,7 @@ class DepthGraph(nn.Module):
         return limit_depth(depth, limits), limited_points(depth, intrinsics, limits)
 
     def output_size(self, disparity: Tensor) -> tuple[int, int]:
+        """(height, width) of the published depth: that of `framing`, or without a framing that of the disparity."""
         if self.framing is not None:
             return self.framing.output_size
         height, width = disparity.shape[-2:]
@@ -94,6 +95,12 @@ class ShapeCarriedGraph(DepthGraph):
     def forward(  # type: ignore[override]  # one input more
         self, image: Tensor, intrinsics: Tensor, scale: Tensor, limits: Tensor, output_grid: Tensor
     ) -> tuple[Tensor, Tensor]:
+        """Estimate depth of one frame, see `DepthGraph.forward`.
+
+        Args:
+            image: [h, w, 3] uint8 RGB at the network's size.
+            output_grid: [H, W] uint8, of which only the shape is used: the size of the published depth.
+        """
         x = self.network((self.channels_first(image) - self.mean) / self.std)
         disparity = F.interpolate(x, size=output_grid.shape, mode="bilinear", align_corners=False)
         return self.depth_and_points(disparity[0], intrinsics, scale, limits)

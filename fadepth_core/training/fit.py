@@ -165,6 +165,7 @@ class Evaluator:
 
     @property
     def measures_anything(self) -> bool:
+        """Whether there is test data for depth or for motion."""
         return self._images is not None or self._motion_set is not None
 
     def __call__(self, network: nn.Module, pose_net: nn.Module | None) -> dict[str, float]:

@@ -40,6 +40,7 @@ class Progress:
 
     @property
     def loss(self) -> float:
+        """The sum of all weighted losses."""
         return float(self.report.total)
 
 

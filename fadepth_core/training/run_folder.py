@@ -75,6 +75,7 @@ class RunFolder:
         self.path.mkdir(parents=True, exist_ok=True)
 
     def save_config(self) -> None:
+        """Write all settings of the run."""
         save_config(self._config, self.path / CONFIG)
 
     def save_state(self, parts: Mapping[str, Any], iteration: int, best: dict[str, float] | None) -> None:
@@ -119,6 +120,7 @@ class RunFolder:
         return path
 
     def save_pose_net(self, pose_net: nn.Module) -> None:
+        """Write the pose network, see `training.pose_checkpoint`."""
         data = self._config.data
         save_pose_net(self.path / POSE_NET, pose_net, self._config.pose.network, data.size, data.focal_length)
 

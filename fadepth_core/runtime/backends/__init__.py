@@ -54,6 +54,7 @@ class FrameOutput(NamedTuple):
     points: np.ndarray | None
 
     def copy(self) -> FrameOutput:
+        """The same result in arrays of its own."""
         return FrameOutput(self.depth.copy(), None if self.points is None else self.points.copy())
 
 

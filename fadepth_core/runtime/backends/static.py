@@ -90,6 +90,7 @@ class InferenceBuffers:
         return [FrameOutput(depth[i], None if f.intrinsics is None else points[i]) for i, f in enumerate(frames)]
 
     def run(self, frames: Sequence[FrameInput]) -> list[FrameOutput]:
+        """`submit` and `collect`."""
         self.submit(frames)
         return self.collect(frames)
 
