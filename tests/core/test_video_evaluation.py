@@ -10,11 +10,12 @@ import pytest
 import torch
 from test_geometry import POSES, Scene, camera
 
+from fadepth_core.common.color import to_picture
 from fadepth_core.data import DataError, Sample
 from fadepth_core.evaluation import choose_evenly, evaluate_video, print_video_table
 from fadepth_core.evaluation.alignment import DepthPairs, fit_length, fit_motion
 from fadepth_core.evaluation.baselines import ConstantDepth
-from fadepth_core.evaluation.video import measure, rgb
+from fadepth_core.evaluation.video import measure
 from fadepth_core.geometry import rotation_error, translation_direction_error
 from fadepth_core.losses import Motions
 from fadepth_core.synthetic.dataset import SyntheticDataset
@@ -98,7 +99,9 @@ def test_a_change_of_scale_is_measured(wall):
 
 def test_results_are_grouped_by_clip_and_printed(wall, capsys):
     triplet, depths = wall
-    known = {rgb(frame).tobytes(): (1 / depth).numpy() for frame, depth in zip(triplet.frames, depths, strict=True)}
+    known = {
+        to_picture(frame).tobytes(): (1 / depth).numpy() for frame, depth in zip(triplet.frames, depths, strict=True)
+    }
     clips = ["a", "a", "b"]
     truth = evaluate_video(lambda image, k: known[image.tobytes()], [triplet] * 3, clips, "none")
     flat = evaluate_video(ConstantDepth(12.0), [triplet] * 3, clips, "none")
