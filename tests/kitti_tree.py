@@ -9,9 +9,9 @@ import cv2
 import numpy as np
 
 from fadepth_core.common.pinhole import unproject
+from fadepth_core.rendering.raster import SKY_DEPTH
+from fadepth_core.rendering.textures import build_atlas
 from fadepth_core.synthetic.dataset import draw_intrinsics, draw_street
-from fadepth_core.synthetic.raster import SKY_DEPTH
-from fadepth_core.synthetic.textures import build_atlas
 
 SIZE = (96, 320)  # height and width of the pictures
 TRAIN = "2011_09_26/2011_09_26_drive_0001_sync"

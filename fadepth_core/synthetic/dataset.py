@@ -17,10 +17,10 @@ from torch.utils.data import Dataset
 
 from fadepth_core.common.color import to_picture
 from fadepth_core.common.sample import LabelledImage, Sample
-from fadepth_core.synthetic.raster import SKY_DEPTH, Geometry, Light, Materials, depth_map, render
+from fadepth_core.rendering.raster import SKY_DEPTH, Geometry, Light, Materials, depth_map, render
+from fadepth_core.rendering.textures import TextureSet, build_atlas
 from fadepth_core.synthetic.room import Room
 from fadepth_core.synthetic.street import Street
-from fadepth_core.synthetic.textures import TextureSet, build_atlas
 
 Random = np.random.Generator
 Preset = Literal["driving", "indoor"]

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from fadepth_core.synthetic import mesh as m
-from fadepth_core.synthetic.mesh import Mesh
-from fadepth_core.synthetic.textures import TextureSet
+from fadepth_core.rendering import mesh as m
+from fadepth_core.rendering.mesh import Mesh
+from fadepth_core.rendering.textures import TextureSet
 
 Random = np.random.Generator
 

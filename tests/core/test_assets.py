@@ -13,6 +13,8 @@ import torch
 from fadepth_core.data import DataError, collate
 from fadepth_core.data.registry import build_dataset
 from fadepth_core.geometry import relative_motion, reproject, sample
+from fadepth_core.rendering.occlusion import ambient_occlusion
+from fadepth_core.rendering.raster import SKY_DEPTH
 from fadepth_core.synthetic.assets.dataset import AssetsDataset
 from fadepth_core.synthetic.assets.meshes import bounds, read_model
 from fadepth_core.synthetic.assets.models import STREET, load_models
@@ -20,8 +22,6 @@ from fadepth_core.synthetic.assets.places import Places
 from fadepth_core.synthetic.assets.sdf import Library, pose_matrix, read_sdf
 from fadepth_core.synthetic.assets.stage import Atlas, build_stage
 from fadepth_core.synthetic.dataset import Scene, Track, daylight
-from fadepth_core.synthetic.occlusion import ambient_occlusion
-from fadepth_core.synthetic.raster import SKY_DEPTH
 
 trimesh = pytest.importorskip("trimesh", reason="needs the extra 'assets'")
 pytest.importorskip("collada", reason="needs the extra 'assets'")

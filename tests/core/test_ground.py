@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from fadepth_core.common.pinhole import unproject
+from fadepth_core.rendering.raster import SKY_DEPTH
+from fadepth_core.rendering.textures import build_atlas
 from fadepth_core.runtime.ground import GroundScale, camera_height
 from fadepth_core.synthetic.dataset import SyntheticDataset, draw_street
-from fadepth_core.synthetic.raster import SKY_DEPTH
-from fadepth_core.synthetic.textures import build_atlas
 
 K = np.array([[200.0, 0, 207.5], [0, 200.0, 63.5], [0, 0, 1]])
 SIZE = (128, 416)

@@ -12,11 +12,11 @@ from torch.utils.data import DataLoader
 
 from fadepth_core.data import collate
 from fadepth_core.geometry import relative_motion, reproject, sample
-from fadepth_core.synthetic import mesh as m
-from fadepth_core.synthetic import raster
+from fadepth_core.rendering import mesh as m
+from fadepth_core.rendering import raster
+from fadepth_core.rendering.raster import SKY_DEPTH
+from fadepth_core.rendering.textures import build_atlas
 from fadepth_core.synthetic.dataset import Scene, SyntheticDataset, SyntheticTest, Track, daylight, draw_street
-from fadepth_core.synthetic.raster import SKY_DEPTH
-from fadepth_core.synthetic.textures import build_atlas
 
 SIZE = (96, 192)
 SMALL = (48, 96)

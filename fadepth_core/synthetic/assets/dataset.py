@@ -17,6 +17,8 @@ from torch.utils.data import Dataset
 
 from fadepth_core.common.errors import DataError
 from fadepth_core.common.sample import Sample
+from fadepth_core.rendering.occlusion import ambient_occlusion
+from fadepth_core.rendering.raster import Light
 from fadepth_core.synthetic.assets.meshes import require_trimesh
 from fadepth_core.synthetic.assets.models import ROOM, STREET, load_models
 from fadepth_core.synthetic.assets.room import ModelRoom
@@ -34,8 +36,6 @@ from fadepth_core.synthetic.dataset import (
     indoor_motion,
     rendered_sample,
 )
-from fadepth_core.synthetic.occlusion import ambient_occlusion
-from fadepth_core.synthetic.raster import Light
 
 Random = np.random.Generator
 Kind = Literal["world", "street", "room"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-from fadepth_core.synthetic.raster import Geometry
+from fadepth_core.rendering.raster import Geometry
 
 Random = np.random.Generator
 

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
+from fadepth_core.rendering.raster import TEXTURE_SIDE, TEXTURE_TEXELS, Geometry, Materials
+from fadepth_core.rendering.textures import TextureSet, build_atlas, mipmaps, spread_colours
 from fadepth_core.synthetic.assets.meshes import Part, Surface, has_binary_alpha, metric_uv
-from fadepth_core.synthetic.raster import TEXTURE_SIDE, TEXTURE_TEXELS, Geometry, Materials
-from fadepth_core.synthetic.textures import TextureSet, build_atlas, mipmaps, spread_colours
 
 Random = np.random.Generator
 

@@ -10,10 +10,10 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from fadepth_core.rendering.textures import TextureSet
 from fadepth_core.synthetic.assets.models import Model
 from fadepth_core.synthetic.assets.stage import Placements
 from fadepth_core.synthetic.street import Street
-from fadepth_core.synthetic.textures import TextureSet
 
 Random = np.random.Generator
 

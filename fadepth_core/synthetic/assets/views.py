@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import numpy as np
 
+from fadepth_core.rendering.raster import SKY_DEPTH, Light
+from fadepth_core.rendering.textures import TextureSet
 from fadepth_core.synthetic.dataset import Scene, lamplight
-from fadepth_core.synthetic.raster import SKY_DEPTH, Light
-from fadepth_core.synthetic.textures import TextureSet
 
 Random = np.random.Generator
 Range = tuple[float, float]

@@ -11,6 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from fadepth_core.common.errors import DataError
+from fadepth_core.rendering.raster import TEXTURE_SIDE, Geometry, Light, Materials
+from fadepth_core.rendering.textures import TextureSet
 from fadepth_core.synthetic.assets.meshes import Part, Surface, bounds
 from fadepth_core.synthetic.assets.models import Model
 from fadepth_core.synthetic.assets.places import Places
@@ -18,8 +20,6 @@ from fadepth_core.synthetic.assets.sdf import Library, read_sdf
 from fadepth_core.synthetic.assets.stage import Atlas, Placements, build_stage
 from fadepth_core.synthetic.assets.views import Range, draw_intrinsics, is_good_view, lamp_light
 from fadepth_core.synthetic.dataset import Scene, Track, camera_pose, camera_rotation
-from fadepth_core.synthetic.raster import TEXTURE_SIDE, Geometry, Light, Materials
-from fadepth_core.synthetic.textures import TextureSet
 
 Random = np.random.Generator
 _log = logging.getLogger(__name__)

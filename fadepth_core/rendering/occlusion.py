@@ -11,7 +11,7 @@ import math
 import cv2
 import numpy as np
 
-from fadepth_core.synthetic.raster import SKY_DEPTH, jit
+from fadepth_core.rendering.raster import SKY_DEPTH, jit
 
 #: Number of sample points of a pixel.
 _SAMPLES = 12

@@ -1,9 +1,8 @@
 """Procedural tiling textures of asphalt, masonry, leaves, windows, cloth and more, generated from noise and a seed.
 
 A recipe is a function that draws one texture: [256, 256, 4], colour as the square root of linear light, and alpha.
-    Values
-outside 0..1 are clipped later. Alpha is the weight of the material's tint, or coverage for cut-outs (leaves, fences,
-signs). Grey textures get their colour from the tint.
+Values outside 0..1 are clipped later. Alpha is the weight of the material's tint, or coverage for cut-outs (leaves,
+fences, signs). Grey textures get their colour from the tint.
 
 Noise has the 1/f spectrum of photographs, and patterns are irregular, so that a network cannot learn features that only
 rendered images have.
@@ -18,7 +17,7 @@ from itertools import pairwise
 import cv2
 import numpy as np
 
-from fadepth_core.synthetic.raster import TEXTURE_LEVELS, TEXTURE_SIDE, TEXTURE_TEXELS
+from fadepth_core.rendering.raster import TEXTURE_LEVELS, TEXTURE_SIDE, TEXTURE_TEXELS
 
 #: Side of all textures of this module, texels.
 S = TEXTURE_SIDE

@@ -1,9 +1,8 @@
 """Shapes made of textured quads, and `Mesh`, which collects shapes, materials and velocities for the renderer.
 
 World coordinates are those of an optical frame that looks along the road or into the room: x right, y down, z forward,
-metres. The ground is at y = 0. A quad has four corners [4, 3], listed in order around it, and texture coordinates [4,
-2].
-The unit of texture coordinates is the tile: from 0 to 1 the texture is shown once.
+metres. The ground is at y = 0. A quad has four corners [4, 3], listed in order around it, and texture
+coordinates [4, 2]. The unit of texture coordinates is the tile: from 0 to 1 the texture is shown once.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fadepth_core.synthetic.raster import TEXTURE_SIDE, Geometry, Materials
+from fadepth_core.rendering.raster import TEXTURE_SIDE, Geometry, Materials
 
 Colour = tuple[float, float, float]
 
