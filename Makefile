@@ -8,12 +8,15 @@ TORCHVISION := torchvision==0.28.0
 # TensorRT-RTX builds engines on machines without a GPU; --no-deps, since its dependencies are a torch with CUDA.
 TENSORRT := torch-tensorrt-rtx==2.13.0 tensorrt-rtx-cu13-libs==1.7.1.116 tensorrt-rtx-cu13-bindings==1.7.1.116 psutil dllist
 
-.PHONY: demo test lint docs clean
+.PHONY: demo test test-all lint docs clean
 
 demo: $(VENV)/demo.done
 	@$(VENV)/bin/python -m fadepth_ros.demo $(ARGS)
 
 test: $(VENV)/test.done
+	$(VENV)/bin/python -m pytest -m 'not slow' $(ARGS)
+
+test-all: $(VENV)/test.done
 	$(VENV)/bin/python -m pytest $(ARGS)
 
 # Style, format, spelling and types. mypy reads the types of the installed packages.

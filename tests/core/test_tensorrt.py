@@ -24,10 +24,9 @@ WEIGHTS = {"smalldepth": 4.7, "hqdecv2": 48.0}
 @pytest.mark.parametrize(
     ("network", "precision", "camera", "batch", "gpus"),
     [
-        ("smalldepth", "fp16", "128x416", 1, GPUS),
         ("smalldepth", "fp16", "720x1280", 4, GPUS),
-        ("smalldepth", "fp32", "128x416", 1, GPUS),
-        ("hqdecv2", "fp16", "128x416", 1, ["SM89"]),  # a minute each
+        ("smalldepth", "fp32", "128x416", 1, (GPUS[0], GPUS[-1])),
+        pytest.param("hqdecv2", "fp16", "128x416", 1, ["SM89"], marks=pytest.mark.slow),
     ],
 )
 def test_the_whole_graph_becomes_one_engine(network, precision, camera, batch, gpus):
