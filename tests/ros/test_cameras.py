@@ -353,12 +353,6 @@ def test_an_empty_list_of_cameras_in_a_file_is_one_camera_without_namespace(star
     ("value", "reason"),
     [
         ("[front, rear, front]", "parameter cameras: 'front' is listed twice"),
-        ("['front camera']", "parameter cameras: 'front camera' is not a relative ROS name"),
-        ("[/front]", "parameter cameras: '/front' is not a relative ROS name"),
-        ("[front/]", "parameter cameras: 'front/' is not a relative ROS name"),
-        ("[front, '']", "parameter cameras: '' is not a relative ROS name"),
-        ("['2nd']", "parameter cameras: '2nd' is not a relative ROS name"),
-        ("front", "'cameras'"),
         ("[1, 2]", "'cameras'"),
     ],
 )
@@ -377,6 +371,23 @@ def node():
     )
     yield node
     node.destroy_node()
+
+
+@pytest.mark.parametrize(
+    ("names", "reason"),
+    [
+        (["front", "rear", "front"], "'front' is listed twice"),
+        (["front camera"], "'front camera' is not a relative ROS name"),
+        (["/front"], "'/front' is not a relative ROS name"),
+        (["front/"], "'front/' is not a relative ROS name"),
+        (["front", ""], "'' is not a relative ROS name"),
+        (["2nd"], "'2nd' is not a relative ROS name"),
+    ],
+)
+def test_bad_lists_of_cameras_are_refused_with_the_reason(node, names, reason):
+    result = node.set_parameters([Parameter("cameras", value=names)])[0]
+    assert not result.successful
+    assert result.reason.startswith(f"cameras: {reason}")
 
 
 def topics(node):
