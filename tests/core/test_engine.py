@@ -23,6 +23,12 @@ def image():
     return rng.integers(0, 256, (480, 640, 3), dtype=np.uint8)
 
 
+@pytest.fixture(scope="module")
+def engine():
+    """The shipped checkpoint for a camera of 480x640; tests must not let it fail."""
+    return DepthEngine.load(camera_size=(480, 640))
+
+
 @pytest.fixture
 def requests(image):
     return [
@@ -61,30 +67,26 @@ def test_backends_agree(image, options):
     np.testing.assert_allclose(b[1][both], a[1][both], rtol=1e-3, atol=1e-3)
 
 
-def test_points_need_intrinsics_and_a_request(image):
-    engine = DepthEngine.load(camera_size=(480, 640))
+def test_points_need_intrinsics_and_a_request(engine, image):
     assert engine.infer(FrameRequest(image)).points is None
     assert engine.infer(FrameRequest(image)).intrinsics is None
     assert engine.infer(FrameRequest(image, K, points=False)).points is None
     assert engine.infer(FrameRequest(image, K)).points is not None
 
 
-def test_depth_is_the_same_with_and_without_points(image):
-    engine = DepthEngine.load(camera_size=(480, 640))
+def test_depth_is_the_same_with_and_without_points(engine, image):
     depth = engine.infer(FrameRequest(image)).depth.copy()
     np.testing.assert_allclose(engine.infer(FrameRequest(image, K)).depth, depth, rtol=1e-5)
 
 
-def test_an_image_of_another_type_or_size_is_refused(image):
-    engine = DepthEngine.load(camera_size=(480, 640))
+def test_an_image_of_another_type_or_size_is_refused(engine, image):
     with pytest.raises(ValueError, match=r"expected a uint8 image \[H, W, 3\], got float32"):
         engine.infer(FrameRequest(image.astype(np.float32)))
     with pytest.raises(ValueError, match=r"got \[100, 100\]"):
         engine.infer(FrameRequest(image[:100, :100]))
 
 
-def test_a_projection_matrix_is_refused_without_a_fallback(image):
-    engine = DepthEngine.load(camera_size=(480, 640))
+def test_a_projection_matrix_is_refused_without_a_fallback(engine, image):
     with pytest.raises(ValueError, match=r"expected intrinsics \[3, 3\], got \[3, 4\]"):
         engine.infer(FrameRequest(image, np.eye(3, 4)))
     assert engine.failures == []
@@ -102,8 +104,7 @@ def test_unknown_names_are_refused():
 # -------------------------------------------------------------------------------------------------------------- batches
 
 
-def test_a_batch_equals_its_frames_each_with_its_own_request(requests):
-    engine = DepthEngine.load(camera_size=(480, 640))
+def test_a_batch_equals_its_frames_each_with_its_own_request(engine, requests):
     assert not engine.batches
     assert_results_of_infer(engine, requests, engine.infer_batch(requests))
     assert engine.infer_batch([]) == []
@@ -185,8 +186,7 @@ def test_a_stream_gives_the_results_of_infer_in_order(monkeypatch, fails):
     assert engine.failures == (["openvino: failed while running: device lost"] if fails else [])
 
 
-def test_an_engine_has_one_stream_at_a_time(image):
-    engine = DepthEngine.load(camera_size=(480, 640))
+def test_an_engine_has_one_stream_at_a_time(engine, image):
     request = FrameRequest(image, K)
     stream = engine.stream([request] * 3)
     next(stream)
