@@ -70,6 +70,7 @@ def short_run(output: Path, *overrides: str) -> TrainConfig:
         f"data.size={list(SIZE)}",
         "data.batch_size=2",
         "data.workers=0",
+        "data.statistics_images=4",
         "pose.network=small",
         "schedule.iterations=6",
         "schedule.warmup=2",

@@ -48,6 +48,7 @@ def variance_ratio(network, images):
 def test_saved_statistics_are_those_without_drop(tmp_path):
     """Drop multiplies the remaining branches by 1 / (1 - p), which increases the variance that running averages see."""
     options = ["model.residual_drop=0.9", "model.constant_drop=true", "loss.levels=[cr]", "schedule.iterations=20"]
+    options += ["model.etm=null", "pose.network=known", "data.statistics_images=12"]
     trainer = Trainer(short_run(tmp_path, *options), Waves())
     trainer.fit()
     (images,) = trainer.statistics.batches(64, CPU)
@@ -84,7 +85,8 @@ def test_frozen_statistics_stay_also_in_a_resumed_run(tmp_path):
     """Statistics are frozen from half of the run on."""
 
     def run(name):
-        return Trainer(short_run(tmp_path / name, "loss.levels=[cr]", "model.freeze_statistics=0.5"), Waves())
+        options = ("loss.levels=[cr]", "model.etm=null", "pose.network=known", "model.freeze_statistics=0.5")
+        return Trainer(short_run(tmp_path / name, *options), Waves())
 
     def statistics(trainer):
         state = trainer.network.state_dict()

@@ -44,10 +44,10 @@ def test_fit_is_interrupted_and_resumed_and_evaluated(kitti, tmp_path):
     output = tmp_path / "run"
     command = ["fit", "--config", str(ROOT / "config" / "training" / "kitti.yaml")]
     for override in (
-        f"output={output}", "data.size=[64, 96]", "data.batch_size=2", "data.workers=0", "data.statistics_images=4",
+        f"output={output}", "data.size=[32, 64]", "data.batch_size=2", "data.workers=0", "data.statistics_images=4",
         "pose.network=small", "schedule.warmup=1", "log.every=1", "log.save_every=1", "log.evaluate_every=1",
         f"data.train.0.root={kitti}", f"data.train.0.entries={kitti / 'train.txt'}",
-        f"validation.data.root={kitti}", f"validation.data.entries={kitti / 'test.txt'}", "validation.frames=2",
+        f"validation.data.root={kitti}", f"validation.data.entries={kitti / 'test.txt'}", "validation.frames=1",
         f"evaluation.data.root={kitti}", f"evaluation.data.entries={kitti / 'test.txt'}",
     ):  # fmt: skip
         command += ["--set", override]
@@ -67,21 +67,21 @@ def test_fit_is_interrupted_and_resumed_and_evaluated(kitti, tmp_path):
     assert f"interrupted; the state is in {output}, continue with --resume" in message
     done = torch.load(output / "state.pt", weights_only=True)["iteration"]
 
-    resumed = fadepth(*command, "--resume", "--set", f"schedule.iterations={done + 2}")
+    resumed = fadepth(*command, "--resume", "--set", f"schedule.iterations={done + 1}")
     assert resumed.returncode == 0, resumed.stderr
     assert "abs_rel" in resumed.stdout
     log = EventAccumulator(str(output)).Reload()
-    assert [point.step for point in log.Scalars("loss/total")] == list(range(1, done + 3))
-    assert [point.step for point in log.Scalars("validation/abs_rel")] == list(range(done + 3))
+    assert [point.step for point in log.Scalars("loss/total")] == list(range(1, done + 2))
+    assert [point.step for point in log.Scalars("validation/abs_rel")] == list(range(done + 2))
     metrics = json.loads((output / "metrics.json").read_text())
     assert metrics["protocol"]["name"] == "kitti_eigen"
     assert [image["name"] for image in metrics["images"]] == [f"{TEST.split('/')[1]}/{n}" for n in (1, 2, 3)]
     measured = {point.step: point.value for point in log.Scalars("validation/abs_rel")[1:]}
     best = Checkpoint(output / "best.safetensors").description
     assert int(best.provenance["iterations"]) == min(measured, key=measured.get)
-    assert Checkpoint(output / "checkpoint.safetensors").description.provenance["iterations"] == str(done + 2)
+    assert Checkpoint(output / "checkpoint.safetensors").description.provenance["iterations"] == str(done + 1)
     pose_net, size, _ = load_pose_net(output / "pose.safetensors")
-    assert (type(pose_net).__name__, size) == ("SmallPoseNet", (64, 96))
+    assert (type(pose_net).__name__, size) == ("SmallPoseNet", (32, 64))
 
     table = fadepth(
         "evaluate", output / "depth.safetensors", "--protocol", "kitti_eigen", "--root", kitti,
