@@ -246,7 +246,7 @@ def concrete(rng: Random) -> np.ndarray:
         step = int(rng.choice([64, 128]))
         tone[::step] -= 0.2
         tone[:, :: int(rng.choice([64, 128, 256]))] -= 0.2
-    streak = fractal(rng, 1.2, (6.0, 0.7)) if rng.random() < 0.5 else 0.0
+    streak = fractal(rng, 1.2, (0.7, 6.0)) if rng.random() < 0.5 else 0.0
     return _picture(tone - 0.03 * streak)
 
 
@@ -303,7 +303,7 @@ def gravel(rng: Random) -> np.ndarray:
 
 
 def grass(rng: Random) -> np.ndarray:
-    blades = 0.55 + 0.12 * fractal(rng, 0.35, (1.0, 0.45)) + 0.08 * fractal(rng, 1.2)
+    blades = 0.55 + 0.12 * fractal(rng, 0.35, (0.45, 1.0)) + 0.08 * fractal(rng, 1.2)
     dry = np.clip(0.5 + 0.35 * fractal(rng, 1.6) + rng.uniform(-0.5, 0.6), 0, 1)[..., None]
     green, straw = np.array(_colour(rng, (0.5, 0.68, 0.28), (0.42, 0.6, 0.3))), np.array(_colour(rng, (0.8, 0.7, 0.42)))
     picture = _picture(blades)
@@ -336,7 +336,7 @@ def paint(rng: Random) -> np.ndarray:
 
 def plaster(rng: Random) -> np.ndarray:
     tone = 0.88 + rng.uniform(0.005, 0.03) * fractal(rng, 0.5) + rng.uniform(0.01, 0.04) * fractal(rng, 1.7)
-    tone -= rng.uniform(0, 0.05) * np.clip(fractal(rng, 1.2, (5.0, 0.6)), 0, 2)
+    tone -= rng.uniform(0, 0.05) * np.clip(fractal(rng, 1.2, (0.6, 5.0)), 0, 2)
     return _picture(tone)
 
 
@@ -357,7 +357,7 @@ def stone(rng: Random) -> np.ndarray:
 def planks(rng: Random) -> np.ndarray:
     columns = int(rng.integers(5, 20))
     tone, joints = _masonry(rng, 1, columns, 0.0, 0.004, 0.07)
-    tone = tone + 0.06 * fractal(rng, 1.0, (12.0, 0.5))
+    tone = tone + 0.06 * fractal(rng, 1.0, (0.5, 12.0))
     return _picture(
         np.where(joints, 0.25, tone),
         _colour(rng, (0.8, 0.6, 0.4), (0.6, 0.45, 0.33), (0.75, 0.72, 0.68), (0.5, 0.35, 0.25)),
@@ -368,7 +368,7 @@ def metal(rng: Random) -> np.ndarray:
     x = np.arange(S) / S
     ribs = int(rng.choice([8, 16, 32]))
     tone = (
-        0.75 + 0.15 * np.sin(2 * np.pi * ribs * x)[None, :] * rng.uniform(0.2, 1) + 0.03 * fractal(rng, 1.4, (4.0, 0.7))
+        0.75 + 0.15 * np.sin(2 * np.pi * ribs * x)[None, :] * rng.uniform(0.2, 1) + 0.03 * fractal(rng, 1.4, (0.7, 4.0))
     )
     return _picture(tone if rng.random() < 0.6 else tone.T)
 
@@ -591,7 +591,7 @@ def treeline(rng: Random) -> np.ndarray:
 
 
 def bark(rng: Random) -> np.ndarray:
-    tone = 0.5 + 0.14 * fractal(rng, 0.9, (5.0, 0.8)) + 0.06 * fractal(rng, 0.6)
+    tone = 0.5 + 0.14 * fractal(rng, 0.9, (0.8, 5.0)) + 0.06 * fractal(rng, 0.6)
     return _picture(tone, _colour(rng, (0.75, 0.65, 0.55), (0.6, 0.55, 0.5), (0.85, 0.82, 0.76)))
 
 
@@ -694,8 +694,8 @@ def wheel(rng: Random) -> np.ndarray:
 
 
 def wood(rng: Random) -> np.ndarray:
-    rings = fractal(rng, 1.6, (0.6, 6.0))
-    tone = 0.75 + 0.1 * np.sin(6 * rings) + 0.05 * fractal(rng, 0.6, (0.5, 8.0))
+    rings = fractal(rng, 1.6, (6.0, 0.6))
+    tone = 0.75 + 0.1 * np.sin(6 * rings) + 0.05 * fractal(rng, 0.6, (8.0, 0.5))
     return _picture(
         tone, _colour(rng, (0.85, 0.62, 0.4), (0.6, 0.4, 0.25), (0.92, 0.8, 0.62), (0.4, 0.27, 0.2), (0.75, 0.4, 0.25))
     )
@@ -703,7 +703,7 @@ def wood(rng: Random) -> np.ndarray:
 
 def parquet(rng: Random) -> np.ndarray:
     tone, joints = _masonry(rng, int(rng.choice([6, 8, 12])), 2, 0.37, 0.003, 0.08)
-    tone = tone + 0.05 * fractal(rng, 0.9, (0.5, 8.0))
+    tone = tone + 0.05 * fractal(rng, 0.9, (8.0, 0.5))
     return _picture(
         np.where(joints, tone * 0.5, tone), _colour(rng, (0.9, 0.68, 0.45), (0.62, 0.42, 0.28), (0.8, 0.72, 0.6))
     )
@@ -755,7 +755,7 @@ def cloth(rng: Random) -> np.ndarray:
 def curtain(rng: Random) -> np.ndarray:
     x = np.linspace(0, 2 * np.pi, S, endpoint=False)[None, :]
     folds = 0.75 + 0.13 * np.sin(12 * x + 1.5 * np.sin(3 * x)) + 0.06 * np.sin(29 * x)
-    return _picture(folds + 0.03 * fractal(rng, 1.2, (3.0, 0.4)))
+    return _picture(folds + 0.03 * fractal(rng, 1.2, (0.4, 3.0)))
 
 
 def books(rng: Random) -> np.ndarray:

@@ -15,7 +15,7 @@ from fadepth_core.geometry import relative_motion, reproject, sample
 from fadepth_core.rendering import mesh as m
 from fadepth_core.rendering import raster
 from fadepth_core.rendering.raster import SKY_DEPTH
-from fadepth_core.rendering.textures import build_atlas
+from fadepth_core.rendering.textures import bark, build_atlas, fractal, parquet, planks
 from fadepth_core.synthetic.dataset import Scene, SyntheticDataset, SyntheticTest, Track, daylight, draw_street
 
 SIZE = (96, 192)
@@ -228,3 +228,15 @@ def test_the_depth_of_the_sky_is_far_or_unknown():
     above = far >= raster.SKY_DEPTH
     assert 0.02 < above.float().mean() < 0.9
     assert torch.equal(unknown, far.masked_fill(above, 0))
+
+
+@pytest.mark.parametrize(("draw", "axis"), [(planks, 0), (bark, 0), (parquet, 1)])
+def test_grain_follows_the_boards_and_the_trunk(draw, axis):
+    tone = draw(np.random.default_rng(0))[..., :3].mean(-1)
+    along, across = (np.abs(np.diff(tone, axis=a)).mean() for a in (axis, 1 - axis))
+    assert along < 0.7 * across
+
+
+def test_stretched_noise_is_long_along_the_stretched_axis():
+    noise = fractal(np.random.default_rng(0), 1.0, (8.0, 1.0))
+    assert np.abs(np.diff(noise, axis=1)).mean() < 0.5 * np.abs(np.diff(noise, axis=0)).mean()
