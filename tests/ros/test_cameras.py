@@ -159,7 +159,11 @@ def test_without_batches_a_frame_is_published_before_the_next_is_inferred():
     assert len(loader.engines) == 1
 
 
-@pytest.mark.parametrize("bad", [b"\0\1\0\0garbage", serialize_message(image_message(noise((5, 5)), "rgb8", SECOND))])
+@pytest.mark.parametrize(
+    "bad",
+    [b"\0\1\0\0garbage", serialize_message(image_message(noise((5, 5)), "rgb8", SECOND))],
+    ids=["malformed", "too small"],
+)
 def test_a_bad_image_drops_no_frame_of_another_camera(rig, bad):
     rig.offer(front=bad)
     assert rig.outputs["front"].published == []
