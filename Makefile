@@ -7,6 +7,8 @@ TORCH := torch==2.13.0+cpu
 TORCHVISION := torchvision==0.28.0
 # TensorRT-RTX builds engines on machines without a GPU; --no-deps, since its dependencies are a torch with CUDA.
 TENSORRT := torch-tensorrt-rtx==2.13.0 tensorrt-rtx-cu13-libs==1.7.1.116 tensorrt-rtx-cu13-bindings==1.7.1.116 psutil dllist
+# Two processes, each with whole files; the tests of one file share nodes and networks. ARGS="-n 0" for one process.
+PYTEST := $(VENV)/bin/python -m pytest -n 2 --dist loadfile
 
 .PHONY: demo test test-all lint docs clean
 
@@ -14,10 +16,10 @@ demo: $(VENV)/demo.done
 	@$(VENV)/bin/python -m fadepth_ros.demo $(ARGS)
 
 test: $(VENV)/test.done
-	$(VENV)/bin/python -m pytest -m 'not slow' $(ARGS)
+	$(PYTEST) -m 'not slow' $(ARGS)
 
 test-all: $(VENV)/test.done
-	$(VENV)/bin/python -m pytest $(ARGS)
+	$(PYTEST) $(ARGS)
 
 # Style, format, spelling and types. mypy reads the types of the installed packages.
 lint: $(VENV)/test.done

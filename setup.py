@@ -31,7 +31,13 @@ TRAIN = [
 QUANTIZE = ["nncf>=3.0", "onnxruntime>=1.20", "onnx>=1.16"]  # makes int8 graphs
 ODOMETRY = ["evo>=1.31"]  # compares trajectories; GPL-3.0, so nothing else may need it
 ASSETS = ["trimesh>=4.5", "pycollada>=0.8", "pillow>=10", "scipy>=1.11"]  # scenes made of 3D models
-DEV = ["pytest>=8,<9", RUFF, "codespell[toml]==2.4.3", "mypy==2.4.1"]  # Jazzy's launch_testing breaks under pytest 9
+DEV = [
+    "pytest>=8,<9",  # Jazzy's launch_testing breaks under pytest 9
+    "pytest-xdist>=3.6",
+    RUFF,
+    "codespell[toml]==2.4.3",
+    "mypy==2.4.1",
+]
 DOCS = ["mkdocs>=1.6,<2", "mkdocs-material>=9.5,<10", "mkdocstrings[python]>=0.27", RUFF]  # `make docs`
 
 setup(
