@@ -18,10 +18,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fadepth_core.geometry import MAX_DEPTH, MIN_DEPTH
-from fadepth_core.models.depth_network import DeployedNetwork, DepthFeatures, DepthNetwork
-from fadepth_core.models.layers.backbone import encoder_widths, timm_backbone, with_fixed_padding, without_normalisation
+from fadepth_core.models.depth_network import BackboneDepthNetwork, DeployedBackboneNetwork, DepthFeatures
+from fadepth_core.models.layers.backbone import encoder_widths, timm_backbone, without_normalisation
 from fadepth_core.models.layers.etm import ETMConfig, convert_to_etm, etm_config
-from fadepth_core.models.layers.folding import without_batch_norm
 from fadepth_core.models.layers.module_list import ModuleList
 
 #: The paper's baselines: name in `MODELS` -> timm's name of the encoder.
@@ -29,7 +28,7 @@ PAPER_BASELINES = {"resnet18": "resnet18", "mobilenetv3": "mobilenetv3_large_100
 DECODER_WIDTHS = (16, 32, 64, 128, 256)  # R_1..R_5, at 1/1 .. 1/16
 
 
-class BaselineDepth(DepthNetwork):
+class BaselineDepth(BackboneDepthNetwork):
     """Training form of a baseline: timm encoder, `SkipDecoder`, and three disparity heads.
 
     Args:
@@ -80,26 +79,12 @@ class BaselineDepth(DepthNetwork):
     def fuse(self) -> FusedBaselineDepth:
         return FusedBaselineDepth(self)
 
-    def encoder_modules(self) -> list[nn.Module]:
-        return [self.encoder]
-
-    def decoder_modules(self) -> list[nn.Module]:
-        return [self.decoder, self.heads]
-
     def encoder_blocks(self) -> int:
         return sum(len(stage) for stage in _stages(without_normalisation(self.encoder)))
 
 
-class FusedBaselineDepth(DeployedNetwork):
+class FusedBaselineDepth(DeployedBackboneNetwork):
     """Deployment form of `BaselineDepth`: image [B, 3, H, W] -> disparity x in (0, 1) [B, 1, H, W]."""
-
-    def __init__(self, trained: BaselineDepth):
-        super().__init__()
-        self.min_depth, self.max_depth = trained.min_depth, trained.max_depth
-        self.encoder = with_fixed_padding(without_batch_norm(trained.encoder))
-        self.decoder = without_batch_norm(trained.decoder)
-        self.head = without_batch_norm(trained.heads[0])
-        self.eval().requires_grad_(False)
 
     def forward(self, image: Tensor) -> Tensor:
         return torch.sigmoid(self.head(self.decoder(self.encoder(image), image)[0]))

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from fadepth_core.geometry import MAX_DEPTH, MIN_DEPTH, depth_to_disparity
+from fadepth_core.models.layers.backbone import with_fixed_padding
+from fadepth_core.models.layers.folding import without_batch_norm
 from fadepth_core.models.layers.module_list import ModuleList
 
 
@@ -108,3 +110,28 @@ class DepthNetwork(nn.Module):
         x = depth_to_disparity(metres, self.min_depth, self.max_depth)
         for head in self.heads:
             head.conv.bias.fill_(math.log(x / (1 - x)) / self.initial_gate)
+
+
+class BackboneDepthNetwork(DepthNetwork):
+    """Base class of the networks with a timm encoder and a decoder that has all other modules but the heads."""
+
+    encoder: nn.Module
+    decoder: nn.Module
+
+    def encoder_modules(self) -> list[nn.Module]:
+        return [self.encoder]
+
+    def decoder_modules(self) -> list[nn.Module]:
+        return [self.decoder, self.heads]
+
+
+class DeployedBackboneNetwork(DeployedNetwork):
+    """Base class of their deployment forms: BatchNorm folded, finest disparity only. `trained` is not changed."""
+
+    def __init__(self, trained: BackboneDepthNetwork):
+        super().__init__()
+        self.min_depth, self.max_depth = trained.min_depth, trained.max_depth
+        self.encoder = with_fixed_padding(without_batch_norm(trained.encoder))
+        self.decoder = without_batch_norm(trained.decoder)
+        self.head = without_batch_norm(trained.heads[0])
+        self.eval().requires_grad_(False)

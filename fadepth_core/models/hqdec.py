@@ -16,14 +16,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fadepth_core.geometry import MAX_DEPTH, MIN_DEPTH
-from fadepth_core.models.depth_network import DeployedNetwork, DepthFeatures, DepthNetwork, halved_size
+from fadepth_core.models.depth_network import BackboneDepthNetwork, DeployedBackboneNetwork, DepthFeatures, halved_size
 from fadepth_core.models.layers.adacoeff import AdaCoeff
 from fadepth_core.models.layers.attention_head import AttentionDisparityHead
 from fadepth_core.models.layers.axial import AxialDownsample
-from fadepth_core.models.layers.backbone import encoder_widths, timm_backbone, with_fixed_padding, without_normalisation
+from fadepth_core.models.layers.backbone import encoder_widths, timm_backbone, without_normalisation
 from fadepth_core.models.layers.context import TokenConfig
 from fadepth_core.models.layers.conv import conv2d
-from fadepth_core.models.layers.folding import without_batch_norm
 from fadepth_core.models.layers.module_list import ModuleList
 from fadepth_core.models.layers.refine import Refinement
 from fadepth_core.models.layers.upsample import AdaptiveUpsample
@@ -48,7 +47,7 @@ HEAD_TOKENS = (
 _STRIDE = 32
 
 
-class HQDecv2(DepthNetwork):
+class HQDecv2(BackboneDepthNetwork):
     """Training form of HQDecv2.
 
     Args:
@@ -101,12 +100,6 @@ class HQDecv2(DepthNetwork):
     def fuse(self) -> FusedHQDecv2:
         """The deployment form: BatchNorm folded, finest disparity only. This module is not changed."""
         return FusedHQDecv2(self)
-
-    def encoder_modules(self) -> list[nn.Module]:
-        return [self.encoder]
-
-    def decoder_modules(self) -> list[nn.Module]:
-        return [self.decoder, self.heads]
 
     def encoder_blocks(self) -> int:
         encoder: Any = without_normalisation(self.encoder)
@@ -171,16 +164,8 @@ def _refined(cin: int, cout: int, tokens: TokenConfig) -> nn.Sequential:
     return nn.Sequential(conv2d(cin, cout, 1, bias=True), nn.ELU(inplace=True), Refinement(cout, tokens))
 
 
-class FusedHQDecv2(DeployedNetwork):
+class FusedHQDecv2(DeployedBackboneNetwork):
     """Deployment form of `HQDecv2`: image [B, 3, H, W] -> disparity x in (0, 1) [B, 1, H, W]; H, W multiples of 32."""
-
-    def __init__(self, trained: HQDecv2):
-        super().__init__()
-        self.min_depth, self.max_depth = trained.min_depth, trained.max_depth
-        self.encoder = with_fixed_padding(without_batch_norm(trained.encoder))
-        self.decoder = without_batch_norm(trained.decoder)
-        self.head = without_batch_norm(trained.heads[0])
-        self.eval().requires_grad_(False)
 
     def forward(self, image: Tensor) -> Tensor:
         return self.head(self.decoder(self.encoder(image))[0])

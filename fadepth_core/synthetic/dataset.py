@@ -7,7 +7,6 @@ from shapes (`mesh`) and textures (`textures`); `raster` renders them.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -102,7 +101,66 @@ class Scene:
         return render(geometry, self.materials, self.atlas, light, intrinsics, camera_to_world, size)
 
 
-class SyntheticDataset(Dataset):
+class RenderedDataset(Dataset[Sample]):
+    """`Sample`s of rendered scenes, which subclasses draw; the same seed and index give the same sample.
+
+    Args:
+        name: of the samples, before seed and index.
+        size, length, seed, stride, static, sky: see `SyntheticDataset`; a static sample repeats the view from the
+            middle pose.
+
+    Raises:
+        ValueError: `length` or `stride` is too small.
+    """
+
+    def __init__(
+        self, name: str, size: tuple[int, int], length: int, seed: int, stride: float, static: bool, sky: bool
+    ):
+        if length < 1:
+            raise ValueError(f"length must be at least 1, got {length}")
+        if stride <= 0:
+            raise ValueError(f"stride must be positive, got {stride}")
+        self._name, self._size, self._length, self._seed = name, tuple(size), length, seed
+        self._stride, self._static, self._sky = stride, static, sky
+
+    def draw(self, rng: Random) -> tuple[Scene, np.ndarray, np.ndarray, float, float]:
+        """A scene, K [3, 3], camera-to-world poses [3, 4, 4], seconds between frames, and the camera's speed in m/s."""
+        raise NotImplementedError
+
+    def render_view(
+        self, scene: Scene, time: float, intrinsics: np.ndarray, pose: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Linear image [H, W, 3] and depth [H, W] in metres, `time` seconds after the middle frame."""
+        return scene.render_at(time, intrinsics, pose, self._size)
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, index: int) -> Sample:
+        if not 0 <= index < len(self):
+            raise IndexError(index)  # ends iteration
+        rng = np.random.default_rng([self._seed, index])
+        scene, intrinsics, poses, interval, speed = self.draw(rng)
+        if self._static:
+            views, poses, speed = 3 * [self.render_view(scene, 0.0, intrinsics, poses[1])], poses[[1, 1, 1]], 0.0
+        else:
+            views = [self.render_view(scene, (i - 1) * interval, intrinsics, pose) for i, pose in enumerate(poses)]
+        frames = _apply_sensor(rng, np.stack([picture for picture, _ in views]))
+        # Poses relative to the middle camera are small enough for float32.
+        poses = np.linalg.inv(poses[1]) @ poses
+        depth = views[1][1] if self._sky else _without_sky(views[1][1])
+        return Sample(
+            torch.from_numpy(frames).permute(0, 3, 1, 2),
+            torch.from_numpy(intrinsics).float(),
+            torch.tensor(interval, dtype=torch.float32),
+            f"{self._name} {self._seed}:{index}",
+            torch.tensor(speed, dtype=torch.float32),
+            torch.from_numpy(poses).float(),
+            torch.from_numpy(depth),
+        )
+
+
+class SyntheticDataset(RenderedDataset):
     """`Sample`s of rendered scenes; the same seed and index give the same sample.
 
     Args:
@@ -127,73 +185,13 @@ class SyntheticDataset(Dataset):
     ):  # fmt: skip
         if preset not in ("driving", "indoor"):
             raise ValueError(f"preset must be 'driving' or 'indoor', got '{preset}'")
-        if length < 1:
-            raise ValueError(f"length must be at least 1, got {length}")
-        if stride <= 0:
-            raise ValueError(f"stride must be positive, got {stride}")
-        self._preset, self._size, self._length, self._seed = preset, tuple(size), length, seed
-        self._moving, self._stride, self._static, self._sky = moving, stride, static, sky
+        super().__init__(f"synthetic {preset}", size, length, seed, stride, static, sky)
+        self._preset, self._moving = preset, moving
 
-    def __len__(self) -> int:
-        return self._length
-
-    def __getitem__(self, index: int) -> Sample:
-        if not 0 <= index < len(self):
-            raise IndexError(index)  # ends iteration
-        rng = np.random.default_rng([self._seed, index])
+    def draw(self, rng: Random) -> tuple[Scene, np.ndarray, np.ndarray, float, float]:
         draw = draw_street if self._preset == "driving" else draw_room
-        scene, poses, interval, speed = draw(rng, build_atlas(0), self._moving, self._stride)
-        intrinsics = draw_intrinsics(rng, self._size, self._preset)
-        name = f"synthetic {self._preset} {self._seed}:{index}"
-        return rendered_sample(
-            rng,
-            name,
-            lambda time, pose: scene.render_at(time, intrinsics, pose, self._size),
-            intrinsics,
-            (poses, interval, speed),
-            self._static,
-            self._sky,
-        )
-
-
-def rendered_sample(
-    rng: Random,
-    name: str,
-    render_view: Callable[[float, np.ndarray], tuple[np.ndarray, np.ndarray]],
-    intrinsics: np.ndarray,
-    motion: tuple[np.ndarray, float, float],
-    static: bool,
-    sky: bool,
-) -> Sample:
-    """Render three views of a scene as a sample.
-
-    Args:
-        rng: draws the properties of the image sensor.
-        name: `Sample.name`.
-        render_view: (time in seconds, camera-to-world pose [4, 4]) -> linear image [H, W, 3] and depth [H, W] in
-            metres.
-        intrinsics: K [3, 3].
-        motion: camera-to-world poses [3, 4, 4], seconds between two of them, and the camera's speed in m/s.
-        static, sky: see `SyntheticDataset`; a static sample repeats the view from the middle pose.
-    """
-    poses, interval, speed = motion
-    if static:
-        views, poses, speed = 3 * [render_view(0.0, poses[1])], poses[[1, 1, 1]], 0.0
-    else:
-        views = [render_view((i - 1) * interval, pose) for i, pose in enumerate(poses)]
-    frames = _apply_sensor(rng, np.stack([picture for picture, _ in views]))
-    # Poses relative to the middle camera are small enough for float32.
-    poses = np.linalg.inv(poses[1]) @ poses
-    depth = views[1][1] if sky else _without_sky(views[1][1])
-    return Sample(
-        torch.from_numpy(frames).permute(0, 3, 1, 2),
-        torch.from_numpy(intrinsics).float(),
-        torch.tensor(interval, dtype=torch.float32),
-        name,
-        torch.tensor(speed, dtype=torch.float32),
-        torch.from_numpy(poses).float(),
-        torch.from_numpy(depth),
-    )
+        scene, *motion = draw(rng, build_atlas(0), self._moving, self._stride)
+        return scene, draw_intrinsics(rng, self._size, self._preset), *motion
 
 
 class SyntheticTest:

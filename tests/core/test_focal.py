@@ -20,6 +20,16 @@ from fadepth_core.runtime.export import export_checkpoint
 from fadepth_core.synthetic.dataset import SyntheticDataset
 
 SIZE = (64, 96)
+DESCRIPTION = Description(
+    "smalldepth",
+    "deploy",
+    SIZE,
+    (0.1, 100.0),
+    (0.485, 0.456, 0.406),
+    (0.229, 0.224, 0.225),
+    True,
+    focal_length=120.0,
+)
 
 
 @pytest.fixture(scope="module")
@@ -72,17 +82,7 @@ def test_predicted_depth_is_proportional_to_the_focal_length():
 def test_the_engines_depth_is_proportional_to_the_focal_length(network, tmp_path):
     """Twice the focal length gives twice the depth; the focal length is converted to pixels of the network's input."""
     path = tmp_path / "net.safetensors"
-    description = Description(
-        "smalldepth",
-        "deploy",
-        SIZE,
-        (0.1, 100.0),
-        (0.485, 0.456, 0.406),
-        (0.229, 0.224, 0.225),
-        True,
-        focal_length=120.0,
-    )
-    export_checkpoint(network, description, path)
+    export_checkpoint(network, DESCRIPTION, path)
     assert Checkpoint(path).description.focal_length == 120.0
     engine = DepthEngine.load(path, SIZE, (128, 192), backend="torch")
     image = np.random.default_rng(0).integers(0, 255, (128, 192, 3), np.uint8)
@@ -94,17 +94,7 @@ def test_the_engines_depth_is_proportional_to_the_focal_length(network, tmp_path
 
 
 def test_a_negative_focal_length_is_refused():
-    description = Description(
-        "smalldepth",
-        "deploy",
-        SIZE,
-        (0.1, 100.0),
-        (0.485, 0.456, 0.406),
-        (0.229, 0.224, 0.225),
-        True,
-        focal_length=120.0,
-    )
-    text = description.to_json()
+    text = DESCRIPTION.to_json()
     assert Description.from_json(text).focal_length == 120.0
     with pytest.raises(ValueError, match="its focal_length is -3, not a positive number"):
         Description.from_json(text.replace("120.0", "-3"))

@@ -13,10 +13,8 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from torch.utils.data import Dataset
 
 from fadepth_core.common.errors import DataError
-from fadepth_core.common.sample import Sample
 from fadepth_core.rendering.occlusion import ambient_occlusion
 from fadepth_core.rendering.raster import Light
 from fadepth_core.synthetic.assets.meshes import require_trimesh
@@ -28,13 +26,13 @@ from fadepth_core.synthetic.assets.street import ModelStreet
 from fadepth_core.synthetic.assets.views import Range, draw_intrinsics, is_good_view, lamp_light
 from fadepth_core.synthetic.assets.world import World
 from fadepth_core.synthetic.dataset import (
+    RenderedDataset,
     Scene,
     Track,
     camera_pose,
     camera_rotation,
     daylight,
     indoor_motion,
-    rendered_sample,
 )
 
 Random = np.random.Generator
@@ -49,7 +47,7 @@ _OCCLUSION = {"world": (0.5, 0.7), "room": (0.5, 0.7), "street": (1.0, 0.5)}
 _TRIES = 20
 
 
-class AssetsDataset(Dataset[Sample]):
+class AssetsDataset(RenderedDataset):
     """`Sample`s of scenes made of models; the same seed and index give the same sample.
 
     Args:
@@ -92,17 +90,16 @@ class AssetsDataset(Dataset[Sample]):
             raise ValueError(
                 f"kind must be 'world' with a world, or 'street' or 'room' without one; got '{kind}', world {world!r}"
             )
-        for name, value, least in (("length", length, 1), ("stride", stride, 1e-6), ("scatter", scatter, 0)):
-            if value < least:
-                raise ValueError(f"{name} must be at least {least}, got {value}")
+        if scatter < 0:
+            raise ValueError(f"scatter must be at least 0, got {scatter}")
+        root = Path(root).expanduser()
+        super().__init__(f"{root.name} {world or kind}", size, length, seed, stride, static, sky)
         self._heights = _check_range("heights", heights or _HEIGHTS[kind], 0.05, 100)
         self._view = _check_range("view", view or _VIEWS[kind], 5, 150)
         require_trimesh()
-        root = Path(root).expanduser()
         if not root.is_dir():
             raise DataError(f"no folder {root}")
-        self._kind, self._size, self._length, self._seed, self._moving = kind, tuple(size), length, seed, moving
-        self._stride, self._static, self._sky, self._retexture, self._scatter = stride, static, sky, retexture, scatter
+        self._kind, self._moving, self._retexture, self._scatter = kind, moving, retexture, scatter
         atlas = Atlas(texture_side)
         self._textures = atlas.textures
         library = Library(root)
@@ -115,31 +112,12 @@ class AssetsDataset(Dataset[Sample]):
                 raise
             self._models = {"furniture": []}
         self._texels = atlas.finish()
-        self._name = f"{root.name} {world or kind}"
 
-    def __len__(self) -> int:
-        return self._length
-
-    def __getitem__(self, index: int) -> Sample:
-        if not 0 <= index < len(self):
-            raise IndexError(index)  # ends iteration
-        rng = np.random.default_rng([self._seed, index])
-        scene, intrinsics, *motion = self.draw(rng)
-        return rendered_sample(
-            rng,
-            f"{self._name} {self._seed}:{index}",
-            lambda time, pose: self._render(scene, time, intrinsics, pose),
-            intrinsics,
-            motion,
-            self._static,
-            self._sky,
-        )
-
-    def _render(
+    def render_view(
         self, scene: Scene, time: float, intrinsics: np.ndarray, pose: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
         """Linear image [H, W, 3] with ambient occlusion, and depth [H, W] in metres."""
-        picture, depth = scene.render_at(time, intrinsics, pose, self._size)
+        picture, depth = super().render_view(scene, time, intrinsics, pose)
         radius, strength = _OCCLUSION[self._kind]
         shade = 1 - strength + strength * ambient_occlusion(depth, intrinsics, radius)
         return picture * shade[..., None], depth
