@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -31,7 +31,7 @@ from fadepth_core.data.frames import Frames
 from fadepth_core.data.pictures import write_pictures
 from fadepth_core.data.registry import TRAINING_SETS, build_dataset, build_test_set
 from fadepth_core.data.shrink import shrink_folders
-from fadepth_core.data.video import Clip, open_clips
+from fadepth_core.data.video import Clip, VideoDataset, open_clips
 from fadepth_core.evaluation import (
     PROTOCOLS,
     EnginePredictor,
@@ -63,6 +63,7 @@ from fadepth_core.geometry import MAX_DEPTH, MIN_DEPTH
 from fadepth_core.labels.stereo import write_stereo
 from fadepth_core.models import MODELS, DepthNetwork, build_model
 from fadepth_core.models.complexity import PRINTED, complexity
+from fadepth_core.models.depth_network import DeployedNetwork, DepthNetwork
 from fadepth_core.runtime import backends
 from fadepth_core.runtime.checkpoint import Checkpoint, CheckpointError, Description
 from fadepth_core.runtime.engine import EngineError
@@ -242,7 +243,7 @@ def _evaluate_video(args: argparse.Namespace) -> None:
     torch.set_num_threads(1)
     checkpoint = Checkpoint(args.checkpoint)
     size = tuple(args.size or checkpoint.description.network_size)
-    dataset = build_dataset("video", size, root=args.root)
+    dataset = cast(VideoDataset, build_dataset("video", size, root=args.root))
     chosen = choose_evenly(dataset.clips, args.frames)
     clips = [dataset.clips[index] for index in chosen]
     predictor = _predictor(args, checkpoint, size)
@@ -258,7 +259,7 @@ def _evaluate_video(args: argparse.Namespace) -> None:
     figures = {label: result.to_dict() for label, result in results.items()}
     (args.out / f"{VIDEO}.json").write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
     shown = (dataset[chosen[place]] for place in choose_evenly(["all"] * len(chosen), _SHEET_ROWS))
-    images = {sample.name: (to_picture(sample.middle), sample.intrinsics.numpy()) for sample in shown}
+    images = {str(sample.name): (to_picture(sample.middle), sample.intrinsics.numpy()) for sample in shown}
     prediction_sheet(predictor, images, args.out / f"{VIDEO}.png")
     print(f"wrote {args.out / VIDEO}.json and .png")
 
@@ -619,13 +620,16 @@ def _predictor(
 
 
 def _network_predictor(
-    args: argparse.Namespace, network: torch.nn.Module, description: Description, network_size: tuple[int, int] | None
+    args: argparse.Namespace,
+    network: DepthNetwork | DeployedNetwork,
+    description: Description,
+    network_size: tuple[int, int] | None,
 ) -> NetworkPredictor:
     height, width = description.network_size
     return NetworkPredictor(network, network_size, height * width, args.flip, description.focal_length)
 
 
-def _untrained(model: str, seed: int, **options) -> torch.nn.Module:
+def _untrained(model: str, seed: int, **options: Any) -> DepthNetwork:
     """A network with random weights, in evaluation mode."""
     torch.manual_seed(seed)
     network = build_model(model, **options)

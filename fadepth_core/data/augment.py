@@ -105,7 +105,7 @@ def _change_view(
         place: position of the window that is kept along x and y, from 0 (left, top) to 1 (right, bottom).
         roll, pitch: radians.
     """
-    if enlarge == (1, 1) and not roll and not pitch:
+    if enlarge == (1.0, 1.0) and not roll and not pitch:
         return sample
     height, width = sample.frames.shape[-2:]
     # Depth and a teacher's maps may differ in size from the frames. All coordinates are in pixels of the frames.
@@ -190,7 +190,9 @@ def _map_images(frames: Tensor, change: Callable[[np.ndarray], np.ndarray]) -> T
 def _jpeg(picture: np.ndarray, quality: int) -> np.ndarray:
     """Compress and decompress an image [H, W, 3] in [0, 1]."""
     _, data = cv2.imencode(".jpg", (picture * 255).round().astype(np.uint8), [cv2.IMWRITE_JPEG_QUALITY, quality])
-    return cv2.imdecode(data, cv2.IMREAD_COLOR).astype(np.float32) / 255
+    decoded = cv2.imdecode(data, cv2.IMREAD_COLOR)
+    assert decoded is not None
+    return decoded.astype(np.float32) / 255
 
 
 def _mirror(sample: Sample) -> Sample:

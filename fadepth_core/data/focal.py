@@ -15,7 +15,7 @@ from dataclasses import replace
 from torch.utils.data import Dataset
 
 from fadepth_core.common.framing import focal_length
-from fadepth_core.common.sample import Sample
+from fadepth_core.common.sample import Sample, SampleDataset
 
 
 def at_focal_length(sample: Sample, focal: float, width: int) -> Sample:
@@ -44,7 +44,7 @@ def at_focal_length(sample: Sample, focal: float, width: int) -> Sample:
 class AtFocalLength(Dataset):
     """A data set with `at_focal_length` applied to each sample; see there for the arguments."""
 
-    def __init__(self, dataset: Dataset, focal: float, width: int):
+    def __init__(self, dataset: SampleDataset, focal: float, width: int):
         self._dataset, self._focal, self._width = dataset, focal, width
 
     def __len__(self) -> int:

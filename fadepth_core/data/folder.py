@@ -73,6 +73,8 @@ class FolderTest(Dataset[LabelledImage]):
 
     def __getitem__(self, index: int) -> LabelledImage:
         entry = self._entries[index]
+        assert entry.depth is not None  # `read_index` needs depth
+        assert entry.intrinsics is not None
         image, depth = read_rgb(entry.rgb), read_depth(entry.depth)
         if image.shape[:2] != depth.shape:
             raise DataError(

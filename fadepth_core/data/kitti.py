@@ -13,7 +13,7 @@ from datetime import datetime
 from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -92,8 +92,8 @@ class KittiDataset(Dataset[Sample]):
         camera = _CAMERAS[side]
         numbers = [frame - 1, frame, frame + 1]
         images = [read_rgb(_picture(folder, camera, n)) for n in numbers]
-        intrinsics = _projection(folder.parent, camera)[:, :3]
-        frames, intrinsics = frames_and_intrinsics(images, intrinsics, self._size, crop_to_aspect=False)
+        matrix = _projection(folder.parent, camera)[:, :3]
+        frames, intrinsics = frames_and_intrinsics(images, matrix, self._size, crop_to_aspect=False)
         times = _timestamps(folder / f"image_{camera}" / "timestamps.txt")
         if frame + 1 >= len(times):
             raise DataError(f"{folder}: timestamps for {len(times)} frames, but frame {frame + 1} is needed")
@@ -138,10 +138,12 @@ class KittiTest(Dataset[LabelledImage]):
             raise DataError(f"split must be test or val, got '{split}'")
         if ground_truth == "improved" and split == "val":
             raise DataError("split val has no improved ground truth; use ground_truth velodyne")
-        if ground_truth == "improved" and improved_root is None:
-            raise DataError("improved ground truth needs improved_root, the folder of KITTI's annotated depth")
         self._root = Path(root)
-        self._improved = Path(improved_root) if ground_truth == "improved" else None
+        self._improved: Path | None = None
+        if ground_truth == "improved":
+            if improved_root is None:
+                raise DataError("improved ground truth needs improved_root, the folder of KITTI's annotated depth")
+            self._improved = Path(improved_root)
         name = _TEST_LISTS[split, ground_truth]
         self._entries = read_list(name) if entries is None else parse_entries(entries)
         _check_drives(self._root, self._entries)
@@ -156,18 +158,19 @@ class KittiTest(Dataset[LabelledImage]):
         if self._improved is None:
             depth = velodyne_depth(folder, camera, frame, image.shape[:2])
         else:
-            depth = read_depth(self._annotation(folder.name, camera, frame))
+            depth = read_depth(_annotation(self._improved, folder.name, camera, frame))
             if depth.shape != image.shape[:2]:
                 raise DataError(f"{folder.name} frame {frame}: the annotated depth and the picture differ in size")
         return LabelledImage(image, depth, _projection(folder.parent, camera)[:, :3], f"{folder.name}/{frame}")
 
-    def _annotation(self, drive: str, camera: str, frame: int) -> Path:
-        """File of the annotated depth of a frame."""
-        inner = Path(drive, "proj_depth", "groundtruth", f"image_{camera}", f"{frame:010d}.png")
-        for part in ("train", "val", "."):
-            if (path := self._improved / part / inner).is_file():
-                return path
-        raise DataError(f"{self._improved}: neither train nor val holds {inner}")
+
+def _annotation(root: Path, drive: str, camera: str, frame: int) -> Path:
+    """The annotated depth of a frame in KITTI's folder `root`."""
+    inner = Path(drive, "proj_depth", "groundtruth", f"image_{camera}", f"{frame:010d}.png")
+    for part in ("train", "val", "."):
+        if (path := root / part / inner).is_file():
+            return path
+    raise DataError(f"{root}: neither train nor val holds {inner}")
 
 
 def velodyne_depth(drive: Path, camera: str, frame: int, size: tuple[int, int]) -> np.ndarray:
@@ -222,6 +225,7 @@ def parse_entries(source: Entries) -> list[Entry]:
         path = Path(source)
         if not path.is_file():
             raise DataError(f"entries: {path}: no such file")
+        rows: list[tuple[str, Any]]
         lines = enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
         rows = [(f"{path}, line {number}", line.split()) for number, line in lines if line.strip()]
     elif isinstance(source, Sequence):

@@ -23,7 +23,7 @@ from torch.utils.data import Dataset
 from fadepth_core.common.color import to_picture
 from fadepth_core.common.errors import DataError
 from fadepth_core.common.framing import Framing
-from fadepth_core.common.sample import Sample
+from fadepth_core.common.sample import Sample, SampleDataset
 from fadepth_core.data.folder import INDEX, camera_values, read_index, read_values, write_index
 from fadepth_core.data.images import PICTURES, frames_and_intrinsics, read_depth, read_rgb, write_depth
 
@@ -70,7 +70,7 @@ class PictureDataset(Dataset[Sample]):
     def __init__(self, root: Path, size: tuple[int, int] = (128, 416), every: int = 1, sharp: bool = True):
         if every < 1:
             raise DataError(f"every must be at least 1, got {every}")
-        self._pictures, self._size, self._sharp = list_pictures(Path(root))[::every], tuple(size), sharp
+        self._pictures, self._size, self._sharp = list_pictures(Path(root))[::every], (size[0], size[1]), sharp
 
     def __len__(self) -> int:
         return len(self._pictures)
@@ -106,7 +106,7 @@ def read_depth_at(framing: Framing, path: Path) -> np.ndarray:
     return cv2.resize(part, framing.network_size[::-1], interpolation=cv2.INTER_NEAREST_EXACT)
 
 
-def write_pictures(dataset: Dataset[Sample], out: Path, numbers: Iterable[int], quality: int = 95) -> int:
+def write_pictures(dataset: SampleDataset, out: Path, numbers: Iterable[int], quality: int = 95) -> int:
     """Write the middle frames of a data set, with depth if known, as a folder of this format.
 
     For data that is slow to render or decode: reading a written image takes 3 ms. Images are JPEG, so that rendered

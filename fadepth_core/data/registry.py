@@ -10,12 +10,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 from importlib import import_module
 from itertools import accumulate
+from typing import Any
 
 import torch
 from torch.utils.data import Dataset
 
 from fadepth_core.common.errors import DataError
-from fadepth_core.common.sample import LabelledImage, Sample
+from fadepth_core.common.sample import LabelledImage, Sample, SampleDataset
 
 #: name -> module:class. A module is imported only when its data set is built, because some need optional packages.
 TRAINING_SETS = {
@@ -34,7 +35,7 @@ TEST_SETS = {
 }
 
 
-def build_dataset(name: str, size: tuple[int, int], **options) -> Dataset:
+def build_dataset(name: str, size: tuple[int, int], **options: Any) -> SampleDataset:
     """Build a training set.
 
     Args:
@@ -48,7 +49,7 @@ def build_dataset(name: str, size: tuple[int, int], **options) -> Dataset:
     return _construct(name, TRAINING_SETS, {"size": size, **options})
 
 
-def build_test_set(name: str, **options) -> Sequence[LabelledImage]:
+def build_test_set(name: str, **options: Any) -> Sequence[LabelledImage]:
     """Build a test set.
 
     Args:
@@ -61,7 +62,7 @@ def build_test_set(name: str, **options) -> Sequence[LabelledImage]:
     return _construct(name, TEST_SETS, options)
 
 
-def _construct(name: str, known: dict[str, str], options: dict):
+def _construct(name: str, known: dict[str, str], options: dict[str, Any]) -> Any:
     if name not in known:
         raise DataError(f"no data set '{name}'; there are {', '.join(known)}")
     module, _, attribute = known[name].partition(":")
@@ -93,7 +94,7 @@ class Mixture(Dataset):
         ValueError: no data sets, not one share for each, or a share that is not positive.
     """
 
-    def __init__(self, datasets: Sequence[Dataset], shares: Sequence[float]):
+    def __init__(self, datasets: Sequence[SampleDataset], shares: Sequence[float]):
         if not datasets or len(datasets) != len(shares) or min(shares) <= 0:
             raise ValueError(f"a mixture needs data sets and one positive share for each, got {list(shares)}")
         lengths = [len(dataset) for dataset in datasets]
@@ -124,7 +125,7 @@ class Mixture(Dataset):
 class _Wrapped(Dataset):
     """Base class of the wrappers that change the samples of a data set, but not their number."""
 
-    def __init__(self, dataset: Dataset):
+    def __init__(self, dataset: SampleDataset):
         self._dataset = dataset
 
     def __len__(self) -> int:
@@ -158,7 +159,7 @@ class MiddleFrames(_Wrapped):
 class InMemory(_Wrapped):
     """Keeps samples in memory once they are loaded, for small data sets that are slow to load or render."""
 
-    def __init__(self, dataset: Dataset):
+    def __init__(self, dataset: SampleDataset):
         super().__init__(dataset)
         self._kept: dict[int, Sample] = {}
 

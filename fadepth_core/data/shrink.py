@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -55,7 +56,8 @@ def shrink_folders(
         spread = sorted(range(len(pictures)), key=lambda number: number * _GOLDEN_RATIO % 1)
         order += [(rank / len(pictures), folder, number, pictures[number]) for rank, number in enumerate(spread)]
     order.sort(key=lambda item: item[0])
-    written, entries = 0, {folder: {} for folder in folders}
+    written = 0
+    entries: dict[Path, dict[int, dict[str, Any]]] = {folder: {} for folder in folders}
     for rank, folder, number, picture in order:
         place = out / folder.relative_to(root)
         files, entry = _shrink(picture, f"{number:06d}", pixels, quality)
@@ -81,7 +83,7 @@ def _shrink(picture: Picture, name: str, pixels: int, quality: int) -> tuple[dic
     framing = Framing.plan(image.shape[:2], size, crop_to_aspect=True)
     bgr = framing.to_network(image)[..., ::-1]
     files = {f"rgb/{name}.jpg": cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, quality])[1].tobytes()}
-    entry = {"id": name, "rgb": f"rgb/{name}.jpg"}
+    entry: dict[str, Any] = {"id": name, "rgb": f"rgb/{name}.jpg"}
     if picture.intrinsics is not None:
         entry |= camera_values(framing.output_intrinsics(picture.intrinsics))
     if picture.depth is not None:

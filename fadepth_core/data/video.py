@@ -141,7 +141,7 @@ def open_clips(
     if not places:
         raise DataError(f"{root}: no video ({', '.join(sorted(VIDEOS))}) and no folder of frames in it")
     cache = Path(cache) if cache is not None else user_cache()
-    return [Clip(place, root, tuple(size), camera and Path(camera), stride, cache) for place in places]
+    return [Clip(place, root, (size[0], size[1]), camera and Path(camera), stride, cache) for place in places]
 
 
 class Clip:
@@ -248,14 +248,15 @@ class Clip:
     def _depth(self, number: int) -> torch.Tensor:
         """Depth of a frame at the size for training, [h, w] metres, 0 where unknown."""
         framing = self.source.framing
-        if number not in self.depths:
+        path = None if self.depths is None else self.depths.get(number)
+        if path is None:
             return torch.zeros(framing.network_size)
-        depth = read_depth(self.depths[number])
+        depth = read_depth(path)
         if depth.shape == framing.network_size:
             return torch.from_numpy(depth)
         if depth.shape != self.source.stored_size:
             (h, w), (height, width) = depth.shape, self.source.stored_size
-            raise DataError(f"{self.depths[number]}: {w}x{h} pixels, the clip's frames have {width}x{height}")
+            raise DataError(f"{path}: {w}x{h} pixels, the clip's frames have {width}x{height}")
         return torch.from_numpy(framing.depth_to_network(depth))
 
     # The following methods read one key of the JSON each; `values` are all its keys.
@@ -341,7 +342,8 @@ class _Folder:
     fps = None
 
     def __init__(self, path: Path, size: tuple[int, int]):
-        self._files, self._flows = pictures_in(path), {}
+        self._files = pictures_in(path)
+        self._flows: dict[int, np.ndarray] = {}
         self.count = len(self._files)
         self.stored_size = read_rgb(self._files[0]).shape[:2]
         self.framing = Framing.plan(self.stored_size, size, crop_to_aspect=True)
@@ -434,7 +436,7 @@ def _write(path: Path, values: np.ndarray) -> None:
         raise DataError(f"{path}: cannot write the decoded video: {error}; set `cache` to another folder") from error
 
 
-def _save(part: Path, values: np.ndarray) -> None:
+def _save(part: str, values: np.ndarray) -> None:
     with open(part, "wb") as stream:  # given a path, np.save would append a suffix
         np.save(stream, values)
 
@@ -446,14 +448,15 @@ def _median_flow(source: _Folder | _Video, stride: int) -> np.ndarray:
     """
     height, width = source.framing.network_size
     small = (max(32, width // 3), max(32, height // 3))
-    finder = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_ULTRAFAST)
+    finder = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_ULTRAFAST)
     greys = [
         cv2.resize(cv2.cvtColor(source.frame(n), cv2.COLOR_RGB2GRAY), small, interpolation=cv2.INTER_AREA)
         for n in range(source.count)
     ]
     flows = np.zeros(source.count)
     for number in range(stride, source.count):
-        flow = finder.calc(greys[number - stride], greys[number], None) * (width / small[0], height / small[1])
+        flow = finder.calc(greys[number - stride], greys[number], None)  # type: ignore[call-overload]  # None: no array to reuse
+        flow = flow * (width / small[0], height / small[1])
         flows[number] = np.median(np.linalg.norm(flow, axis=-1))
     return flows
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 
 from fadepth_core.geometry import disparity_to_depth
 from fadepth_core.models.depth_network import DepthFeatures
+from fadepth_core.models.layers.module_list import ModuleList
 
 CHANNELS = ("mean", "projection")
 DISTRIBUTIONS = ("ratio", "softmax")
@@ -72,7 +74,7 @@ class ApxOptions:
     mask: float | None = 0.2
     renormalise: bool = True
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name, known in (("channels", CHANNELS), ("distribution", DISTRIBUTIONS), ("distance", DISTANCES)):
             value = getattr(self, name)
             if value not in known:
@@ -120,13 +122,13 @@ class ApxLoss(nn.Module):
     ):
         super().__init__()
         self.weights, self.options = weights, options
-        self.projections = nn.ModuleDict()
+        self.projections: Any = nn.ModuleDict()
         if options.channels == "projection":
             for kind, weight in (("encoder", weights.encoder), ("decoder", weights.decoder)):
                 if weight and kind not in widths:
                     raise ValueError(f"projections need the channels of the student's and the teacher's {kind} maps")
                 if weight:
-                    self.projections[kind] = nn.ModuleList(nn.Conv2d(a, b, 1, bias=False) for a, b in widths[kind])
+                    self.projections[kind] = ModuleList(nn.Conv2d(a, b, 1, bias=False) for a, b in widths[kind])
 
     def forward(self, student: Signals, teacher: Signals) -> Tensor:
         """The loss of a batch, [].
@@ -138,7 +140,7 @@ class ApxLoss(nn.Module):
         total = teacher.disparities[0].new_zeros(())
         if self.weights.disparity:
             pairs = _paired("disparities", student.disparities, teacher.disparities)
-            logits = [tuple(self._depth_logits(x.float()) for x in pair) for pair in pairs]
+            logits = [(self._depth_logits(own.float()), self._depth_logits(other.float())) for own, other in pairs]
             total = total + self.weights.disparity * self._sum(logits, mask)
         for kind, weight in (("encoder", self.weights.encoder), ("decoder", self.weights.decoder)):
             if weight:

@@ -139,6 +139,7 @@ def base_loss(
 
     photometric, structure, feature, views = zero, zero, zero, None
     if weights.need_motion:
+        assert motions is not None
         pairs = _DirectedPairs.of(frames, intrinsics, outputs.encoder[0], motions)
         for disparity in disparities:
             scale = _scale_terms(pairs, disparity, depth_range, weights, feature_offset)

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -24,7 +24,7 @@ from fadepth_core.common.color import ColorJitter, normalise
 from fadepth_core.geometry import area_average, flip_intrinsics, mirror_motion, scale_intrinsics
 from fadepth_core.losses.base import BaseWeights, Motions, Views, base_loss
 from fadepth_core.losses.supervised import depth_loss, shape_loss, speed_loss
-from fadepth_core.models.depth_network import DepthFeatures, halved_size
+from fadepth_core.models.depth_network import DepthFeatures, DepthNetwork, halved_size
 from fadepth_core.models.layers.drop import shared_masks
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ class LevelWeights:
     feature_metric: str = "l1"
     disparity_metric: str = "l1"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for metric in (self.feature_metric, self.disparity_metric):
             if metric not in METRICS:
                 raise ValueError(f"a level's metric must be one of {', '.join(METRICS)}, got '{metric}'")
@@ -187,7 +187,7 @@ class PyramidLoss:
 
     def __init__(
         self,
-        depth_net: nn.Module,
+        depth_net: DepthNetwork,
         pose_net: nn.Module | None,
         size: tuple[int, int],
         levels: Mapping[str, LevelWeights] = PAPER_LEVELS,
@@ -306,6 +306,7 @@ class PyramidLoss:
         depth_range = (network.min_depth, network.max_depth)
         if name == "cr":
             reference = _Reference.of(level, outputs, detached=not self.joint)
+        assert reference is not None  # level cr is the first
         # Base and supervised losses compare the outputs with the level itself or, resized, with level cr.
         scaled_outputs, target = outputs, level
         if self.rescale_to_cr and name in ("lr", "hr"):
@@ -319,13 +320,17 @@ class PyramidLoss:
         if self.depth_weight or self.shape_weight:
             middle = _middle(scaled_outputs, level.frames.shape[1])
         if self.depth_weight:
+            assert level.depth is not None  # see `_check`
             depth = depth_loss(middle.disparities, level.depth, *depth_range, self.depth_error)
             loss = loss + self.depth_weight * depth
         if self.shape_weight:
+            assert level.depth is not None
             truth = level.depth if sample.sharp is None else level.depth * sample.sharp[:, None, None]
             shape = shape_loss(middle.disparities[0], truth, *depth_range)
             loss = loss + self.shape_weight * shape
         if self.speed_weight:
+            assert motions is not None
+            assert sample.speed is not None
             speed = speed_loss(motions.translations, sample.speed, sample.interval)
             loss = loss + self.speed_weight * speed
         loss = weights.loss * loss
@@ -357,7 +362,7 @@ class PyramidLoss:
             feature,
             disparity,
         )
-        report = LevelReport(*(part if part is None else part.detach() for part in (loss, *terms)))
+        report = LevelReport(loss.detach(), *(cast(Tensor, part if part is None else part.detach()) for part in terms))
         return _LevelResult(loss, report, reference, base.views)
 
     def _run_networks(self, level: LevelInput, normalised: Tensor) -> tuple[DepthFeatures, Motions | None]:
@@ -369,6 +374,7 @@ class PyramidLoss:
         if not self._compares_frames:
             return outputs, None
         if self.pose_net is None:
+            assert level.poses is not None  # see `_check`
             return outputs, Motions.from_poses(level.poses)
         return outputs, predict_motions(self.pose_net, normalised)
 
@@ -412,7 +418,8 @@ class _Reference:
     @property
     def size(self) -> tuple[int, int]:
         """(height, width) of level cr."""
-        return tuple(self.level.frames.shape[-2:])
+        height, width = self.level.frames.shape[-2:]
+        return height, width
 
     @classmethod
     def of(cls, level: LevelInput, outputs: DepthFeatures, detached: bool) -> _Reference:

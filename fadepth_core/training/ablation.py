@@ -133,7 +133,7 @@ def ablate(
 
         futures = {(name, seed): pool.submit(train, seed, name) for seed, name in runs}
     figures = {name: [futures[name, seed].result() for seed in config.seeds] for name in variants}
-    paper = {name: variant.paper_metrics for name, variant in variants.items() if variant.paper}
+    paper = {name: variant.paper_metrics for name, variant in variants.items() if variant.paper_metrics is not None}
 
     constant = evaluate(ConstantDepth(), test_set(first, first.evaluation), choose_protocol(first.evaluation))
     table = {"constant": vars(constant.metrics), "seeds": config.seeds, "variants": figures, "paper": paper}

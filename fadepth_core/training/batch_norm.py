@@ -13,9 +13,10 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Dataset
 
 from fadepth_core.common.color import normalise
+from fadepth_core.common.sample import SampleDataset
+from fadepth_core.models import DepthNetwork
 from fadepth_core.models.layers.batch_norm import recompute_batch_norm
 from fadepth_core.training.config import TrainConfig
 from fadepth_core.training.loader import Augment, statistics_images
@@ -31,10 +32,10 @@ class BatchNormStatistics:
         dataset, augment: training data; `config.data.statistics_images` of its pictures are used.
     """
 
-    def __init__(self, config: TrainConfig, dataset: Dataset, augment: Augment | None):
+    def __init__(self, config: TrainConfig, dataset: SampleDataset, augment: Augment | None):
         self._config, self._dataset, self._augment = config, dataset, augment
         self._images: list[Tensor] | None = None
-        self._copy: tuple[int, nn.Module] | None = None  # with the iteration it was made at
+        self._copy: tuple[int, DepthNetwork] | None = None  # with the iteration it was made at
 
     def batches(self, size: int, device: torch.device) -> Iterator[Tensor]:
         """The statistics images, normalised, in batches [B, 3, H, W] with B up to `size`."""
@@ -45,7 +46,7 @@ class BatchNormStatistics:
             for images in of_one_size.tensor_split(math.ceil(len(of_one_size) / size)):
                 yield normalise(images.to(device, memory_format=torch.channels_last).float() / 255)
 
-    def evaluation_copy(self, network: nn.Module, iteration: int) -> nn.Module:
+    def evaluation_copy(self, network: DepthNetwork, iteration: int) -> DepthNetwork:
         """A copy of `network` after `iteration` steps, in evaluation mode, with recomputed statistics.
 
         It is made once per iteration. `network` keeps its running averages.

@@ -7,7 +7,7 @@ its key. Defaults are the paper's where it states them (docs/method.md, section 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, cast
 
 import yaml
 from pydantic import (
@@ -52,7 +52,7 @@ class SourceConfig(BaseModel):
 
     @property
     def options(self) -> dict[str, Any]:
-        return dict(self.model_extra)
+        return dict(self.model_extra or {})
 
 
 class TrainingSourceConfig(SourceConfig):
@@ -153,7 +153,10 @@ _OPTIONS = {
 class ModelConfig(_Strict):
     """The depth network; options that it does not have are rejected."""
 
-    name: Literal[tuple(MODELS)] = Field("smalldepth", description="a network that `fadepth models` lists")
+    # mypy does not accept names of a table in a Literal, pydantic does.
+    name: Literal[tuple(MODELS)] = Field(  # type: ignore[valid-type]
+        "smalldepth", description="a network that `fadepth models` lists"
+    )
     start_depth: float | None = Field(
         8.0,
         gt=0,
@@ -178,7 +181,7 @@ class ModelConfig(_Strict):
     residual_drop: float = Field(0.9, ge=0, lt=1, description="P_A of Table V")
     downsample_drop: float = Field(0.0, ge=0, lt=1, description="P_B of Table V")
     constant_drop: bool = Field(False, description="both rates from the first iteration on (sch4 of Table V)")
-    etm: Literal[tuple(ETM_VARIANTS)] | ETMSettings | None = Field(
+    etm: Literal[tuple(ETM_VARIANTS)] | ETMSettings | None = Field(  # type: ignore[valid-type]
         "etm#",
         description="variant of the ETM: etm, etm* or etm#, or its hyper-parameters; null: no ETM, as in the paper's plain "
         "ResNet-18 and MobileNetV3",
@@ -230,10 +233,12 @@ class LevelConfig(_Strict):
     loss: float = Field(1.0, ge=0, description="w_k, the level's own loss")
     feature: float = Field(0.0, ge=0, description="w^f_k, consistency of its features with level cr")
     disparity: float = Field(0.0, ge=0, description="w^d_k, consistency of its disparity with level cr")
-    feature_metric: Literal[METRICS] = Field(
+    feature_metric: Literal[METRICS] = Field(  # type: ignore[valid-type]
         "l1", description="how features are compared: a name in `losses.pyramid.METRICS`"
     )
-    disparity_metric: Literal[METRICS] = Field("l1", description="how disparities are compared, like feature_metric")
+    disparity_metric: Literal[METRICS] = Field(  # type: ignore[valid-type]
+        "l1", description="how disparities are compared, like feature_metric"
+    )
 
 
 class BaseLossConfig(_Strict):
@@ -376,7 +381,7 @@ class LossConfig(_Strict):
 
     base: BaseLossConfig = BaseLossConfig()
     levels: dict[Literal["cr", "lr", "hr", "flip", "color"], LevelConfig] = Field(
-        {name: LevelConfig(**vars(weights)) for name, weights in PAPER_LEVELS.items()},
+        {cast(Any, name): LevelConfig(**vars(weights)) for name, weights in PAPER_LEVELS.items()},
         description="the pyramid levels that are trained, with their weights; the default is all five",
     )
     depth: float = Field(0.0, ge=0, description="weight of the loss against true depth")
@@ -604,7 +609,7 @@ def _override(values: dict, override: str) -> None:
     if not separator or not key:
         raise ConfigError(f"--set {override}: expected key=value")
     *parents, last = key.split(".")
-    node = values
+    node: dict[str, Any] | list[Any] = values
     for parent in parents:
         child = _item(node, parent, override) if isinstance(node, list) else node.get(parent)
         if child is None and isinstance(node, dict):  # a saved configuration has null for a section left out

@@ -9,12 +9,13 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any, cast
 
 from torch import nn
-from torch.utils.data import Dataset, Subset
+from torch.utils.data import Subset
 
 from fadepth_core.common.color import to_picture
-from fadepth_core.common.sample import LabelledImage, evenly_spread
+from fadepth_core.common.sample import LabelledImage, SampleDataset, evenly_spread
 from fadepth_core.data.augment import Augmentation
 from fadepth_core.data.focal import AtFocalLength
 from fadepth_core.data.registry import InMemory, MiddleFrames, Mixture, WithPlaceholders, build_dataset, build_test_set
@@ -29,6 +30,7 @@ from fadepth_core.evaluation import (
     prediction_sheet,
 )
 from fadepth_core.evaluation.motion import motion_errors
+from fadepth_core.models.depth_network import DeployedNetwork, DepthNetwork
 from fadepth_core.runtime.checkpoint import Checkpoint
 from fadepth_core.runtime.export import export_checkpoint
 from fadepth_core.runtime.network import load_network
@@ -90,7 +92,7 @@ def fit(
     return FitResult(deployed, metrics, trainer.best)
 
 
-def training_set(config: TrainConfig) -> Dataset:
+def training_set(config: TrainConfig) -> SampleDataset:
     """The configured data sets as one, with the teacher's maps in the samples if they are stored (`with_teacher`).
 
     Raises:
@@ -119,14 +121,15 @@ def training_set(config: TrainConfig) -> Dataset:
 def test_set(config: TrainConfig, chosen: EvaluationConfig) -> Sequence[LabelledImage]:
     """The test set `chosen.data`; rendered pictures have the size of the training pictures."""
     source = chosen.data
+    assert source is not None
     size = {"size": config.data.size} if source.name == "synthetic" else {}
     images = build_test_set(source.name, **{**size, **source.options})
     if isinstance(chosen, ValidationConfig) and chosen.frames is not None:
-        images = Subset(images, evenly_spread(len(images), chosen.frames))
+        images = cast(Any, Subset(cast(Any, images), evenly_spread(len(images), chosen.frames)))
     return [images[index] for index in range(len(images))] if config.data.cache else images
 
 
-def with_speed_weight(config: TrainConfig, dataset: Dataset) -> TrainConfig:
+def with_speed_weight(config: TrainConfig, dataset: SampleDataset) -> TrainConfig:
     """The configuration with a value for `loss.speed`: `SPEED_WEIGHT` for a video with speed if motion is learned, else 0."""
     if config.loss.speed is not None:
         return config
@@ -155,7 +158,8 @@ class Evaluator:
     def __init__(self, config: TrainConfig, chosen: EvaluationConfig):
         self._config, self._chosen = config, chosen
         self._protocol = choose_protocol(chosen)
-        self._images = self._motion_set = None
+        self._images: Sequence[LabelledImage] | None = None
+        self._motion_set: SampleDataset | None = None
         if chosen.data is not None:
             self._images = test_set(config, chosen)
         if chosen.motion is not None and config.pose.network != "known":
@@ -168,15 +172,15 @@ class Evaluator:
         """Whether there is test data for depth or for motion."""
         return self._images is not None or self._motion_set is not None
 
-    def __call__(self, network: nn.Module, pose_net: nn.Module | None) -> dict[str, float]:
+    def __call__(self, network: DepthNetwork | DeployedNetwork, pose_net: nn.Module | None) -> dict[str, float]:
         """Mean figures by name, of networks in evaluation mode."""
         return self._figures(None if self._images is None else self._evaluate(network), pose_net)
 
     def finish(
         self,
-        network: nn.Module,
+        network: DepthNetwork | DeployedNetwork,
         pose_net: nn.Module | None,
-        dataset: Dataset,
+        dataset: SampleDataset,
         folder: Path,
         best: dict[str, float] | None = None,
     ) -> dict[str, float]:
@@ -190,32 +194,35 @@ class Evaluator:
         summary = {"iterations": iterations, "best_validation": best, "figures": figures}
         if evaluation is not None:
             summary |= evaluation.to_dict()
+            assert self._images is not None
             comparisons = compare_evenly(self._predictor(network), self._images, self._protocol)
             picture_sheet(comparisons, folder / PICTURES)
         else:
             samples = (dataset[index] for index in evenly_spread(len(dataset), 8))
-            images = {sample.name: (to_picture(sample.middle), sample.intrinsics.numpy()) for sample in samples}
+            images = {str(sample.name): (to_picture(sample.middle), sample.intrinsics.numpy()) for sample in samples}
             prediction_sheet(self._predictor(network), images, folder / PICTURES)
         (folder / METRICS).write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
         return figures
 
     def _figures(self, evaluation: Evaluation | None, pose_net: nn.Module | None) -> dict[str, float]:
-        figures = {}
+        figures: dict[str, float] = {}
         if evaluation is not None:
             figures |= asdict(evaluation.metrics)
             figures |= {"ratio_median": evaluation.ratio_median, "ratio_spread": evaluation.ratio_spread}
         if self._motion_set is not None:
+            assert pose_net is not None
             size, count = self._config.data.size, self._chosen.motion_samples
             errors = motion_errors(pose_net, self._motion_set, size, count)
             figures |= {f"motion_{name}": value for name, value in asdict(errors).items()}
         return figures
 
-    def _predictor(self, network: nn.Module) -> NetworkPredictor:
+    def _predictor(self, network: DepthNetwork | DeployedNetwork) -> NetworkPredictor:
         # Pictures of a folder come from several cameras and keep their aspect ratios; others have the size of training.
-        several = self._images is not None and self._chosen.data.name == "folder"
+        several = self._chosen.data is not None and self._chosen.data.name == "folder"
         data = self._config.data
         height, width = data.size
         return NetworkPredictor(network, None if several else data.size, pixels=height * width, focal=data.focal_length)
 
-    def _evaluate(self, network: nn.Module) -> Evaluation:
+    def _evaluate(self, network: DepthNetwork | DeployedNetwork) -> Evaluation:
+        assert self._images is not None
         return evaluate(self._predictor(network), self._images, self._protocol)

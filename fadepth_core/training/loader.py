@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable, Hashable, Iterator
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -15,9 +16,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from fadepth_core.common.color import to_bytes
-from fadepth_core.common.sample import Sample, collate, evenly_spread
+from fadepth_core.common.sample import Sample, SampleDataset, collate, evenly_spread
 from fadepth_core.data.augment import cutmix_strip
 from fadepth_core.data.focal import at_focal_length
+from fadepth_core.data.registry import Mixture
 from fadepth_core.geometry import area_average
 from fadepth_core.training.config import DataConfig, TrainConfig
 
@@ -26,7 +28,7 @@ Augment = Callable[[Sample, torch.Generator], Sample]
 
 
 def batches(
-    dataset: Dataset, augment: Augment | None, config: TrainConfig, start: int, rank: int, world: int
+    dataset: SampleDataset, augment: Augment | None, config: TrainConfig, start: int, rank: int, world: int
 ) -> Iterator[Sample]:
     """Endless batches of one process, from the `start`-th on. All samples of a batch have one size.
 
@@ -38,10 +40,14 @@ def batches(
     """
     size, sizes = config.data.batch_size, config.data.sizes
     if len(set(sizes)) == 1:
-        order = {"batch_size": size, "sampler": EndlessSampler(len(dataset), config.seed, start * size, rank, world)}
+        order: dict[str, Any] = {
+            "batch_size": size,
+            "sampler": EndlessSampler(len(dataset), config.seed, start * size, rank, world),
+        }
     else:
+        mixture = cast(Mixture, dataset)
         keys = EndlessSampler(len(dataset), config.seed, 0, rank, world)
-        order = {"batch_sampler": BatchesOfOneKind(keys, size, lambda index: sizes[dataset.part(index)], start)}
+        order = {"batch_sampler": BatchesOfOneKind(keys, size, lambda index: sizes[mixture.part(index)], start)}
     return iter(
         DataLoader(
             AugmentedDataset(dataset, augment, config.data, config.frame_factor),
@@ -58,7 +64,7 @@ def batches(
     )
 
 
-def statistics_images(dataset: Dataset, augment: Augment | None, config: TrainConfig) -> list[Tensor]:
+def statistics_images(dataset: SampleDataset, augment: Augment | None, config: TrainConfig) -> list[Tensor]:
     """Augmented middle frames over which BatchNorm's statistics are computed, the same in every run.
 
     They are spread evenly over the data set, then shuffled. Without shuffling, a batch would contain only one clip, or only one
@@ -74,13 +80,14 @@ def statistics_images(dataset: Dataset, augment: Augment | None, config: TrainCo
         batch_size=None,
         sampler=[(index, draw) for draw, index in enumerate(indices)],
         num_workers=config.data.workers,
-        collate_fn=_middle_frame,
+        collate_fn=cast(Any, _middle_frame),  # called with a sample: `batch_size` is None
         worker_init_fn=start_worker,
         generator=torch.Generator(),
     )
     by_size: dict[tuple[int, int], list[Tensor]] = {}
     for frame in loader:
-        size = tuple(side // config.frame_factor for side in frame.shape[-2:])
+        height, width = frame.shape[-2:]
+        size = (height // config.frame_factor, width // config.frame_factor)
         by_size.setdefault(size, []).append(to_bytes(area_average(frame, size)))
     return [torch.cat(images) for images in by_size.values()]
 
@@ -94,7 +101,7 @@ class AugmentedDataset(Dataset):
         factor: size of the frames as a multiple of level cr's.
     """
 
-    def __init__(self, dataset: Dataset, augment: Augment | None, config: DataConfig, factor: int):
+    def __init__(self, dataset: SampleDataset, augment: Augment | None, config: DataConfig, factor: int):
         self._dataset, self._augment = dataset, augment
         self._focal, self._cutmix, self._factor = config.focal_length, config.cutmix, factor
 
@@ -133,7 +140,8 @@ class EndlessSampler(Sampler[tuple[int, int]]):
         self._length, self._seed, self._start, self._offset, self._stride = length, seed, start, offset, stride
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
-        position, epoch, order = self._start * self._stride + self._offset, -1, None
+        position, epoch = self._start * self._stride + self._offset, -1
+        order = torch.empty(0)
         while True:
             if position // self._length != epoch:
                 epoch = position // self._length

@@ -12,6 +12,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from fadepth_core.losses import PyramidReport
+from fadepth_core.losses.base import Views
 from fadepth_core.training.config import TrainConfig
 from fadepth_core.training.run_folder import SELECTED_BY
 
@@ -62,7 +63,7 @@ class TrainingLog:
     def __enter__(self) -> TrainingLog:
         return self
 
-    def __exit__(self, *_error) -> None:
+    def __exit__(self, *_error: object) -> None:
         self._bar.close()
         if self._writer is not None:
             self._writer.close()
@@ -78,10 +79,11 @@ class TrainingLog:
         self._steps += 1
         self._waited += progress.waited
         if progress.iteration % self._config.every == 0:
-            self._log_curves(progress, best)
+            self._log_curves(self._writer, progress, best)
             self.start_clock()
-        if progress.report.views is not None and progress.iteration % self._config.images_every == 0:
-            self._log_views(progress)
+        views = progress.report.views
+        if views is not None and progress.iteration % self._config.images_every == 0:
+            self._log_views(self._writer, views, progress.iteration)
         self._bar.update()
 
     def validation(self, iteration: int, figures: Mapping[str, float]) -> None:
@@ -93,7 +95,7 @@ class TrainingLog:
         if figures:
             tqdm.write(f"iteration {iteration}: " + ", ".join(f"{name} {value:.4f}" for name, value in figures.items()))
 
-    def _log_curves(self, progress: Progress, best: Mapping[str, float] | None) -> None:
+    def _log_curves(self, writer: SummaryWriter, progress: Progress, best: Mapping[str, float] | None) -> None:
         seconds = time.perf_counter() - self._since
         rate = self._steps * self._batch_size / seconds
         shown = "" if best is None else f", best {SELECTED_BY} {best[SELECTED_BY]:.4f}"
@@ -113,13 +115,12 @@ class TrainingLog:
         for name, level in progress.report.levels.items():
             scalars |= {f"{name}/{part}": value for part, value in asdict(level).items() if value is not None}
         for name, value in scalars.items():
-            self._writer.add_scalar(name, value, progress.iteration)
+            writer.add_scalar(name, value, progress.iteration)
 
-    def _log_views(self, progress: Progress) -> None:
+    def _log_views(self, writer: SummaryWriter, views: Views, iteration: int) -> None:
         """Of the batch's first sample: depth (log scale), the frame warped from its neighbour, the weight of each pixel."""
-        views = progress.report.views
         depth = views.depth[0, 1].log()
         depth = (depth - depth.min()) / (depth.max() - depth.min() + 1e-6)
-        self._writer.add_image("views/depth", 1 - depth, progress.iteration)
-        self._writer.add_image("views/warped", views.warped[0, 0].clamp(0, 1), progress.iteration)
-        self._writer.add_image("views/weight", views.weight[0, 0], progress.iteration)
+        writer.add_image("views/depth", 1 - depth, iteration)
+        writer.add_image("views/warped", views.warped[0, 0].clamp(0, 1), iteration)
+        writer.add_image("views/weight", views.weight[0, 0], iteration)

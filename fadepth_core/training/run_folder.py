@@ -26,6 +26,7 @@ from torch import nn
 from fadepth_core.common.color import PIXEL_MEAN, PIXEL_STD
 from fadepth_core.common.files import write_atomically
 from fadepth_core.common.sample import Sample
+from fadepth_core.models import DepthNetwork
 from fadepth_core.runtime.checkpoint import Checkpoint, Description, save_checkpoint
 from fadepth_core.training.config import PredictionsConfig, TrainConfig, save_config
 from fadepth_core.training.pose_checkpoint import save_pose_net
@@ -107,7 +108,7 @@ class RunFolder:
         except (pickle.UnpicklingError, RuntimeError, KeyError, TypeError, ValueError, EOFError, OSError) as error:
             raise TrainingError(f"{path}: not the state of this run: {error}") from error
 
-    def save_checkpoint(self, name: str, network: nn.Module, iteration: int, batch_size: int) -> Path:
+    def save_checkpoint(self, name: str, network: DepthNetwork, iteration: int, batch_size: int) -> Path:
         """Write a depth network as checkpoint `name`; returns its path.
 
         Args:
@@ -130,12 +131,12 @@ class RunFolder:
         torch.save({field.name: getattr(sample, field.name) for field in fields(sample)}, path)
         return path
 
-    def _description(self, network: nn.Module, iteration: int, batch_size: int) -> Description:
+    def _description(self, network: DepthNetwork, iteration: int, batch_size: int) -> Description:
         config = self._config
         return Description(
             model=config.model.name,
             form="training",
-            network_size=tuple(config.data.size),
+            network_size=config.data.size,
             depth_range=(network.min_depth, network.max_depth),
             pixel_mean=PIXEL_MEAN,
             pixel_std=PIXEL_STD,
@@ -183,5 +184,5 @@ def _provenance(config: TrainConfig) -> dict[str, str]:
         parent = Checkpoint(path)
         entries[role] = f"{parent.description.model} {parent.weights_sha256[:12]}"
         licences.append(parent.description.provenance.get("licence"))
-    licences = list(dict.fromkeys(filter(None, licences)))
-    return {**entries, "licence": "; ".join(licences)} if licences else entries
+    known = list(dict.fromkeys(licence for licence in licences if licence))
+    return {**entries, "licence": "; ".join(known)} if known else entries

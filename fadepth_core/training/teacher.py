@@ -14,9 +14,10 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -31,12 +32,12 @@ from tqdm import tqdm
 from fadepth_core.common.color import normalise
 from fadepth_core.common.errors import DataError
 from fadepth_core.common.files import write_atomically
-from fadepth_core.common.sample import Sample
+from fadepth_core.common.sample import Sample, SampleDataset
 from fadepth_core.data.images import read_depth
 from fadepth_core.geometry import area_average
 from fadepth_core.losses import ApxLoss, ApxOptions, ApxWeights, Signals
 from fadepth_core.losses.supervised import depth_loss, shape_loss
-from fadepth_core.models import DepthFeatures
+from fadepth_core.models import DepthFeatures, DepthNetwork
 from fadepth_core.runtime.checkpoint import Checkpoint, CheckpointError
 from fadepth_core.runtime.network import load_training_network
 from fadepth_core.training.config import (
@@ -44,7 +45,6 @@ from fadepth_core.training.config import (
     LossConfig,
     NetworkTeacherConfig,
     PredictionsConfig,
-    TeacherConfig,
     TrainConfig,
 )
 from fadepth_core.training.loader import start_worker
@@ -115,7 +115,7 @@ class Distillation:
         return total
 
 
-def build_distillation(config: TrainConfig, student: nn.Module) -> Distillation | None:
+def build_distillation(config: TrainConfig, student: DepthNetwork) -> Distillation | None:
     """The configured distillation; None without a teacher.
 
     Raises:
@@ -125,16 +125,21 @@ def build_distillation(config: TrainConfig, student: nn.Module) -> Distillation 
         return None
     running = isinstance(config.teacher, NetworkTeacherConfig)
     teacher = NetworkTeacher(load_teacher(config)) if running else None
-    apx = build_apx(config.teacher, student, teacher and teacher.network)
+    apx = build_apx(config.teacher, student, None if teacher is None else teacher.network)
     return Distillation(apx, (student.min_depth, student.max_depth), teacher, config.teacher.depth, config.loss)
 
 
-def build_apx(config: TeacherConfig, student: nn.Module, teacher: nn.Module | None) -> ApxLoss:
+def build_apx(
+    config: NetworkTeacherConfig | CachedTeacherConfig | PredictionsConfig,
+    student: DepthNetwork,
+    teacher: DepthNetwork | None,
+) -> ApxLoss:
     """The configured loss between two networks; `teacher` is needed for projections of its channels only."""
     weights = ApxWeights(config.encoder, config.decoder, config.disparity)
     options = ApxOptions(config.channels, config.distribution, config.distance, config.mask, config.renormalise)
     widths = {}
     if config.channels == "projection":
+        assert teacher is not None
         pairs = zip(_widths(student).items(), _widths(teacher).values(), strict=True)
         widths = {kind: list(zip(own, theirs, strict=True)) for (kind, own), theirs in pairs}
     return ApxLoss(weights, options, widths)
@@ -150,13 +155,13 @@ class NetworkTeacher:
         network: training form in evaluation mode, with `min_depth` and `max_depth`.
     """
 
-    def __init__(self, network: nn.Module):
+    def __init__(self, network: DepthNetwork):
         self.network = network
-        self._autocast = nullcontext
+        self._autocast: Callable[[], AbstractContextManager[Any]] = nullcontext
 
     def set_up(self, fabric: Fabric) -> None:
         """Move the network to the device of this process, and run it in the configured precision."""
-        self.network, self._autocast = fabric.to_device(self.network), fabric.autocast
+        self.network, self._autocast = cast(DepthNetwork, fabric.to_device(self.network)), fabric.autocast
 
     @torch.no_grad()
     def signals(self, frames: Tensor) -> Signals:
@@ -166,21 +171,24 @@ class NetworkTeacher:
         return Signals.of(outputs, self.network.min_depth, self.network.max_depth)
 
 
-def load_teacher(config: TrainConfig) -> nn.Module:
+def load_teacher(config: TrainConfig) -> DepthNetwork:
     """The configured teacher network, frozen.
 
     Raises:
         CheckpointError: the file is missing or unusable, has no feature maps, or was trained at another size.
     """
+    assert config.teacher is not None
     checkpoint = Checkpoint(config.teacher.source)
     description = checkpoint.description
     if tuple(description.network_size) != tuple(config.data.size):
         trained, wanted = ("x".join(map(str, size)) for size in (description.network_size, config.data.size))
         raise CheckpointError(f"{checkpoint.path}: a teacher trained at {trained} pixels, the student's are {wanted}")
-    return load_training_network(checkpoint).eval().requires_grad_(False).to(memory_format=torch.channels_last)
+    network = load_training_network(checkpoint).eval().requires_grad_(False)
+    # torch's declaration of `to` lacks this form.
+    return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
-def with_teacher(config: TrainConfig, datasets: Sequence[Dataset]) -> list[Dataset]:
+def with_teacher(config: TrainConfig, datasets: Sequence[SampleDataset]) -> list[SampleDataset]:
     """The data sets, with the teacher's maps in their samples if the teacher is not a running network.
 
     A cache is filled first.
@@ -190,7 +198,7 @@ def with_teacher(config: TrainConfig, datasets: Sequence[Dataset]) -> list[Datas
         DataError: an entry of the cache is damaged.
     """
     if isinstance(config.teacher, PredictionsConfig):
-        source = Predictions(config.teacher.source)
+        source: Predictions | TeacherCache = Predictions(config.teacher.source)
     elif isinstance(config.teacher, CachedTeacherConfig):
         source = _filled_cache(config, datasets)
     else:
@@ -198,7 +206,8 @@ def with_teacher(config: TrainConfig, datasets: Sequence[Dataset]) -> list[Datas
     return [WithTeacher(dataset, source) for dataset in datasets]
 
 
-def _filled_cache(config: TrainConfig, datasets: Sequence[Dataset]) -> TeacherCache:
+def _filled_cache(config: TrainConfig, datasets: Sequence[SampleDataset]) -> TeacherCache:
+    assert isinstance(config.teacher, CachedTeacherConfig)
     cache = TeacherCache(config.teacher.cache, Checkpoint(config.teacher.source))
     if config.devices == 1:  # several processes would fill it several times; a run on one device must fill it first
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -211,7 +220,7 @@ def _filled_cache(config: TrainConfig, datasets: Sequence[Dataset]) -> TeacherCa
 class WithTeacher(Dataset):
     """A data set whose samples carry the teacher's maps, `source.maps(sample)`."""
 
-    def __init__(self, dataset: Dataset, source: Predictions | TeacherCache):
+    def __init__(self, dataset: SampleDataset, source: Predictions | TeacherCache):
         self._dataset, self._source = dataset, source
 
     def __len__(self) -> int:
@@ -244,7 +253,7 @@ class Predictions:
         Raises:
             DataError: there is no file for this sample, or it is not a depth map.
         """
-        path = self.path(sample.name)
+        path = self.path(str(sample.name))
         array, picture = (path.with_name(path.name + suffix) for suffix in (".npy", ".png"))
         if array.is_file():
             try:
@@ -293,7 +302,7 @@ class TeacherCache:
         return {name: torch.from_numpy(value.astype(np.float32)) for name, value in _read_entry(path).items()}
 
     @torch.inference_mode()
-    def fill(self, teacher: nn.Module, dataset: Dataset, factor: int, batch_size: int, workers: int) -> None:
+    def fill(self, teacher: DepthNetwork, dataset: SampleDataset, factor: int, batch_size: int, workers: int) -> None:
         """Compute the missing entries of a data set, and check the others.
 
         Args:
@@ -303,7 +312,9 @@ class TeacherCache:
             DataError: an entry is damaged.
         """
         device = next(teacher.parameters()).device
-        loader = DataLoader(dataset, batch_size, num_workers=workers, collate_fn=list, worker_init_fn=start_worker)
+        loader: DataLoader[Any] = DataLoader(
+            cast(Dataset[Any], dataset), batch_size, num_workers=workers, collate_fn=list, worker_init_fn=start_worker
+        )
         for samples in tqdm(loader, desc=f"teacher's maps in {self._folder}", unit="batch"):
             missing = []
             for sample in samples:
@@ -314,7 +325,8 @@ class TeacherCache:
             if not missing:
                 continue
             frames = torch.stack([sample.middle for sample in missing]).to(device)
-            size = [side // factor for side in frames.shape[-2:]]
+            height, width = frames.shape[-2:]
+            size = (height // factor, width // factor)
             maps = _reduced_maps(teacher(normalise(area_average(frames, size))), teacher)
             for i, sample in enumerate(missing):
                 _write_entry(self.path(sample), {name: values[i].cpu().numpy() for name, values in maps.items()})
@@ -323,7 +335,7 @@ class TeacherCache:
 # -------------------------------------------------------------------------------------------------------------- the maps
 
 
-def _reduced_maps(outputs: DepthFeatures, teacher: nn.Module) -> dict[str, Tensor]:
+def _reduced_maps(outputs: DepthFeatures, teacher: DepthNetwork) -> dict[str, Tensor]:
     """A network's maps by name, [B, 1, h, w] in half precision: the mean over channels."""
     signals = Signals.of(outputs, teacher.min_depth, teacher.max_depth)
     return {

@@ -13,21 +13,23 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import fields
 from pathlib import Path
+from types import FrameType
+from typing import cast
 
 import torch
 from lightning_fabric import Fabric
 from lightning_fabric.plugins import MixedPrecision
 from torch import Tensor, nn
 from torch.amp import GradScaler
-from torch.utils.data import Dataset
 
 from fadepth_core.common.memory import keep_freed_memory
-from fadepth_core.common.sample import Sample
+from fadepth_core.common.sample import Sample, SampleDataset
 from fadepth_core.losses import BaseWeights, LevelWeights, PyramidLoss, PyramidReport
-from fadepth_core.models import SmallDepth, build_model
+from fadepth_core.models import DepthNetwork, SmallDepth, build_model
 from fadepth_core.models.layers.drop import set_drop_progress
 from fadepth_core.models.layers.etm import ETMConv2d
 from fadepth_core.models.posenet import build_pose_net
+from fadepth_core.models.smalldepth import FusedSmallDepth
 from fadepth_core.runtime.checkpoint import Checkpoint, CheckpointError
 from fadepth_core.runtime.network import load_network
 from fadepth_core.training.batch_norm import BatchNormStatistics
@@ -59,9 +61,9 @@ class Trainer:
     def __init__(
         self,
         config: TrainConfig,
-        dataset: Dataset,
+        dataset: SampleDataset,
         augment: Augment | None = None,
-        measure: Callable[[nn.Module, nn.Module | None], dict[str, float]] | None = None,
+        measure: Callable[[DepthNetwork, nn.Module | None], dict[str, float]] | None = None,
     ):
         self.config, self.folder = config, RunFolder(config)
         self._dataset, self._augment, self._measure = dataset, augment, measure
@@ -77,7 +79,7 @@ class Trainer:
         self.apx = None if self.distillation is None else self.distillation.apx
         self.optimizer = _build_optimizer(config, self.network, self.pose_net, self.apx)
 
-    def evaluation_copy(self) -> nn.Module:
+    def evaluation_copy(self) -> DepthNetwork:
         """A copy of the depth network to measure, save and export: evaluation mode, BatchNorm statistics with drop off."""
         return self.statistics.evaluation_copy(self.network, self.iteration)
 
@@ -263,7 +265,7 @@ class Trainer:
     def _build_loss(self, network: nn.Module, pose_net: nn.Module | None) -> PyramidLoss:
         data, loss = self.config.data, self.config.loss
         return PyramidLoss(
-            network,
+            cast(DepthNetwork, network),
             pose_net,
             data.size,
             {name: LevelWeights(**level.model_dump()) for name, level in loss.levels.items()},
@@ -279,23 +281,27 @@ class Trainer:
             other_sizes=data.sizes,
         )
 
-    def _build_network(self) -> nn.Module:
+    def _build_network(self) -> DepthNetwork:
         model = self.config.model
-        network = build_model(model.name, **model.options).to(memory_format=torch.channels_last)
+        # torch's declaration of `to` lacks this form.
+        network = build_model(model.name, **model.options).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if model.start_depth is not None:
             network.set_start_depth(model.start_depth)
         if model.start is not None:
             self._load_start(network, Checkpoint(model.start))
         return network
 
-    def _load_start(self, network: nn.Module, checkpoint: Checkpoint) -> None:
+    def _load_start(self, network: DepthNetwork, checkpoint: Checkpoint) -> None:
         """Load the weights of a training checkpoint, or of a deployment checkpoint of SmallDepth."""
         try:
             if checkpoint.description.form == "training":
                 network.load_state_dict({name: torch.from_numpy(value) for name, value in checkpoint.weights.items()})
             elif isinstance(network, SmallDepth):
                 images = next(self.statistics.batches(_START_IMAGES, torch.device("cpu")))
-                network.load_fused(load_network(checkpoint), images)
+                deployed = load_network(checkpoint)
+                if not isinstance(deployed, FusedSmallDepth):
+                    raise ValueError("it is not a SmallDepth")
+                network.load_fused(deployed, images)
             else:
                 raise ValueError("only SmallDepth can start from a deployment checkpoint")
         except (ValueError, RuntimeError) as error:
@@ -306,17 +312,17 @@ class _DeferredInterrupt:
     """Inside this context, Ctrl-C only sets `requested`, so that the loop can finish its step. A second Ctrl-C raises
     KeyboardInterrupt."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.requested = False
 
     def __enter__(self) -> _DeferredInterrupt:
         self._previous = signal.signal(signal.SIGINT, self._request)
         return self
 
-    def __exit__(self, *_error) -> None:
+    def __exit__(self, *_error: object) -> None:
         signal.signal(signal.SIGINT, self._previous)
 
-    def _request(self, _number, _frame) -> None:
+    def _request(self, _number: int, _frame: FrameType | None) -> None:
         if self.requested:
             raise KeyboardInterrupt
         self.requested = True
@@ -338,7 +344,8 @@ def _build_pose_net(config: TrainConfig) -> nn.Module | None:
     if pose.network == "known":
         return None
     options = {"weights": pose.weights} if pose.network == "fbnetv3_b" else {}
-    return build_pose_net(pose.network, **options).to(memory_format=torch.channels_last)
+    # torch's declaration of `to` lacks this form.
+    return build_pose_net(pose.network, **options).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def _build_optimizer(
