@@ -63,7 +63,7 @@ from fadepth_core.geometry import MAX_DEPTH, MIN_DEPTH
 from fadepth_core.labels.stereo import write_stereo
 from fadepth_core.models import MODELS, DepthNetwork, build_model
 from fadepth_core.models.complexity import PRINTED, complexity
-from fadepth_core.models.depth_network import DeployedNetwork, DepthNetwork
+from fadepth_core.models.depth_network import DeployedNetwork
 from fadepth_core.runtime import backends
 from fadepth_core.runtime.checkpoint import Checkpoint, CheckpointError, Description
 from fadepth_core.runtime.engine import EngineError

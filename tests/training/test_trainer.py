@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -11,7 +12,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from fadepth_core.data.augment import Augmentation
 from fadepth_core.models import build_model
-from fadepth_core.runtime.checkpoint import Checkpoint, CheckpointError
+from fadepth_core.runtime.checkpoint import Checkpoint, CheckpointError, save_checkpoint
 from fadepth_core.runtime.engine import DepthEngine
 from fadepth_core.runtime.network import load_network, load_training_network
 from fadepth_core.training import trainer as trainer_module
@@ -106,6 +107,15 @@ def test_training_starts_from_the_shipped_checkpoint(tmp_path):
     assert description.provenance["start"].startswith("smalldepth ")
     with pytest.raises(CheckpointError, match="a smalldepth, not a smalldepth_k5"):
         Trainer(short_run(tmp_path / "k5", *options, "model.name=smalldepth_k5"), Waves())
+
+
+def test_training_does_not_start_from_another_deployed_network(tmp_path, timm):
+    path = tmp_path / "resnet18.safetensors"
+    weights = {name: value.numpy() for name, value in build_model("resnet18").fuse().state_dict().items()}
+    shipped = Checkpoint()
+    save_checkpoint(path, weights, replace(shipped.description, model="resnet18", options={}), shipped.golden)
+    with pytest.raises(CheckpointError, match="not the weights of this network: it is not a SmallDepth"):
+        Trainer(short_run(tmp_path, f"model.start={path}", "loss.levels=[cr]"), Waves())
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_saves_the_batch(tmp_path):
