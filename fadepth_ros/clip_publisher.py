@@ -18,7 +18,7 @@ from sensor_msgs.msg import CameraInfo, Image
 
 import fadepth_core
 from fadepth_ros.messages import Camera, CameraInfoWriter, ImageWriter, Stamp
-from fadepth_ros.process import exit_on, ros_context, until_shutdown
+from fadepth_ros.process import exit_on, ros_context, until_shutdown, wake_regularly
 
 DEMO_CLIP = Path(fadepth_core.__file__).parent / "assets" / "demo.mp4"
 
@@ -116,6 +116,7 @@ class ClipPublisher(Node):
 def main() -> None:
     with ros_context(), exit_on("clip_publisher", ClipError), until_shutdown():
         node = ClipPublisher()
+        wake_regularly(node)
         while not node.finished:
             rclpy.spin_once(node)
 

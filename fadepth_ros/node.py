@@ -27,7 +27,7 @@ from fadepth_ros.diagnostics import camera_status
 from fadepth_ros.engine_pool import EnginePool, load_engine
 from fadepth_ros.parameters import Parameters, Settings
 from fadepth_ros.pipeline import Pipeline, offer_images
-from fadepth_ros.process import exit_on, ros_context, until_shutdown
+from fadepth_ros.process import exit_on, ros_context, until_shutdown, wake_regularly
 
 
 def _log_exceptions(transition: Callable) -> Callable:
@@ -208,6 +208,7 @@ def run(engine_loader: Callable = load_engine, args: list[str] | None = None) ->
             node = DepthNode(engine_loader)
         executor = SingleThreadedExecutor()
         executor.add_node(node)
+        wake_regularly(node)
         node.autostart()
         # The executor creates short-lived objects in every iteration. With the default thresholds, the garbage collector then
         # scans the objects of all imported modules very often: it took a fifth of the node's time at hundreds of frames/s.

@@ -8,7 +8,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import rclpy
+from rclpy.clock import Clock, ClockType
 from rclpy.executors import ExternalShutdownException
+from rclpy.node import Node
+
+#: Longest time (s) that a program goes on after a signal, if rclpy has not woken it.
+_WAKE_PERIOD = 0.5
 
 
 @contextmanager
@@ -47,3 +52,13 @@ def until_shutdown() -> Iterator[None]:
     except Exception:
         if rclpy.ok():
             raise
+
+
+def wake_regularly(node: Node) -> None:
+    """Let the thread that spins `node` notice a signal, even if no message arrives any more.
+
+    rclpy's signal handler first wakes the executor and then shuts the context down. If the executor is fast, it finds the
+    context still valid and waits again, without end. This timer wakes it once more; its clock does not stop with simulated
+    time.
+    """
+    node.create_timer(_WAKE_PERIOD, lambda: None, clock=Clock(clock_type=ClockType.STEADY_TIME))

@@ -25,7 +25,7 @@ from rclpy.serialization import deserialize_message
 from sensor_msgs.msg import Image, PointCloud2
 
 from fadepth_ros import messages
-from fadepth_ros.process import exit_on, ros_context, until_shutdown
+from fadepth_ros.process import exit_on, ros_context, until_shutdown, wake_regularly
 
 
 @dataclass(frozen=True)
@@ -310,6 +310,7 @@ def open_browser(url: str) -> None:
 def main() -> None:
     with ros_context(), exit_on("viewer", ValueError, OSError, ImportError), until_shutdown():
         viewer = Viewer()
+        wake_regularly(viewer)
         with until_shutdown():
             rclpy.spin(viewer)
         viewer.close()
