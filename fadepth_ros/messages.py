@@ -10,9 +10,10 @@ Conventions: REP-118 (depth images), REP-117 (out of range), REP-103 (optical fr
 
 from __future__ import annotations
 
+import functools
 import struct
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import cv2
@@ -21,6 +22,8 @@ from rclpy.serialization import deserialize_message, serialize_message
 from sensor_msgs.msg import CameraInfo, Image, PointCloud2, PointField
 
 from fadepth_core.common.framing import MAX_SIDE, MIN_SIDE
+from fadepth_core.common.picture_header import PictureError, read_picture_header
+from fadepth_ros.quiet_decoder import decode_picture
 
 
 class MessageError(ValueError):
@@ -57,66 +60,163 @@ class Encoding:
     Attributes:
         dtype: numpy type of one value.
         channels: values per pixel; 0 for planar formats, whose rows hold one byte per pixel.
-        to_rgb: [H, W, C] or [H, W] of `dtype` -> [H, W, 3] uint8 RGB.
+        convert: [H, W, C] or [H, W] uint8 -> [H, W, 3] uint8 RGB.
         resizable: whether a frame may be resized before `to_rgb`, which is faster. False for mosaics and subsampled colour,
             where neighbouring values do not belong to neighbouring pixels.
         rows: rows of data per row of image.
         even: which sides must be even, (height, width).
+        chroma_step: of planar formats, the step of the chroma planes relative to that of the first plane.
+        bits: significant bits of a value.
     """
 
     dtype: str
     channels: int
-    to_rgb: Callable[[np.ndarray], np.ndarray]
+    convert: Callable[[np.ndarray], np.ndarray]
     resizable: bool = True
     rows: float = 1.0
     even: tuple[bool, bool] = (False, False)
+    chroma_step: float = 1.0
+    bits: int = 8
+
+    def to_rgb(self, pixels: np.ndarray) -> np.ndarray:
+        """Pixels of `dtype` as [H, W, 3] uint8 RGB."""
+        if self.bits > 8:
+            pixels = cv2.convertScaleAbs(pixels, alpha=255.0 / (2**self.bits - 1))
+        return self.convert(pixels)
+
+    @functools.lru_cache(maxsize=256)  # noqa: B019 - the encodings live as long as the process
+    def with_bits(self, bits: int) -> Encoding:
+        """The same encoding with another number of significant bits."""
+        return replace(self, bits=bits)
 
 
 def _cv(code: int) -> Callable[[np.ndarray], np.ndarray]:
     return lambda pixels: cv2.cvtColor(pixels, code)
 
 
-def _mono16_to_rgb(pixels: np.ndarray) -> np.ndarray:
-    return cv2.cvtColor((pixels >> 8).astype(np.uint8), cv2.COLOR_GRAY2RGB)
+def _pixels(channels: int, convert: Callable[[np.ndarray], np.ndarray]) -> tuple[Encoding, Encoding]:
+    """The encodings with 8 and 16 bits of pixels that are not subsampled."""
+    return Encoding("u1", channels, convert), Encoding("u2", channels, convert, bits=16)
 
 
 def _packed_422(code: int) -> Encoding:
     return Encoding("u1", 2, _cv(code), resizable=False, even=(False, True))
 
 
-def _mosaic(code: int) -> Encoding:
-    return Encoding("u1", 1, _cv(code), resizable=False, even=(True, True))
+def _planar_420(code: int, chroma_step: float = 1.0) -> Encoding:
+    return Encoding("u1", 0, _cv(code), resizable=False, rows=1.5, even=(True, True), chroma_step=chroma_step)
 
 
-_RGB = Encoding("u1", 3, lambda pixels: pixels)
-_BGR = Encoding("u1", 3, _cv(cv2.COLOR_BGR2RGB))
-_MONO = Encoding("u1", 1, _cv(cv2.COLOR_GRAY2RGB))
+def _mosaic(code: int) -> tuple[Encoding, Encoding]:
+    """The encodings with 8 and 16 bits of a Bayer pattern."""
+    eight = Encoding("u1", 1, _cv(code), resizable=False, even=(True, True))
+    return eight, replace(eight, dtype="u2", bits=16)
+
+
+#: BT.601, video range, as in OpenCV's other conversions from YUV: [R, G, B] of [Y, U, V, 1].
+_YUV_TO_RGB = np.array([[1.164, 0.0, 1.596], [1.164, -0.391, -0.813], [1.164, 2.018, 0.0]])
+_YUV_TO_RGB = np.hstack([_YUV_TO_RGB, _YUV_TO_RGB @ [[-16.0], [-128.0], [-128.0]]])
+
+
+def _nv24_to_rgb(planes: np.ndarray) -> np.ndarray:
+    """[3H, W] -> [H, W, 3]: a plane of Y, then one of U and V in turns, both at full resolution."""
+    height = planes.shape[0] // 3
+    chroma = np.ascontiguousarray(planes[height:]).reshape(height, -1, 2)
+    return cv2.transform(cv2.merge([planes[:height], *cv2.split(chroma)]), _YUV_TO_RGB)
+
+
+_RGB, _RGB16 = _pixels(3, lambda pixels: pixels)
+_BGR, _BGR16 = _pixels(3, _cv(cv2.COLOR_BGR2RGB))
+_RGBA, _RGBA16 = _pixels(4, _cv(cv2.COLOR_RGBA2RGB))
+_BGRA, _BGRA16 = _pixels(4, _cv(cv2.COLOR_BGRA2RGB))
+_MONO, _MONO16 = _pixels(1, _cv(cv2.COLOR_GRAY2RGB))
 _UYVY = _packed_422(cv2.COLOR_YUV2RGB_UYVY)
 _YUYV = _packed_422(cv2.COLOR_YUV2RGB_YUYV)
-
+_I420 = _planar_420(cv2.COLOR_YUV2RGB_I420, chroma_step=0.5)
 #: OpenCV and ROS name Bayer patterns differently: OpenCV by the second and third pixel of the second row, ROS by the first two
 #: rows. So ROS's rggb is OpenCV's "BG".
+_RGGB, _RGGB16 = _mosaic(cv2.COLOR_BayerBG2RGB)
+_BGGR, _BGGR16 = _mosaic(cv2.COLOR_BayerRG2RGB)
+_GBRG, _GBRG16 = _mosaic(cv2.COLOR_BayerGR2RGB)
+_GRBG, _GRBG16 = _mosaic(cv2.COLOR_BayerGB2RGB)
+
+#: The names of sensor_msgs/image_encodings.hpp, and nv12, i420, yuv420, which drivers use. An OpenCV type (8UC3) says nothing
+#: of colour: OpenCV's own order is blue, green, red.
 ENCODINGS: dict[str, Encoding] = {
     "rgb8": _RGB,
     "bgr8": _BGR,
     "8UC3": _BGR,
-    "rgba8": Encoding("u1", 4, _cv(cv2.COLOR_RGBA2RGB)),
-    "bgra8": Encoding("u1", 4, _cv(cv2.COLOR_BGRA2RGB)),
+    "rgba8": _RGBA,
+    "bgra8": _BGRA,
+    "8UC4": _BGRA,
     "mono8": _MONO,
     "8UC1": _MONO,
-    "mono16": Encoding("u2", 1, _mono16_to_rgb),
-    "16UC1": Encoding("u2", 1, _mono16_to_rgb),
+    "rgb16": _RGB16,
+    "bgr16": _BGR16,
+    "16UC3": _BGR16,
+    "rgba16": _RGBA16,
+    "bgra16": _BGRA16,
+    "16UC4": _BGRA16,
+    "mono16": _MONO16,
+    "16UC1": _MONO16,
     "yuv422": _UYVY,
     "uyvy": _UYVY,
     "yuv422_yuy2": _YUYV,
     "yuyv": _YUYV,
-    "nv12": Encoding("u1", 0, _cv(cv2.COLOR_YUV2RGB_NV12), resizable=False, rows=1.5, even=(True, True)),
-    "nv21": Encoding("u1", 0, _cv(cv2.COLOR_YUV2RGB_NV21), resizable=False, rows=1.5, even=(True, True)),
-    "bayer_rggb8": _mosaic(cv2.COLOR_BayerBG2RGB),
-    "bayer_bggr8": _mosaic(cv2.COLOR_BayerRG2RGB),
-    "bayer_gbrg8": _mosaic(cv2.COLOR_BayerGR2RGB),
-    "bayer_grbg8": _mosaic(cv2.COLOR_BayerGB2RGB),
+    "nv12": _planar_420(cv2.COLOR_YUV2RGB_NV12),
+    "nv21": _planar_420(cv2.COLOR_YUV2RGB_NV21),
+    "nv24": Encoding("u1", 0, _nv24_to_rgb, resizable=False, rows=3.0, chroma_step=2.0),
+    "i420": _I420,
+    "yuv420": _I420,
+    "bayer_rggb8": _RGGB,
+    "bayer_bggr8": _BGGR,
+    "bayer_gbrg8": _GBRG,
+    "bayer_grbg8": _GRBG,
+    "bayer_rggb16": _RGGB16,
+    "bayer_bggr16": _BGGR16,
+    "bayer_gbrg16": _GBRG16,
+    "bayer_grbg16": _GRBG16,
 }
+
+
+class BitDepth:
+    """How many bits of their 16-bit values the images of one camera use: 10, 12, 14 or 16.
+
+    No message says it: cameras of 10, 12 and 14 bits mostly leave the upper bits 0, and would be nearly black as images of 16
+    bits. The largest value seen so far decides, so that brightness stays the same from frame to frame. The depth is reduced only
+    after `MEMORY` frames that need less, so that a damaged frame does not darken the later ones for good.
+    """
+
+    LEVELS = (10, 12, 14, 16)
+    #: Frames.
+    MEMORY = 300
+    #: Part of the values that may be larger, and are drawn white: defective pixels, bits lost on the way.
+    OUTLIERS = 1e-3
+
+    def __init__(self) -> None:
+        self._bits = 0
+        self._lower: list[int] = []  # what the last frames needed, while that is less than `_bits`
+
+    def update(self, pixels: np.ndarray) -> int:
+        """The bits to use for an image of native uint16 values."""
+        needed = self._level(int(pixels.max()))
+        while needed > max(self._bits, self.LEVELS[0]):
+            lower = needed - 2
+            if np.count_nonzero(pixels >> lower) > self.OUTLIERS * pixels.size:
+                break
+            needed = lower
+        if needed >= self._bits:
+            self._bits = needed
+            self._lower.clear()
+        else:
+            self._lower.append(needed)
+            if len(self._lower) >= self.MEMORY:
+                self._bits = max(self._lower)
+                self._lower.clear()
+        return self._bits
+
+    def _level(self, value: int) -> int:
+        return next(bits for bits in self.LEVELS if value < 2**bits)
 
 
 # ------------------------------------------------------------------------------------------------------------ incoming
@@ -193,8 +293,11 @@ def read_stamp(raw: bytes) -> Stamp:
     return _CdrReader(raw).stamp()
 
 
-def read_image(raw: bytes) -> Frame:
+def read_image(raw: bytes, depth: BitDepth | None = None) -> Frame:
     """Read a serialized sensor_msgs/Image without copying its pixels.
+
+    Args:
+        depth: that of the camera, for images of 16 bits; None if this image alone decides.
 
     Raises:
         MessageError: it is malformed, its fields contradict each other, or its size or encoding is not supported.
@@ -214,14 +317,34 @@ def read_image(raw: bytes) -> Frame:
     if step < row_bytes:
         raise MessageError("step", f"step is {step}, a row of {width} pixels in '{name}' takes {row_bytes} bytes")
     rows = int(height * encoding.rows)
+    if encoding.channels == 0 and step > width and rows * width == len(data):
+        step = (
+            width  # some drivers give the bytes of all planes for each row of the image, and leave no gap between rows
+        )
     if len(data) < rows * step:
         raise MessageError("short", f"{len(data)} bytes of data, {rows} rows of step {step} make {rows * step}")
     if dtype.itemsize > 1:
         dtype = dtype.newbyteorder(">" if big_endian else "<")
     shape = (rows, width, encoding.channels) if encoding.channels > 1 else (rows, width)
     strides = (step, max(encoding.channels, 1) * dtype.itemsize, dtype.itemsize)[: len(shape)]
-    pixels = np.ndarray(shape, dtype, data, strides=strides)
-    return Frame(stamp, frame_id, (height, width), encoding, _native(pixels))
+    pixels = _native(np.ndarray(shape, dtype, data, strides=strides))
+    if encoding.chroma_step != 1.0 and step > width:
+        pixels = _without_gaps(data, (height, width), step, encoding)
+    if encoding.bits > 8:
+        encoding = encoding.with_bits((depth or BitDepth()).update(pixels))
+    return Frame(stamp, frame_id, (height, width), encoding, pixels)
+
+
+def _without_gaps(data: memoryview, size: tuple[int, int], step: int, encoding: Encoding) -> np.ndarray:
+    """The planes of an image with gaps between its rows as one array [rows, W] without gaps, as they are converted."""
+    height, width = size
+    factor = encoding.chroma_step
+    chroma_rows = int(height * (encoding.rows - 1) / factor)
+    luma = np.ndarray(size, np.uint8, data, strides=(step, 1))
+    chroma = np.ndarray(
+        (chroma_rows, int(width * factor)), np.uint8, data, height * step, strides=(int(step * factor), 1)
+    )
+    return np.concatenate([luma.ravel(), chroma.ravel()]).reshape(-1, width)
 
 
 def _check_size(height: int, width: int) -> None:
@@ -252,22 +375,69 @@ def _read_by_cv_bridge(raw: bytes, name: str, stamp: Stamp, frame_id: str) -> Fr
     return Frame(stamp, frame_id, pixels.shape[:2], _RGB, pixels)
 
 
-def read_compressed(raw: bytes) -> Frame:
-    """Read a serialized sensor_msgs/CompressedImage: JPEG, PNG, or another format that OpenCV decodes.
+#: Largest compressed image that is decoded, pixels: more than cameras have, and 200 MB.
+MAX_COMPRESSED_PIXELS = 64_000_000
+_PATTERNS = ("rggb", "bggr", "gbrg", "grbg")
+_VIDEO = ("h264", "h265", "hevc", "vp8", "vp9", "av1", "mpeg4", "ffmpeg", "theora")
+
+
+def read_compressed(raw: bytes, depth: BitDepth | None = None, max_pixels: int = MAX_COMPRESSED_PIXELS) -> Frame:
+    """Read a serialized sensor_msgs/CompressedImage: JPEG, PNG, WebP, TIFF or BMP.
+
+    `format` is read as compressed_image_transport does: "ENCODING; jpeg compressed TARGET", where TARGET may be missing, or
+    only "jpeg". As there, EXIF orientation is ignored: camera_info describes the image as it is stored.
+
+    Args:
+        depth: that of the camera, for images of 16 bits; None if this image alone decides.
+        max_pixels: images with more are refused, before they are decoded.
 
     Raises:
         MessageError: it is malformed, cannot be decoded, or its size is not supported.
     """
     reader = _CdrReader(raw)
-    stamp, frame_id, kind, data = reader.stamp(), reader.string(), reader.string(), reader.sequence()
+    stamp, frame_id, kind, view = reader.stamp(), reader.string(), reader.string(), reader.sequence()
+    data = bytes(view)
+    if "compresseddepth" in kind.lower() or data[12:20] == b"\x89PNG\r\n\x1a\n":  # a PNG after the parameters of depth
+        raise MessageError("encoding", f"'{kind}' is a depth image; the node needs the camera's picture")
     try:
-        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR) if len(data) else None
-    except cv2.error:  # a header that claims more pixels than OpenCV allows
-        pixels = None
-    if pixels is None:
+        height, width = read_picture_header(data).size
+    except PictureError as error:
+        text = f"{len(data)} bytes of '{kind}' are not an image that can be decoded: {error}"
+        if any(name in kind.lower() for name in _VIDEO):
+            text += "; video must be decoded before: ros2 run image_transport republish"
+        raise MessageError("encoding", text) from None
+    _check_size(height, width)
+    if height * width > max_pixels:
+        raise MessageError(
+            "size", f"the image is {width}x{height}; at most {max_pixels / 1e6:.0f} megapixels are decoded"
+        )
+    pixels = decode_picture(data)
+    if pixels is None or pixels.shape[:2] != (height, width):
         raise MessageError("encoding", f"{len(data)} bytes of '{kind}' are not an image that OpenCV can decode")
-    _check_size(*pixels.shape[:2])
-    return Frame(stamp, frame_id, pixels.shape[:2], _BGR, pixels)
+    encoding = ENCODINGS.get(_stored_encoding(kind, pixels))
+    if encoding is None:
+        shape = f"{pixels.shape[2] if pixels.ndim == 3 else 1} values of {pixels.dtype} a pixel"
+        raise MessageError("encoding", f"the image of '{kind}' has {shape}; known are 1, 3 and 4 of 8 or 16 bits")
+    if encoding.even[0] and (height % 2 or width % 2):
+        raise MessageError("size", f"the image is {width}x{height}, '{kind}' needs even sides")
+    if encoding.bits > 8:
+        encoding = encoding.with_bits((depth or BitDepth()).update(pixels))
+    return Frame(stamp, frame_id, (height, width), encoding, pixels)
+
+
+def _stored_encoding(kind: str, pixels: np.ndarray) -> str:
+    """The encoding of a decoded picture [H, W] or [H, W, C], as compressed_image_transport's subscriber finds it."""
+    source, separator, target = kind.lower().partition(";")
+    source = source.strip()
+    bits = 8 * pixels.itemsize if pixels.dtype.kind == "u" else 0
+    channels = 1 if pixels.ndim == 2 else pixels.shape[2]
+    if channels == 1:
+        pattern = source.removeprefix("bayer_")[:4] if source.startswith("bayer_") else ""
+        return f"bayer_{pattern}{bits}" if pattern in _PATTERNS else f"mono{bits}"
+    # A picture file's colours are in OpenCV's order, unless the encoder was given RGB as if it was BGR. The publisher says
+    # which by the target; without one, the subscriber assumes RGB.
+    given_rgb = separator and source.startswith(("rgb", "bgr")) and "compressed bgr" not in target
+    return f"{'rgb' if given_rgb else 'bgr'}{'a' if channels == 4 else ''}{bits}" if channels in (3, 4) else ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -275,10 +445,11 @@ class Camera:
     """The contents of a CameraInfo. Compared by identity.
 
     Attributes:
-        size: (height, width) of the image, region of interest and binning applied.
+        size: (height, width) of the image, region of interest and binning applied; (0, 0) if the message does not say it.
         matrix: [3, 3] intrinsics to unproject with: P's left part (REP-104: the processed image) where P is set, else K.
         info: the message; its K and P are of the full sensor, see `roi_matrix`.
         roi_matrix: [3, 3] affine map from full-sensor pixels to the pixels of the image.
+        notes: what is unusual about the message, for the log.
     """
 
     frame_id: str
@@ -286,36 +457,82 @@ class Camera:
     matrix: np.ndarray
     info: CameraInfo
     roi_matrix: np.ndarray
+    notes: tuple[str, ...] = ()
 
 
-def read_camera_info(raw: bytes) -> Camera:
+#: Larger numbers in a CameraInfo are damage.
+_LARGEST_NUMBER = 1e9
+#: Largest skew of a pinhole camera, relative to fx. It is ignored, as in image_geometry; calibrations of fisheye cameras have some.
+_LARGEST_SKEW = 0.05
+
+
+def read_camera_info(raw: bytes, image_size: tuple[int, int] | None = None) -> Camera:
     """Read a serialized sensor_msgs/CameraInfo.
+
+    Args:
+        image_size: (height, width) of the image that it comes with, for messages of size 0x0.
 
     Raises:
         MessageError: it is malformed, uncalibrated (K[0] is 0) or holds numbers that no camera has.
     """
-    _CdrReader(raw).stamp()
+    reader = _CdrReader(raw)
+    reader.stamp()
+    reader.string()
     try:
         info = deserialize_message(raw, CameraInfo)
     except Exception as error:  # RCLError or RuntimeError, depending on the ROS distribution
         raise MessageError("malformed", f"not a CameraInfo: {error}") from error
+    if len(info.distortion_model) > _LONGEST_TEXT or len(info.d) > _LONGEST_TEXT:
+        raise MessageError("malformed", "its distortion model or D is too long")
+    for name in "kdrp":
+        for index, number in enumerate(getattr(info, name)):
+            if not abs(number) <= _LARGEST_NUMBER:  # also NaN
+                raise MessageError("calibration", f"{name.upper()}[{index}] is {number:g}")
     k, p = np.array(info.k, np.float64).reshape(3, 3), np.array(info.p, np.float64).reshape(3, 4)
-    if not (np.isfinite(k).all() and np.isfinite(p).all()):
-        raise MessageError("calibration", "K or P holds numbers that are not finite")
     if k[0, 0] == 0.0:
         raise MessageError("uncalibrated", "K[0] is 0, which means uncalibrated")
+    notes = []
+    size, to_image, side = _image_area(info, image_size)
+    if np.array_equal(p[:, :3], np.eye(3)):
+        notes.append("P is the identity, so K is used")
+        info.p = [0.0] * 12
+        p[:] = 0.0
+    name, used = ("P", p[:, :3]) if p[0, 0] != 0.0 else ("K", k)
+    if problem := _pinhole_problem(name, used, side):
+        raise MessageError("calibration", problem)
+    if name == "P" and (problem := _pinhole_problem("K", k, side)):
+        notes.append(f"{problem}; P is used")
+        info.k = used.ravel()  # because it is published with the depth image
+    (fx, _, cx), (_, fy, cy) = used[:2]
+    matrix = to_image @ [[fx, 0.0, cx], [0.0, fy, cy], [0.0, 0.0, 1.0]]
+    return Camera(info.header.frame_id, size, matrix, info, to_image, tuple(notes))
+
+
+def _image_area(info: CameraInfo, image_size: tuple[int, int] | None) -> tuple[tuple[int, int], np.ndarray, int | None]:
+    """What part of the sensor the image shows: its (height, width), `Camera.roi_matrix`, and the sensor's longer side.
+
+    The side is None if it is not known, for a message of size 0x0 without `image_size`.
+    """
     bx, by = max(info.binning_x, 1), max(info.binning_y, 1)
+    full_height, full_width = info.height, info.width
     roi = info.roi
-    height, width = roi.height or info.height, roi.width or info.width
-    if roi.x_offset + width > info.width or roi.y_offset + height > info.height:
+    if (full_height, full_width) == (0, 0):  # drivers that do not know it; then it is that of the image
+        rest = (
+            roi.height or (image_size[0] * by if image_size else 0),
+            roi.width or (image_size[1] * bx if image_size else 0),
+        )
+        full_height, full_width = (
+            offset + side for offset, side in zip((roi.y_offset, roi.x_offset), rest, strict=True)
+        )
+    elif 0 in (full_height, full_width):
+        raise MessageError("calibration", f"its size is {full_width}x{full_height}")
+    height, width = roi.height or full_height, roi.width or full_width
+    if roi.x_offset + width > full_width or roi.y_offset + height > full_height:
         raise MessageError(
             "calibration",
-            f"its region of interest, {width}x{height} at ({roi.x_offset}, {roi.y_offset}), is outside its {info.width}x"
-            f"{info.height} pixels",
+            f"its region of interest, {width}x{height} at ({roi.x_offset}, {roi.y_offset}), is outside its "
+            f"{full_width}x{full_height} pixels",
         )
-    for name, matrix in (("K", k), ("P", p[:, :3])):
-        if name == "K" or matrix[0, 0] != 0.0:
-            _check_pinhole(name, matrix, max(info.height, info.width))
     to_image = np.array(
         [
             [1 / bx, 0, (0.5 - roi.x_offset) / bx - 0.5],
@@ -323,19 +540,23 @@ def read_camera_info(raw: bytes) -> Camera:
             [0, 0, 1],
         ]
     )
-    matrix = to_image @ (p[:, :3] if p[0, 0] != 0.0 else k)
-    return Camera(info.header.frame_id, (height // by, width // bx), matrix, info, to_image)
+    return (height // by, width // bx), to_image, max(full_height, full_width) if height and width else None
 
 
-def _check_pinhole(name: str, matrix: np.ndarray, side: int) -> None:
-    """Raise MessageError for intrinsics that no camera of `side` pixels has. They would give points far outside any scene."""
+def _pinhole_problem(name: str, matrix: np.ndarray, side: int | None) -> str | None:
+    """Why no camera of `side` pixels has these intrinsics; they would give points far outside any scene. None if one may."""
     (fx, skew, cx), (zero, fy, cy) = matrix[:2]
-    if not (0.01 * side <= min(fx, fy) and max(fx, fy) <= 1000 * side):
-        raise MessageError("calibration", f"the focal lengths of {name}, {fx:g} and {fy:g}, are not those of a camera")
-    if max(abs(cx), abs(cy)) > 10 * side:
-        raise MessageError("calibration", f"the principal point of {name}, ({cx:g}, {cy:g}), is far outside the image")
-    if skew or zero or tuple(matrix[2]) != (0.0, 0.0, 1.0):
-        raise MessageError("calibration", f"{name} is not [fx 0 cx; 0 fy cy; 0 0 1]")
+    if side is not None and not (0.01 * side <= min(fx, fy) and max(fx, fy) <= 1000 * side):
+        return f"the focal lengths of {name}, {fx:g} and {fy:g}, are not those of a camera"
+    if side is not None and max(abs(cx), abs(cy)) > 10 * side:
+        return f"the principal point of {name}, ({cx:g}, {cy:g}), is far outside the image"
+    if (
+        abs(skew) > _LARGEST_SKEW * abs(fx)
+        or abs(zero) > 1e-6 * abs(fy)
+        or not np.allclose(matrix[2], (0, 0, 1), 0, 1e-6)
+    ):
+        return f"{name} is not [fx 0 cx; 0 fy cy; 0 0 1]"
+    return None
 
 
 # ------------------------------------------------------------------------------------------------------------ outgoing

@@ -22,10 +22,10 @@ from fadepth_core.common.framing import FramingError
 from fadepth_core.runtime.checkpoint import CheckpointError
 from fadepth_core.runtime.engine import DepthEngine, DepthResult, EngineError, FrameRequest
 from fadepth_ros import messages
-from fadepth_ros.camera_tracker import CameraTracker
+from fadepth_ros.camera_tracker import CameraTracker, unusual
 from fadepth_ros.engine_pool import EngineLease, EnginePool
 from fadepth_ros.ground_correction import GroundCorrection
-from fadepth_ros.messages import Camera, Frame, MessageError, Stamp
+from fadepth_ros.messages import BitDepth, Camera, Frame, MessageError, Stamp
 from fadepth_ros.output_writers import OutputWriters
 from fadepth_ros.parameters import Settings
 from fadepth_ros.statistics import Statistics
@@ -103,8 +103,10 @@ class Pipeline:
         self.ground = GroundCorrection()
         self._settings, self._outputs = settings, outputs
         self._image_topic, self._info_topic = image_topic, info_topic
-        self._decode = messages.read_compressed if settings.image_transport == "compressed" else messages.read_image
+        self._compressed = settings.image_transport == "compressed"
+        self._bit_depth = BitDepth()
         self._cameras = CameraTracker()
+        self._unusual: tuple[str, ...] = ()  # what was logged of the camera
         self._camera_problem = ""  # cause of the last frame's CameraInfo problem; "" if it had none
         self._writers = OutputWriters()
         self._last_stamp: int | None = None
@@ -186,6 +188,11 @@ class Pipeline:
 
     # --------------------------------------------------------------------------------------------------------------- steps
 
+    def _decode(self, raw: bytes) -> Frame:
+        if self._compressed:
+            return messages.read_compressed(raw, self._bit_depth, self._cameras.max_pixels)
+        return messages.read_image(raw, self._bit_depth)
+
     def _check_stamp(self, stamp: Stamp) -> None:
         now, last = stamp.nanoseconds, self._last_stamp
         if last is not None and now < last:
@@ -244,9 +251,14 @@ class Pipeline:
             scales_depth: whether the scale of depth depends on the camera.
         """
         camera, problem = self._cameras.match(frame)
-        if problem is None:
+        if camera is not None:
             self._camera_problem = ""
+            notes = unusual(camera, frame)
+            if notes and notes != self._unusual:
+                self.statistics.note(f"{self._info_topic}: {'; '.join(notes)}", "camera_info")
+            self._unusual = notes
             return camera
+        assert problem is not None  # see `CameraTracker.match`
         self.statistics.problem(problem.cause)
         if (
             problem.cause != self._camera_problem

@@ -101,6 +101,13 @@ class Statistics:
             self._next_log[cause] = now + WARN_PERIOD
             self._logger.warning(text, exc_info=error)
 
+    def note(self, text: str, cause: str) -> None:
+        """Log what is worth knowing and no problem, unless a text of the same cause was logged less than `WARN_PERIOD` ago."""
+        now = time.monotonic()
+        if now >= self._next_log.get(f"note: {cause}", 0.0):
+            self._next_log[f"note: {cause}"] = now + WARN_PERIOD
+            self._logger.info(text)
+
     def report(self) -> Report:
         """The counts since the previous report; starts new ones."""
         window, self._window = self._window, _Window()

@@ -1,0 +1,70 @@
+"""Decodes pictures without their decoders' own lines on stderr.
+
+A damaged picture is not an event for the terminal: at 30 frames per second it would fill it. OpenCV's lines are switched off.
+libjpeg, which OpenCV contains, writes to file descriptor 2 ("Corrupt JPEG data: ...", once for each picture), and nothing can
+switch it off. On Linux a thread may have file descriptors of its own, so JPEGs are decoded in a thread in which descriptor 2
+leads nowhere. The descriptors of the rest of the process, and of programs that it starts, stay as they are.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import os
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import cv2
+import numpy as np
+
+#: From Linux's sched.h: `unshare` gives the calling thread a copy of the table of file descriptors. It needs no privileges.
+_CLONE_FILES = 0x400
+
+
+def decode_picture(data: bytes) -> np.ndarray | None:
+    """Decode a picture as it is stored: its channels and bits, without EXIF orientation.
+
+    Returns:
+        [H, W] or [H, W, C], colours in the order blue, green, red; None if OpenCV cannot decode it.
+    """
+    if data.startswith(b"\xff\xd8"):
+        return _jpeg_thread().submit(_decode, data).result()
+    return _decode(data)
+
+
+def _decode(data: bytes) -> np.ndarray | None:
+    level = _set_opencv_log_level(0)  # silent
+    try:
+        return cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    except cv2.error:  # for example a header that claims more pixels than OpenCV allows
+        return None
+    finally:
+        _set_opencv_log_level(level)
+
+
+def _set_opencv_log_level(level: int) -> int:
+    """Returns the previous level."""
+    logging = getattr(cv2.utils, "logging", None)  # not in OpenCV 4.5
+    if logging is None:
+        return level
+    return logging.setLogLevel(level)
+
+
+@functools.cache
+def _jpeg_thread() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(1, "jpeg", initializer=_silence_this_thread)
+
+
+def _silence_this_thread() -> None:
+    """Give this thread file descriptors of its own, of which 2 is /dev/null. Without effect where that is not possible."""
+    if not sys.platform.startswith("linux"):
+        return
+    try:
+        if ctypes.CDLL(None).unshare(_CLONE_FILES) != 0:  # for example forbidden in a container
+            return
+    except (OSError, AttributeError):
+        return
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    # Those of the process would stay open here when it closes them.
+    os.closerange(3, max(map(int, os.listdir("/proc/thread-self/fd"))) + 1)
