@@ -1,9 +1,10 @@
 """Decodes pictures without their decoders' own lines on stderr.
 
-A damaged picture is not an event for the terminal: at 30 frames per second it would fill it. OpenCV's lines are switched off.
-libjpeg, which OpenCV contains, writes to file descriptor 2 ("Corrupt JPEG data: ...", once for each picture), and nothing can
-switch it off. On Linux a thread may have file descriptors of its own, so JPEGs are decoded in a thread in which descriptor 2
-leads nowhere. The descriptors of the rest of the process, and of programs that it starts, stay as they are.
+A camera with damaged pictures would fill the terminal with them; the node has its own warnings, at most one every few seconds.
+OpenCV's lines can be switched off. libjpeg and libpng, which OpenCV contains, write to file descriptor 2 ("Corrupt JPEG data:
+...", one line for each picture) and have no switch that can be reached. But on Linux a thread may have file descriptors of its
+own, so pictures are decoded in a thread in which descriptor 2 is /dev/null. The descriptors of the rest of the process, and of
+programs that it starts, stay as they are.
 """
 
 from __future__ import annotations
@@ -27,9 +28,7 @@ def decode_picture(data: bytes) -> np.ndarray | None:
     Returns:
         [H, W] or [H, W, C], colours in the order blue, green, red; None if OpenCV cannot decode it.
     """
-    if data.startswith(b"\xff\xd8"):
-        return _jpeg_thread().submit(_decode, data).result()
-    return _decode(data)
+    return _thread().submit(_decode, data).result()
 
 
 def _decode(data: bytes) -> np.ndarray | None:
@@ -51,8 +50,8 @@ def _set_opencv_log_level(level: int) -> int:
 
 
 @functools.cache
-def _jpeg_thread() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(1, "jpeg", initializer=_silence_this_thread)
+def _thread() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(1, "decoder", initializer=_silence_this_thread)
 
 
 def _silence_this_thread() -> None:
