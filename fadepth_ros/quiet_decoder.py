@@ -43,10 +43,8 @@ def _decode(data: bytes) -> np.ndarray | None:
 
 def _set_opencv_log_level(level: int) -> int:
     """Returns the previous level."""
-    logging = getattr(cv2.utils, "logging", None)  # not in OpenCV 4.5
-    if logging is None:
-        return level
-    return logging.setLogLevel(level)
+    logging = getattr(getattr(cv2, "utils", None), "logging", None)  # OpenCV 4.5 may lack it
+    return level if logging is None else logging.setLogLevel(level)
 
 
 @functools.cache

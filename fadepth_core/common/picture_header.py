@@ -19,11 +19,16 @@ _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _JPEG_PIXELS_PER_BYTE = 8 * 64
 #: Compression of deflate at best (https://zlib.net/zlib_tech.html).
 _DEFLATE_RATIO = 1032
+#: Of the methods that TIFF has for images of 8 and 16 bits LZW compresses most: to 12 bits for 4096 bytes.
+_LZW_RATIO = 4096 / 1.5
+#: Run-length coding in BMP: two bytes for 255 pixels.
+_BMP_PIXELS_PER_BYTE = 128
 #: Colour profiles and other metadata take up to about 260 segments, a progressive JPEG has about ten scans. A decoder visits the
 #: whole picture for each scan, also for one of few bytes.
 _JPEG_MAX_SEGMENTS, _JPEG_MAX_SCANS = 1024, 64
 #: Values per pixel by PNG colour type.
 _PNG_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
+_TIFF_WIDTH, _TIFF_HEIGHT, _TIFF_BITS, _TIFF_SAMPLES = 256, 257, 258, 277
 
 
 class PictureError(ValueError):
@@ -140,20 +145,31 @@ def _tiff_size(data: bytes) -> tuple[int, int]:
     order = "<" if data[0] == ord("I") else ">"
     (at,) = struct.unpack_from(order + "I", data, 4)
     (count,) = struct.unpack_from(order + "H", data, at)
-    sides = {}
+    fields = {_TIFF_BITS: 1, _TIFF_SAMPLES: 1}
     for entry in range(at + 2, at + 2 + 12 * min(count, 256), 12):
-        tag, kind = struct.unpack_from(order + "HH", data, entry)
-        if tag in (256, 257):  # width, height: 16 or 32 bits
-            (sides[tag],) = struct.unpack_from(order + ("H" if kind == 3 else "I"), data, entry + 8)
-    if len(sides) < 2:
+        tag, kind, values = struct.unpack_from(order + "HHI", data, entry)
+        where = entry + 8
+        if tag == _TIFF_BITS and values > 2:  # one for each sample, elsewhere
+            (where,) = struct.unpack_from(order + "I", data, where)
+        if tag in (_TIFF_WIDTH, _TIFF_HEIGHT, _TIFF_BITS, _TIFF_SAMPLES):
+            (fields[tag],) = struct.unpack_from(order + ("H" if kind == 3 else "I"), data, where)
+    if _TIFF_WIDTH not in fields or _TIFF_HEIGHT not in fields:
         raise PictureError("the TIFF has no size")
-    return sides[257], sides[256]
+    if fields[_TIFF_BITS] > 16 or fields[_TIFF_SAMPLES] > 4:
+        raise PictureError(f"the TIFF has {fields[_TIFF_SAMPLES]} values of {fields[_TIFF_BITS]} bits a pixel")
+    size = (fields[_TIFF_HEIGHT], fields[_TIFF_WIDTH])
+    _check_length(data, size, size[0] * size[1] * fields[_TIFF_SAMPLES] * fields[_TIFF_BITS] / 8 / _LZW_RATIO)
+    return size
 
 
 def _bmp_size(data: bytes) -> tuple[int, int]:
     (header,) = struct.unpack_from("<I", data, 14)
     width, height = struct.unpack_from("<hh" if header == 12 else "<ii", data, 18)
-    return abs(height), width  # a negative height means that the top row comes first
+    size = (abs(height), width)  # a negative height means that the top row comes first
+    bits, compression = (24, 0) if header == 12 else struct.unpack_from("<HI", data, 28)
+    run_length = compression in (1, 2)
+    _check_length(data, size, size[0] * width * (1 / _BMP_PIXELS_PER_BYTE if run_length else bits / 8))
+    return size
 
 
 def _check_length(data: bytes, size: tuple[int, int], least: float) -> None:

@@ -339,6 +339,10 @@ def test_orientation_is_ignored_because_camera_info_belongs_to_the_stored_image(
     assert np.abs(decoded(data[:2] + exif + data[2:]).astype(int) - card()).max() <= 8
 
 
+def tiff(pixels):
+    return cv2.imencode(".tiff", pixels)[1].tobytes()
+
+
 def claim(data, height, width):
     """`data` with another size in its header."""
     data = bytearray(data)
@@ -346,6 +350,13 @@ def claim(data, height, width):
         struct.pack_into(">HH", data, data.index(b"\xff\xc0") + 5, height, width)
     elif data[:2] == b"BM":
         struct.pack_into("<ii", data, 18, width, height)
+    elif data[:2] == b"II":
+        (directory,) = struct.unpack_from("<I", data, 4)
+        for tag, side in ((256, width), (257, height)):
+            entry = data.index(struct.pack("<H", tag), directory)
+            struct.pack_into("<HII", data, entry + 2, 4, 1, side)
+    elif data[:4] == b"RIFF":
+        struct.pack_into("<I", data, 21, width - 1 | height - 1 << 14)
     else:
         struct.pack_into(">II", data, 16, width, height)
         struct.pack_into(">I", data, 29, zlib.crc32(data[12:29]))
@@ -374,13 +385,14 @@ JPEG, PNG = picture(".jpg"), picture(".png")
         (claim(PNG, 10_000, 10_000), "png", "bytes cannot hold 10000x10000 pixels"),
         (picture(".webp")[:-8], "webp", "the WebP is cut off"),
         (picture(".tiff")[:1000], "tiff", "ends inside its header"),
-        (np.ones(SIZE, np.float32), "32FC1; tiff compressed ", "has 1 values of float32 a pixel"),
+        (tiff(np.ones(SIZE, np.float32)), "32FC1; tiff compressed ", "1 values of 32 bits a pixel"),
+        (tiff(np.ones(SIZE, np.float64)), "64FC1; tiff compressed ", "1 values of 64 bits a pixel"),
+        (claim(picture(".bmp"), 10_000, 10_000), "bmp", "bytes cannot hold 10000x10000 pixels"),
+        (claim(picture(".tiff"), 10_000, 10_000), "tiff", "bytes cannot hold 10000x10000 pixels"),
     ],
     ids=lambda value: None if isinstance(value, bytes) else str(value)[:20],
 )
 def test_compressed_data_that_cannot_be_used_are_refused_with_the_reason(data, kind, text, capfd):
-    if isinstance(data, np.ndarray):
-        data = cv2.imencode(".tiff", data)[1].tobytes()
     with pytest.raises(MessageError, match=text) as error:
         messages.read_compressed(compressed(data, kind))
     assert error.value.cause == "encoding"
@@ -390,8 +402,8 @@ def test_compressed_data_that_cannot_be_used_are_refused_with_the_reason(data, k
 @pytest.mark.parametrize(
     ("data", "text"),
     [
-        (claim(picture(".bmp"), 20_000, 20_000), "20000x20000; sides must be"),
-        (claim(picture(".bmp"), 10_000, 10_000), "10000x10000; at most 64 megapixels"),
+        (claim(picture(".webp", None, cv2.IMWRITE_WEBP_QUALITY, 101), 10_000, 10_000), "10000x10000; at most 64 mega"),
+        (picture(".png", np.zeros((20, 20_000, 3), np.uint8)), "20000x20; sides must be"),
         (picture(".jpg", np.zeros((8, 8, 3), np.uint8)), "8x8; sides must be"),
     ],
 )

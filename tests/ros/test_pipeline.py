@@ -6,10 +6,11 @@ import logging
 from dataclasses import replace
 from types import SimpleNamespace
 
+import cv2
 import numpy as np
 import pytest
 from rclpy.serialization import deserialize_message, serialize_message
-from sensor_msgs.msg import CameraInfo, Image, PointCloud2, RegionOfInterest
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image, PointCloud2, RegionOfInterest
 
 from cards import SIZE, image_message, info_message, noise
 from fadepth_core.common.framing import Framing, focal_length
@@ -277,3 +278,42 @@ def test_load_engine_passes_on_every_setting():
     assert engine.framing.network_size == (64, 96)
     assert engine.framing.crop != (0, 0, *SIZE)
     assert engine.framing.output_size == engine.framing.crop[2:]
+
+
+# ------------------------------------------------------------------------------------- what the camera's messages tell
+
+
+def test_images_of_a_12_bit_camera_are_as_bright_as_those_of_8_bits_and_stay_so():
+    loader = EngineLoader()
+    pipeline = make_pipeline(RecordedOutputs(DEPTH), loader)
+    grey = noise()[..., 0]
+    for second, (pixels, encoding) in enumerate(
+        [(grey, "mono8"), (grey.astype(np.uint16) * 16, "mono16"), (grey.astype(np.uint16), "mono16")]
+    ):
+        pipeline.offer_image(serialize_message(image_message(pixels, encoding, second * SECOND)))
+    eight, twelve, dark = (request.image.astype(int) for request in loader.engines[0].requests)
+    assert np.abs(twelve - eight).max() <= 1
+    assert np.abs(dark - eight / 16).max() <= 1
+
+
+def test_what_is_unusual_about_a_camera_info_is_logged_once(caplog):
+    caplog.set_level("INFO")
+    outputs = RecordedOutputs(POINTS, INFO)
+    pipeline = make_pipeline(outputs, camera_info=False)
+    info = info_message(frame_id="lidar")
+    for second in range(3):
+        info.header.stamp.sec = second
+        pipeline.offer_camera_info(serialize_message(info))
+        pipeline.offer_image(frame(second))
+    assert outputs.published == [POINTS, INFO] * 3
+    lines = [record for record in caplog.records if "lidar" in record.getMessage()]
+    assert [line.levelname for line in lines] == ["INFO"]
+    assert lines[0].getMessage().startswith("camera_info: its frame_id is 'lidar'")
+
+
+def test_a_compressed_image_far_larger_than_its_camera_is_not_decoded(caplog):
+    pipeline = make_pipeline(RecordedOutputs(DEPTH), image_transport="compressed")
+    webp = bytearray(cv2.imencode(".webp", noise(), (cv2.IMWRITE_WEBP_QUALITY, 101))[1].tobytes())
+    webp[21:25] = (5000 - 1 | 5000 - 1 << 14).to_bytes(4, "little")  # the size in its header
+    pipeline.offer_image(serialize_message(CompressedImage(format="webp", data=bytes(webp))))
+    assert "the image is 5000x5000; at most 16 megapixels are decoded; frame dropped" in caplog.text
