@@ -10,7 +10,7 @@ TENSORRT := torch-tensorrt-rtx==2.13.0 tensorrt-rtx-cu13-libs==1.7.1.116 tensorr
 # Two processes, each with whole files; the tests of one file share nodes and networks. ARGS="-n 0" for one process.
 PYTEST := $(VENV)/bin/python -m pytest -n 2 --dist loadfile
 
-.PHONY: demo test test-all lint docs clean
+.PHONY: demo test test-all fuzz lint docs clean
 
 demo: $(VENV)/demo.done
 	@$(VENV)/bin/python -m fadepth_ros.demo $(ARGS)
@@ -20,6 +20,10 @@ test: $(VENV)/test.done
 
 test-all: $(VENV)/test.done
 	$(PYTEST) $(ARGS)
+
+# Damaged messages and files. ARGS="--count 1000000 --seed 1 image" chooses how many, which, and the kind.
+fuzz: $(VENV)/test.done
+	$(VENV)/bin/python tests/fuzz.py $(ARGS)
 
 # Style, format, spelling and types. mypy reads the types of the installed packages.
 lint: $(VENV)/test.done
