@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import functools
 import struct
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -183,8 +184,10 @@ class BitDepth:
     """How many bits of their 16-bit values the images of one camera use: 10, 12, 14 or 16.
 
     No message says it: cameras of 10, 12 and 14 bits mostly leave the upper bits 0, and would be nearly black as images of 16
-    bits. The largest value seen so far decides, so that brightness stays the same from frame to frame. The depth is reduced only
-    after `MEMORY` frames that need less, so that a damaged frame does not darken the later ones for good.
+    bits. The largest value seen so far decides, so that brightness stays the same from frame to frame.
+
+    A damaged frame must not darken the later ones. So an increase by more than one level holds for its frame alone until it
+    comes again within `MEMORY` frames, and the depth is reduced after as many frames that need less.
     """
 
     LEVELS = (10, 12, 14, 16)
@@ -195,7 +198,7 @@ class BitDepth:
 
     def __init__(self) -> None:
         self._bits = 0
-        self._lower: list[int] = []  # what the last frames needed, while that is less than `_bits`
+        self._needed: deque[int] = deque(maxlen=self.MEMORY)  # by the last frames
 
     def update(self, pixels: np.ndarray) -> int:
         """The bits to use for an image of native uint16 values."""
@@ -205,14 +208,14 @@ class BitDepth:
             if np.count_nonzero(pixels >> lower) > self.OUTLIERS * pixels.size:
                 break
             needed = lower
-        if needed >= self._bits:
+        if needed > self._bits:
+            if self._bits and needed > self._bits + 2 and max(self._needed) < needed:
+                self._needed.append(needed)
+                return needed
             self._bits = needed
-            self._lower.clear()
-        else:
-            self._lower.append(needed)
-            if len(self._lower) >= self.MEMORY:
-                self._bits = max(self._lower)
-                self._lower.clear()
+        self._needed.append(needed)
+        if needed < self._bits and len(self._needed) == self.MEMORY:
+            self._bits = min(self._bits, max(self._needed))
         return self._bits
 
     def _level(self, value: int) -> int:
@@ -229,6 +232,7 @@ class Frame:
     Attributes:
         size: (height, width) of the image in pixels.
         pixels: view of the message's data as `encoding` describes it.
+        damage: what the decoder of a compressed image says is wrong with its data.
     """
 
     stamp: Stamp
@@ -236,6 +240,7 @@ class Frame:
     size: tuple[int, int]
     encoding: Encoding
     pixels: np.ndarray
+    damage: str = ""
 
 
 #: Longest frame_id or encoding that is accepted, bytes.
@@ -325,9 +330,8 @@ def read_image(raw: bytes, depth: BitDepth | None = None) -> Frame:
         raise MessageError("step", f"step is {step}, a row of {width} pixels in '{name}' takes {row_bytes} bytes")
     rows = int(height * encoding.rows)
     if encoding.channels == 0 and step > width and rows * width == len(data):
-        step = (
-            width  # some drivers give the bytes of all planes for each row of the image, and leave no gap between rows
-        )
+        # The driver counts the bytes of all planes for each row of the image, and leaves no gaps between rows.
+        step = width
     if len(data) < rows * step:
         raise MessageError("short", f"{len(data)} bytes of data, {rows} rows of step {step} make {rows * step}")
     if dtype.itemsize > 1:
@@ -418,7 +422,7 @@ def read_compressed(raw: bytes, depth: BitDepth | None = None, max_pixels: int =
         raise MessageError(
             "size", f"the image is {width}x{height}; at most {max_pixels / 1e6:.0f} megapixels are decoded"
         )
-    pixels = decode_picture(data)
+    pixels, complaint = decode_picture(data)
     if pixels is None or pixels.shape[:2] != (height, width):
         raise MessageError("encoding", f"{len(data)} bytes of '{kind}' are not an image that OpenCV can decode")
     encoding = ENCODINGS.get(_stored_encoding(kind, pixels))
@@ -429,7 +433,9 @@ def read_compressed(raw: bytes, depth: BitDepth | None = None, max_pixels: int =
         raise MessageError("size", f"the image is {width}x{height}, '{kind}' needs even sides")
     if encoding.bits > 8:
         encoding = encoding.with_bits((depth or BitDepth()).update(pixels))
-    return Frame(stamp, frame_id, (height, width), encoding, pixels)
+    # Webcams write a few bytes too many; nothing of the picture is missing.
+    damage = "" if "extraneous bytes" in complaint else complaint[:_LONGEST_TEXT]
+    return Frame(stamp, frame_id, (height, width), encoding, pixels, damage)
 
 
 def _stored_encoding(kind: str, pixels: np.ndarray) -> str:

@@ -144,6 +144,8 @@ class Pipeline:
             return None
         frame = self._decode(raw)
         self._check_stamp(frame.stamp)
+        if frame.damage:
+            self.report_problem(f"{self._image_topic}: a compressed image is damaged: {frame.damage}", "damaged")
         engine = self._engine_for(frame)
         return self._plan(frame, engine, subscribed, arrival)
 

@@ -3,8 +3,8 @@
 A camera with damaged pictures would fill the terminal with them; the node has its own warnings, at most one every few seconds.
 OpenCV's lines can be switched off. libjpeg and libpng, which OpenCV contains, write to file descriptor 2 ("Corrupt JPEG data:
 ...", one line for each picture) and have no switch that can be reached. But on Linux a thread may have file descriptors of its
-own, so pictures are decoded in a thread in which descriptor 2 is /dev/null. The descriptors of the rest of the process, and of
-programs that it starts, stay as they are.
+own, so pictures are decoded in a thread in which descriptor 2 is a pipe, from which the lines are returned. The descriptors of
+the rest of the process, and of programs that it starts, stay as they are.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import ctypes
 import functools
 import os
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import cv2
@@ -22,23 +23,30 @@ import numpy as np
 _CLONE_FILES = 0x400
 
 
-def decode_picture(data: bytes) -> np.ndarray | None:
+def decode_picture(data: bytes) -> tuple[np.ndarray | None, str]:
     """Decode a picture as it is stored: its channels and bits, without EXIF orientation.
 
     Returns:
-        [H, W] or [H, W, C], colours in the order blue, green, red; None if OpenCV cannot decode it.
+        [H, W] or [H, W, C], colours in the order blue, green, red; None if OpenCV cannot decode it. And what the decoder wrote
+        to stderr; always "" where a thread cannot have file descriptors of its own.
     """
     return _thread().submit(_decode, data).result()
 
 
-def _decode(data: bytes) -> np.ndarray | None:
+def is_quiet() -> bool:
+    """Whether the decoders' lines are kept from stderr here: not outside Linux, and not where a container forbids it."""
+    return _thread().submit(hasattr, _own, "stderr").result()
+
+
+def _decode(data: bytes) -> tuple[np.ndarray | None, str]:
     level = _set_opencv_log_level(0)  # silent
     try:
-        return cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     except cv2.error:  # for example a header that claims more pixels than OpenCV allows
-        return None
+        pixels = None
     finally:
         _set_opencv_log_level(level)
+    return pixels, _read_stderr()
 
 
 def _set_opencv_log_level(level: int) -> int:
@@ -49,11 +57,15 @@ def _set_opencv_log_level(level: int) -> int:
 
 @functools.cache
 def _thread() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(1, "decoder", initializer=_silence_this_thread)
+    return ThreadPoolExecutor(1, "decoder", initializer=_redirect_stderr)
 
 
-def _silence_this_thread() -> None:
-    """Give this thread file descriptors of its own, of which 2 is /dev/null. Without effect where that is not possible."""
+#: In the decoder's thread: `stderr` is the reading end of the pipe that is its descriptor 2.
+_own = threading.local()
+
+
+def _redirect_stderr() -> None:
+    """Give this thread file descriptors of its own, of which 2 is a pipe. Without effect where that is not possible."""
     if not sys.platform.startswith("linux"):
         return
     try:
@@ -61,7 +73,19 @@ def _silence_this_thread() -> None:
             return
     except (OSError, AttributeError):
         return
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 2)
-    # Those of the process would stay open here when it closes them.
+    # All others would stay open here when the process closes them.
     os.closerange(3, max(map(int, os.listdir("/proc/thread-self/fd"))) + 1)
+    _own.stderr, writing = os.pipe()
+    os.dup2(writing, 2)
+    os.close(writing)
+    for end in (_own.stderr, 2):
+        os.set_blocking(end, False)  # when the pipe is full, lines are lost
+
+
+def _read_stderr() -> str:
+    if not hasattr(_own, "stderr"):
+        return ""
+    try:
+        return os.read(_own.stderr, 65536).decode(errors="replace").strip()
+    except BlockingIOError:  # nothing was written
+        return ""

@@ -226,6 +226,7 @@ class Viewer(Node):
         self._period = 1.0 / 12.0 if mode == "page" else 0.0
         self._last_shown = 0.0
         self._waiting: dict[tuple[int, int], dict[str, bytes]] = {}
+        self._bit_depth = messages.BitDepth()
         self._arrivals: deque[tuple[float, float]] = deque(maxlen=512)
         self._diagnostics: dict[str, str] = {}
         self._line_due = 0.0
@@ -259,7 +260,8 @@ class Viewer(Node):
         self._print_line()
 
     def _show(self, parts: dict[str, bytes]) -> None:
-        frame, color = messages.read_image(parts["image"]), messages.read_image(parts["depth/color"])
+        frame = messages.read_image(parts["image"], self._bit_depth)
+        color = messages.read_image(parts["depth/color"])
         points, colors = cloud_arrays(deserialize_message(parts["depth/points"], PointCloud2))
         image = frame.encoding.to_rgb(frame.pixels)
         self._view.show(Scene(image, color.pixels, points, colors, self._status(), self._warning()))

@@ -22,6 +22,7 @@ from fadepth_ros import ground_correction
 from fadepth_ros.diagnostics import status_values, summary
 from fadepth_ros.engine_pool import load_engine
 from fadepth_ros.pipeline import COLOR, DEPTH, INFO, POINTS
+from fadepth_ros.quiet_decoder import is_quiet
 from fakes import SECOND, EngineLoader, FakeEngine, FlatRoad, RecordedOutputs, make_pipeline, settings
 
 
@@ -309,6 +310,20 @@ def test_what_is_unusual_about_a_camera_info_is_logged_once(caplog):
     lines = [record for record in caplog.records if "lidar" in record.getMessage()]
     assert [line.levelname for line in lines] == ["INFO"]
     assert lines[0].getMessage().startswith("camera_info: its frame_id is 'lidar'")
+
+
+@pytest.mark.skipif(not is_quiet(), reason="the decoder's lines cannot be read here")
+def test_a_damaged_compressed_image_is_used_and_counted(caplog):
+    outputs = RecordedOutputs(DEPTH)
+    pipeline = make_pipeline(outputs, image_transport="compressed")
+    jpeg = cv2.imencode(".jpg", noise())[1].tobytes()
+    for second in range(3):
+        message = CompressedImage(format="jpeg", data=jpeg[:-40] + jpeg[-2:])
+        message.header.stamp.sec = second
+        pipeline.offer_image(serialize_message(message))
+    assert outputs.published == [DEPTH] * 3
+    assert pipeline.statistics.report().problems["damaged"] == 3
+    assert caplog.text.count("image: a compressed image is damaged: Corrupt JPEG data: premature end") == 1
 
 
 def test_a_compressed_image_far_larger_than_its_camera_is_not_decoded(caplog):
