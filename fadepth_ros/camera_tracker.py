@@ -68,11 +68,10 @@ class CameraTracker:
 
 def unusual(camera: Camera, frame: Frame) -> tuple[str, ...]:
     """What to log once about a camera that matches `frame`."""
-    ids = [name.lstrip("/") for name in (camera.frame_id, frame.frame_id)]
-    if all(ids) and ids[0] != ids[1]:
-        text = f"its frame_id is '{camera.frame_id}', the image's is '{frame.frame_id}'; the image's is used"
-        return (*camera.notes, text)
-    return camera.notes
+    if camera.frame_id == frame.frame_id:
+        return camera.notes
+    text = f"its frame_id is '{camera.frame_id}', the image's is '{frame.frame_id}'; the image's is used"
+    return (*camera.notes, text)
 
 
 def _mismatch(camera: Camera, frame: Frame) -> MessageError | None:

@@ -504,7 +504,7 @@ def read_camera_info(raw: bytes, image_size: tuple[int, int] | None = None) -> C
     k, p = np.array(info.k, np.float64).reshape(3, 3), np.array(info.p, np.float64).reshape(3, 4)
     if k[0, 0] == 0.0:
         raise MessageError("uncalibrated", "K[0] is 0, which means uncalibrated")
-    notes = []
+    notes = [] if info.height or info.width else ["it has no size; that of the image is used"]
     size, to_image, side = _image_area(info, image_size)
     if np.array_equal(p[:, :3], np.eye(3)):
         notes.append("P is the identity, so K is used")
@@ -516,7 +516,9 @@ def read_camera_info(raw: bytes, image_size: tuple[int, int] | None = None) -> C
     if name == "P" and (problem := _pinhole_problem("K", k, side)):
         notes.append(f"{problem}; P is used")
         info.k = used.ravel()  # because it is published with the depth image
-    (fx, _, cx), (_, fy, cy) = used[:2]
+    (fx, skew, cx), (_, fy, cy) = used[:2]
+    if abs(skew) > 1e-6 * fx:
+        notes.append(f"the skew of {name}, {skew:g}, is ignored")
     matrix = to_image @ [[fx, 0.0, cx], [0.0, fy, cy], [0.0, 0.0, 1.0]]
     return Camera(info.header.frame_id, size, matrix, info, to_image, tuple(notes))
 

@@ -25,13 +25,11 @@ def test_a_camera_info_of_the_images_frame_and_size_matches():
     assert (camera.frame_id, camera.size) == (FRAME.frame_id, FRAME.size)
 
 
-@pytest.mark.parametrize(
-    ("frame_id", "said"),
-    [("", False), ("/" + FRAME.frame_id, False), (FRAME.frame_id, False), ("lidar", True), ("/lidar", True)],
-)
-def test_frame_ids_are_not_compared_but_a_difference_is_worth_a_line(frame_id, said):
+@pytest.mark.parametrize("frame_id", ["", "/" + FRAME.frame_id, FRAME.frame_id, "lidar"])
+def test_frame_ids_need_not_agree_but_a_difference_is_worth_a_line(frame_id):
     camera, _ = tracker_after(info_message(frame_id=frame_id)).match(FRAME)
-    assert [text[: text.index(",")] for text in unusual(camera, FRAME)] == [f"its frame_id is '{frame_id}'"] * said
+    said = [text[: text.index(",")] for text in unusual(camera, FRAME)]
+    assert said == [f"its frame_id is '{frame_id}'"] * (frame_id != FRAME.frame_id)
 
 
 def test_a_camera_info_without_size_describes_images_of_every_size():

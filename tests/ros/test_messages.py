@@ -539,7 +539,9 @@ def test_only_what_is_used_of_a_camera_info_is_judged():
     info = info_message()
     info.p[1] = info.k[1] = 0.01 * info.p[0]
     info.p[10] = 1 + 1e-9
-    assert messages.read_camera_info(serialize_message(info)).matrix[0, 1] == 0.0
+    camera = messages.read_camera_info(serialize_message(info))
+    assert camera.matrix[0, 1] == 0.0
+    assert camera.notes == ("the skew of P, 1.4, is ignored",)
 
 
 def test_a_p_that_is_the_identity_is_not_set():
@@ -556,6 +558,7 @@ def test_a_camera_info_without_size_takes_that_of_the_image():
     assert messages.read_camera_info(serialize_message(info)).size == (0, 0)
     camera = messages.read_camera_info(serialize_message(info), SIZE)
     assert camera.size == SIZE
+    assert camera.notes == ("it has no size; that of the image is used",)
     np.testing.assert_allclose(camera.matrix, info.k.reshape(3, 3))
     info.binning_x = info.binning_y = 2
     camera = messages.read_camera_info(serialize_message(info), SIZE)
