@@ -15,6 +15,8 @@ from cards import FRAME_ID, image_message, info_message, noise
 from fadepth_ros import messages
 from fadepth_ros.camera_tracker import CameraTracker
 from fadepth_ros.messages import BitDepth, CameraInfoWriter, MessageError, Stamp
+from fadepth_ros.pipeline import DEPTH, INFO, POINTS
+from fakes import RecordedOutputs, make_pipeline
 from fuzz import EDGES, Target, damage
 
 SIZE = (24, 32)
@@ -190,7 +192,68 @@ def _read_good_info():
     assert camera.matrix[0, 0] == 40.0
 
 
+# ----------------------------------------------------------------------------------------------------------- pipeline
+
+
+class _Camera:
+    """A pipeline with a fake engine, and a clock for its good images.
+
+    Damage may set a stamp anywhere, so that the next good image seems to be late. One of the next three must work.
+    """
+
+    ATTEMPTS = 3
+
+    def __init__(self, compressed: bool):
+        self.outputs = RecordedOutputs(DEPTH, INFO, POINTS)
+        transport = "compressed" if compressed else "raw"
+        self.pipeline = make_pipeline(
+            self.outputs, camera_info=False, image_transport=transport, network_size=[32, 32], retry_period=0.0
+        )
+        self.compressed, self.second = compressed, 0
+
+    def offer(self, image: bytes, info: bytes | None = None) -> str:
+        self.outputs.published.clear()
+        if info is not None:
+            self.pipeline.offer_camera_info(info)
+        self.pipeline.offer_image(image)
+        report = self.pipeline.statistics.report()
+        assert "internal" not in report.dropped, report.last_error
+        if self.outputs.published:
+            return "accepted" if POINTS in self.outputs.published else "without cloud"
+        return next(iter(report.dropped))
+
+    def check_good(self) -> None:
+        good = _compressed("png", _pictures()[3]) if self.compressed else _raw_image("rgb8")
+        for _ in range(self.ATTEMPTS):
+            self.second += 1
+            image = bytearray(good)
+            struct.pack_into("<i", image, 4, self.second)
+            if self.offer(bytes(image), _good_info) == "accepted":
+                return
+        raise AssertionError("no good image was used")
+
+
+_raw_camera, _compressed_camera = (
+    functools.cache(functools.partial(_Camera, compressed)) for compressed in (False, True)
+)
+
+
+def _make_raw(rng):
+    return _make_image(rng), _make_info(rng)
+
+
+def _make_both(rng):
+    return _make_compressed(rng), _make_info(rng)
+
+
 TARGETS = (
+    Target("pipeline", _make_raw, lambda pair: _raw_camera().offer(*pair), lambda: _raw_camera().check_good()),
+    Target(
+        "compressed_pipeline",
+        _make_both,
+        lambda pair: _compressed_camera().offer(*pair),
+        lambda: _compressed_camera().check_good(),
+    ),
     Target("image", _make_image, _read_image, _read_good_image),
     Target("compressed", _make_compressed, _read_compressed, _read_good_compressed),
     Target("camera_info", _make_info, _read_info, _read_good_info),
