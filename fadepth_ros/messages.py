@@ -434,7 +434,7 @@ def read_compressed(raw: bytes, depth: BitDepth | None = None, max_pixels: int =
     if encoding.bits > 8:
         encoding = encoding.with_bits((depth or BitDepth()).update(pixels))
     # Webcams write a few bytes too many; nothing of the picture is missing.
-    damage = "" if "extraneous bytes" in complaint else complaint[:_LONGEST_TEXT]
+    damage = "" if "extraneous bytes" in complaint else complaint.partition("\n")[0][:_LONGEST_TEXT]
     return Frame(stamp, frame_id, (height, width), encoding, pixels, damage)
 
 
@@ -493,9 +493,7 @@ def read_camera_info(raw: bytes, image_size: tuple[int, int] | None = None) -> C
     try:
         _check_camera_info_layout(raw)
         info = deserialize_message(raw, CameraInfo)
-    except (
-        Exception
-    ) as error:  # MessageError, or what the middleware raises: RCLError, RuntimeError or UnicodeDecodeError
+    except Exception as error:  # MessageError, or the middleware's: RCLError, RuntimeError, UnicodeDecodeError
         raise MessageError("malformed", f"not a CameraInfo: {error}") from error
     for name in "kdrp":
         for index, number in enumerate(getattr(info, name)):
