@@ -1,15 +1,20 @@
-"""Atomic file writes, and the folder for cached files."""
+"""Atomic file writes, paths given by the user, and the folder for cached files."""
 
 from __future__ import annotations
 
+import contextlib
 import os
+import secrets
+import stat
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 
 def write_atomically(path: str | os.PathLike, write: Callable[[str], object]) -> None:
-    """Write a file completely or not at all: a full disk or a crash leaves the old file unchanged.
+    """Write a file completely or not at all: a full disk, a crash or a power failure leaves the old file unchanged.
+
+    The file keeps the permissions of the one that it replaces; a new file has those of any new file (umask).
 
     Args:
         path: the file to write.
@@ -19,17 +24,46 @@ def write_atomically(path: str | os.PathLike, write: Callable[[str], object]) ->
         OSError: the file cannot be written. An error raised by `write` is passed on.
     """
     path = Path(path)
-    handle, part = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
+    # Not tempfile.mkstemp: its files are readable by their owner only, and the umask cannot be read without changing it.
+    part = path.with_name(f".{path.name[:40]}.{secrets.token_hex(6)}")
+    os.close(os.open(part, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
     try:
-        write(part)
-        os.chmod(part, 0o644)
+        mode = stat.S_IMODE((path if path.is_file() else part).stat().st_mode)
+        write(str(part))
+        os.chmod(part, mode)
+        _sync(part)
         os.replace(part, path)
     except BaseException:
-        os.unlink(part)
+        part.unlink(missing_ok=True)
         raise
+    with contextlib.suppress(OSError):  # some file systems cannot sync a folder
+        _sync(path.parent)
+
+
+def _sync(path: Path) -> None:
+    """Wait until a file's data or a folder's names are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def user_path(text: str | os.PathLike) -> Path:
+    """A path as the user typed it: ~ is replaced by the home folder, and the path has a name (., .. and / have none)."""
+    try:
+        path = Path(text).expanduser()
+    except RuntimeError:  # ~name of an unknown user: a file may have that name
+        path = Path(text)
+    return path if path.name not in ("", "..") else Path(os.path.abspath(path))
 
 
 def user_cache() -> Path:
     """This user's cache folder, for files that can be generated again, e.g. compiled engines."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fadepth"
+    configured = Path(os.environ.get("XDG_CACHE_HOME") or "")
+    if configured.is_absolute():  # the XDG specification: relative paths are ignored
+        return configured / "fadepth"
+    try:
+        return Path.home() / ".cache" / "fadepth"
+    except RuntimeError:  # a user without home folder, e.g. in a container
+        return Path(tempfile.gettempdir()) / f"fadepth-{os.getuid()}"

@@ -7,7 +7,6 @@ root/000000/scene_<hash>.json     time steps, each with the files and poses of i
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -18,24 +17,29 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from fadepth_core.common.camera import PinholeCamera
+from fadepth_core.common.documents import as_number, read_json
 from fadepth_core.common.errors import DataError
+from fadepth_core.common.files import user_path
 from fadepth_core.common.sample import LabelledImage, Sample
 from fadepth_core.data.images import frames_and_intrinsics, read_rgb
 
 CAMERA, LIDAR = "CAMERA_01", "LIDAR"
 _DOWNLOAD = "https://github.com/TRI-ML/DDAD"
 _SPLITS = {"train": "0", "val": "1"}
+#: A smaller skew moves no pixel by more than half a pixel.
+_MAX_SKEW = 0.5
 
 
 @dataclass(frozen=True)
 class _Frame:
-    """One time step of a scene: files and sensor-to-world poses [4, 4] of camera and LiDAR, K [3, 3], seconds."""
+    """One time step of a scene: files and sensor-to-world poses [4, 4] of camera and LiDAR, intrinsics, seconds."""
 
     picture: Path
     points: Path
     camera_pose: np.ndarray
     lidar_pose: np.ndarray
-    intrinsics: np.ndarray
+    camera: PinholeCamera
     time: float
 
 
@@ -54,7 +58,7 @@ class DdadDataset(Dataset[Sample]):
     def __init__(self, root: Path, split: Literal["train", "val"] = "train", size: tuple[int, int] = (384, 640)):
         if split not in _SPLITS:
             raise DataError(f"split must be train or val, got '{split}'")
-        self._size, self._scenes = size, _read_scenes(Path(root), split)
+        self._size, self._scenes = size, _read_scenes(user_path(root), split)
         self._middles = [(scene, i) for scene, frames in enumerate(self._scenes) for i in range(1, len(frames) - 1)]
         if not self._middles:
             raise DataError(f"{root}: no scene of split '{split}' has three frames")
@@ -66,7 +70,8 @@ class DdadDataset(Dataset[Sample]):
         scene, middle = self._middles[index]
         three = self._scenes[scene][middle - 1 : middle + 2]
         images = [read_rgb(frame.picture) for frame in three]
-        frames, intrinsics = frames_and_intrinsics(images, three[1].intrinsics, self._size, crop_to_aspect=False)
+        matrix = three[1].camera.with_size(images[1].shape[:2]).matrix
+        frames, intrinsics = frames_and_intrinsics(images, matrix, self._size, crop_to_aspect=False)
         # Relative to the middle camera, coordinates are small enough for float32.
         to_middle = np.linalg.inv(three[1].camera_pose)
         poses = np.stack([to_middle @ frame.camera_pose for frame in three])
@@ -91,7 +96,7 @@ class DdadTest(Dataset[LabelledImage]):
     """
 
     def __init__(self, root: Path):
-        self._frames = [frame for frames in _read_scenes(Path(root), "val") for frame in frames]
+        self._frames = [frame for frames in _read_scenes(user_path(root), "val") for frame in frames]
 
     def __len__(self) -> int:
         return len(self._frames)
@@ -99,9 +104,10 @@ class DdadTest(Dataset[LabelledImage]):
     def __getitem__(self, index: int) -> LabelledImage:
         frame = self._frames[index]
         image = read_rgb(frame.picture)
+        matrix = frame.camera.with_size(image.shape[:2]).matrix
         depth = lidar_depth(_read_points(frame.points), frame, image.shape[:2])
         picture = frame.picture
-        return LabelledImage(image, depth, frame.intrinsics, f"{picture.parents[2].name}/{picture.stem}")
+        return LabelledImage(image, depth, matrix, f"{picture.parents[2].name}/{picture.stem}")
 
 
 def lidar_depth(points: np.ndarray, frame: _Frame, size: tuple[int, int]) -> np.ndarray:
@@ -113,7 +119,7 @@ def lidar_depth(points: np.ndarray, frame: _Frame, size: tuple[int, int]) -> np.
     to_camera = np.linalg.inv(frame.camera_pose) @ frame.lidar_pose
     seen = points @ to_camera[:3, :3].T + to_camera[:3, 3]
     seen = seen[seen[:, 2] > 1e-3]
-    pixels = seen @ frame.intrinsics.T
+    pixels = seen @ frame.camera.matrix.T
     column, row = (np.round(pixels[:, axis] / pixels[:, 2]).astype(int) for axis in (0, 1))
     inside = (column >= 0) & (column < size[1]) & (row >= 0) & (row < size[0])
     depth = np.full(size, np.inf, np.float32)
@@ -126,9 +132,11 @@ def _read_scenes(root: Path, split: str) -> list[list[_Frame]]:
     path = root / "ddad.json"
     if not path.is_file():
         raise DataError(f"{path}: no such file; DDAD (train+val) is at {_DOWNLOAD}")
-    index = _read_json(path)
+    index = read_json(path)
     try:
         names = index["scene_splits"][_SPLITS[split]]["filenames"]
+        if not all(isinstance(name, str) for name in names):
+            raise TypeError("a file name is no text")
     except (KeyError, TypeError) as error:
         raise DataError(f"{path}: no scenes of split '{split}': {error!r}") from None
     missing = [name for name in names if not (root / name).is_file()]
@@ -143,10 +151,10 @@ def _read_scenes(root: Path, split: str) -> list[list[_Frame]]:
 
 def _read_scene(path: Path) -> list[_Frame]:
     """The frames of one scene in the order of their times."""
-    scene = _read_json(path)
+    scene = read_json(path)
     try:
         data = {datum["key"]: datum for datum in scene["data"]}
-        calibrations: dict[str, np.ndarray] = {}
+        calibrations: dict[str, PinholeCamera] = {}
         frames = []
         for sample in scene["samples"]:
             sensors = {data[key]["id"]["name"]: data[key] for key in sample["datum_keys"]}
@@ -167,27 +175,31 @@ def _read_scene(path: Path) -> list[_Frame]:
             )
     except DataError:
         raise
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise DataError(f"{path}: not a DDAD scene: {error!r}") from None
     return sorted(frames, key=lambda frame: frame.time)
 
 
-def _read_intrinsics(path: Path) -> np.ndarray:
-    """K [3, 3] of the camera in pixels, from a calibration file."""
-    calibration = _read_json(path)
+def _read_intrinsics(path: Path) -> PinholeCamera:
+    """The camera of a calibration file."""
+    calibration = read_json(path)
     try:
-        k = calibration["intrinsics"][calibration["names"].index(CAMERA)]
-        return np.array([[k["fx"], k.get("skew", 0.0), k["cx"]], [0, k["fy"], k["cy"]], [0, 0, 1]], float)
-    except (KeyError, TypeError, ValueError, IndexError) as error:
+        values = calibration["intrinsics"][calibration["names"].index(CAMERA)]
+        if abs(as_number(values.get("skew", 0.0), "skew", path)) > _MAX_SKEW:
+            raise DataError(f"{path}: intrinsics with skew are not supported")
+        return PinholeCamera.from_values(values, path)
+    except DataError:
+        raise
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
         raise DataError(f"{path}: no intrinsics of {CAMERA}: {error!r}") from None
 
 
 def _pose(values: dict[str, Any]) -> np.ndarray:
     """Sensor-to-world pose [4, 4]. Fields that are zero may be missing in the file."""
-    w, x, y, z = (values["rotation"].get(key, 0.0) for key in ("qw", "qx", "qy", "qz"))
-    norm = np.sqrt(w * w + x * x + y * y + z * z)
-    if not norm > 0:
-        raise ValueError("the rotation quaternion is zero")
+    w, x, y, z = (as_number(values["rotation"].get(key, 0.0), key, "rotation") for key in ("qw", "qx", "qy", "qz"))
+    norm = np.hypot(np.hypot(w, x), np.hypot(y, z))
+    if not 0.5 < norm < 2:
+        raise ValueError(f"the rotation quaternion has length {norm:g} instead of 1")
     w, x, y, z = w / norm, x / norm, y / norm, z / norm
     pose = np.eye(4)
     pose[:3, :3] = [
@@ -195,7 +207,7 @@ def _pose(values: dict[str, Any]) -> np.ndarray:
         [2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)],
         [2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)],
     ]
-    pose[:3, 3] = [values["translation"].get(key, 0.0) for key in ("x", "y", "z")]
+    pose[:3, 3] = [as_number(values["translation"].get(key, 0.0), key, "translation") for key in "xyz"]
     return pose
 
 
@@ -208,12 +220,3 @@ def _read_points(path: Path) -> np.ndarray:
             return archive["data"][:, :3].astype(np.float64)
     except (ValueError, KeyError, IndexError, OSError, EOFError, BadZipFile) as error:
         raise DataError(f"{path}: not a point cloud: {error}") from None
-
-
-def _read_json(path: Path) -> Any:
-    if not path.is_file():
-        raise DataError(f"{path}: no such file")
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise DataError(f"{path}: not JSON: {error}") from None

@@ -20,8 +20,11 @@ import numpy as np
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from fadepth_core.common.camera import INTRINSICS, PinholeCamera
+from fadepth_core.common.documents import read_json, shown
 from fadepth_core.common.errors import DataError
-from fadepth_core.common.files import write_atomically
+from fadepth_core.common.files import user_path, write_atomically
+from fadepth_core.common.folders import visible
 from fadepth_core.common.sample import LabelledImage
 from fadepth_core.data.images import read_depth, read_rgb
 
@@ -32,12 +35,12 @@ _CAMERA = {"fx": (0, 0), "fy": (1, 1), "cx": (0, 2), "cy": (1, 2)}
 
 @dataclass(frozen=True)
 class Entry:
-    """An image listed in an index. `depth` and `intrinsics` (K [3, 3]) are None if the index does not state them."""
+    """An image listed in an index. `depth` and `camera` are None if the index does not state them."""
 
     name: str
     rgb: Path
     depth: Path | None
-    intrinsics: np.ndarray | None
+    camera: PinholeCamera | None
     group: str
 
 
@@ -57,7 +60,7 @@ class FolderTest(Dataset[LabelledImage]):
     """
 
     def __init__(self, root: str | os.PathLike, groups: Collection[str] | None = None):
-        root = Path(root)
+        root = user_path(root)
         self._entries = _read_indexes(root)
         if groups is not None:
             known = {entry.group for entry in self._entries}
@@ -74,20 +77,22 @@ class FolderTest(Dataset[LabelledImage]):
     def __getitem__(self, index: int) -> LabelledImage:
         entry = self._entries[index]
         assert entry.depth is not None  # `read_index` needs depth
-        assert entry.intrinsics is not None
+        assert entry.camera is not None
         image, depth = read_rgb(entry.rgb), read_depth(entry.depth)
         if image.shape[:2] != depth.shape:
             raise DataError(
                 f"{entry.depth}: {depth.shape[1]}x{depth.shape[0]} pixels, "
                 f"its picture has {image.shape[1]}x{image.shape[0]}"
             )
-        return LabelledImage(image, depth, entry.intrinsics, entry.name)
+        return LabelledImage(image, depth, entry.camera.with_size(depth.shape).matrix, entry.name)
 
 
 def _read_indexes(root: Path) -> list[Entry]:
     """The entries of the folder's index, or of the indexes of its subfolders."""
-    below = sorted(path.parent for path in root.glob(f"*/{INDEX}"))
-    if (root / INDEX).is_file() or not below:
+    if (root / INDEX).is_file() or not root.is_dir():
+        return read_index(root)
+    below = [folder for folder in visible(root) if (folder / INDEX).is_file()]
+    if not below:
         return read_index(root)
     return [replace(entry, name=f"{folder.name}/{entry.name}") for folder in below for entry in read_index(folder)]
 
@@ -114,10 +119,7 @@ def read_values(path: Path) -> list:
     """
     if not path.is_file():
         raise DataError(f"{path}: no such file; the folder needs an index of its pictures")
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise DataError(f"{path}: not JSON: {error}") from error
+    values = read_json(path)
     if not isinstance(values, list) or not values:
         raise DataError(f"{path}: expected a list with at least one picture")
     return values
@@ -139,18 +141,27 @@ def camera_values(matrix: np.ndarray | Tensor) -> dict[str, float]:
     return {key: float(matrix[place]) for key, place in _CAMERA.items()}
 
 
-def _entry(path: Path, number: int, value: dict, needs_depth: bool) -> Entry:
+def _entry(path: Path, number: int, value: object, needs_depth: bool) -> Entry:
+    where = f"{path}: picture {number}"
+    if not isinstance(value, dict):
+        raise DataError(f"{where} must be an object with keys, got {shown(value)}")
     try:
         has_depth = needs_depth or "depth" in value
         # Depth cannot be used without intrinsics, so an entry with depth must have them.
-        has_camera = has_depth or any(key in value for key in _CAMERA)
-        matrix = None
-        if has_camera:
-            fx, fy, cx, cy = (float(value[key]) for key in _CAMERA)
-            matrix = np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1]], np.float64)
-        depth = path.parent / value["depth"] if has_depth else None
-        return Entry(str(value["id"]), path.parent / value["rgb"], depth, matrix, str(value.get("group", "")))
+        has_camera = has_depth or any(key in value for key in INTRINSICS)
+        camera = PinholeCamera.from_values(value, where) if has_camera else None
+        depth = _file(path, where, value, "depth") if has_depth else None
+        name = value["id"]
+        if isinstance(name, bool) or not isinstance(name, (str, int)):
+            raise DataError(f"{where}: id must be text or a whole number, got {shown(name)}")
+        return Entry(str(name), _file(path, where, value, "rgb"), depth, camera, str(value.get("group", "")))
     except KeyError as error:
-        raise DataError(f"{path}: picture {number} has no {error}") from error
-    except (TypeError, ValueError, AttributeError) as error:
-        raise DataError(f"{path}: picture {number} cannot be used: {error}") from error
+        raise DataError(f"{where} has no {error}") from error
+
+
+def _file(index: Path, where: str, value: dict, key: str) -> Path:
+    """The path that an entry states."""
+    name = value[key]
+    if not isinstance(name, str) or not name or "\0" in name:
+        raise DataError(f"{where}: {key} must be the path of a file, got {shown(name)}")
+    return index.parent / user_path(name)

@@ -6,13 +6,15 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-import cv2
 import numpy as np
 
 from fadepth_core.common.errors import DataError
+from fadepth_core.common.files import user_path
+from fadepth_core.common.folders import files_in
 from fadepth_core.common.sample import evenly_spread
+from fadepth_core.common.video import VideoFile
 from fadepth_core.data.images import read_rgb
-from fadepth_core.data.video import CAMERA, PICTURES, VIDEOS, own_cameras, pictures_in
+from fadepth_core.data.video import CAMERA, PICTURES, VIDEOS, own_cameras
 
 
 class Frames:
@@ -27,6 +29,7 @@ class Frames:
         path: the source.
         is_video: whether it is a video.
         fps: frames per second stated by a video file, or None.
+        damage: after an iteration to the end of a video: why frames are missing, or None.
 
     Raises:
         DataError: no such source, no frame in it, or two images whose names differ only in the suffix. For an
@@ -34,46 +37,40 @@ class Frames:
     """
 
     def __init__(self, source: str | os.PathLike):
-        self.path = Path(source)
+        self.path = user_path(source)
         self.is_video = self.path.is_file() and self.path.suffix.lower() in VIDEOS
         self.fps: float | None = None
+        self.damage: str | None = None
         if self.is_video:
-            reader = cv2.VideoCapture(str(self.path))
-            self.fps = reader.get(cv2.CAP_PROP_FPS) or None
-            if not reader.grab():
-                raise DataError(f"{self.path}: not a video that OpenCV can read")
+            self._video = VideoFile(self.path)
+            self.fps = self._video.fps
             return
         if not self.path.exists():
             raise DataError(f"{self.path}: no such file or folder")
         if self.path.is_file() and self.path.suffix.lower() not in PICTURES:
             raise DataError(f"{self.path}: neither a picture nor a video ({', '.join(sorted(PICTURES | VIDEOS))})")
-        self._files = [self.path] if self.path.is_file() else pictures_in(self.path)
+        self._files = [self.path] if self.path.is_file() else files_in(self.path, PICTURES)
         if not self._files:
             raise DataError(f"{self.path}: no picture ({', '.join(sorted(PICTURES))}) in it")
+        first: dict[str, Path] = {}
         for file in self._files:
-            if len(twins := [other.name for other in self._files if other.stem == file.stem]) > 1:
-                raise DataError(f"{self.path}: {' and '.join(twins)} differ only in their suffix")
+            if (twin := first.setdefault(file.stem, file)) is not file:
+                raise DataError(f"{self.path}: {twin.name} and {file.name} differ only in their suffix")
 
     def __iter__(self) -> Iterator[tuple[str, np.ndarray]]:
         if not self.is_video:
             for file in self._files:
                 yield file.stem, read_rgb(file)
             return
-        reader = cv2.VideoCapture(str(self.path))
         number = 0
-        while reader.grab():
-            yield f"{number:06d}", cv2.cvtColor(reader.retrieve()[1], cv2.COLOR_BGR2RGB)
+        for image in self._video:
+            yield f"{number:06d}", image
             number += 1
+        self.damage = self._video.damage(number)
 
     def count(self) -> int:
         """Number of frames. Reads a video to its end, because the frame count in its header is often wrong."""
-        if not self.is_video:
-            return len(self._files)
-        reader = cv2.VideoCapture(str(self.path))
-        number = 0
-        while reader.grab():
-            number += 1
-        return number
+        return self._video.count() if self.is_video else len(self._files)
 
     def evenly(self, count: int) -> list[np.ndarray]:
         """Up to `count` images, spread evenly from the first to the last."""

@@ -18,7 +18,7 @@ PICTURES = {".png", ".jpg", ".jpeg"}
 
 
 def read_rgb(path: Path) -> np.ndarray:
-    """Read an image file as RGB uint8 [H, W, 3].
+    """Read an image file as RGB uint8 [H, W, 3], as it is shown: the rotation of its EXIF orientation is applied.
 
     Raises:
         DataError: no such file, or not an image.
@@ -36,6 +36,15 @@ def read_depth(path: Path) -> np.ndarray:
     if raw.dtype != np.uint16 or raw.ndim != 2:
         raise DataError(f"{path}: expected one channel of 16 bits, found {raw.shape} of {raw.dtype}")
     return raw.astype(np.float32) / 256
+
+
+def is_depth(path: Path) -> bool:
+    """Whether an image file has the format of depth, one channel of 16 bits. False if it cannot be read."""
+    try:
+        image = _read(path, cv2.IMREAD_UNCHANGED)
+    except DataError:
+        return False
+    return image.dtype == np.uint16 and image.ndim == 2
 
 
 def encode_depth(depth: np.ndarray) -> bytes:
@@ -72,9 +81,19 @@ def frames_and_intrinsics(
 
 
 def _read(path: Path, mode: int) -> np.ndarray:
+    """Decode an image file. OpenCV's `imread` cannot open every file name, so Python reads the file."""
     if not path.is_file():
         raise DataError(f"{path}: no such file")
-    image = cv2.imread(str(path), mode)
+    try:
+        data = np.fromfile(path, np.uint8)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}") from None
+    if data.size == 0:
+        raise DataError(f"{path}: the file is empty")
+    try:
+        image = cv2.imdecode(data, mode)
+    except cv2.error as error:  # e.g. more pixels than OpenCV accepts
+        raise DataError(f"{path}: not an image that OpenCV can read: {error.err}") from None
     if image is None:
         raise DataError(f"{path}: not an image that OpenCV can read")
     return image

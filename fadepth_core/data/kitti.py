@@ -19,7 +19,11 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from fadepth_core.common.camera import PinholeCamera, check_rotations
+from fadepth_core.common.documents import read_text
 from fadepth_core.common.errors import DataError
+from fadepth_core.common.files import user_path
+from fadepth_core.common.folders import visible
 from fadepth_core.common.sample import LabelledImage, Sample
 from fadepth_core.data.images import frames_and_intrinsics, read_depth, read_rgb
 
@@ -79,7 +83,7 @@ class KittiDataset(Dataset[Sample]):
     ):
         if split not in ("train", "val"):
             raise DataError(f"split must be train or val, got '{split}'")
-        self._root, self._size = Path(root), size
+        self._root, self._size = user_path(root), size
         self._entries = read_list(f"eigen_zhou_{split}_files") if entries is None else parse_entries(entries)
         _check_drives(self._root, self._entries)
 
@@ -92,7 +96,7 @@ class KittiDataset(Dataset[Sample]):
         camera = _CAMERAS[side]
         numbers = [frame - 1, frame, frame + 1]
         images = [read_rgb(_picture(folder, camera, n)) for n in numbers]
-        matrix = _projection(folder.parent, camera)[:, :3]
+        matrix = _camera(folder.parent, camera, images[0].shape[:2]).matrix
         frames, intrinsics = frames_and_intrinsics(images, matrix, self._size, crop_to_aspect=False)
         times = _timestamps(folder / f"image_{camera}" / "timestamps.txt")
         if frame + 1 >= len(times):
@@ -138,12 +142,12 @@ class KittiTest(Dataset[LabelledImage]):
             raise DataError(f"split must be test or val, got '{split}'")
         if ground_truth == "improved" and split == "val":
             raise DataError("split val has no improved ground truth; use ground_truth velodyne")
-        self._root = Path(root)
+        self._root = user_path(root)
         self._improved: Path | None = None
         if ground_truth == "improved":
             if improved_root is None:
                 raise DataError("improved ground truth needs improved_root, the folder of KITTI's annotated depth")
-            self._improved = Path(improved_root)
+            self._improved = user_path(improved_root)
         name = _TEST_LISTS[split, ground_truth]
         self._entries = read_list(name) if entries is None else parse_entries(entries)
         _check_drives(self._root, self._entries)
@@ -161,7 +165,9 @@ class KittiTest(Dataset[LabelledImage]):
             depth = read_depth(_annotation(self._improved, folder.name, camera, frame))
             if depth.shape != image.shape[:2]:
                 raise DataError(f"{folder.name} frame {frame}: the annotated depth and the picture differ in size")
-        return LabelledImage(image, depth, _projection(folder.parent, camera)[:, :3], f"{folder.name}/{frame}")
+        return LabelledImage(
+            image, depth, _camera(folder.parent, camera, image.shape[:2]).matrix, f"{folder.name}/{frame}"
+        )
 
 
 def _annotation(root: Path, drive: str, camera: str, frame: int) -> Path:
@@ -222,11 +228,11 @@ def parse_entries(source: Entries) -> list[Entry]:
         DataError: no such file, no entries, or a row that is not drive, frame and side; the message names the row.
     """
     if isinstance(source, (str, Path)):
-        path = Path(source)
+        path = user_path(source)
         if not path.is_file():
             raise DataError(f"entries: {path}: no such file")
         rows: list[tuple[str, Any]]
-        lines = enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
+        lines = enumerate(read_text(path).splitlines(), 1)
         rows = [(f"{path}, line {number}", line.split()) for number, line in lines if line.strip()]
     elif isinstance(source, Sequence):
         rows = [(f"entries, row {number}", row) for number, row in enumerate(source)]
@@ -273,8 +279,9 @@ def _picture(drive: Path, camera: str, frame: int) -> Path:
 @lru_cache(maxsize=512)
 def _suffix(folder: Path) -> str:
     """File suffix of a drive's images: PNG as downloaded, or JPEG if converted to save space."""
-    for suffix in (".png", ".jpg"):
-        if any(folder.glob(f"*{suffix}")):
+    if folder.is_dir():
+        suffixes = {path.suffix for path in visible(folder) if path.suffix.lower() in (".png", ".jpg")}
+        for suffix in sorted(suffixes, key=lambda suffix: suffix.lower() == ".jpg"):
             return suffix
     raise DataError(f"{folder}: no pictures, neither .png nor .jpg")
 
@@ -282,14 +289,15 @@ def _suffix(folder: Path) -> str:
 @lru_cache(maxsize=512)
 def _timestamps(path: Path) -> np.ndarray:
     """Seconds since the drive's first frame."""
-    if not path.is_file():
-        raise DataError(f"{path}: no such file")
     try:
         # The file has nine decimals, but `datetime` reads six.
-        times = [datetime.fromisoformat(line.strip()[:26]) for line in path.read_text().splitlines() if line.strip()]
-    except ValueError as error:
+        times = [datetime.fromisoformat(line.strip()[:26]) for line in read_text(path).splitlines() if line.strip()]
+        seconds = np.array([(time - times[0]).total_seconds() for time in times])
+    except (ValueError, TypeError) as error:  # TypeError: only some of the times have a time zone
         raise DataError(f"{path}: not times: {error}") from None
-    return np.array([(time - times[0]).total_seconds() for time in times])
+    if not (np.diff(seconds) > 0).all():
+        raise DataError(f"{path}: times do not increase from frame to frame")
+    return seconds
 
 
 def _speed(drive: Path, frame: int) -> float | None:
@@ -299,12 +307,10 @@ def _speed(drive: Path, frame: int) -> float | None:
         return None
     path = folder / f"{frame:010d}.txt"
     try:
-        velocity = np.array(path.read_text().split()[_VELOCITY], float)
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file") from None
+        velocity = np.array(read_text(path).split()[_VELOCITY], float)
     except ValueError as error:
-        raise DataError(f"{path}: not numbers: {error}") from None
-    if velocity.size != 3:
+        raise DataError(str(error) if isinstance(error, DataError) else f"{path}: not numbers: {error}") from None
+    if velocity.size != 3 or not np.isfinite(velocity).all():
         raise DataError(f"{path}: no velocity in it")
     return float(np.linalg.norm(velocity))
 
@@ -312,9 +318,7 @@ def _speed(drive: Path, frame: int) -> float | None:
 @lru_cache(maxsize=64)
 def _calibration(path: Path) -> dict[str, str]:
     """Values by key of a calibration file with lines "key: values"."""
-    if not path.is_file():
-        raise DataError(f"{path}: no such file")
-    lines = (line.partition(":") for line in path.read_text().splitlines())
+    lines = (line.partition(":") for line in read_text(path).splitlines())
     return {key.strip(): values for key, _, values in lines}
 
 
@@ -322,14 +326,23 @@ def _matrix(path: Path, key: str, shape: tuple[int, int]) -> np.ndarray:
     """The matrix `key` of a calibration file."""
     values = _calibration(path).get(key, "")
     try:
-        return np.array(values.split(), float).reshape(shape)
+        matrix = np.array(values.split(), float).reshape(shape)
     except ValueError:
         raise DataError(f"{path}: no '{key}' of {shape[0] * shape[1]} numbers") from None
+    if not np.isfinite(matrix).all():
+        raise DataError(f"{path}: a value of '{key}' is not a finite number")
+    return matrix
 
 
 def _projection(day: Path, camera: str) -> np.ndarray:
     """Projection matrix P_rect [3, 4] of a camera."""
     return _matrix(day / "calib_cam_to_cam.txt", f"P_rect_{camera}", (3, 4))
+
+
+def _camera(day: Path, camera: str, size: tuple[int, int]) -> PinholeCamera:
+    """The rectified camera, checked for pictures of `size` (height, width)."""
+    where = f"{day / 'calib_cam_to_cam.txt'}: P_rect_{camera}"
+    return PinholeCamera.from_matrix(_projection(day, camera)[:, :3], where, size)
 
 
 def _lidar_to_pixels(day: Path, camera: str) -> np.ndarray:
@@ -338,4 +351,6 @@ def _lidar_to_pixels(day: Path, camera: str) -> np.ndarray:
     to_camera[:3, :3] = _matrix(day / "calib_velo_to_cam.txt", "R", (3, 3))
     to_camera[:3, 3:] = _matrix(day / "calib_velo_to_cam.txt", "T", (3, 1))
     rectify[:3, :3] = _matrix(day / "calib_cam_to_cam.txt", "R_rect_00", (3, 3))
+    check_rotations(to_camera[None, :3, :3], f"{day / 'calib_velo_to_cam.txt'}: R")
+    check_rotations(rectify[None, :3, :3], f"{day / 'calib_cam_to_cam.txt'}: R_rect_00")
     return _projection(day, camera) @ rectify @ to_camera

@@ -20,8 +20,11 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from fadepth_core.common.camera import PinholeCamera
 from fadepth_core.common.color import to_picture
 from fadepth_core.common.errors import DataError
+from fadepth_core.common.files import user_path
+from fadepth_core.common.folders import files_in, folders_below, mark_output
 from fadepth_core.common.framing import Framing
 from fadepth_core.common.sample import Sample, SampleDataset
 from fadepth_core.data.folder import INDEX, camera_values, read_index, read_values, write_index
@@ -37,18 +40,22 @@ _DENSE = 0.4
 
 @dataclass(frozen=True)
 class Picture:
-    """An image file, with its depth file and its intrinsics K [3, 3]; None if unknown."""
+    """An image file, with its depth file and its intrinsics; None if unknown."""
 
     name: str
     rgb: Path
     depth: Path | None = None
-    intrinsics: np.ndarray | None = None
+    intrinsics: PinholeCamera | None = None
 
     def camera(self, image: np.ndarray) -> np.ndarray:
-        """K [3, 3] of the picture; if it is unknown, an assumed one for the size of `image` [H, W, 3]."""
-        if self.intrinsics is not None:
-            return self.intrinsics
+        """K [3, 3] of the picture; if it is unknown, an assumed one for the size of `image` [H, W, 3].
+
+        Raises:
+            DataError: no camera with pictures of that size has the intrinsics.
+        """
         height, width = image.shape[:2]
+        if self.intrinsics is not None:
+            return self.intrinsics.with_size((height, width)).matrix
         focal = width / 2 / np.tan(np.deg2rad(_ASSUMED_VIEW / 2))
         return np.array([[focal, 0, (width - 1) / 2], [0, focal, (height - 1) / 2], [0, 0, 1]])
 
@@ -70,7 +77,7 @@ class PictureDataset(Dataset[Sample]):
     def __init__(self, root: Path, size: tuple[int, int] = (128, 416), every: int = 1, sharp: bool = True):
         if every < 1:
             raise DataError(f"every must be at least 1, got {every}")
-        self._pictures, self._size, self._sharp = list_pictures(Path(root))[::every], (size[0], size[1]), sharp
+        self._pictures, self._size, self._sharp = list_pictures(user_path(root))[::every], (size[0], size[1]), sharp
 
     def __len__(self) -> int:
         return len(self._pictures)
@@ -127,8 +134,12 @@ def write_pictures(dataset: SampleDataset, out: Path, numbers: Iterable[int], qu
     """
     for folder in ("rgb", "depth"):
         (out / folder).mkdir(parents=True, exist_ok=True)
+    mark_output(out, ("rgb", "depth"))
     index = out / INDEX
-    known = {entry["id"]: entry for entry in read_values(index)} if index.is_file() else {}
+    known = {}
+    if index.is_file():
+        read_index(out, needs_depth=False)  # checks it
+        known = {entry["id"]: entry for entry in read_values(index)}
     count = 0
     for count, number in enumerate(numbers, 1):  # noqa: B007 - returned
         name = f"{number:06d}"
@@ -177,11 +188,18 @@ def picture_folders(root: Path) -> list[Path]:
     return found
 
 
-def _picture_folders(folder: Path) -> list[Path]:
-    if (folder / INDEX).is_file():
-        return [folder]
-    here = [folder] if any(_is_picture(path) for path in folder.iterdir()) else []
-    return here + [found for path in sorted(folder.iterdir()) if path.is_dir() for found in _picture_folders(path)]
+def _picture_folders(root: Path) -> list[Path]:
+    found: list[Path] = []
+    with_index: list[Path] = []
+    for folder in folders_below(root):
+        if any(above in with_index for above in folder.parents):
+            continue
+        if (folder / INDEX).is_file():
+            with_index.append(folder)
+            found.append(folder)
+        elif files_in(folder, PICTURES):
+            found.append(folder)
+    return found
 
 
 def pictures_of(folder: Path) -> list[Picture]:
@@ -192,9 +210,5 @@ def pictures_of(folder: Path) -> list[Picture]:
     """
     if (folder / INDEX).is_file():
         entries = read_index(folder, needs_depth=False)
-        return [Picture(entry.name, entry.rgb, entry.depth, entry.intrinsics) for entry in entries]
-    return [Picture(path.name, path) for path in sorted(folder.iterdir()) if _is_picture(path)]
-
-
-def _is_picture(path: Path) -> bool:
-    return path.suffix.lower() in PICTURES and path.is_file()
+        return [Picture(entry.name, entry.rgb, entry.depth, entry.camera) for entry in entries]
+    return [Picture(path.name, path) for path in files_in(folder, PICTURES)]

@@ -6,16 +6,21 @@ Training and evaluation build all their data sets here.
 from __future__ import annotations
 
 import inspect
+import math
+import types
 from collections.abc import Sequence
 from dataclasses import replace
 from importlib import import_module
 from itertools import accumulate
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import torch
 from torch.utils.data import Dataset
 
+from fadepth_core.common.documents import shown
 from fadepth_core.common.errors import DataError
+from fadepth_core.common.files import user_path
 from fadepth_core.common.sample import LabelledImage, Sample, SampleDataset
 
 #: name -> module:class. A module is imported only when its data set is built, because some need optional packages.
@@ -72,12 +77,68 @@ def _construct(name: str, known: dict[str, str], options: dict[str, Any]) -> Any
     except TypeError as error:
         accepted = ", ".join(inspect.signature(dataset_class).parameters)
         raise DataError(f"data set '{name}': {error}; it takes {accepted}") from error
+    hints = get_type_hints(dataset_class.__init__)
+    checked = {key: _option(f"data set '{name}': {key}", value, hints.get(key, Any)) for key, value in options.items()}
     try:
-        return dataset_class(**options)
+        return dataset_class(**checked)
     except DataError:
         raise
     except ValueError as error:
         raise DataError(f"data set '{name}': {error}") from error
+
+
+def _option(what: str, value: Any, hint: Any) -> Any:
+    """`value`, after a check that it has the type `hint` of an argument; text for a path becomes a path.
+
+    Types besides numbers, text, paths, literals and tuples of them are checked by the data set itself.
+    """
+    choices = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+    for choice in choices:
+        if _fits(value, choice):
+            return user_path(value) if isinstance(value, str) and Path in choices and str not in choices else value
+    names = [_type_name(choice) for choice in choices]
+    raise DataError(f"{what} must be {' or '.join(names)}, got {shown(value)}")
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    if hint is type(None):
+        return value is None
+    if hint is bool:
+        return isinstance(value, bool)
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63
+    if hint is float:
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    if hint is str:
+        return isinstance(value, str)
+    if hint is Path:
+        return isinstance(value, (str, Path))
+    if get_origin(hint) is Literal:
+        return not isinstance(value, (dict, list)) and value in get_args(hint)
+    if get_origin(hint) is tuple and Ellipsis not in get_args(hint):
+        parts = get_args(hint)
+        return (
+            isinstance(value, (list, tuple))
+            and len(value) == len(parts)
+            and all(_fits(item, part) for item, part in zip(value, parts, strict=True))
+        )
+    return True
+
+
+def _type_name(hint: Any) -> str:
+    if get_origin(hint) is Literal:
+        return ", ".join(map(str, get_args(hint)))
+    if get_origin(hint) is tuple:
+        return f"a list of {len(get_args(hint))} numbers"
+    names = {
+        bool: "true or false",
+        int: "a whole number",
+        float: "a number",
+        str: "text",
+        Path: "a path",
+        type(None): "null",
+    }
+    return names.get(hint, str(hint))
 
 
 class Mixture(Dataset):

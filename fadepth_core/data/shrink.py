@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 
 from fadepth_core.common.errors import DataError
+from fadepth_core.common.folders import mark_output
 from fadepth_core.common.framing import PIXELS, Framing, choose_network_size
 from fadepth_core.data.folder import camera_values, write_index
 from fadepth_core.data.images import encode_depth, read_rgb
@@ -73,6 +74,7 @@ def shrink_folders(
         entries[folder][number] = entry
     for folder, values in entries.items():
         write_index(out / folder.relative_to(root), [values[number] for number in sorted(values)])
+        mark_output(out / folder.relative_to(root), ("rgb", "depth"))
     return {folder.relative_to(root).as_posix(): len(values) for folder, values in entries.items()}
 
 
@@ -85,7 +87,7 @@ def _shrink(picture: Picture, name: str, pixels: int, quality: int) -> tuple[dic
     files = {f"rgb/{name}.jpg": cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, quality])[1].tobytes()}
     entry: dict[str, Any] = {"id": name, "rgb": f"rgb/{name}.jpg"}
     if picture.intrinsics is not None:
-        entry |= camera_values(framing.output_intrinsics(picture.intrinsics))
+        entry |= camera_values(framing.output_intrinsics(picture.camera(image)))
     if picture.depth is not None:
         depth = read_depth_at(framing, picture.depth)
         known = depth > 0

@@ -23,13 +23,12 @@ keys are ignored.
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
-import re
-from collections.abc import Callable, Iterator
+import os
+from collections.abc import Callable, Iterable
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import BinaryIO, Literal
 
 import cv2
 import numpy as np
@@ -37,11 +36,16 @@ import torch
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
+from fadepth_core.common.camera import PinholeCamera, check_rotations, read_fps
+from fadepth_core.common.documents import as_number, read_json, read_numbers, shown, whole_number
 from fadepth_core.common.errors import DataError
-from fadepth_core.common.files import user_cache, write_atomically
+from fadepth_core.common.files import user_path, write_atomically
+from fadepth_core.common.folders import files_in, folders_below, visible
 from fadepth_core.common.framing import Framing
 from fadepth_core.common.sample import Sample
-from fadepth_core.data.images import PICTURES, read_depth, read_rgb
+from fadepth_core.common.video import VideoFile
+from fadepth_core.data.clip_cache import ClipCache
+from fadepth_core.data.images import PICTURES, is_depth, read_depth, read_rgb
 
 log = logging.getLogger(__name__)
 
@@ -51,6 +55,8 @@ EXAMPLE = '{"fx": 578.0, "fy": 575.3, "cx": 335.9, "cy": 75.6, "fps": 25, "strid
 
 #: Below this speed the camera counts as standing still, metres per second.
 _MIN_SPEED = 0.3
+#: Larger speeds are not in metres per second.
+_MAX_SPEED = 1000.0
 
 
 class VideoDataset(Dataset[Sample]):
@@ -134,14 +140,17 @@ def open_clips(
     root: Path, size: tuple[int, int], camera: Path | None = None, stride: int | None = None, cache: Path | None = None
 ) -> list[Clip]:
     """All clips at or below `root`; arguments and errors are those of `VideoDataset`."""
-    root = Path(root)
+    root = user_path(root)
     if not root.exists():
         raise DataError(f"{root}: no such file or folder")
     places = _find_clips(root)
     if not places:
         raise DataError(f"{root}: no video ({', '.join(sorted(VIDEOS))}) and no folder of frames in it")
-    cache = Path(cache) if cache is not None else user_cache()
-    return [Clip(place, root, (size[0], size[1]), camera and Path(camera), stride, cache) for place in places]
+    clip_cache = ClipCache(cache and user_path(cache))
+    sides = (size[0], size[1])
+    clips = [Clip(place, root, sides, camera and user_path(camera), stride, clip_cache) for place in places]
+    clip_cache.trim()
+    return clips
 
 
 class Clip:
@@ -153,7 +162,7 @@ class Clip:
         size: (height, width) of the frames for training.
         camera: JSON file for a clip without its own.
         stride: replaces the stride of the JSON.
-        cache: folder for decoded videos.
+        cache: decoded videos.
 
     Attributes:
         path, name: the video file or the folder of frames, and its path below the data set's root.
@@ -171,14 +180,14 @@ class Clip:
     """
 
     def __init__(
-        self, place: Path, root: Path, size: tuple[int, int], camera: Path | None, stride: int | None, cache: Path
+        self, place: Path, root: Path, size: tuple[int, int], camera: Path | None, stride: int | None, cache: ClipCache
     ):
         self.path = place
         self.name = place.relative_to(root).as_posix() if place != root else place.name
         self.source = _Video(place, size, cache) if place.is_file() else _Folder(place, size)
         self.camera = camera = _camera_of(place, root, camera)
         matrix, values = read_camera(camera, self.source.stored_size, place)
-        self.stride = stride or _positive_whole(
+        self.stride = stride or whole_number(
             values.get("stride", values.get("recommended_stride", 1)), "stride", camera
         )
         self.size = size
@@ -268,71 +277,83 @@ class Clip:
                 raise DataError(f"{self.camera}: times do not increase from frame to frame")
             return times
         fps = values.get("fps", self.source.fps)
-        if not isinstance(fps, (int, float)) or not fps > 0:
-            raise DataError(
-                f"{self.camera}: needs fps, frames per second, as a positive number (or times), got {fps!r}"
-            )
-        return np.arange(self.source.count) / fps
+        if fps is None:
+            raise DataError(f"{self.camera}: needs fps, frames per second, as a positive number, or times")
+        return np.arange(self.source.count) / read_fps(fps, self.camera)
 
     def _speeds(self, values: dict) -> np.ndarray | None:
         speed = values.get("speed")
         if speed is None:
             return None
+        where: Path = self.camera
         if isinstance(speed, str):
-            return self._read_column(speed, "speed")
-        try:
-            speeds = np.asarray(speed, np.float64)
-        except (TypeError, ValueError):
-            raise DataError(f"{self.camera}: speed must be a number, a list of numbers, or a file's name") from None
-        return (
-            np.full(self.source.count, float(speeds))
-            if speeds.ndim == 0
-            else self._checked(speeds, "speed", self.camera)
-        )
+            where = self._find(speed, "speed")
+            speeds = self._read_column(speed, "speed")
+        elif isinstance(speed, list):
+            speeds = np.array([as_number(value, f"speed of frame {i}", where) for i, value in enumerate(speed)])
+            self._check_count(speeds, "speed", where)
+        else:
+            speeds = np.full(self.source.count, as_number(speed, "speed", where))
+        speeds = np.abs(speeds)  # a vehicle that reverses may state a negative speed
+        if (speeds > _MAX_SPEED).any():
+            raise DataError(f"{where}: speed must be in metres per second, got {speeds.max():g}")
+        return speeds
 
     def _poses(self, values: dict) -> np.ndarray | None:
         if "poses" not in values:
             return None
         path = self._find(values["poses"], "poses")
-        rows = self._checked(_read_numbers(path), "poses", path)
-        if rows.ndim != 2 or rows.shape[1] != 12:
+        rows = read_numbers(path)
+        self._check_count(rows, "poses", path)
+        if rows.shape[1] != 12:
             raise DataError(f"{path}: each line must have the twelve numbers of a 3x4 pose")
         poses = np.tile(np.eye(4), (len(rows), 1, 1))
         poses[:, :3] = rows.reshape(-1, 3, 4)
+        check_rotations(poses[:, :3, :3], path)
         return poses
 
     def _depths(self, values: dict) -> dict[int, Path] | None:
         if "depth" not in values:
             return None
         folder = self._find(values["depth"], "depth", Path.is_dir)
-        files = {path.stem: path for path in folder.glob("*.png")}
-        if invalid := sorted(stem for stem in files if not (stem.isdigit() and int(stem) < self.source.count)):
-            raise DataError(f"{files[invalid[0]]}: its name is not a frame number from 0 to {self.source.count - 1}")
+        files: dict[int, Path] = {}
+        for path in files_in(folder, {".png"}):
+            number = int(path.stem) if path.stem.isdecimal() else -1
+            if not 0 <= number < self.source.count:
+                raise DataError(f"{path}: its name is not a frame number from 0 to {self.source.count - 1}")
+            if number in files:
+                raise DataError(f"{folder}: {files[number].name} and {path.name} are depth of the same frame")
+            files[number] = path
         if not files:
             raise DataError(f"{folder}: no depth (.png) in it")
-        return {int(stem): path for stem, path in files.items()}
+        return files
 
     def _read_column(self, name: str, what: str) -> np.ndarray:
         """Read a file with one number per frame; `what` names its contents in error messages."""
         path = self._find(name, what)
-        return self._checked(_read_numbers(path).squeeze(), what, path)
+        table = read_numbers(path)
+        if table.shape[0] == 1:  # all in one line
+            table = table.T
+        self._check_count(table, what, path)
+        if table.shape[1] != 1:
+            raise DataError(f"{path}: each line must have one number, the {what} of a frame; found {table.shape[1]}")
+        return table[:, 0]
 
-    def _checked(self, values: np.ndarray, what: str, where: Path) -> np.ndarray:
-        """`values`, after a check that there is a finite one for every frame."""
-        if values.ndim == 0 or len(values) != self.source.count:
-            found = values.size if values.ndim == 0 else len(values)
-            raise DataError(f"{where}: {what} of {found} frames, but {self.path} has {self.source.count}")
-        if not np.isfinite(values).all():
-            raise DataError(f"{where}: a value of {what} is not a finite number")
-        return values
+    def _check_count(self, values: np.ndarray, what: str, where: Path) -> None:
+        """Check that there is a value or a row for every frame."""
+        if len(values) != self.source.count:
+            raise DataError(f"{where}: {what} of {len(values)} frames, but {self.path} has {self.source.count}")
 
     def _find(self, name: object, what: str, is_there: Callable[[Path], bool] = Path.is_file) -> Path:
         """Path of a file or folder that the JSON names."""
         if not isinstance(name, str):
-            raise DataError(f"{self.camera}: {what} must be the name of a file or folder, got {name!r}")
+            raise DataError(f"{self.camera}: {what} must be the name of a file or folder, got {shown(name)}")
         for folder in (self.camera.parent, self.path.parent, self.path):
-            if is_there(folder / name):
-                return folder / name
+            try:
+                if is_there(folder / user_path(name)):
+                    return folder / user_path(name)
+            except (OSError, ValueError) as error:  # a name that is too long, a null character
+                raise DataError(f"{self.camera}: {what} {shown(name)} cannot be read: {error}") from None
         raise DataError(f"{self.camera}: {what} '{name}' is neither beside it nor beside {self.path}")
 
 
@@ -342,7 +363,7 @@ class _Folder:
     fps = None
 
     def __init__(self, path: Path, size: tuple[int, int]):
-        self._files = pictures_in(path)
+        self._files = files_in(path, PICTURES)
         self._flows: dict[int, np.ndarray] = {}
         self.count = len(self._files)
         self.stored_size = read_rgb(self._files[0]).shape[:2]
@@ -367,34 +388,37 @@ class _Video:
     Args:
         path: the video file.
         size: (height, width) of the frames for training.
-        cache: folder of the .npy file.
+        cache: where the .npy file is kept.
 
     Attributes:
         count: number of frames.
         fps: frames per second that the file states, or None.
         stored_size: (height, width) of the frames in the file.
         framing: from the stored frames to `size`.
+
+    If fewer frames can be decoded than the file states, a warning is logged.
     """
 
-    def __init__(self, path: Path, size: tuple[int, int], cache: Path):
+    def __init__(self, path: Path, size: tuple[int, int], cache: ClipCache):
         self._path = path
-        reader = cv2.VideoCapture(str(path))
-        self.fps = reader.get(cv2.CAP_PROP_FPS) or None
-        readable, image = reader.read()
-        reader.release()
-        if not readable:
-            raise DataError(f"{path}: not a video that OpenCV can read")
-        self.stored_size = image.shape[:2]
+        video = VideoFile(path)
+        self.fps, self.stored_size = video.fps, video.size
         self.framing = Framing.plan(self.stored_size, size, crop_to_aspect=True)
         stat = path.stat()
-        key = f"{path.resolve()} {stat.st_size} {stat.st_mtime_ns} {size}"
-        self._cached = cache / f"{path.stem}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.npy"
-        if not self._cached.is_file():
-            self._decode()
+        # os.fsencode: the name need not be valid text.
+        key = os.fsencode(path.resolve()) + f" {stat.st_size} {stat.st_mtime_ns} {size}".encode()
+        self._cached = cache.path(f"{path.stem}-{hashlib.sha256(key).hexdigest()[:16]}")
         self.count = len(self._frames)
+        if damage := video.damage(self.count):
+            log.warning("%s", damage)
 
     @cached_property
     def _frames(self) -> np.ndarray:
+        # Decoded here and not in `__init__`: another run may have removed the file to make room.
+        if not self._cached.is_file():
+            images = (self.framing.to_network(image) for image in VideoFile(self._path))
+            progress = tqdm(images, desc=f"decoding {self._path.name}", unit="frame")
+            _write(self._cached, lambda part: save_frames(part, progress, self.framing.network_size))
         return np.load(self._cached, mmap_mode="r")
 
     def __getstate__(self) -> dict:
@@ -409,29 +433,35 @@ class _Video:
         """`_median_flow` of all frames, with a cache on disk."""
         path = self._cached.with_suffix(f".flow{stride}.npy")
         if not path.is_file():
-            _write(path, _median_flow(self, stride))
+            _write(path, lambda part: _save(part, _median_flow(self, stride)))
         return np.load(path)
 
-    def _decode(self) -> None:
-        frames = list(tqdm(self._images(), desc=f"decoding {self._path.name}", unit="frame"))
-        _write(self._cached, np.stack(frames))
 
-    def _images(self) -> Iterator[np.ndarray]:
-        reader = cv2.VideoCapture(str(self._path))
-        while True:
-            readable, image = reader.read()
-            if not readable:
-                reader.release()
-                return
-            # `cvtColor` copies, which is needed because the reader may reuse its buffer.
-            yield cv2.cvtColor(self.framing.to_network(image), cv2.COLOR_BGR2RGB)
+def save_frames(part: str, frames: Iterable[np.ndarray], size: tuple[int, int]) -> None:
+    """Write RGB uint8 frames [h, w, 3] of `size` (h, w) to an .npy file one by one, so that only one is in memory."""
+    with open(part, "wb") as stream:
+        count = 0
+        start = _write_header(stream, (0, *size, 3))
+        for frame in frames:
+            stream.write(np.ascontiguousarray(frame).data)
+            count += 1
+        stream.seek(0)
+        # numpy reserves room in the header for the first dimension to grow.
+        if _write_header(stream, (count, *size, 3)) != start:
+            raise RuntimeError("the header of an .npy file has no room for the number of frames")
 
 
-def _write(path: Path, values: np.ndarray) -> None:
-    """Write an array to the cache."""
+def _write_header(stream: BinaryIO, shape: tuple[int, ...]) -> int:
+    """Write the header of an .npy file of bytes; returns its length."""
+    np.lib.format.write_array_header_1_0(stream, {"descr": "|u1", "fortran_order": False, "shape": shape})
+    return stream.tell()
+
+
+def _write(path: Path, write: Callable[[str], None]) -> None:
+    """Write a file of the cache."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, lambda part: _save(part, values))
+        write_atomically(path, write)
     except OSError as error:
         raise DataError(f"{path}: cannot write the decoded video: {error}; set `cache` to another folder") from error
 
@@ -462,32 +492,26 @@ def _median_flow(source: _Folder | _Video, stride: int) -> np.ndarray:
 
 
 def _find_clips(root: Path) -> list[Path]:
-    """Videos and folders of frames at or below `root`, sorted."""
+    """Videos and folders of frames at or below `root`, sorted; `common.folders` says what is left out."""
     if root.is_file():
         return [root] if root.suffix.lower() in VIDEOS else []
-    clips = [path for path in root.rglob("*") if path.suffix.lower() in VIDEOS and path.is_file()]
-    folders = {root, *(path for path in root.rglob("*") if path.is_dir())}
-    return sorted([*clips, *(folder for folder in folders if _has_frames(folder))])
+    clips = []
+    for folder in folders_below(root):
+        clips += [path for path in visible(folder) if path.suffix.lower() in VIDEOS and path.is_file()]
+        if _has_frames(folder):
+            clips.append(folder)
+    return sorted(clips)
 
 
 def _has_frames(folder: Path) -> bool:
     """Whether the folder has images and its first image is not depth (one channel of 16 bits)."""
-    first = next(iter(pictures_in(folder)), None)
-    if first is None:
-        return False
-    image = cv2.imread(str(first), cv2.IMREAD_UNCHANGED)
-    return image is None or image.dtype != np.uint16 or image.ndim != 2
-
-
-def pictures_in(folder: Path) -> list[Path]:
-    """The images of a folder in the order of the numbers in their names: 2.png before 10.png."""
-    pictures = [path for path in folder.iterdir() if path.suffix.lower() in PICTURES]
-    return sorted(pictures, key=lambda path: [int(t) if t.isdigit() else t for t in re.split(r"(\d+)", path.name)])
+    first = next(iter(files_in(folder, PICTURES)), None)
+    return first is not None and not is_depth(first)
 
 
 def own_cameras(clip: Path) -> list[Path]:
     """Possible paths of the JSON of a video file or a folder of frames. The first that exists is used."""
-    return [clip.with_suffix(".json")] if clip.is_file() else [clip / CAMERA, clip.with_name(f"{clip.name}.json")]
+    return [clip.with_suffix(".json")] if clip.is_file() else [clip / CAMERA, clip.parent / f"{clip.name}.json"]
 
 
 def read_camera(path: Path, size: tuple[int, int], frames: Path) -> tuple[np.ndarray, dict]:
@@ -502,20 +526,16 @@ def read_camera(path: Path, size: tuple[int, int], frames: Path) -> tuple[np.nda
         K [3, 3] in pixels, and all keys of the file with their values.
 
     Raises:
-        DataError: the file is invalid, or it states another size of the frames.
+        DataError: the file is invalid, states another size of the frames, or no camera has its intrinsics.
     """
-    values = _read_json(path)
+    values = read_json(path)
+    if not isinstance(values, dict):
+        raise DataError(f"{path}: expected a JSON object; an example: {EXAMPLE}")
     try:
-        fx, fy, cx, cy = (float(values[key]) for key in ("fx", "fy", "cx", "cy"))
+        camera = PinholeCamera.from_values(values, path, size, frames)
     except KeyError as error:
         raise DataError(f"{path}: has no {error}; an example: {EXAMPLE}") from None
-    except (TypeError, ValueError):
-        raise DataError(f"{path}: fx, fy, cx and cy must be numbers; an example: {EXAMPLE}") from None
-    height, width = size
-    expected = values.get("width", width), values.get("height", height)
-    if expected != (width, height):
-        raise DataError(f"{path}: for {expected[0]}x{expected[1]} pixels, but {frames} has {width}x{height}")
-    return np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1]]), values
+    return camera.matrix, values
 
 
 def _camera_of(clip: Path, root: Path, default: Path | None) -> Path:
@@ -529,26 +549,3 @@ def _camera_of(clip: Path, root: Path, default: Path | None) -> Path:
     if default is not None:
         raise DataError(f"{default}: no such file")
     raise DataError(f"{clip}: no {own[0].name} beside it and no {CAMERA} above it; an example: {EXAMPLE}")
-
-
-def _read_json(path: Path) -> dict:
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise DataError(f"{path}: not JSON: {error}") from None
-    if not isinstance(values, dict):
-        raise DataError(f"{path}: expected a JSON object; an example: {EXAMPLE}")
-    return values
-
-
-def _read_numbers(path: Path) -> np.ndarray:
-    try:
-        return np.loadtxt(path, dtype=np.float64, ndmin=2)
-    except ValueError as error:
-        raise DataError(f"{path}: not a table of numbers: {error}") from None
-
-
-def _positive_whole(value: object, what: str, where: Path) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise DataError(f"{where}: {what} must be a whole number of at least 1, got {value!r}")
-    return value

@@ -99,7 +99,7 @@ def test_images_and_depth_are_cropped_to_the_given_size(tmp_path):
     [
         ({}, np.ones((96, 128), np.float32), "picture 0 has no 'fx'"),
         ({"fx": 100.0}, None, "picture 0 has no 'fy'"),
-        ({**CAMERA, "cx": "left"}, None, "picture 0 cannot be used: could not convert"),
+        ({**CAMERA, "cx": "left"}, None, "picture 0: cx must be a number, got 'left'"),
     ],
 )
 def test_an_incomplete_index_is_refused(tmp_path, keys, depth, message):

@@ -254,7 +254,7 @@ def test_one_camera_file_for_a_folder_of_clips(tmp_path, open_video):
     ("camera", "message"),
     [
         ({"fx": 1}, "has no 'fy'; an example"),
-        ({**CAMERA, "cx": "middle"}, "must be numbers"),
+        ({**CAMERA, "cx": "middle"}, "cx must be a number, got 'middle'"),
         ({**CAMERA, "width": 640}, "for 640x96 pixels, .*clip has 128x96"),
         ({**CAMERA, "stride": 0}, "stride must be a whole number of at least 1, got 0"),
         ({**CAMERA, "stride": 6}, "12 frames; a sample at stride 6 needs 13"),

@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from fadepth_core.common.cpus import usable_cpus
 from fadepth_core.common.framing import Framing
 from fadepth_core.runtime.checkpoint import Checkpoint
 
@@ -174,4 +175,4 @@ def has_nvidia_gpu() -> bool:
 def default_threads() -> int:
     """CPU threads for one small network: every processor this process may use, at most four. With more, synchronisation
     costs more than it gains, and a robot needs its processors for other work."""
-    return min(4, len(os.sched_getaffinity(0)))
+    return min(4, usable_cpus())
