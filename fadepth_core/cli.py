@@ -6,8 +6,10 @@ Each command has two functions: one declares its arguments, the next one runs it
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import logging
+import math
 import os
 import signal
 import sys
@@ -18,15 +20,17 @@ from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
-import yaml
 from tqdm import tqdm
 
 from fadepth_core import __version__
 from fadepth_core.common.color import PIXEL_MEAN, PIXEL_STD, to_picture
+from fadepth_core.common.documents import parse_yaml, shown
 from fadepth_core.common.errors import DataError
+from fadepth_core.common.files import user_cache, user_path
 from fadepth_core.common.framing import FramingError
 from fadepth_core.common.memory import keep_freed_memory
 from fadepth_core.common.sample import LabelledImage
+from fadepth_core.data.clip_cache import LIMIT, ClipCache, limit_bytes
 from fadepth_core.data.frames import Frames
 from fadepth_core.data.pictures import write_pictures
 from fadepth_core.data.registry import TRAINING_SETS, build_dataset, build_test_set
@@ -47,6 +51,8 @@ from fadepth_core.evaluation import (
     published_rows,
     write_json,
     write_predictions,
+    write_sheet,
+    write_values,
 )
 from fadepth_core.evaluation import evaluate as run_protocol
 from fadepth_core.evaluation import predict as run_prediction
@@ -138,7 +144,9 @@ def fit(args: argparse.Namespace) -> None:
 
 def _distill_arguments(parser: argparse.ArgumentParser) -> None:
     _fit_arguments(parser)
-    parser.add_argument("--teacher", type=Path, required=True, help="training checkpoint, or folder of predicted depth")
+    parser.add_argument(
+        "--teacher", type=user_path, required=True, help="training checkpoint, or folder of predicted depth"
+    )
 
 
 def distill(args: argparse.Namespace) -> None:
@@ -150,7 +158,7 @@ def distill(args: argparse.Namespace) -> None:
 def _ablate_arguments(parser: argparse.ArgumentParser) -> None:
     _add_config(parser)
     parser.add_argument(
-        "--out", type=Path, help="folder of all runs; default: a folder in runs/ named after the configuration"
+        "--out", type=user_path, help="folder of all runs; default: a folder in runs/ named after the configuration"
     )
     parser.add_argument(
         "--only", nargs="+", default=[], metavar="NAME", help="variants to train and compare; default: all"
@@ -171,14 +179,18 @@ def ablate(args: argparse.Namespace) -> None:
 
 
 def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("checkpoint", type=user_path)
     parser.add_argument("--protocol", choices=sorted([*PROTOCOLS, VIDEO]), required=True)
-    parser.add_argument("--root", type=Path, required=True, help="folder of the data set")
+    parser.add_argument("--root", type=user_path, required=True, help="folder of the data set")
     parser.add_argument(
-        "--improved-root", type=Path, help="folder of KITTI's annotated depth, for the kitti_eigen_improved protocols"
+        "--improved-root",
+        type=user_path,
+        help="folder of KITTI's annotated depth, for the kitti_eigen_improved protocols",
     )
     parser.add_argument(
-        "--entries", type=Path, help='KITTI: file with "drive frame side" in each line, instead of the published list'
+        "--entries",
+        type=user_path,
+        help='KITTI: file with "drive frame side" in each line, instead of the published list',
     )
     parser.add_argument("--size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), help="default: as trained")
     parser.add_argument("--flip", action="store_true", help="average with the mirrored picture (the paper's ‡)")
@@ -193,14 +205,17 @@ def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
         help="also measure a constant depth: the median of the true depth, if there is any",
     )
     parser.add_argument(
-        "--camera-height", type=float, metavar="METRES", help="also measure a flat ground this far below the camera"
+        "--camera-height",
+        type=_number(0, 1e4),
+        metavar="METRES",
+        help="also measure a flat ground this far below the camera",
     )
     parser.add_argument("--untrained", action="store_true", help="also measure the same network with random weights")
     parser.add_argument(
         "--frames", type=_whole(1, 10_000), default=16, metavar="N", help="video: frames of each clip, evenly spread"
     )
     _add_engine(parser, "plain PyTorch; the fastest backend if --precision is given")
-    parser.add_argument("--out", type=Path, default=Path("evaluation"), help="folder for figures and pictures")
+    parser.add_argument("--out", type=user_path, default=Path("evaluation"), help="folder for figures and pictures")
 
 
 def evaluate(args: argparse.Namespace) -> None:
@@ -209,6 +224,7 @@ def evaluate(args: argparse.Namespace) -> None:
         _evaluate_video(args)
         return
     checkpoint = Checkpoint(args.checkpoint)
+    args.out.mkdir(parents=True, exist_ok=True)  # an error here costs least
     protocol = PROTOCOLS[args.protocol]
     if args.scaling:
         protocol = replace(protocol, scaling=args.scaling)
@@ -223,11 +239,12 @@ def evaluate(args: argparse.Namespace) -> None:
         for label, baseline in _baselines(args, checkpoint, network_size, constant).items()
     }
     result = run_protocol(predictor, tqdm(images, unit="image", total=len(images)), protocol)
+    # The figures first: neither a closed terminal nor a failing picture may lose hours of computation.
+    write_json(result, args.out / f"{args.protocol}.json")
     published = [] if args.entries else published_rows(protocol, network_size)  # of the published list of frames only
     print_table(result, published, _label(args, checkpoint), getattr(images, "groups", ()), baselines)
-    args.out.mkdir(parents=True, exist_ok=True)
-    write_json(result, args.out / f"{args.protocol}.json")
-    picture_sheet(compare_evenly(predictor, images, protocol), args.out / f"{args.protocol}.png")
+    sheet = args.out / f"{args.protocol}.png"
+    write_sheet(sheet, lambda: picture_sheet(compare_evenly(predictor, images, protocol), sheet))
     print(f"wrote {args.out / args.protocol}.json and .png")
 
 
@@ -242,6 +259,7 @@ def _evaluate_video(args: argparse.Namespace) -> None:
     # The pictures are small and the steps many: on a busy machine, several threads would mostly wait for each other.
     torch.set_num_threads(1)
     checkpoint = Checkpoint(args.checkpoint)
+    args.out.mkdir(parents=True, exist_ok=True)
     size = tuple(args.size or checkpoint.description.network_size)
     dataset = cast(VideoDataset, build_dataset("video", size, root=args.root))
     chosen = choose_evenly(dataset.clips, args.frames)
@@ -254,13 +272,12 @@ def _evaluate_video(args: argparse.Namespace) -> None:
     for label, measured in predictors.items():
         samples = tqdm((dataset[index] for index in chosen), label, len(chosen), unit="frame")
         results[label] = evaluate_video(measured, samples, clips, scaling)
+    write_values({label: result.to_dict() for label, result in results.items()}, args.out / f"{VIDEO}.json")
     print_video_table(results, scaling)
-    args.out.mkdir(parents=True, exist_ok=True)
-    figures = {label: result.to_dict() for label, result in results.items()}
-    (args.out / f"{VIDEO}.json").write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
-    shown = (dataset[chosen[place]] for place in choose_evenly(["all"] * len(chosen), _SHEET_ROWS))
-    images = {str(sample.name): (to_picture(sample.middle), sample.intrinsics.numpy()) for sample in shown}
-    prediction_sheet(predictor, images, args.out / f"{VIDEO}.png")
+    samples_shown = (dataset[chosen[place]] for place in choose_evenly(["all"] * len(chosen), _SHEET_ROWS))
+    images = {str(sample.name): (to_picture(sample.middle), sample.intrinsics.numpy()) for sample in samples_shown}
+    sheet = args.out / f"{VIDEO}.png"
+    write_sheet(sheet, lambda: prediction_sheet(predictor, images, sheet))
     print(f"wrote {args.out / VIDEO}.json and .png")
 
 
@@ -290,12 +307,14 @@ def _label(args: argparse.Namespace, checkpoint: Checkpoint) -> str:
 
 
 def _predict_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("source", type=Path, help="picture, folder of pictures, or video")
-    parser.add_argument("--out", type=Path, required=True, help="folder for depth and coloured pictures")
-    parser.add_argument("--checkpoint", type=Path, help="default: the shipped one")
+    parser.add_argument("source", type=user_path, help="picture, folder of pictures, or video")
+    parser.add_argument("--out", type=user_path, required=True, help="folder for depth and coloured pictures")
+    parser.add_argument("--checkpoint", type=user_path, help="default: the shipped one")
     camera = parser.add_mutually_exclusive_group()
     camera.add_argument("--intrinsics", type=float, nargs=4, metavar=("FX", "FY", "CX", "CY"), help="pixels")
-    camera.add_argument("--camera", type=Path, help="JSON file with fx, fy, cx, cy; default: the one beside the source")
+    camera.add_argument(
+        "--camera", type=user_path, help="JSON file with fx, fy, cx, cy; default: the one beside the source"
+    )
     parser.add_argument(
         "--format", choices=FORMATS, default="png", help="png: 16 bits, millimetres, 0 unknown; npy: float32, metres"
     )
@@ -305,6 +324,9 @@ def _predict_arguments(parser: argparse.ArgumentParser) -> None:
 def predict(args: argparse.Namespace) -> None:
     """Write the depth of a picture, a folder of pictures or a video."""
     frames = Frames(args.source)
+    place = (frames.path if frames.path.is_dir() or frames.is_video else frames.path.parent).resolve()
+    if place in [(args.out / name).resolve() for name in ("depth", "color", "color.mp4")]:
+        raise DataError(f"--out {args.out}: the results would replace {args.source}; choose another folder")
     intrinsics = None
     if args.intrinsics:
         fx, fy, cx, cy = args.intrinsics
@@ -312,15 +334,21 @@ def predict(args: argparse.Namespace) -> None:
     depths = run_prediction(frames, Checkpoint(args.checkpoint), intrinsics, args.camera, *_engine(args))
     fps = (frames.fps or FPS) if frames.is_video else None
     write_predictions(tqdm(depths, unit="frame"), args.out, args.format, fps)
+    if frames.damage:
+        raise DataError(f"{frames.damage}; the depth of these frames is in {args.out / 'depth'}")
     print(f"wrote {args.out / 'depth'} and {args.out / ('color.mp4' if frames.is_video else 'color')}")
 
 
 def _odometry_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("clip", type=Path, help="video or folder of frames, with a JSON file of its camera beside it")
-    parser.add_argument("--pose", type=Path, required=True, help="pose.safetensors of a run")
-    parser.add_argument("--out", type=Path, required=True, help="file for the camera-to-world poses, one in each line")
+    parser.add_argument(
+        "clip", type=user_path, help="video or folder of frames, with a JSON file of its camera beside it"
+    )
+    parser.add_argument("--pose", type=user_path, required=True, help="pose.safetensors of a run")
+    parser.add_argument(
+        "--out", type=user_path, required=True, help="file for the camera-to-world poses, one in each line"
+    )
     parser.add_argument("--format", choices=TRAJECTORY_FORMATS, default="kitti", help="default: kitti")
-    parser.add_argument("--camera", type=Path, help="JSON file of the camera, if there is none beside the clip")
+    parser.add_argument("--camera", type=user_path, help="JSON file of the camera, if there is none beside the clip")
     parser.add_argument(
         "--stride", type=_whole(1, 1000), metavar="N", help="use every N-th frame; default: the clip's own"
     )
@@ -330,6 +358,7 @@ def odometry(args: argparse.Namespace) -> None:
     """Write the trajectory of a clip's camera from a trained pose network, and its errors if the clip has poses."""
     pose_net, size, focal_length = load_pose_net(args.pose)
     clip = _one_clip(args.clip, size, args.camera, args.stride)
+    args.out.parent.mkdir(parents=True, exist_ok=True)
     trajectory = estimate_trajectory(pose_net, clip, focal_length)
     write_trajectory(trajectory, args.out, args.format)
     print(f"wrote {len(trajectory.poses)} poses to {args.out}")
@@ -339,7 +368,7 @@ def odometry(args: argparse.Namespace) -> None:
     _print_trajectory_errors(errors)
     summary = {"poses": len(trajectory.poses), "stride": clip.stride, **asdict(errors)}
     path = args.out.with_suffix(".errors.json")
-    path.write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
+    write_values(summary, path)
     print(f"wrote {path}")
 
 
@@ -375,7 +404,7 @@ def _pack_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--quality", type=_whole(1, 100), default=95, metavar="Q", help="quality of the JPEG files, 1 to 100"
     )
-    parser.add_argument("--out", type=Path, required=True, help="folder for the data set 'pictures'")
+    parser.add_argument("--out", type=user_path, required=True, help="folder for the data set 'pictures'")
 
 
 def pack(args: argparse.Namespace) -> None:
@@ -392,17 +421,24 @@ def _option(text: str) -> tuple[str, object]:
     key, separator, value = text.partition("=")
     if not separator:
         raise ConfigError(f"--option {text}: expected key=value")
-    return key, yaml.safe_load(value)
+    try:
+        return key, parse_yaml(value, f"--option {shown(text)}")
+    except DataError as error:
+        raise ConfigError(str(error)) from None
 
 
 def _shrink_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("folder", type=Path, help="folder of folders of pictures, each with or without an index.json")
-    parser.add_argument("--mebibytes", type=float, required=True, metavar="M", help="largest size of the whole copy")
+    parser.add_argument(
+        "folder", type=user_path, help="folder of folders of pictures, each with or without an index.json"
+    )
+    parser.add_argument(
+        "--mebibytes", type=_number(0, 2**40), required=True, metavar="M", help="largest size of the whole copy"
+    )
     parser.add_argument("--skip", nargs="*", default=[], metavar="PATH", help="subfolders that are left out")
     parser.add_argument(
         "--quality", type=_whole(1, 100), default=80, metavar="Q", help="quality of the JPEG files, 1 to 100"
     )
-    parser.add_argument("--out", type=Path, required=True, help="folder for the copy")
+    parser.add_argument("--out", type=user_path, required=True, help="folder for the copy")
 
 
 def shrink(args: argparse.Namespace) -> None:
@@ -413,13 +449,13 @@ def shrink(args: argparse.Namespace) -> None:
 
 
 def _label_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("pictures", type=Path, help="folder of pictures, with or without an index.json")
-    parser.add_argument("--teacher", type=Path, required=True, help="checkpoint of the large network")
-    parser.add_argument("--out", type=Path, required=True, help="folder for the index and the depth pictures")
+    parser.add_argument("pictures", type=user_path, help="folder of pictures, with or without an index.json")
+    parser.add_argument("--teacher", type=user_path, required=True, help="checkpoint of the large network")
+    parser.add_argument("--out", type=user_path, required=True, help="folder for the index and the depth pictures")
     parser.add_argument("--every", type=_whole(1, 1000), default=1, metavar="N", help="use every N-th picture")
     parser.add_argument(
         "--aspect",
-        type=float,
+        type=_number(0, 100),
         help="least width / height of the input; of a taller picture only the middle rows are used",
     )
     parser.add_argument(
@@ -441,15 +477,18 @@ def label(args: argparse.Namespace) -> None:
 
 def _stereo_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "clip", type=Path, help="video or folder of frames, with a JSON file of its camera and poses beside it"
+        "clip", type=user_path, help="video or folder of frames, with a JSON file of its camera and poses beside it"
     )
-    parser.add_argument("--out", type=Path, required=True, help="folder for depth pictures")
-    parser.add_argument("--camera", type=Path, help="JSON file of the camera, if there is none beside the clip")
+    parser.add_argument("--out", type=user_path, required=True, help="folder for depth pictures")
+    parser.add_argument("--camera", type=user_path, help="JSON file of the camera, if there is none beside the clip")
     parser.add_argument(
         "--size", type=int, nargs=2, default=SIZE, metavar=("HEIGHT", "WIDTH"), help="data.size of the training"
     )
     parser.add_argument(
-        "--nearest", type=float, default=4.0, help="least depth in metres, 4 by default; the largest is 30 times that"
+        "--nearest",
+        type=_number(0, 1e4),
+        default=4.0,
+        help="least depth in metres, 4 by default; the largest is 30 times that",
     )
     parser.add_argument("--first", type=int, default=0, help="number of the first frame that is used")
     parser.add_argument("--every", type=int, default=1, help="measure every N-th frame")
@@ -522,13 +561,14 @@ def _print_row(*cells: str | int) -> None:
 
 def _init_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", choices=sorted(MODELS))
-    parser.add_argument("out", type=Path, help="file, .safetensors")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("out", type=user_path, help="file, .safetensors")
+    parser.add_argument("--seed", type=_whole(0, 2**63 - 1), default=0)
 
 
 def init(args: argparse.Namespace) -> None:
     """Write a deployment checkpoint with random weights."""
     _check_suffix(args.out)
+    args.out.parent.mkdir(parents=True, exist_ok=True)
     network = _untrained(args.model, args.seed)
     description = Description(
         args.model,
@@ -545,11 +585,11 @@ def init(args: argparse.Namespace) -> None:
 
 
 def _export_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("checkpoint", type=Path)
-    parser.add_argument("--out", type=Path, help="deployment checkpoint to write; default: the input is replaced")
+    parser.add_argument("checkpoint", type=user_path)
+    parser.add_argument("--out", type=user_path, help="deployment checkpoint to write; default: the input is replaced")
     parser.add_argument(
         "--int8",
-        type=Path,
+        type=user_path,
         metavar="FRAMES",
         help="also write an int8 graph, calibrated with this video or folder of pictures",
     )
@@ -562,6 +602,7 @@ def export(args: argparse.Namespace) -> None:
         raise CheckpointError(f"{checkpoint.path}: a training checkpoint; name another file with --out, to keep it")
     out = args.out or checkpoint.path
     _check_suffix(out)
+    out.parent.mkdir(parents=True, exist_ok=True)
     if args.int8:
         from fadepth_core.runtime.quantize import FRAMES, MIN_FRAMES, quantize_checkpoint
 
@@ -578,11 +619,34 @@ def export(args: argparse.Namespace) -> None:
         )
 
 
+def _cache_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--clear", action="store_true", help="remove decoded videos, engines and graphs")
+
+
+def cache(args: argparse.Namespace) -> None:
+    """Show how large the cache of decoded videos and compiled engines is, or remove it."""
+    clips = ClipCache()
+    folder = user_cache()
+    decoded = clips.decoded()
+    others = [path for path in folder.rglob("*") if path.is_file() and clips.folder not in path.parents]
+    print(f"{folder}: everything in it can be generated again")
+    size = sum(clip.size for clip in decoded.values())
+    print(
+        f"{len(decoded):6d} decoded videos    {size / 2**20:10.1f} MiB, at most {limit_bytes() / 2**20:.0f} MiB ({LIMIT})"
+    )
+    print(f"{len(others):6d} engines and graphs {sum(path.stat().st_size for path in others) / 2**20:9.1f} MiB")
+    if args.clear:
+        clips.clear()
+        for path in others:
+            path.unlink(missing_ok=True)
+        print("removed all of them")
+
+
 # ------------------------------------------------------------------------------------------------ shared by the commands
 
 
 def _add_config(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--config", type=Path, required=True, help="YAML file, see config/training")
+    parser.add_argument("--config", type=user_path, required=True, help="YAML file, see config/training")
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="override, e.g. optimizer.lr=1e-4; repeatable"
     )
@@ -597,9 +661,24 @@ def _whole(low: int, high: int) -> Callable[[str], int]:
     """An argument's type: a whole number from `low` to `high`."""
 
     def parse(text: str) -> int:
-        if not text.isdecimal() or not low <= int(text) <= high:
+        if not text.isdecimal() or len(text) > 20 or not low <= int(text) <= high:
             raise argparse.ArgumentTypeError(f"expected a whole number from {low} to {high}, got {text}")
         return int(text)
+
+    return parse
+
+
+def _number(low: float, high: float) -> Callable[[str], float]:
+    """An argument's type: a number above `low`, up to `high`."""
+
+    def parse(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not low < value <= high:
+            raise argparse.ArgumentTypeError(f"expected a number above {low:g}, up to {high:g}, got {text}")
+        return value
 
     return parse
 
@@ -687,6 +766,7 @@ _COMMANDS = {
     "stereo": _Command(stereo, _stereo_arguments, "my_clips/hall --out my_clips/hall/depth"),
     "models": _Command(models, _models_arguments, ""),
     "init": _Command(init, _init_arguments, "smalldepth untrained.safetensors"),
+    "cache": _Command(cache, _cache_arguments, "--clear"),
     "export": _Command(
         export, _export_arguments, "runs/kitti/best.safetensors --out robot.safetensors --int8 drive.mp4"
     ),
@@ -711,6 +791,7 @@ def _build_parser() -> argparse.ArgumentParser:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run a command; returns its exit status."""
+    _make_output_safe()
     args = _build_parser().parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
@@ -722,6 +803,16 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0
+
+
+def _make_output_safe() -> None:
+    """No character may end a command: not every terminal and pipe is UTF-8, and not every file name is valid text."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:  # closed by the parent process (`>&-`)
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - open until the process ends
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _output_is_closed() -> bool:

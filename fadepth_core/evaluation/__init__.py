@@ -24,6 +24,8 @@ from fadepth_core.evaluation.report import (
     print_table,
     print_video_table,
     write_json,
+    write_sheet,
+    write_values,
 )
 from fadepth_core.evaluation.video import FrameResult, VideoEvaluation, VideoFigures, choose_evenly, evaluate_video
 
@@ -58,4 +60,6 @@ __all__ = [
     "published_rows",
     "write_json",
     "write_predictions",
+    "write_sheet",
+    "write_values",
 ]

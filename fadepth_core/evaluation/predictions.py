@@ -3,6 +3,8 @@
     OUT/depth/NAME.png    16 bits, millimetres, 0 unknown or beyond 65.535 m (REP-118); or NAME.npy, float32 metres
     OUT/color/NAME.png    coloured depth; for a video OUT/color.mp4 instead
 
+Depth is what others work with. If the coloured pictures cannot be written, a warning is logged and depth goes on.
+
 All have the size of the frames. NAME is that of the image file, or the number of the video frame, from 0.
 """
 
@@ -18,6 +20,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from fadepth_core.common.camera import PinholeCamera
+from fadepth_core.common.folders import mark_output
 from fadepth_core.data.frames import Frames
 from fadepth_core.data.video import read_camera
 from fadepth_core.runtime.checkpoint import Checkpoint
@@ -60,7 +64,11 @@ def predict(
             log.warning("%s: no intrinsics, so the scale of depth is unknown: --intrinsics or --camera", frames.path)
     for size, group in groupby(frames, key=lambda frame: frame[1].shape[:2]):
         engine = DepthEngine.load(checkpoint, None, size, backend, precision, full_resolution=True)
-        matrix = intrinsics if camera is None else read_camera(camera, size, frames.path)[0]
+        matrix = None
+        if camera is not None:
+            matrix = read_camera(camera, size, frames.path)[0]
+        elif intrinsics is not None:
+            matrix = PinholeCamera.from_matrix(intrinsics, "intrinsics", size).matrix
         names: deque[str] = deque()
         for result in engine.stream(_requests(group, names, matrix)):
             yield names.popleft(), result.depth
@@ -92,26 +100,85 @@ def write_predictions(
     """
     if format not in FORMATS:
         raise ValueError(f"unknown format '{format}'; known: {', '.join(FORMATS)}")
-    depths, colors, video_path = Path(out) / "depth", Path(out) / "color", Path(out) / "color.mp4"
+    out = Path(out)
+    depths = out / "depth"
     depths.mkdir(parents=True, exist_ok=True)
-    if fps is None:
-        colors.mkdir(exist_ok=True)
-    video = None
+    mark_output(out, ("depth", "color", "color.mp4"))
+    colors = _ColorPictures(out / "color") if fps is None else _ColorVideo(out / "color.mp4", fps)
     try:
         for name, depth in predictions:
             if format == "npy":
                 np.save(depths / f"{name}.npy", depth)
             else:
                 write_png(depths / f"{name}.png", depth_to_millimetres(depth))
-            color = cv2.cvtColor(depth_to_color(depth, *COLOR_RANGE), cv2.COLOR_RGB2BGR)
-            if fps is None:
-                write_png(colors / f"{name}.png", color)
-                continue
-            if video is None:
-                video = cv2.VideoWriter(str(video_path), cv2.VideoWriter.fourcc(*"mp4v"), fps, color.shape[1::-1])
-                if not video.isOpened():
-                    raise OSError(f"{video_path}: OpenCV cannot write a video here")
-            video.write(color)
+            colors.write(name, cv2.cvtColor(depth_to_color(depth, *COLOR_RANGE), cv2.COLOR_RGB2BGR))
     finally:
-        if video is not None:
-            video.release()
+        colors.close()
+
+
+class _Colors:
+    """Writes coloured depth. The first failure is logged as a warning, and nothing more is written.
+
+    Args:
+        path: the folder or the file.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        self._failed = False
+
+    def write(self, name: str, picture: np.ndarray) -> None:
+        """Write the picture [H, W, 3] BGR of a frame."""
+        if self._failed:
+            return
+        try:
+            self._write(name, picture)
+        except (OSError, cv2.error) as error:
+            self._failed = True
+            log.warning("%s: %s; depth is written without colours", self.path, error)
+
+    def close(self) -> None:
+        """End the output."""
+
+    def _write(self, name: str, picture: np.ndarray) -> None:
+        raise NotImplementedError
+
+
+class _ColorPictures(_Colors):
+    def _write(self, name: str, picture: np.ndarray) -> None:
+        self.path.mkdir(exist_ok=True)
+        write_png(self.path / f"{name}.png", picture)
+
+
+class _ColorVideo(_Colors):
+    def __init__(self, path: Path, fps: float):
+        super().__init__(path)
+        self._fps = fps
+        self._video: cv2.VideoWriter | None = None
+        self._size: tuple[int, int] | None = None
+
+    def _write(self, name: str, picture: np.ndarray) -> None:
+        if self._video is None:
+            self._size = (picture.shape[1], picture.shape[0])
+            self._video = self._open(self._size)
+        if picture.shape[1::-1] != self._size:  # OpenCV would leave it out without an error
+            picture = cv2.resize(picture, self._size, interpolation=cv2.INTER_AREA)
+        self._video.write(picture)
+
+    def _open(self, size: tuple[int, int]) -> cv2.VideoWriter:
+        try:
+            os.fspath(self.path).encode()
+        except UnicodeEncodeError:
+            raise OSError("OpenCV cannot write a video with this name") from None
+        # The format stores the frame rate as a ratio of 16-bit numbers: 66.667 is none, its whole number is.
+        for fps in (self._fps, float(max(1, round(self._fps)))):
+            video = cv2.VideoWriter(str(self.path), cv2.VideoWriter.fourcc(*"mp4v"), fps, size)
+            if video.isOpened():
+                return video
+        raise OSError("OpenCV cannot write a video here")
+
+    def close(self) -> None:
+        if self._video is not None:
+            self._video.release()
+            if not self.path.is_file() or self.path.stat().st_size == 0:
+                log.warning("%s: could not be written", self.path)

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import astuple, fields
 from pathlib import Path
 
 import cv2
 import numpy as np
 
+from fadepth_core.common.files import write_atomically
+from fadepth_core.common.folders import mark_output
 from fadepth_core.common.pinhole import unproject
 from fadepth_core.common.sample import LabelledImage, evenly_spread
 from fadepth_core.evaluation.metrics import DepthMetrics, mean_metrics
@@ -19,6 +22,8 @@ from fadepth_core.evaluation.protocols import Comparison, Evaluation, Predictor,
 from fadepth_core.evaluation.published import PublishedRow
 from fadepth_core.evaluation.video import VideoEvaluation, VideoFigures
 from fadepth_core.runtime.pictures import write_png
+
+log = logging.getLogger(__name__)
 
 _COLUMNS = ("AbsRel", "SqRel", "RMSE", "RMSElog", "d<1.25", "d<1.25^2", "d<1.25^3")
 
@@ -97,8 +102,22 @@ def print_video_table(evaluations: Mapping[str, VideoEvaluation], scaling: str) 
 
 
 def write_json(evaluation: Evaluation, path: str | os.PathLike) -> None:
-    """Write `Evaluation.to_dict` to a file."""
-    Path(path).write_text(json.dumps(evaluation.to_dict(), indent=1) + "\n", encoding="utf-8")
+    """Write `Evaluation.to_dict` to a file.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    write_values(evaluation.to_dict(), path)
+
+
+def write_values(values: dict, path: str | os.PathLike) -> None:
+    """Write figures to a JSON file; the old file stays until the new one is complete.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    text = json.dumps(values, indent=1) + "\n"
+    write_atomically(path, lambda part: Path(part).write_text(text, encoding="utf-8"))
 
 
 def compare_evenly(
@@ -125,6 +144,18 @@ def picture_sheet(comparisons: Sequence[Comparison], path: str | os.PathLike) ->
     if not comparisons:
         raise ValueError("a picture sheet needs at least one comparison")
     write_png(path, np.concatenate([_row(comparison) for comparison in comparisons]))
+
+
+def write_sheet(path: Path, write: Callable[[], object]) -> None:
+    """Call `write`, which writes a sheet of pictures to `path`, after the figures are written.
+
+    A failure is logged as a warning: pictures are for people to look at, and must not lose the figures.
+    """
+    try:
+        write()
+        mark_output(path.parent, [path.name])
+    except (OSError, ValueError, RuntimeError, MemoryError, cv2.error) as error:
+        log.warning("%s: cannot be written: %s", path, error)
 
 
 def prediction_sheet(
@@ -213,6 +244,8 @@ def _captioned(text: str, tiles: Sequence[np.ndarray]) -> np.ndarray:
     row = np.concatenate([np.pad(tile, ((0, height - len(tile)), (0, 0), (0, 0))) for tile in tiles], axis=1)
     caption = np.zeros((CAPTION_HEIGHT, row.shape[1], 3), np.uint8)
     baseline = (4, CAPTION_HEIGHT - 6)
+    # OpenCV's fonts have ASCII only.
+    text = text.encode("ascii", "replace").decode()
     cv2.putText(caption, text, baseline, cv2.FONT_HERSHEY_SIMPLEX, 0.42, (255, 255, 255), 1, cv2.LINE_AA)
     return np.concatenate([caption, row])
 

@@ -7,6 +7,7 @@ runs are not repeated, interrupted ones are resumed.
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 import statistics
@@ -22,7 +23,10 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from tqdm import tqdm
 
-from fadepth_core.evaluation import evaluate
+from fadepth_core.common.cpus import usable_cpus
+from fadepth_core.common.documents import read_json
+from fadepth_core.common.errors import DataError
+from fadepth_core.evaluation import evaluate, write_values
 from fadepth_core.evaluation.baselines import ConstantDepth
 from fadepth_core.evaluation.metrics import DepthMetrics
 from fadepth_core.training.config import ConfigError, TrainConfig, load_config, read_yaml, validated
@@ -30,6 +34,8 @@ from fadepth_core.training.fit import choose_protocol, test_set
 from fadepth_core.training.run_folder import CONFIG, METRICS, STATE, TrainingError
 
 #: Metrics of the printed table, with their headings.
+log = logging.getLogger(__name__)
+
 _COLUMNS = {"abs_rel": "AbsRel", "sq_rel": "SqRel", "rmse": "RMSE", "rmse_log": "RMSElog", "d1": "d<1.25"}
 #: Metrics in the order of the paper's tables. Its tables of short runs have only the first five.
 _METRICS = tuple(field.name for field in fields(DepthMetrics))
@@ -121,7 +127,7 @@ def ablate(
     variants = _selected(path, config, only)
 
     runs = list(product(config.seeds, variants))
-    threads = max(1, len(os.sched_getaffinity(0)) // jobs)
+    threads = max(1, usable_cpus() // jobs)
     with ThreadPoolExecutor(jobs) as pool, tqdm(total=len(runs), unit="run") as bar:
 
         def train(seed: int, name: str) -> dict[str, float]:
@@ -144,13 +150,14 @@ def ablate(
 def _write_table(path: Path, table: dict[str, Any]) -> None:
     """Write the figures. With `only`, figures of the other variants from an earlier call with the same seeds are kept."""
     if path.is_file():
-        earlier = json.loads(path.read_text(encoding="utf-8"))
-        if earlier.get("seeds") == table["seeds"]:
-            table = {
-                **table,
-                **{key: {**earlier.get(key, {}), **table[key]} for key in ("variants", "paper")},
-            }
-    path.write_text(json.dumps(table, indent=1), encoding="utf-8")
+        try:
+            earlier = read_json(path)
+            if earlier.get("seeds") == table["seeds"]:
+                kept = {key: {**earlier.get(key, {}), **table[key]} for key in ("variants", "paper")}
+                table = {**table, **kept}
+        except (DataError, AttributeError, TypeError) as error:  # the new figures took hours, they must be written
+            log.warning("%s: not a table of figures, it is replaced: %s", path, error)
+    write_values(table, path)
 
 
 def _check_runs(path: Path, config: AblationConfig, shared: Path, overrides: Sequence[str]) -> TrainConfig:

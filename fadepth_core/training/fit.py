@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -28,6 +27,8 @@ from fadepth_core.evaluation import (
     evaluate,
     picture_sheet,
     prediction_sheet,
+    write_sheet,
+    write_values,
 )
 from fadepth_core.evaluation.motion import motion_errors
 from fadepth_core.models.depth_network import DeployedNetwork, DepthNetwork
@@ -194,15 +195,18 @@ class Evaluator:
         summary = {"iterations": iterations, "best_validation": best, "figures": figures}
         if evaluation is not None:
             summary |= evaluation.to_dict()
-            assert self._images is not None
-            comparisons = compare_evenly(self._predictor(network), self._images, self._protocol)
-            picture_sheet(comparisons, folder / PICTURES)
-        else:
-            samples = (dataset[index] for index in evenly_spread(len(dataset), 8))
-            images = {str(sample.name): (to_picture(sample.middle), sample.intrinsics.numpy()) for sample in samples}
-            prediction_sheet(self._predictor(network), images, folder / PICTURES)
-        (folder / METRICS).write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
+        write_values(summary, folder / METRICS)
+        write_sheet(folder / PICTURES, lambda: self._write_pictures(network, dataset, folder / PICTURES))
         return figures
+
+    def _write_pictures(self, network: DepthNetwork | DeployedNetwork, dataset: SampleDataset, path: Path) -> None:
+        predictor = self._predictor(network)
+        if self._images is not None:
+            picture_sheet(compare_evenly(predictor, self._images, self._protocol), path)
+            return
+        samples = (dataset[index] for index in evenly_spread(len(dataset), 8))
+        images = {str(sample.name): (to_picture(sample.middle), sample.intrinsics.numpy()) for sample in samples}
+        prediction_sheet(predictor, images, path)
 
     def _figures(self, evaluation: Evaluation | None, pose_net: nn.Module | None) -> dict[str, float]:
         figures: dict[str, float] = {}
