@@ -5,11 +5,11 @@ The intrinsics come from a JSON file beside the clip, with the same name: width,
 
 from __future__ import annotations
 
-import json
+import logging
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
-import cv2
 import numpy as np
 import rclpy
 from rclpy.node import Node
@@ -17,8 +17,14 @@ from rclpy.qos import qos_profile_sensor_data
 from sensor_msgs.msg import CameraInfo, Image
 
 import fadepth_core
+from fadepth_core.common.camera import PinholeCamera, read_fps
+from fadepth_core.common.documents import read_json, whole_number
+from fadepth_core.common.errors import DataError
+from fadepth_core.common.video import VideoFile
 from fadepth_ros.messages import Camera, CameraInfoWriter, ImageWriter, Stamp
 from fadepth_ros.process import exit_on, ros_context, until_shutdown, wake_regularly
+
+log = logging.getLogger(__name__)
 
 DEMO_CLIP = Path(fadepth_core.__file__).parent / "assets" / "demo.mp4"
 
@@ -33,16 +39,21 @@ def read_frames(clip: Path) -> Iterator[np.ndarray]:
     Raises:
         ClipError: OpenCV cannot decode the file.
     """
-    capture = cv2.VideoCapture(str(clip))
+    count = 0
     try:
-        ok, frame = capture.read()
-        if not ok:
-            raise ClipError(f"{clip}: not a video that OpenCV can decode")
-        while ok:
-            yield cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
-            ok, frame = capture.read()
-    finally:
-        capture.release()
+        video = VideoFile(clip)
+        for count, frame in enumerate(video, 1):  # noqa: B007 - used below
+            yield frame
+    except DataError as error:
+        raise ClipError(str(error)) from None
+    if damage := video.damage(count):
+        _warn_once(damage)
+
+
+@cache
+def _warn_once(text: str) -> None:
+    """A clip in a loop ends every few seconds."""
+    log.warning("%s", text)
 
 
 def read_camera_info(clip: Path) -> tuple[CameraInfo, float]:
@@ -51,26 +62,30 @@ def read_camera_info(clip: Path) -> tuple[CameraInfo, float]:
     Raises:
         ClipError: the JSON is missing or lacks a value.
     """
-    path = clip.with_suffix(".json")
+    path = clip.parent / f"{clip.stem}.json"
+    if not path.is_file():
+        raise ClipError(f"{path}: no such file; it holds the clip's width, height, fps, fx, fy, cx, cy")
     try:
-        values = json.loads(path.read_text())
-        fx, fy, cx, cy = (float(values[key]) for key in ("fx", "fy", "cx", "cy"))
-        info = CameraInfo(
-            height=int(values["height"]),
-            width=int(values["width"]),
-            distortion_model="plumb_bob",
-            d=[0.0] * 5,
-            k=[fx, 0.0, cx, 0.0, fy, cy, 0.0, 0.0, 1.0],
-            r=[1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0],
-            p=[fx, 0.0, cx, 0.0, 0.0, fy, cy, 0.0, 0.0, 0.0, 1.0, 0.0],
-        )
-        return info, float(values["fps"])
-    except FileNotFoundError:
-        raise ClipError(f"{path}: no such file; it holds the clip's width, height, fps, fx, fy, cx, cy") from None
-    except (KeyError, TypeError, ValueError) as error:
-        raise ClipError(
-            f"{path}: {type(error).__name__} {error}; needed are width, height, fps, fx, fy, cx, cy"
-        ) from error
+        values = read_json(path)
+        if not isinstance(values, dict):
+            raise DataError(f"{path}: expected a JSON object")
+        size = whole_number(values["height"], "height", path), whole_number(values["width"], "width", path)
+        camera = PinholeCamera.from_values(values, path, size)
+        rate = read_fps(values["fps"], path)
+    except KeyError as error:
+        raise ClipError(f"{path}: has no {error}; needed are width, height, fps, fx, fy, cx, cy") from None
+    except DataError as error:
+        raise ClipError(f"{error}; needed are width, height, fps, fx, fy, cx, cy") from None
+    info = CameraInfo(
+        height=size[0],
+        width=size[1],
+        distortion_model="plumb_bob",
+        d=[0.0] * 5,
+        k=camera.matrix.ravel().tolist(),
+        r=np.eye(3).ravel().tolist(),
+        p=np.column_stack([camera.matrix, np.zeros(3)]).ravel().tolist(),
+    )
+    return info, rate
 
 
 class ClipPublisher(Node):

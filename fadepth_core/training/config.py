@@ -6,8 +6,9 @@ its key. Defaults are the paper's where it states them (docs/method.md, section 
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, TypeVar, cast
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, cast, get_args
 
 import yaml
 from pydantic import (
@@ -17,23 +18,53 @@ from pydantic import (
     Field,
     Tag,
     ValidationError,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
 
+from fadepth_core.common import documents
+from fadepth_core.common.documents import shown
+from fadepth_core.common.errors import DataError
+from fadepth_core.common.files import user_path
 from fadepth_core.evaluation.protocols import PROTOCOLS
 from fadepth_core.losses.pyramid import METRICS, PAPER_LEVELS
 from fadepth_core.models import MODELS
 from fadepth_core.models.layers.etm import ETM_VARIANTS, ETMConfig
 
 _Model = TypeVar("_Model", bound=BaseModel)
+#: Longer overrides are shortened in error messages.
+_SHOWN = 120
 
 
 class ConfigError(ValueError):
     """A configuration that cannot be used. The message has one line for each problem, with the key."""
 
 
-class _Strict(BaseModel):
+class _Checked(BaseModel):
+    """Refuses numbers that pydantic accepts: true and false, not finite, too large. Expands ~ in paths."""
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _check_numbers(cls, given: Any, info: ValidationInfo) -> Any:
+        hint = cls.model_fields[str(info.field_name)].annotation
+        for value in given if isinstance(given, (list, tuple)) else [given]:
+            if isinstance(value, bool) and bool not in (hint, *get_args(hint)):
+                raise ValueError(f"got {str(value).lower()}, which is for switches only")
+            # Text is converted by pydantic: YAML reads 1e-4 as text.
+            if isinstance(value, (int, float)) and not abs(value) < 2**63:
+                raise ValueError(f"must be a finite number that a computer can count to, got {shown(value)}")
+        return given
+
+    @field_validator("*", mode="after")
+    @classmethod
+    def _expand_home(cls, value: Any) -> Any:
+        if isinstance(value, float) and not math.isfinite(value):  # from text
+            raise ValueError(f"must be a finite number, got {value}")
+        return user_path(value) if isinstance(value, Path) else value
+
+
+class _Strict(_Checked):
     model_config = ConfigDict(extra="forbid")
 
 
@@ -44,7 +75,7 @@ def _network_size(size: tuple[int, int] | None) -> tuple[int, int] | None:
     return size
 
 
-class SourceConfig(BaseModel):
+class SourceConfig(_Checked):
     """A data set: its name in `data.registry`, and the options of its class as further keys."""
 
     model_config = ConfigDict(extra="allow")
@@ -567,11 +598,11 @@ def read_yaml(path: Path) -> dict:
         ConfigError: the file is missing, not YAML, or has no keys.
     """
     try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
-    except FileNotFoundError:
-        raise ConfigError(f"{path}: no such file") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not YAML: {error}") from error
+        values = documents.read_yaml(user_path(path))
+    except DataError as error:
+        raise ConfigError(str(error)) from None
+    if values is None:  # an empty file
+        return {}
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: expected keys and values")
     return values
@@ -601,11 +632,12 @@ def _key(location: tuple[int | str, ...]) -> str:
 
 def save_config(config: TrainConfig, path: Path) -> None:
     """Write all values, not only changed ones: the run can then be repeated after a default has changed."""
-    path.write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+    path.write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False), encoding="utf-8")
 
 
 def _override(values: dict, override: str) -> None:
     key, separator, text = override.partition("=")
+    override = override if len(override) <= _SHOWN else f"{override[:_SHOWN]}..."  # for error messages
     if not separator or not key:
         raise ConfigError(f"--set {override}: expected key=value")
     *parents, last = key.split(".")
@@ -615,12 +647,12 @@ def _override(values: dict, override: str) -> None:
         if child is None and isinstance(node, dict):  # a saved configuration has null for a section left out
             child = node[parent] = {}
         if not isinstance(child, (dict, list)):
-            raise ConfigError(f"--set {override}: '{parent}' is {child!r} and has no keys below it")
+            raise ConfigError(f"--set {override}: '{parent}' is {shown(child)} and has no keys below it")
         node = child
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"--set {override}: the value is not YAML: {error}") from error
+        value = documents.parse_yaml(text, f"--set {override}")
+    except DataError as error:
+        raise ConfigError(str(error)) from None
     if isinstance(value, str):
         value = _number(value)
     if isinstance(node, list):
@@ -631,14 +663,15 @@ def _override(values: dict, override: str) -> None:
 
 
 def _item(values: list, key: str, override: str) -> Any:
-    if not key.isdigit() or int(key) >= len(values):
+    if not key.isdecimal() or len(key) > 9 or int(key) >= len(values):
         raise ConfigError(f"--set {override}: '{key}' is not the number of an item of a list of {len(values)}")
     return values[int(key)]
 
 
 def _number(text: str) -> str | float:
-    """The number that `text` stands for, if it is one. YAML 1.1 reads 1e-4 as text and only 1.0e-4 as a number."""
+    """The number that `text` stands for, if it is a finite one. YAML 1.1 reads 1e-4 as text and only 1.0e-4 as a number."""
     try:
-        return float(text)
+        number = float(text)
     except ValueError:
         return text
+    return number if math.isfinite(number) else text
