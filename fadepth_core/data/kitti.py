@@ -101,11 +101,14 @@ class KittiDataset(Dataset[Sample]):
         times = _timestamps(folder / f"image_{camera}" / "timestamps.txt")
         if frame + 1 >= len(times):
             raise DataError(f"{folder}: timestamps for {len(times)} frames, but frame {frame + 1} is needed")
+        interval = (times[frame + 1] - times[frame - 1]) / 2
+        if not interval > 0:
+            raise DataError(f"{folder}: the time of frame {frame + 1} is not after that of frame {frame - 1}")
         speed = _speed(folder, frame)
         return Sample(
             frames,
             intrinsics,
-            torch.tensor((times[frame + 1] - times[frame - 1]) / 2, dtype=torch.float32),
+            torch.tensor(interval, dtype=torch.float32),
             f"{folder.name}/image_{camera}/{frame}",
             None if speed is None else torch.tensor(speed, dtype=torch.float32),
         )
@@ -292,12 +295,9 @@ def _timestamps(path: Path) -> np.ndarray:
     try:
         # The file has nine decimals, but `datetime` reads six.
         times = [datetime.fromisoformat(line.strip()[:26]) for line in read_text(path).splitlines() if line.strip()]
-        seconds = np.array([(time - times[0]).total_seconds() for time in times])
+        return np.array([(time - times[0]).total_seconds() for time in times])
     except (ValueError, TypeError) as error:  # TypeError: only some of the times have a time zone
         raise DataError(f"{path}: not times: {error}") from None
-    if not (np.diff(seconds) > 0).all():
-        raise DataError(f"{path}: times do not increase from frame to frame")
-    return seconds
 
 
 def _speed(drive: Path, frame: int) -> float | None:

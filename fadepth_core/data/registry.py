@@ -127,7 +127,7 @@ def _fits(value: Any, hint: Any) -> bool:
 
 def _type_name(hint: Any) -> str:
     if get_origin(hint) is Literal:
-        return ", ".join(map(str, get_args(hint)))
+        return " or ".join(map(repr, get_args(hint)))
     if get_origin(hint) is tuple:
         return f"a list of {len(get_args(hint))} numbers"
     names = {

@@ -114,6 +114,7 @@ def test_jpeg_images_are_read_and_speed_is_optional(kitti):
     for path in folder.iterdir():
         cv2.imwrite(str(path.with_suffix(".jpg")), cv2.imread(str(path)))
         path.unlink()
+    (folder / "._0000000000.png").write_bytes(b"written by macOS")
     shutil.rmtree(kitti / DAY / DRIVE / "oxts")
     sample = KittiDataset(kitti, size=(64, 160), entries=entries(1))[0]
     assert float(sample.frames[2, 0].mean() * 255) == pytest.approx(20, abs=2)
@@ -175,6 +176,13 @@ def test_missing_drives_are_counted_and_named(tmp_path, kitti):
         (lambda day: (day / DRIVE / "image_02" / "timestamps.txt").write_text("noon\n"), "timestamps.txt: not times"),
         (lambda day: (day / DRIVE / "image_02" / "timestamps.txt").write_text(""), "timestamps for 0 frames"),
         (lambda day: (day / DRIVE / "oxts" / "data" / "0000000002.txt").write_text("1 2"), "no velocity in it"),
+        (lambda day: (day / DRIVE / "oxts" / "data" / "0000000002.txt").write_text("nan " * 30), "no velocity in it"),
+        (lambda day: (day / DRIVE / "oxts" / "data" / "0000000002.txt").write_bytes(b"\xff"), "not text in UTF-8"),
+        (lambda day: (day / "calib_cam_to_cam.txt").write_text("P_rect_02: " + "nan " * 12), "not a finite number"),
+        (
+            lambda day: (day / "calib_cam_to_cam.txt").write_text("P_rect_02: 0.58 0 0.5 0 0 1.9 0.5 0 0 0 1 0"),
+            "P_rect_02: fx 0.58 is no focal length in pixels",
+        ),
     ],
 )
 def test_errors_name_the_invalid_file(kitti, spoil, message):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 
 import cv2
@@ -13,6 +14,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from fadepth_core.data import DataError, collate
+from fadepth_core.data.frames import Frames
 from fadepth_core.data.video import VideoDataset
 
 SIZE = (64, 96)
@@ -267,6 +269,15 @@ def test_one_camera_file_for_a_folder_of_clips(tmp_path, open_video):
         ({**CAMERA, "poses": "narrow.txt"}, "twelve numbers"),
         ({**CAMERA, "times": "back.txt"}, "times do not increase"),
         ({**CAMERA, "speed": 0.1}, "stands still in all 10 samples"),
+        ({**CAMERA, "speed": [[1.0, 2.0]] * 12}, r"speed of frame 0 must be a number, got \[1.0, 2.0\]"),
+        ({**CAMERA, "speed": 5000}, "speed must be in metres per second, got 5000"),
+        ({**CAMERA, "speed": "wide.txt"}, "each line must have one number, the speed of a frame; found 2"),
+        ({**CAMERA, "fps": 10**400}, "fps must be a finite number"),
+        ({**CAMERA, "fx": 0.6, "cx": 0.5}, "normalised"),
+        ({**CAMERA, "poses": "mirror.txt"}, r"mirror.txt: the left 3x3 part of pose 1 is not a rotation"),
+        ({**CAMERA, "poses": 3}, "poses must be the name of a file or folder, got 3"),
+        ({**CAMERA, "poses": "a\0b"}, "poses 'a.*' "),
+        ({**CAMERA, "poses": "x" * 300}, "cannot be read: |neither beside it"),
         ([1, 2], "expected a JSON object"),
     ],
 )
@@ -276,6 +287,8 @@ def test_errors_explain_an_invalid_camera_file(tmp_path, open_video, camera, mes
     (root / "words.txt").write_text("one two three\n")
     write_numbers(root / "narrow.txt", np.zeros((12, 7)))
     write_numbers(root / "back.txt", np.arange(12)[::-1])
+    write_numbers(root / "wide.txt", np.ones((12, 2)))
+    write_numbers(root / "mirror.txt", np.tile(np.diag([1.0, 1, -1, 1])[:3].ravel(), (12, 1)))
     with pytest.raises(DataError, match=message) as caught:
         open_video(root)
     assert str(tmp_path) in str(caught.value)
@@ -307,6 +320,63 @@ def test_errors_name_a_frame_of_another_size(tmp_path, open_video):
     dataset = open_video(root)
     with pytest.raises(DataError, match=r"3.png: 128x50 pixels, the clip's first frame has 128x96"):
         dataset[1]
+
+
+def test_a_reversing_vehicle_has_a_positive_speed(tmp_path, open_video):
+    root = write_folder(tmp_path / "clip", pictures(6), {**CAMERA, "speed": [-3.0] * 6})
+    assert float(open_video(root)[0].speed) == 3.0
+
+
+def write_damaged_video(path, count=30, kept=0.3):
+    """A video whose last part is missing, e.g. of an interrupted copy."""
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"MJPG"), 25, (128, 96))
+    for frame in pictures(count):
+        writer.write(frame)
+    writer.release()
+    data = path.read_bytes()
+    path.write_bytes(data[: int(kept * len(data))])
+
+
+def test_a_damaged_video_is_used_as_far_as_it_goes_with_a_warning(tmp_path, open_video, caplog):
+    write_damaged_video(tmp_path / "drive.avi")
+    (tmp_path / "drive.json").write_text(json.dumps({**CAMERA, "speed": 3.0}))
+    for _ in range(2):  # also when it is read from the cache
+        caplog.clear()
+        assert 3 < len(open_video(tmp_path)) < 12
+        assert re.search(r"drive.avi: only \d+ of the 30 frames .* can be decoded; the file is damaged", caplog.text)
+    frames = Frames(tmp_path / "drive.avi")
+    assert 5 < len(list(frames)) < 14
+    assert "can be decoded" in frames.damage
+
+
+def test_decoded_videos_are_removed_when_they_exceed_the_limit(tmp_path, open_video, monkeypatch):
+    """The one that was not used for the longest time first; never one that is in use."""
+    for name in ("a", "b", "c"):
+        (tmp_path / name).mkdir()
+        write_video(tmp_path / name / f"{name}.mp4", pictures(6))
+        (tmp_path / name / f"{name}.json").write_text(json.dumps(CAMERA))
+    cache = tmp_path / "cache"
+    cache.mkdir()
+    (cache / "notes.npy").write_bytes(bytes(10_000_000))  # not ours
+    for name in ("a", "b", "a"):
+        open_video(tmp_path / name)
+
+    def decoded():
+        return sorted({path.name.partition("-")[0] for path in cache.iterdir()} - {"notes.npy"})
+
+    assert decoded() == ["a", "b"]
+    monkeypatch.setenv("FADEPTH_CACHE_GIB", str(2.5 * 6 * 64 * 96 * 3 / 2**30))
+    dataset = open_video(tmp_path / "c")
+    assert decoded() == ["a", "c"], "b was used before a"
+    monkeypatch.setenv("FADEPTH_CACHE_GIB", "1e-9")
+    open_video(tmp_path / "a")
+    assert decoded() == ["a"]
+    assert dataset[0].frames.shape == (3, 3, *SIZE), "an open file stays readable"
+    (batch,) = DataLoader(dataset, batch_size=4, collate_fn=collate, num_workers=1, multiprocessing_context="spawn")
+    torch.testing.assert_close(batch.frames[0], dataset[0].frames)
+    monkeypatch.setenv("FADEPTH_CACHE_GIB", "much")
+    with pytest.raises(DataError, match="FADEPTH_CACHE_GIB=much: expected a positive number"):
+        open_video(tmp_path / "a")
 
 
 def test_errors_name_a_cache_that_cannot_be_written(tmp_path):
