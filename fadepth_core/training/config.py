@@ -7,6 +7,7 @@ its key. Defaults are the paper's where it states them (docs/method.md, section 
 from __future__ import annotations
 
 import math
+import os
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar, cast, get_args
 
@@ -393,7 +394,7 @@ def _teacher_kind(given: Any) -> str:
         return given.kind
     values = given if isinstance(given, dict) else {}
     source = values.get("source")
-    if isinstance(source, (str, Path)) and Path(source).is_dir():
+    if isinstance(source, (str, Path)) and os.path.isdir(user_path(source)):
         return PredictionsConfig.kind
     return NetworkTeacherConfig.kind if values.get("cache") is None else CachedTeacherConfig.kind
 
@@ -453,7 +454,7 @@ class LossConfig(_Strict):
     @classmethod
     def _fill_in_the_papers_weights(cls, levels: Any) -> Any:
         """Expand the short forms `[cr, flip]` and `{cr: {}, flip: {feature: 0}}` with the paper's weights."""
-        if isinstance(levels, list):
+        if isinstance(levels, list) and all(isinstance(name, str) for name in levels):
             levels = dict.fromkeys(levels)
         if not isinstance(levels, dict):
             return levels  # pydantic reports the wrong type

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 from contextlib import redirect_stdout
@@ -275,3 +276,99 @@ def test_errors_are_one_line():
     result = fadepth("export", "/no/such/net.safetensors")
     assert result.returncode == 1
     assert result.stderr.strip() == "error: /no/such/net.safetensors: no such file"
+
+
+def test_a_damaged_video_ends_predict_with_an_error_after_its_depth_is_written(tmp_path):
+    path = tmp_path / "drive.avi"
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"MJPG"), 25, (128, 96))
+    for level in range(12):
+        writer.write(np.random.default_rng(level).integers(0, 256, (96, 128, 3), dtype=np.uint8))
+    writer.release()
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 3])
+    result = fadepth("predict", path, "--out", tmp_path / "out")
+    assert result.returncode == 1
+    assert "of the 12 frames that the file states can be decoded" in result.stderr
+    assert 1 <= len(list((tmp_path / "out" / "depth").iterdir())) < 6
+
+
+def test_predict_does_not_replace_its_source(tmp_path):
+    folder = tmp_path / "scene" / "color"
+    folder.mkdir(parents=True)
+    cv2.imwrite(str(folder / "0.png"), np.zeros((96, 128, 3), np.uint8))
+    before = (folder / "0.png").read_bytes()
+    for source in (folder, folder / "0.png"):
+        result = fadepth("predict", source, "--out", tmp_path / "scene")
+        assert result.returncode == 1
+        assert "the results would replace" in result.stderr
+    assert (folder / "0.png").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "intrinsics",
+    [(0, 200, 64, 48), ("nan", 200, 64, 48), (0.6, 0.8, 0.5, 0.5), (3.6, 3.6, 64, 48), (200, 200, 6400, 48)],
+)
+def test_intrinsics_of_no_camera_are_refused_on_the_command_line(tmp_path, intrinsics):
+    cv2.imwrite(str(tmp_path / "0.png"), np.zeros((96, 128, 3), np.uint8))
+    result = fadepth("predict", tmp_path / "0.png", "--out", tmp_path / "out", "--intrinsics", *intrinsics)
+    assert result.returncode == 1
+    assert result.stderr.splitlines()[-1].startswith("error: intrinsics: ")
+
+
+def test_an_evaluation_is_kept_whatever_happens_to_its_output(tmp_path, monkeypatch):
+    """Standard output that has no Unicode, or that is closed; a sheet that cannot be written."""
+    write_test_folder(tmp_path / "test")
+    out = tmp_path / "out"
+    (out / "folder.png").mkdir(parents=True)
+    arguments = ["evaluate", str(Checkpoint().path), "--protocol", "folder", "--root", str(tmp_path / "test"), "--flip"]
+    for open_output in (lambda: io.TextIOWrapper(io.BytesIO(), encoding="ascii"), lambda: None):
+        output = open_output()
+        monkeypatch.setattr("sys.stdout", output)
+        assert cli.main([*arguments, "--out", str(out)]) == 0
+        monkeypatch.undo()
+        assert json.loads((out / "folder.json").read_text())["metrics"]["abs_rel"] > 0
+        (out / "folder.json").unlink()
+        if output is not None:
+            output.flush()
+            assert b"smalldepth\\u2021" in output.buffer.getvalue()
+
+
+def test_export_and_init_make_the_folder(tmp_path):
+    out = tmp_path / "new" / "folder" / "robot.safetensors"
+    result = fadepth("export", "smalldepth", "--out", out)
+    assert result.returncode == 0, result.stderr
+    assert Checkpoint(out).onnx_problem() is None
+
+
+def test_the_cache_is_shown_and_cleared(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert "     0 decoded videos" in fadepth("cache").stdout
+    folder = tmp_path / "fadepth"
+    for name in ("clips/drive-0123456789abcdef.npy", "clips/drive-0123456789abcdef.flow1.npy", "engines/1.safetensors"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(bytes(2**20))
+    shown = fadepth("cache").stdout
+    assert "     1 decoded videos           2.0 MiB, at most 20480 MiB (FADEPTH_CACHE_GIB)" in shown
+    assert "     1 engines and graphs       1.0 MiB" in shown
+    assert "removed all of them" in fadepth("cache", "--clear").stdout
+    assert not [path for path in folder.rglob("*") if path.is_file()]
+
+
+def test_paths_may_begin_with_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    result = fadepth("export", "~/none.safetensors")
+    assert result.stderr.strip() == f"error: {tmp_path}/none.safetensors: no such file"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("shrink", "x", "--out", "y", "--mebibytes", "nan"),
+        ("stereo", "x", "--out", "y", "--nearest", "inf"),
+        ("label", "x", "--teacher", "y", "--out", "z", "--aspect", "0"),
+        ("init", "smalldepth", "x.safetensors", "--seed", "9" * 30),
+    ],
+)
+def test_numbers_that_no_command_can_use_are_refused(arguments, capsys):
+    with pytest.raises(SystemExit):
+        cli.main([*arguments])
+    assert f"got {arguments[-1]}" in capsys.readouterr().err
