@@ -5,7 +5,7 @@
 
 A clip without its own JSON uses the `camera.json` of the nearest folder above it. Keys:
 
-    fx, fy, cx, cy   intrinsics in pixels of the stored frames, pixel centres at whole numbers (required)
+    fx, fy, cx, cy   intrinsics in pixels of the frames as they are shown, pixel centres at whole numbers (required)
     width, height    size of the stored frames, checked against them
     fps              frames per second; default for a video file: the rate that the file states
     times            file with the time of each frame in seconds, one per line; replaces fps
