@@ -95,7 +95,8 @@ class PinholeCamera:
             DataError: no camera has these intrinsics.
         """
         height, width = size or (None, None)
-        return cls(*(float(matrix[place]) for place in ((0, 0), (1, 1), (0, 2), (1, 2))), width, height, where)
+        fx, fy, cx, cy = (float(matrix[place]) for place in ((0, 0), (1, 1), (0, 2), (1, 2)))
+        return cls(fx, fy, cx, cy, width, height, where)
 
     def with_size(self, size: tuple[int, int]) -> PinholeCamera:
         """The same intrinsics, checked for pictures of `size` (height, width).
