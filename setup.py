@@ -20,7 +20,7 @@ TENSORRT = ["torch-tensorrt>=2.11"]  # or torch-tensorrt-rtx, for GeForce RTX ca
 TRAIN = [
     "torch>=2.6",
     "lightning-fabric>=2.5",  # devices, precision, processes
-    "timm>=1.0",  # backbones
+    "timm>=1.0.26",  # backbones; up to 1.0.25 it unpickles files of weights without weights_only, which can run code
     "pydantic>=2.7",  # configuration
     "pyyaml>=6",
     "tensorboard>=2.16",

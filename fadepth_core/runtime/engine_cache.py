@@ -17,6 +17,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from fadepth_core.common.documents import parse_json
 from fadepth_core.common.files import write_atomically
 
 _HEADER_KEY = "fadepth_engine"
@@ -39,14 +40,14 @@ class EngineCache:
         path = self.path(identity)
         try:
             with safe_open(path, framework="np") as file:
-                header = json.loads((file.metadata() or {})[_HEADER_KEY])
+                header = parse_json((file.metadata() or {})[_HEADER_KEY], _HEADER_KEY)
                 engine = file.get_tensor(_TENSOR).tobytes()
         except FileNotFoundError:
             return None
-        except (SafetensorError, OSError, ValueError, KeyError) as error:
+        except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
             logger.warning("%s: a damaged engine, it will be built again (%s)", path, error)
             return None
-        if header.get("identity") != dict(identity) or header.get("sha256") != hashlib.sha256(engine).hexdigest():
+        if header != {"identity": dict(identity), "sha256": hashlib.sha256(engine).hexdigest()}:
             logger.warning("%s: a damaged engine, it will be built again (it differs from its header)", path)
             return None
         return engine

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from torch import nn
 
 from fadepth_core.common.color import PIXEL_MEAN, PIXEL_STD
+from fadepth_core.common.documents import shown
 from fadepth_core.models import build_model
 from fadepth_core.models.depth_network import DeployedNetwork, DepthNetwork
 from fadepth_core.runtime.checkpoint import Checkpoint, CheckpointError
@@ -45,13 +47,33 @@ def _load(checkpoint: Checkpoint) -> DepthNetwork | DeployedNetwork:
             f"the graph normalises with {PIXEL_MEAN} and {PIXEL_STD}"
         )
     try:
+        # The description has been read by `Description.from_json`, which admits no option that names a file.
         trained = build_model(description.model, min_depth=near, max_depth=far, **description.options).eval()
     except (ValueError, TypeError) as error:
         raise CheckpointError(f"{checkpoint.path}: {error}") from error
     network = trained.fuse() if description.form == "deploy" else trained
-    state = {name: torch.from_numpy(value).float() for name, value in checkpoint.weights.items()}
-    try:
-        network.load_state_dict(state)
-    except RuntimeError as error:
-        raise CheckpointError(f"{checkpoint.path}: not the weights of '{description.model}': {error}") from error
+    load_weights(network, checkpoint.weights, f"{checkpoint.path}: not the weights of '{description.model}'")
     return network
+
+
+def load_weights(network: nn.Module, weights: dict[str, np.ndarray], problem: str) -> None:
+    """Load the weights of a file into a network, as float32.
+
+    Raises:
+        CheckpointError: a tensor is missing, has no place in the network, or has another shape. Its message is one line
+            that begins with `problem` and names the first such tensor.
+    """
+    state = network.state_dict()
+    for kind, names in (("lacks", state.keys() - weights.keys()), ("has the unknown", weights.keys() - state.keys())):
+        if names:
+            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            raise CheckpointError(f"{problem}: the file {kind} tensor {shown(min(names))}{more}")
+    for name, value in weights.items():
+        # numpy's writer stores a number without dimensions as an array of one.
+        if value.shape != tuple(state[name].shape) and (value.shape, state[name].shape) != ((1,), ()):
+            raise CheckpointError(
+                f"{problem}: tensor {shown(name)} has the shape {list(value.shape)}, not {list(state[name].shape)}"
+            )
+    # torch lacks most operations on unsigned numbers of more than 8 bits.
+    tensors = {name: value.astype(np.float32) if value.dtype.kind == "u" else value for name, value in weights.items()}
+    network.load_state_dict({name: torch.from_numpy(value) for name, value in tensors.items()})

@@ -6,18 +6,22 @@ The depth node does not need the pose network, so it is not part of the depth ne
 from __future__ import annotations
 
 import json
-import math
 import os
 from pathlib import Path
 
-import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from fadepth_core.common.documents import parse_json, shown
 from fadepth_core.common.files import write_atomically
-from fadepth_core.common.framing import STRIDE
 from fadepth_core.models.posenet import POSE_NETS, build_pose_net
-from fadepth_core.runtime.checkpoint import CheckpointError, read_described
+from fadepth_core.runtime.checkpoint import (
+    CheckpointError,
+    check_focal_length,
+    check_network_size,
+    read_described,
+)
+from fadepth_core.runtime.network import load_weights
 
 FORMAT = 1
 _HEADER_KEY = "fadepth_pose"
@@ -52,24 +56,23 @@ def load_pose_net(path: str | os.PathLike) -> tuple[nn.Module, tuple[int, int], 
     (name, size, focal_length), weights = read_described(
         path, _HEADER_KEY, _description, "not a pose network of fadepth"
     )
-    pose_net = build_pose_net(name)
-    try:
-        pose_net.load_state_dict({key: torch.from_numpy(value) for key, value in weights.items()})
-    except RuntimeError as error:
-        raise CheckpointError(f"{path}: its weights do not fit pose network '{name}'") from error
+    pose_net = build_pose_net(name)  # without options: nothing that the file names reaches a constructor
+    load_weights(pose_net, weights, f"{path}: its weights do not fit pose network '{name}'")
     return pose_net.eval(), size, focal_length
 
 
 def _description(header: str) -> tuple[str, tuple[int, int], float | None]:
-    """Network, size and focal length. Raises ValueError, TypeError or KeyError with the reason."""
-    values = json.loads(header)
-    if values["format"] != FORMAT:
-        raise ValueError(f"its format is {values['format']!r}, this program reads format {FORMAT}")
+    """Network, size and focal length. Raises ValueError with the reason."""
+    values = parse_json(header, _HEADER_KEY)
+    if not isinstance(values, dict):
+        raise ValueError(f"it is {shown(values)}, not an object")
+    if missing := {"format", "network", "size", "focal_length"} - values.keys():
+        raise ValueError(f"it lacks {min(missing)}")
+    if values["format"] != FORMAT or isinstance(values["format"], bool):
+        raise ValueError(f"its format is {shown(values['format'])}, this program reads format {FORMAT}")
     name, size, focal_length = values["network"], values["size"], values["focal_length"]
-    if name not in POSE_NETS:
-        raise ValueError(f"unknown pose network {name!r}; known: {', '.join(POSE_NETS)}")
-    if len(size) != 2 or not all(isinstance(side, int) and side > 0 and side % STRIDE == 0 for side in size):
-        raise ValueError(f"its size {size!r} is not two positive multiples of {STRIDE}")
-    if focal_length is not None and not (isinstance(focal_length, (int, float)) and 0 < focal_length < math.inf):
-        raise ValueError(f"its focal_length is {focal_length!r}, not a positive number")
+    if not isinstance(name, str) or name not in POSE_NETS:
+        raise ValueError(f"unknown pose network {shown(name)}; known: {', '.join(POSE_NETS)}")
+    check_network_size(size, "size")
+    check_focal_length(focal_length)
     return name, tuple(size), focal_length

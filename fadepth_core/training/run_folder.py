@@ -44,6 +44,8 @@ SELECTED_BY = "abs_rel"
 
 #: Parts of a state that some runs do not have -> the setting that decides whether a run has the part.
 _OPTIONAL_PARTS = {"pose_net": "pose.network", "apx": "teacher", "scaler": "precision"}
+#: What reading and restoring a damaged or foreign state raises.
+_STATE_ERRORS = (pickle.UnpicklingError, RuntimeError, LookupError, TypeError, ValueError, AttributeError, EOFError)
 
 
 class TrainingError(RuntimeError):
@@ -100,12 +102,14 @@ class RunFolder:
         try:
             # weights_only: tensors and plain containers, no code.
             state = torch.load(path, map_location="cpu", weights_only=True)
+            if not isinstance(state, dict):
+                raise TypeError(f"it holds a {type(state).__name__}")
             _check_state(state, parts)
             for name, part in parts.items():
                 if part is not None:
                     part.load_state_dict(state[name])
             return state["iteration"], state["best"]
-        except (pickle.UnpicklingError, RuntimeError, KeyError, TypeError, ValueError, EOFError, OSError) as error:
+        except (*_STATE_ERRORS, OSError) as error:
             raise TrainingError(f"{path}: not the state of this run: {error}") from error
 
     def save_checkpoint(self, name: str, network: DepthNetwork, iteration: int, batch_size: int) -> Path:

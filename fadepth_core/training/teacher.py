@@ -30,6 +30,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from fadepth_core.common.color import normalise
+from fadepth_core.common.documents import parse_json
 from fadepth_core.common.errors import DataError
 from fadepth_core.common.files import write_atomically
 from fadepth_core.common.sample import Sample, SampleDataset
@@ -369,7 +370,7 @@ def _resized(x: Tensor, size: Sequence[int]) -> Tensor:
 def _read_entry(path: Path) -> dict[str, np.ndarray]:
     try:
         with safe_open(path, framework="np") as file:
-            header = json.loads((file.metadata() or {})[_HEADER_KEY])
+            header = parse_json((file.metadata() or {})[_HEADER_KEY], _HEADER_KEY)
             maps = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
         if header["sha256"] != _checksum(maps):
             raise ValueError("wrong checksum")
