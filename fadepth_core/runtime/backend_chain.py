@@ -245,8 +245,47 @@ class BackendChain:
         self._spec.logger.log(level, "backend %s is not used: %s", name, reason, exc_info=trace)
 
     def _all_failed(self) -> EngineError:
-        lines = "".join(f"\n  {failure}" for failure in self.failures)
-        return EngineError(f"no backend can run {self._spec.checkpoint.path}{lines}")
+        return _no_backend(self._spec, self.failures)
+
+
+def check_startable(spec: BackendSpec, order: Sequence[str]) -> None:
+    """Run the golden frame on the first backend of `order` that starts at any size within seconds.
+
+    Backends that are compiled for one size are left out, since a build takes a minute. If only such ones are available,
+    nothing is run.
+
+    Raises:
+        EngineError: no backend is available, or all that were tried failed.
+    """
+    failures: list[str] = []
+    untried = False
+    for name in order:
+        backend_type = backends.backend_type(name)
+        if (reason := backend_type.unavailable_reason()) is not None:
+            failures.append(f"{name}: {reason}")
+            continue
+        if backend_type.compiled_per_size:
+            untried = True
+            continue
+        supported = backend_type.precisions()
+        for precision in dict.fromkeys((spec.precision, supported[0])):
+            if precision not in supported:
+                continue
+            try:
+                candidate = replace(spec, precision=precision)
+                if spec.checkpoint.golden:
+                    check_golden_frame(backend_type, candidate)
+                else:
+                    backend_type.create(candidate)
+                return
+            except Exception as error:
+                failures.append(f"{name}: failed to start: {error}")
+    if not untried:
+        raise _no_backend(spec, failures)
+
+
+def _no_backend(spec: BackendSpec, failures: Sequence[str]) -> EngineError:
+    return EngineError(f"no backend can run {spec.checkpoint.path}" + "".join(f"\n  {line}" for line in failures))
 
 
 def _run_build(build: _Build, backend_type: BackendType, spec: BackendSpec) -> None:

@@ -7,6 +7,7 @@ depth and points.
 from __future__ import annotations
 
 import logging
+import operator
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -17,7 +18,7 @@ import numpy as np
 
 from fadepth_core.common.framing import Framing, focal_length
 from fadepth_core.runtime import backends
-from fadepth_core.runtime.backend_chain import BackendChain, EngineError
+from fadepth_core.runtime.backend_chain import BackendChain, EngineError, check_startable
 from fadepth_core.runtime.backends import BackendSpec, FrameInput, FrameOutput
 from fadepth_core.runtime.checkpoint import Checkpoint
 from fadepth_core.runtime.verification import CHECK_BOUNDS
@@ -143,17 +144,17 @@ class DepthEngine:
         Raises:
             CheckpointError: the file cannot be used.
             FramingError: impossible sizes.
-            ValueError: unknown backend or precision.
+            ValueError: unknown backend or precision, a size that is not two whole numbers, fewer than 0 threads, or an
+                empty batch.
             EngineError: no backend works.
         """
+        order = _order(backend, precision)
+        input_size, camera_size = _size(input_size, "input_size"), _size(camera_size, "camera_size")
+        for name, number, least in (("threads", threads, 0), ("batch", batch, 1)):
+            if not isinstance(number, int) or number < least:
+                raise ValueError(f"{name} must be a whole number of at least {least}, got {number!r}")
         if not isinstance(checkpoint, Checkpoint):
             checkpoint = Checkpoint(checkpoint)
-        order = backends.automatic_order()
-        if backend != "auto":
-            backends.backend_type(backend)
-            order = (backend, *(name for name in order if name != backend))
-        if precision != "auto" and precision not in CHECK_BOUNDS:
-            raise ValueError(f"unknown precision '{precision}'; known: auto, {', '.join(CHECK_BOUNDS)}")
         trained_size = checkpoint.description.network_size
         if camera_size is None:
             camera_size, input_size = trained_size, input_size or trained_size
@@ -161,6 +162,29 @@ class DepthEngine:
             camera_size, input_size, crop_to_aspect, full_resolution, trained_size[0] * trained_size[1]
         )
         return cls(checkpoint, framing, order, precision, threads, logger, batch, background)
+
+    @staticmethod
+    def check(
+        checkpoint: Checkpoint | str | os.PathLike | None = None,
+        backend: str = "auto",
+        precision: str = "auto",
+        threads: int = 0,
+        logger: logging.Logger = _LOG,
+    ) -> None:
+        """Find out whether `load` with these arguments can succeed, without building an engine for a camera.
+
+        A backend runs the checkpoint's golden frame, which takes about a second. The next `load` does not repeat it.
+
+        Raises:
+            CheckpointError: the file cannot be used.
+            ValueError: unknown backend or precision.
+            EngineError: no backend works.
+        """
+        order = _order(backend, precision)
+        if not isinstance(checkpoint, Checkpoint):
+            checkpoint = Checkpoint(checkpoint)
+        size = checkpoint.description.network_size
+        check_startable(BackendSpec(checkpoint, Framing.plan(size, size), precision, threads, 1, logger), order)
 
     @property
     def takes_network_size(self) -> bool:
@@ -213,7 +237,8 @@ class DepthEngine:
         """Depth of one frame.
 
         Raises:
-            ValueError: the image or K has another type or size.
+            TypeError, ValueError: the image, K, the scale or the limits are of another type, size or range. The engine is
+                as before.
             EngineError: every backend failed.
         """
         prepared = self._prepare(request)
@@ -228,9 +253,10 @@ class DepthEngine:
         """Depth of several frames, in their order: run together if the backend can (`batches`).
 
         Raises:
-            ValueError: an image or K has another type or size.
+            TypeError, ValueError: `infer` would refuse one of the requests. None is run, and the engine is as before.
             EngineError: every backend failed.
         """
+        requests = list(requests)
         prepared = [self._prepare(request) for request in requests]
         if requests:
             self._chain.use_finished_build(requests[0].image.shape[:2])
@@ -251,7 +277,7 @@ class DepthEngine:
             A result for each request, in order, in arrays of its own.
 
         Raises:
-            ValueError: a request that `infer` would refuse.
+            TypeError, ValueError: a request that `infer` would refuse.
             RuntimeError: another stream of this engine has not ended.
             EngineError: every backend failed.
 
@@ -280,10 +306,30 @@ class DepthEngine:
             raise reader.end
 
     def _prepare(self, request: FrameRequest) -> _PreparedRequest:
-        """Raises ValueError for an image or K of another type or size."""
-        framing, image, intrinsics, scale = self.framing, request.image, request.intrinsics, request.scale
+        """Check a request, so that a mistake in it does not count as a failure of the backend that runs it.
+
+        Raises TypeError or ValueError for an image, K, scale or limits of another type, size or range.
+        """
+        if not isinstance(request, FrameRequest):
+            raise TypeError(f"expected a FrameRequest, got {type(request).__name__}")
+        framing, image, intrinsics = self.framing, self._checked_image(request.image), request.intrinsics
+        scale, limits = _checked_scale(request.scale), _checked_limits(request.limits)
+        if intrinsics is None:
+            return _PreparedRequest(FrameInput(image, None, scale, limits), None)
+        intrinsics = _checked_intrinsics(intrinsics)
+        published = framing.output_intrinsics(intrinsics)
+        trained_focal_length = self.checkpoint.description.focal_length
+        if trained_focal_length is not None:
+            scale = _checked_scale(scale * focal_length(framing.network_intrinsics(intrinsics)) / trained_focal_length)
+        frame = FrameInput(image, published if request.points else None, scale, limits)
+        return _PreparedRequest(frame, published)
+
+    def _checked_image(self, image: np.ndarray) -> np.ndarray:
+        if not isinstance(image, np.ndarray):
+            raise TypeError(f"expected an image as numpy array, got {type(image).__name__}")
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
             raise ValueError(f"expected a uint8 image [H, W, 3], got {image.dtype} {list(image.shape)}")
+        framing = self.framing
         sizes = [framing.camera_size]
         if self._chain.frame_size == framing.network_size != framing.camera_size:
             sizes.append(framing.network_size)
@@ -292,16 +338,8 @@ class DepthEngine:
                 f"expected an image of {' or '.join(str(list(size)) for size in sizes)} (height, width), "
                 f"got {list(image.shape[:2])}"
             )
-        if intrinsics is None:
-            return _PreparedRequest(FrameInput(image, None, scale, request.limits), None)
-        if np.shape(intrinsics) != (3, 3):
-            raise ValueError(f"expected intrinsics [3, 3], got {list(np.shape(intrinsics))}")
-        published = framing.output_intrinsics(intrinsics)
-        trained_focal_length = self.checkpoint.description.focal_length
-        if trained_focal_length is not None:
-            scale *= focal_length(framing.network_intrinsics(intrinsics)) / trained_focal_length
-        frame = FrameInput(image, published if request.points else None, scale, request.limits)
-        return _PreparedRequest(frame, published)
+        # torch refuses arrays with negative strides: mirrored images, and BGR read backwards.
+        return np.ascontiguousarray(image) if min(image.strides) < 0 else image
 
     # `fall_back` must release the failed backend. So no local variable of a method that calls it may refer to the backend.
 
@@ -319,6 +357,65 @@ class DepthEngine:
         if frame.image.shape[:2] == self._chain.frame_size:
             return frame
         return frame._replace(image=self.framing.to_network(frame.image))
+
+
+#: Largest value of K, pixels: far more than that of any lens, and exact enough in float32.
+_MAX_INTRINSIC = 1e9
+#: Bounds of the factor on depth, within float32.
+_MIN_SCALE, _MAX_SCALE = 1e-30, 1e30
+
+
+def _order(backend: str, precision: str) -> tuple[str, ...]:
+    """The backends to try. Raises ValueError for an unknown backend or precision."""
+    order = backends.automatic_order()
+    if backend != "auto":
+        backends.backend_type(backend)
+        order = (backend, *(name for name in order if name != backend))
+    if precision != "auto" and precision not in CHECK_BOUNDS:
+        raise ValueError(f"unknown precision '{precision}'; known: auto, {', '.join(CHECK_BOUNDS)}")
+    return order
+
+
+def _size(size: tuple[int, int] | None, name: str) -> tuple[int, int] | None:
+    """`size` as Python's whole numbers, which cache keys contain."""
+    if size is None:
+        return None
+    try:
+        height, width = (operator.index(side) for side in size)
+    except (TypeError, ValueError):
+        raise ValueError(f"{name} must be two whole numbers, height and width, got {size!r}") from None
+    return height, width
+
+
+def _checked_scale(scale: float) -> float:
+    if not isinstance(scale, (int, float, np.number)) or isinstance(scale, np.complexfloating):
+        raise TypeError(f"expected a number as scale, got {type(scale).__name__}")
+    if not _MIN_SCALE < scale < _MAX_SCALE:  # NaN, too
+        raise ValueError(f"expected a positive, finite scale, got {scale}")
+    return float(scale)
+
+
+def _checked_limits(limits: tuple[float, float]) -> tuple[float, float]:
+    try:
+        near, far = (float(limit) for limit in limits)
+    except (TypeError, ValueError, OverflowError):
+        raise ValueError(f"expected limits as two numbers, nearest and farthest, got {limits!r}") from None
+    if not near <= far:  # NaN, too
+        raise ValueError(f"expected limits with the nearest first, got {limits!r}")
+    return near, far
+
+
+def _checked_intrinsics(intrinsics: np.ndarray) -> np.ndarray:
+    k = np.asarray(intrinsics, np.float64)
+    if k.shape != (3, 3):
+        raise ValueError(f"expected intrinsics [3, 3], got {list(k.shape)}")
+    if not (np.abs(k) < _MAX_INTRINSIC).all():  # NaN, too
+        raise ValueError(f"expected finite intrinsics, got {k.tolist()}")
+    if not (k[0, 0] > 0 and k[1, 1] > 0 and k[2, 0] == k[2, 1] == 0 and k[2, 2] == 1):
+        raise ValueError(
+            f"expected intrinsics [[fx, s, cx], [0, fy, cy], [0, 0, 1]] with positive fx, fy, got {k.tolist()}"
+        )
+    return k
 
 
 class _RequestReader:

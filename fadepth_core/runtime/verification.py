@@ -40,9 +40,11 @@ def check_golden_frame(backend_type: BackendType, spec: BackendSpec) -> None:
         VerificationError: they differ by more than `CHECK_BOUNDS`.
     """
     checkpoint, golden = spec.checkpoint, spec.checkpoint.golden
+    # The description and the golden frame count, too: another file can have the same weights.
     key = (
         checkpoint.weights_sha256,
-        checkpoint.description.int8_sha256,
+        checkpoint.description.to_json(),
+        checkpoint.golden_sha256,
         backend_type,
         spec.precision,
         spec.threads,
