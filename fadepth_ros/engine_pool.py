@@ -1,27 +1,55 @@
 """Engines shared by the cameras of a node.
 
 Cameras with the same engine settings and the same frame size use one engine, which runs their frames in batches where its
-backend can. An engine is released when no camera uses it any more. An engine that failed is built again after
+backend can. An engine that no camera uses any more is kept for a while, since the size may come back. Engines are built in
+threads. A camera that has no engine waits for its build. A camera whose frames change size does not: other frames of the
+thread that serves it would wait, too, and one odd frame is no reason for that. An engine that failed is built again after
 `RETRY_PERIOD` seconds at the earliest.
 """
 
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future, wait
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 from weakref import WeakValueDictionary
 
+from fadepth_core.common.framing import Framing, FramingError
 from fadepth_core.runtime.checkpoint import CheckpointError
 from fadepth_core.runtime.engine import DepthEngine, EngineError
 from fadepth_ros.parameters import EngineSettings
 
 #: Seconds between two attempts to build an engine that fails.
 RETRY_PERIOD = 5.0
+#: Seconds that the first frame of another size waits for its engine while the camera has an engine of another size.
+BUILD_WAIT = 0.1
+#: Seconds between the starts of two builds for changed sizes: cameras with sizes in turn may not use up the processors.
+SIZE_PERIOD = 5.0
+#: How many engines are kept that no camera uses, and for how many seconds.
+KEPT_ENGINES, KEEP_PERIOD = 2, 60.0
+#: Seconds between two looks whether the node has been shut down, while a camera waits for its first engine.
+_POLL_PERIOD = 0.1
+#: Most failures that are remembered; a broken camera can send any number of sizes.
+_MOST_FAILURES = 64
 
 #: What an engine is built for: its settings and the (height, width) of the frames.
 EngineKey = tuple[EngineSettings, tuple[int, int]]
+
+
+class EngineUnavailableError(EngineError):
+    """There is no engine for a frame; the engine that the camera has, if any, is not at fault.
+
+    Attributes:
+        cause: "engine" if it cannot be built, "resize" if it is not built yet.
+    """
+
+    def __init__(self, text: str, cause: str = "engine"):
+        super().__init__(text)
+        self.cause = cause
 
 
 def load_engine(settings: EngineSettings, camera_size: tuple[int, int], logger: logging.Logger) -> DepthEngine:
@@ -45,6 +73,11 @@ def load_engine(settings: EngineSettings, camera_size: tuple[int, int], logger: 
     )
 
 
+def check_engine(settings: EngineSettings, logger: logging.Logger) -> None:
+    """Raise CheckpointError or EngineError if no engine can be built for `settings`, see `DepthEngine.check`."""
+    DepthEngine.check(settings.checkpoint or None, settings.backend, settings.precision, settings.threads, logger)
+
+
 @dataclass(eq=False)
 class SharedEngine:
     """An engine and its key. All cameras that use it hold this object; `engine` is None once the engine has failed."""
@@ -53,56 +86,187 @@ class SharedEngine:
     engine: DepthEngine | None
 
 
-class EnginePool:
-    """Builds engines and shares them between cameras.
+class _Failure(NamedTuple):
+    """Why an engine could not be built, and the time (monotonic clock) of the next attempt.
 
-    Args:
-        load: builds an engine, see `load_engine`.
-        retry_period: seconds between two attempts to build an engine that fails.
+    The error itself is not stored: its traceback would keep the failed backends, and grow each time it is raised.
     """
 
-    def __init__(self, load: Callable[..., DepthEngine] = load_engine, retry_period: float = RETRY_PERIOD):
-        self.retry_period = retry_period
-        self._load = load
-        self._shared: WeakValueDictionary[EngineKey, SharedEngine] = WeakValueDictionary()
-        self._failed: dict[EngineKey, tuple[float, str]] = {}  # time of the next attempt, reason of the last failure
+    kind: type[EngineError | FramingError]
+    reason: str
+    next_attempt: float
 
-    def share(self, key: EngineKey, logger: logging.Logger) -> SharedEngine:
-        """The engine for `key`; built if no camera holds it yet.
+
+class EnginePool:
+    """Builds engines and shares them between cameras. To be used in one thread.
+
+    Args:
+        load: builds an engine, see `load_engine`; called in other threads.
+        retry_period: seconds between two attempts to build an engine that fails.
+        build_wait: see `BUILD_WAIT`.
+        size_period: see `SIZE_PERIOD`.
+        check: see `check_engine`.
+    """
+
+    def __init__(
+        self,
+        load: Callable[..., DepthEngine] = load_engine,
+        retry_period: float = RETRY_PERIOD,
+        build_wait: float = BUILD_WAIT,
+        size_period: float = SIZE_PERIOD,
+        check: Callable[[EngineSettings, logging.Logger], None] = check_engine,
+    ):
+        self.retry_period = retry_period
+        self._load, self._check = load, check
+        self._build_wait, self._size_period = build_wait, size_period
+        self._shared: WeakValueDictionary[EngineKey, SharedEngine] = WeakValueDictionary()
+        self._kept: dict[EngineKey, tuple[SharedEngine, float]] = {}  # with the time of release, oldest first
+        self._builds: dict[EngineKey, Future[DepthEngine]] = {}
+        self._failed: dict[EngineKey, _Failure] = {}
+        self._next_size = 0.0  # time of the next build for a changed size
+
+    def check(self, settings: EngineSettings, logger: logging.Logger) -> None:
+        """Find out whether an engine can be built for `settings`. Changes nothing that serves.
 
         Raises:
-            EngineError, CheckpointError: it cannot be built, or an attempt failed less than `retry_period` seconds ago.
-            FramingError: see `load_engine`.
+            EngineError: none can be built; the message is the reason.
         """
-        shared = self._shared.get(key)
-        if shared is not None:
-            return shared
-        next_attempt, reason = self._failed.get(key, (0.0, ""))
-        if time.monotonic() < next_attempt:
-            raise EngineError(reason)
         try:
-            shared = SharedEngine(key, self._load(*key, logger))
-        except (EngineError, CheckpointError) as error:
-            self._note_failure(key, error)
-            raise
-        self._shared[key] = shared
-        return shared
+            self._check(settings, logger)
+        except CheckpointError as error:
+            raise EngineError(str(error)) from error
+
+    def share(self, key: EngineKey, logger: logging.Logger, closed: Callable[[], bool]) -> SharedEngine:
+        """The engine for `key`. Waits for its build, but not longer than until `closed` is true.
+
+        Raises:
+            EngineUnavailableError: it cannot be built, or an attempt failed less than `retry_period` seconds ago.
+            FramingError: see `load_engine`. It is remembered until `retry` or `release_kept`.
+        """
+        if (shared := self._known(key)) is not None:
+            return shared
+        build = self._builds.get(key) or self._start(key, logger)
+        while not wait([build], _POLL_PERIOD).done:
+            if closed():
+                raise EngineUnavailableError("shut down while its engine is being built")
+        return self._finish(key)
+
+    def share_beside(self, key: EngineKey, logger: logging.Logger) -> SharedEngine:
+        """The engine for `key`, for a camera that has an engine of another size. Its build is started and not waited for.
+
+        Raises:
+            EngineUnavailableError: as `share`; it is being built; or its build is postponed.
+            FramingError: see `share`.
+        """
+        if (shared := self._known(key)) is not None:
+            return shared
+        height, width = key[1]
+        build, patience = self._builds.get(key), 0.0
+        if build is None:
+            now = time.monotonic()
+            if now < self._next_size or any(not other.done() for other in self._builds.values()):
+                text = f"sizes change too often; frames of {width}x{height} are dropped until there is time for their engine"
+                raise EngineUnavailableError(text, "resize")
+            self._next_size = now + self._size_period
+            build, patience = self._start(key, logger), self._build_wait
+        if not wait([build], patience).done:
+            raise EngineUnavailableError(
+                f"frames of {width}x{height} are dropped until their engine is built", "resize"
+            )
+        return self._finish(key)
+
+    def keep(self, shared: SharedEngine) -> None:
+        """Keep an engine that a camera has stopped using, until it is old or others are kept."""
+        if shared.engine is not None:
+            self._kept.pop(shared.key, None)
+            self._kept[shared.key] = (shared, time.monotonic())
+            while len(self._kept) > KEPT_ENGINES:
+                del self._kept[next(iter(self._kept))]
+
+    def release_old(self) -> None:
+        """Release kept engines that nobody has used for `KEEP_PERIOD`, and take over finished builds."""
+        if not self._kept and not self._builds:
+            return
+        now = time.monotonic()
+        for key in [key for key, (_, since) in self._kept.items() if now - since > KEEP_PERIOD]:
+            del self._kept[key]
+        for key in [key for key, build in self._builds.items() if build.done()]:
+            # Nobody has asked for it yet: the frames of that size may be over.
+            try:
+                self.keep(self._finish(key))
+            except (EngineUnavailableError, FramingError):
+                continue  # `_finish` has noted the failure, for the next frame of that size
+
+    def release_kept(self) -> None:
+        """Release all engines that no camera uses, finished or not."""
+        self._kept.clear()
+        self._builds.clear()
+        self._failed.clear()
+        self._next_size = 0.0
 
     def discard(self, shared: SharedEngine, error: Exception) -> None:
         """Remove an engine that failed while running; no camera uses it any more."""
         if shared.engine is not None:
             shared.engine = None
-            del self._shared[shared.key]
-            self._note_failure(shared.key, error)
+            self._shared.pop(shared.key, None)
+            self._kept.clear()  # the failed one, and memory that the next one may need
+            self._note_failure(shared.key, EngineUnavailableError, error)
 
     def retry(self) -> None:
         """Allow the next attempt to build any engine at once."""
         self._failed.clear()
 
-    def _note_failure(self, key: EngineKey, error: Exception) -> None:
+    def _known(self, key: EngineKey) -> SharedEngine | None:
+        """The engine for `key` if there is one. Raises the error of the last attempt if it may not be repeated yet."""
+        shared = self._shared.get(key)
+        if shared is not None:
+            return shared
+        failure = self._failed.get(key)
+        if failure is not None and time.monotonic() < failure.next_attempt:
+            raise failure.kind(failure.reason)
+        return None
+
+    def _start(self, key: EngineKey, logger: logging.Logger) -> Future[DepthEngine]:
+        build: Future[DepthEngine] = Future()
+        # A daemon thread, so that the process can end during a build. It has no reference to the pool.
+        threading.Thread(
+            target=_build, args=(build, self._load, *key, logger), name="building an engine", daemon=True
+        ).start()
+        self._builds[key] = build
+        return build
+
+    def _finish(self, key: EngineKey) -> SharedEngine:
+        """The engine of a build that is done. Raises as `share`."""
+        try:
+            shared = self._shared[key] = SharedEngine(key, self._builds.pop(key).result())
+        except (EngineError, CheckpointError) as error:
+            self._note_failure(key, EngineUnavailableError, error)
+            raise EngineUnavailableError(str(error)) from error
+        except FramingError as error:
+            self._note_failure(key, FramingError, error)
+            raise
+        return shared
+
+    def _note_failure(self, key: EngineKey, kind: type[EngineError | FramingError], error: Exception) -> None:
         now = time.monotonic()
-        self._failed = {known: failure for known, failure in self._failed.items() if failure[0] > now}
-        self._failed[key] = (now + self.retry_period, str(error))
+        period = float("inf") if kind is FramingError else self.retry_period  # an impossible size stays impossible
+        self._failed = {known: failure for known, failure in self._failed.items() if failure.next_attempt > now}
+        while len(self._failed) >= _MOST_FAILURES:
+            del self._failed[next(iter(self._failed))]
+        self._failed[key] = _Failure(kind, str(error), now + period)
+
+
+def _build(
+    build: Future[DepthEngine],
+    load: Callable[..., DepthEngine],
+    settings: EngineSettings,
+    camera_size: tuple[int, int],
+    logger: logging.Logger,
+) -> None:
+    try:
+        build.set_result(load(settings, camera_size, logger))
+    except BaseException as error:
+        build.set_exception(error)
 
 
 @dataclass(frozen=True)
@@ -151,16 +315,55 @@ class EngineLease:
         """Seconds between two attempts to build an engine that fails."""
         return self._pool.retry_period
 
-    def acquire(self, settings: EngineSettings, camera_size: tuple[int, int]) -> DepthEngine:
-        """The engine for these settings and frames of `camera_size` (height, width). Raises as `EnginePool.share`."""
-        key = (settings, camera_size)
-        engine = None if self._shared is None or self._shared.key != key else self._shared.engine
-        if engine is None:
-            self._shared = None  # releases the old engine, whose memory the new one may need
-            self._shared = self._pool.share(key, self._logger)
-            engine = self._shared.engine
-            assert engine is not None  # the pool holds no discarded engines
-            self.status = EngineStatus.of(engine)
+    def check(self, settings: EngineSettings) -> None:
+        """Find out whether an engine can be built for `settings` and frames of the present size. Changes nothing.
+
+        Raises:
+            EngineError: none can be built; the message is the reason.
+        """
+        if self._shared is not None:
+            try:
+                Framing.plan(
+                    self._shared.key[1], settings.network_size, settings.crop_to_aspect, settings.full_resolution
+                )
+            except FramingError as error:
+                raise EngineError(str(error)) from error
+        self._pool.check(settings, self._logger)
+
+    def acquire(
+        self, settings: EngineSettings, camera_size: tuple[int, int], closed: Callable[[], bool] = lambda: False
+    ) -> DepthEngine:
+        """The engine for these settings and frames of `camera_size` (height, width).
+
+        Args:
+            closed: ends the wait for the camera's first engine when it returns true.
+
+        Raises:
+            EngineUnavailableError: there is none, or none yet. An engine of another size stays the camera's.
+            FramingError: the size is impossible.
+        """
+        self._pool.release_old()
+        key, held = (settings, camera_size), self._shared
+        if held is not None and held.engine is not None:
+            if held.key == key:
+                return held.engine
+            if held.key[0] == settings:
+                self._shared = self._pool.share_beside(key, self._logger)
+                self._pool.keep(held)
+                return self._use(self._shared)
+        del held
+        self._shared = None  # releases an engine with other settings, whose memory the new one may need
+        try:
+            self._shared = self._pool.share(key, self._logger, closed)
+        except EngineUnavailableError:
+            self.status = replace(self.status, description="no engine")
+            raise
+        return self._use(self._shared)
+
+    def _use(self, shared: SharedEngine) -> DepthEngine:
+        engine = shared.engine
+        assert engine is not None  # the pool holds no discarded engines
+        self.status = EngineStatus.of(engine)
         return engine
 
     def refresh_status(self, engine: DepthEngine) -> None:
@@ -169,15 +372,16 @@ class EngineLease:
             self.status = EngineStatus.of(engine)
 
     def release(self) -> None:
-        """Stop using the engine. It is deleted if no other camera uses it."""
+        """Stop using the engine, whose settings have changed. It is deleted if no other camera uses it."""
         self._shared = None
+        self._pool.release_kept()
 
     def retry(self) -> None:
         """Allow the next attempt to build an engine at once."""
         self._pool.retry()
 
     def fail(self, error: Exception) -> None:
-        """Report that the engine failed, or could not be built: no camera uses it any longer."""
+        """Report that the engine failed while running: no camera uses it any longer."""
         if self._shared is not None:
             self._pool.discard(self._shared, error)
             self._shared = None

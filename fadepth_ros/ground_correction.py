@@ -13,6 +13,8 @@ from fadepth_core.runtime.ground import GroundScale
 
 #: Seconds between two measurements of the ground.
 GROUND_PERIOD = 0.1
+#: Scales of former conditions that are remembered.
+_KEPT_SCALES = 3
 
 
 class GroundCorrection:
@@ -25,6 +27,8 @@ class GroundCorrection:
     def __init__(self) -> None:
         self.scale: GroundScale | None = None
         self._key: tuple | None = None
+        # The scales of other conditions, oldest first: a frame of another size must not discard what has been measured.
+        self._others: dict[tuple, GroundScale] = {}
         self._due = 0.0
 
     @property
@@ -36,14 +40,21 @@ class GroundCorrection:
         """Set the camera's height (metres, 0 for no correction).
 
         Args:
-            conditions: other values that the factor depends on. When one of them changes, the factor is measured again.
+            conditions: other values that the factor depends on. When one of them changes, the factor is measured again,
+                unless it has been measured with these values before.
         """
         if not camera_height:
             self.scale = None
+            self._others.clear()
             return
         key = (camera_height, *conditions)
         if self.scale is None or self._key != key:
-            self.scale, self._key, self._due = GroundScale(camera_height), key, 0.0
+            if self.scale is not None and self._key is not None:
+                self._others[self._key] = self.scale
+                while len(self._others) > _KEPT_SCALES:
+                    del self._others[next(iter(self._others))]
+            known = self._others.pop(key, None)
+            self.scale, self._key, self._due = known or GroundScale(camera_height), key, 0.0
 
     def is_due(self, arrival: float) -> bool:
         """Whether to measure the ground in a frame that arrived at `arrival`, seconds."""

@@ -85,7 +85,7 @@ class DepthNode(LifecycleNode):
                 "THE CHECKPOINT IS UNTRAINED: the published depth is meaningless. "
                 "Set the parameter 'checkpoint' to a trained one."
             )
-        if licence := description.provenance.get("licence"):
+        if licence := description.licence:
             self.get_logger().info(f"licence of the network's weights: {licence}")
         self._make_topics(settings.cameras)
         return TransitionCallbackReturn.SUCCESS

@@ -19,11 +19,10 @@ from typing import Protocol
 import numpy as np
 
 from fadepth_core.common.framing import FramingError
-from fadepth_core.runtime.checkpoint import CheckpointError
 from fadepth_core.runtime.engine import DepthEngine, DepthResult, EngineError, FrameRequest
 from fadepth_ros import messages
 from fadepth_ros.camera_tracker import CameraTracker, unusual
-from fadepth_ros.engine_pool import EngineLease, EnginePool
+from fadepth_ros.engine_pool import EngineLease, EnginePool, EngineUnavailableError
 from fadepth_ros.ground_correction import GroundCorrection
 from fadepth_ros.messages import BitDepth, Camera, Frame, MessageError, Stamp
 from fadepth_ros.output_writers import OutputWriters
@@ -130,7 +129,7 @@ class Pipeline:
 
         Raises:
             MessageError: the message cannot be used.
-            EngineError, CheckpointError, FramingError: there is no engine for it.
+            EngineError, FramingError: there is no engine for it.
         """
         job = self.prepare(raw, arrival)
         if job is not None:
@@ -165,8 +164,17 @@ class Pipeline:
 
     # --------------------------------------------------------------------------------------------------- other input
 
+    def validate(self, settings: Settings) -> None:
+        """Find out whether other parameter values can be used. Changes nothing: the present engine goes on serving.
+
+        Raises:
+            EngineError: no engine can be built for them; the message is the reason.
+        """
+        if settings.engine != self._settings.engine:
+            self.engine.check(settings.engine)
+
     def configure(self, settings: Settings) -> None:
-        """Use other parameter values from the next frame on."""
+        """Use other parameter values from the next frame on. `validate` has accepted them."""
         if settings.engine != self._settings.engine:
             self.engine.release()  # now: before this camera's next frame, another camera may build the new engine
         if settings.points_period != self._settings.points_period:
@@ -212,10 +220,8 @@ class Pipeline:
         key = self.engine.key
         if key is not None and key[1] != frame.size:
             (h0, w0), (h, w) = key[1], frame.size
-            self.statistics.warning(
-                f"{self._image_topic}: frames changed from {w0}x{h0} to {w}x{h}; making an engine for them", "resize"
-            )
-        return self.engine.acquire(self._settings.engine, frame.size)
+            self.statistics.warning(f"{self._image_topic}: frames changed from {w0}x{h0} to {w}x{h}", "resize")
+        return self.engine.acquire(self._settings.engine, frame.size, self._outputs.closed)
 
     def _plan(self, frame: Frame, engine: DepthEngine, subscribed: set[str], arrival: float) -> FrameJob:
         """Decide what to compute from a frame and what to publish."""
@@ -306,8 +312,12 @@ class Pipeline:
             cause = error.cause if isinstance(error, MessageError) else "size"
             self.statistics.dropped(cause)
             self.statistics.warning(f"{self._image_topic}: {error}; frame dropped", cause)
-        elif isinstance(error, (EngineError, CheckpointError)):
-            self.engine.fail(error)
+        elif isinstance(error, EngineUnavailableError) and error.cause == "resize":
+            self.statistics.dropped("resize")
+            self.statistics.warning(f"{self._image_topic}: {error}", "resize_dropped")
+        elif isinstance(error, EngineError):
+            if not isinstance(error, EngineUnavailableError):
+                self.engine.fail(error)
             self.statistics.dropped("engine")
             retry = f"next attempt in {self.engine.retry_period:.0f} s or less"
             self.statistics.warning(f"{self._image_topic}: no depth: {error}; {retry}", "engine")

@@ -9,7 +9,7 @@ import numpy as np
 from rclpy.serialization import deserialize_message, serialize_message
 from sensor_msgs.msg import Image
 
-from cards import info_message
+from cards import PATIENCE, info_message
 from fadepth_core.common.framing import Framing
 from fadepth_core.common.pinhole import unproject
 from fadepth_core.runtime.checkpoint import Checkpoint
@@ -132,13 +132,18 @@ class EngineLoader:
         return self.engines[-1]
 
 
+def patient_pool(loader, retry_period=1000.0) -> EnginePool:
+    """A pool of engines in which a frame of another size waits for its engine, however busy the machine is."""
+    return EnginePool(loader, retry_period, build_wait=PATIENCE, size_period=0.0)
+
+
 def make_pipeline(outputs, loader=FakeEngine, retry_period=1000.0, camera_info=True, **changes) -> Pipeline:
     """A pipeline with `changes` of the default parameter values.
 
     Args:
         camera_info: whether it has received `info_message()`.
     """
-    engines = EnginePool(loader, retry_period)
+    engines = patient_pool(loader, retry_period)
     pipeline = Pipeline(settings(**changes), outputs, logging.getLogger("test"), engines=engines)
     if camera_info:
         pipeline.offer_camera_info(serialize_message(info_message()))

@@ -21,10 +21,10 @@ from sensor_msgs.msg import CameraInfo, Image
 from cards import PATIENCE, SIZE, image_message, info_message, noise, run_node
 from fadepth_core.runtime.engine import EngineError
 from fadepth_ros import ground_correction
-from fadepth_ros.engine_pool import EnginePool, load_engine
+from fadepth_ros.engine_pool import load_engine
 from fadepth_ros.node import DepthNode
 from fadepth_ros.pipeline import DEPTH, INFO, Pipeline, offer_images
-from fakes import SECOND, EngineLoader, FakeEngine, FlatRoad, RecordedOutputs, settings
+from fakes import SECOND, EngineLoader, FakeEngine, FlatRoad, RecordedOutputs, patient_pool, settings
 
 OTHER_SIZE = (90, 200)
 
@@ -59,7 +59,7 @@ class Rig:
 
     def __init__(self, *names, loader, **changes):
         self.outputs = {name: RecordedOutputs(DEPTH) for name in names}
-        pool = EnginePool(loader, retry_period=1000.0)
+        pool = patient_pool(loader)
         self.pipelines = {
             name: Pipeline(settings(**changes), self.outputs[name], logging.getLogger("test"), name, name, pool)
             for name in names
@@ -118,10 +118,9 @@ def test_cameras_of_different_sizes_have_an_engine_each(rig, loader):
 def test_an_engine_is_kept_while_one_camera_uses_it(rig, loader):
     rig.offer()
     rig.offer(sizes={"rear": OTHER_SIZE})  # only front still uses the first engine
-    rig.offer()  # rear uses it again; its own of the other size is released
+    rig.offer()  # rear uses it again; its own of the other size is kept for a while
     rig.offer(sizes={"rear": OTHER_SIZE})
-    assert len(loader.engines) == 3
-    assert loader.engines[0].calls == [2, 1, 2, 1]
+    assert [engine.calls for engine in loader.engines] == [[2, 1, 2, 1], [1, 1]]
 
 
 def test_other_engine_settings_release_the_old_engine_before_the_new_one_is_built():
