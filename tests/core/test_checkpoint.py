@@ -1,6 +1,8 @@
 """Checkpoints: errors name the file and the reason, and a failed save keeps the old file."""
 
+import hashlib
 import json
+import os
 import shutil
 import struct
 import subprocess
@@ -118,7 +120,8 @@ def test_a_data_type_that_numpy_lacks(exported):
     result = subprocess.run([sys.executable, "-c", program, str(exported)], capture_output=True, text=True)
     assert "CheckpointError" in result.stderr
     assert (
-        "net.safetensors: tensor 'blocks.1.0.dilated.bias' cannot be read: data type 'bfloat16' not understood" in result.stderr
+        "net.safetensors: tensor 'blocks.1.0.dilated.bias' cannot be read: data type 'bfloat16' not understood"
+        in result.stderr
     )
 
 
@@ -143,12 +146,19 @@ def test_a_cached_graph_is_not_used_for_another_description(exported, tmp_path):
 
 
 def rewrite_description(path, change):
+    def rewrite(header):
+        description = json.loads(header["__metadata__"]["fadepth"])
+        change(description)
+        header["__metadata__"]["fadepth"] = json.dumps(description)
+
+    rewrite_header(path, rewrite)
+
+
+def rewrite_header(path, change):
     raw = path.read_bytes()
     (length,) = struct.unpack("<Q", raw[:8])
     header = json.loads(raw[8 : 8 + length])
-    description = json.loads(header["__metadata__"]["fadepth"])
-    change(description)
-    header["__metadata__"]["fadepth"] = json.dumps(description)
+    change(header)
     new = json.dumps(header).encode()
     new += b" " * (-len(new) % 8)
     path.write_bytes(struct.pack("<Q", len(new)) + new + raw[8 + length :])
@@ -165,12 +175,167 @@ def rewrite_description(path, change):
         (lambda d: d.update(network_size=[128]), r"network_size is \[128\], not 2 numbers"),
         (lambda d: d.update(network_size=["a", "b"]), "not 2 numbers"),
         (lambda d: d.update(network_size=[-128, 416]), "is not two positive multiples of 32"),
+        (lambda d: d.update(network_size=[32 * 10**6, 32]), "is not two positive multiples of 32 up to 4096"),
+        (lambda d: d.update(network_size=[128.0, 416]), "is not two positive multiples of 32"),
+        (lambda d: d.update(network_size=None), "network_size is None, not 2 numbers"),
+        (lambda d: d.update(depth_range=[0.1, float("nan")]), "depth_range is .*nan.*, not 2 numbers"),
+        (lambda d: d.update(depth_range=[0.1, 10**400]), "depth_range is .*, not 2 numbers"),
+        (lambda d: d.update(depth_range=[0.1, 1e300]), "largest is 1e\\+06 m"),
+        (lambda d: d.update(pixel_mean=[True, 0, 0]), "pixel_mean is .*, not 3 numbers"),
+        (lambda d: d.update(pixel_std=[0, 1, 1]), "pixel_std .* is not positive"),
+        (lambda d: d.update(trained="yes"), "trained is 'yes', not true or false"),
+        (lambda d: d.update(focal_length=-1), "focal_length is -1"),
+        (lambda d: d.update(provenance={"licence": ["MIT"]}), "not texts by key"),
+        (lambda d: d.update(provenance=None), "provenance is None, not texts by key"),
+        (lambda d: d.update(onnx_sha256="0"), "onnx_sha256 is '0', not a SHA-256 digest"),
+        (lambda d: d.update(int8_sha256=None), "int8_sha256 is None"),
+        (lambda d: d.update(onnx_weights="../other.safetensors"), "onnx_weights is .*, not the name of a file"),
+        (lambda d: d.update(onnx_weights="C:\\\\other"), "onnx_weights is .*, not the name of a file"),
+        (lambda d: d.update(model=["smalldepth"]), "unknown model"),
+        (lambda d: d.update(options=[]), "options must be an object"),
+        (lambda d: d.update(options={"layout": "smalldepth"}), "options.layout is not an option"),
+        (lambda d: d.update(options={"min_depth": 1.0}), "options.min_depth is not an option"),
+        (lambda d: d.update(options={"residual_drop": 1e999}), r"options.residual_drop must be a number in \[0, 1\)"),
+        (lambda d: d.update(options={"etm": "/etc/passwd"}), "options.etm must be one of etm"),
+        (lambda d: d.update(options={"etm": {"branch_drop": "x"}}), "options.etm branch_drop must be a number"),
+        (lambda d: d.update(options={"etm": {"weights": "x"}}), "options.etm weights is not an option"),
+        (lambda d: d.update(model="unet", options={"weights": "x.pth"}), "options.weights is not an option"),
+        (lambda d: d.update(model="unet", options={"pretrained": True}), "options.pretrained is not an option"),
+        (lambda d: d.update(model="unet", options={"encoder": "hf_hub:a/b"}), "options.encoder must be one of tf_"),
+        (lambda d: d.update(model="hqdecv2", options={"encoder": "resnet18"}), "options.encoder must be one of tf_"),
+        (lambda d: d.update(model="resnet18", options={"encoder": "resnet18"}), "options.encoder is not an option"),
     ],
 )
 def test_unusable_description(exported, change, reason):
     rewrite_description(exported, change)
     with pytest.raises(CheckpointError, match=rf"net\.safetensors: its description cannot be used: .*{reason}"):
         Checkpoint(exported)
+
+
+@pytest.mark.parametrize(
+    "text", ["null", "1", '"x"', "true", "[]", "", "{", 100_000 * "[", 100_000 * '{"a":', "1" * 5000]
+)
+def test_a_description_that_is_no_object(exported, text):
+    rewrite_header(exported, lambda header: header["__metadata__"].update(fadepth=text))
+    with pytest.raises(
+        CheckpointError, match=r"^[^\n]*net\.safetensors: its description cannot be used: fadepth: [^\n]+$"
+    ):
+        Checkpoint(exported)
+
+
+def test_a_key_that_is_stated_twice(exported):
+    rewrite_header(
+        exported,
+        lambda header: header["__metadata__"].update(
+            fadepth='{"model": "unet", ' + header["__metadata__"]["fadepth"][1:]
+        ),
+    )
+    with pytest.raises(CheckpointError, match="key 'model' occurs twice"):
+        Checkpoint(exported)
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (struct.pack("<Q", 2**63) + b"{}", "its header is longer than the file"),
+        (struct.pack("<Q", 5 << 20) + bytes(6 << 20), "its header of 5242880 bytes is longer than 4194304 bytes"),
+        (struct.pack("<Q", 2) + b"[]", "is not an object"),
+        (struct.pack("<Q", 4) + b"\xff\xfe\xfd\xfc", "decode"),
+        (struct.pack("<Q", 200_000) + 200_000 * b"[", "nested too deeply"),
+        (struct.pack("<Q", 20) + b'{"__metadata__": []}', "not one of fadepth's"),
+        (struct.pack("<Q", 32) + b'{"__metadata__": {"fadepth": 1}}', "does not hold texts"),
+    ],
+    ids=range(7),
+)
+def test_a_header_that_is_none(tmp_path, data, reason):
+    path = tmp_path / "net.safetensors"
+    path.write_bytes(data)
+    with pytest.raises(CheckpointError, match=rf"^[^\n]*net\.safetensors: [^\n]*{reason}[^\n]*$"):
+        Checkpoint(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda e: e.update(dtype="F7"), "not a complete safetensors file"),
+        (lambda e: e.update(shape=[1]), "not a complete safetensors file"),
+        (lambda e: e.update(shape=[2**63, 4]), "not a complete safetensors file"),
+        (lambda e: e.update(shape=[-1]), "not a complete safetensors file"),
+        (lambda e: e.update(data_offsets=[0, 8]), "not a complete safetensors file"),
+        (lambda e: e.update(data_offsets=[2**62, 2**62 + 8]), "not a complete safetensors file"),
+        (lambda e: e.clear(), "not a complete safetensors file"),
+    ],
+)
+def test_a_tensor_that_does_not_fit_the_file(exported, change, reason):
+    rewrite_header(exported, lambda header: change(header["downs.0.0.bias"]))
+    with pytest.raises(CheckpointError, match=rf"^[^\n]*net\.safetensors: {reason}[^\n]*$"):
+        Checkpoint(exported)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda w, g: w.update(extra=np.ones(3)), "the file has the unknown tensor 'extra'"),
+        (lambda w, g: w.pop("downs.0.0.bias"), "the file lacks tensor 'downs.0.0.bias'"),
+        (lambda w, g: w.update({"downs.0.0.bias": np.ones(3)}), r"'downs.0.0.bias' has the shape \[3\], not \[32\]"),
+        (lambda w, g: w["downs.0.0.bias"].fill(np.nan), "'downs.0.0.bias' has values that are not finite"),
+        (lambda w, g: w.update({"downs.0.0.bias": np.ones(32, bool)}), "'downs.0.0.bias' is of type bool"),
+        (lambda w, g: g.pop("depth"), "without its golden image and depth"),
+        (lambda w, g: g.update(image=g["image"][:50]), "golden image of .* is not two positive multiples of 32"),
+        (lambda w, g: g.update(image=g["image"].astype(np.float32)), "its golden image is float32"),
+        (lambda w, g: g.update(depth=g["depth"][:32]), r"its golden depth is float32 \[32, 96\]"),
+        (lambda w, g: g.update(depth=-g["depth"]), "golden depth has values that are not positive"),
+    ],
+)
+def test_tensors_that_no_network_has(exported, change, reason):
+    checkpoint = Checkpoint(exported)
+    change(checkpoint.weights, checkpoint.golden)
+    save_checkpoint(exported, checkpoint.weights, checkpoint.description, checkpoint.golden)
+    with pytest.raises(CheckpointError, match=rf"^[^\n]*net\.safetensors: [^\n]*{reason}[^\n]*$"):
+        load_network(Checkpoint(exported))
+
+
+def test_a_pipe_a_sparse_file_and_a_null_character_are_not_read(tmp_path):
+    pipe, large = tmp_path / "pipe.safetensors", tmp_path / "large.safetensors"
+    os.mkfifo(pipe)
+    with open(large, "wb") as file:
+        file.truncate(1 << 40)
+    for path, reason in ((pipe, "a device or pipe"), (large, "MiB, more than"), ("a\0b", "null")):
+        with pytest.raises(CheckpointError, match=reason):
+            Checkpoint(path)
+
+
+def test_the_home_folder_is_found(exported, monkeypatch):
+    monkeypatch.setenv("HOME", str(exported.parent))
+    assert Checkpoint("~/net.safetensors").path == exported
+
+
+def test_the_licence_is_printed_in_one_line(checkpoint):
+    description = replace(checkpoint.description, provenance={"licence": "MIT\n\x1b[31mand  more\x00"})
+    assert description.licence == "MIT [31mand more"
+
+
+@pytest.mark.parametrize(
+    "location", ["../net.safetensors", "/etc/passwd", "other.safetensors", "./net.safetensors", ""]
+)
+@pytest.mark.parametrize("place", ["initializer", "attribute"])
+def test_a_graph_reads_no_file_but_its_checkpoint(exported, location, place):
+    """The digest in the header fits: both files come from the same stranger."""
+    onnx = exported.with_suffix(".onnx")
+    model = onnx_package.load(onnx, load_external_data=False)
+    weights = [tensor for tensor in model.graph.initializer if tensor.external_data]
+    if place == "attribute":
+        node = onnx_package.helper.make_node("Constant", [], ["spare"], value=weights[0])
+        model.graph.node.insert(0, node)
+        weights = [model.graph.node[0].attribute[0].t]
+    for entry in weights[0].external_data:
+        if entry.key == "location":
+            entry.value = location
+    onnx.write_bytes(model.SerializeToString())
+    digest = hashlib.sha256(onnx.read_bytes()).hexdigest()
+    rewrite_description(exported, lambda d: d.update(onnx_sha256=digest))
+    problem = Checkpoint(exported).onnx_problem()
+    assert problem == f"{onnx}: reads weights from '{location}', which is not its checkpoint"
 
 
 def test_weights_of_another_network(exported):
