@@ -411,7 +411,7 @@ def _checked_intrinsics(intrinsics: np.ndarray) -> np.ndarray:
         raise ValueError(f"expected intrinsics [3, 3], got {list(k.shape)}")
     if not (np.abs(k) < _MAX_INTRINSIC).all():  # NaN, too
         raise ValueError(f"expected finite intrinsics, got {k.tolist()}")
-    if not (k[0, 0] > 0 and k[1, 1] > 0 and k[2, 0] == k[2, 1] == 0 and k[2, 2] == 1):
+    if not (k[0, 0] > 0 and k[1, 1] > 0 and k[2, 0] == k[2, 1] == 0 < k[2, 2]):
         raise ValueError(
             f"expected intrinsics [[fx, s, cx], [0, fy, cy], [0, 0, 1]] with positive fx, fy, got {k.tolist()}"
         )

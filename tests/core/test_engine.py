@@ -92,6 +92,87 @@ def test_a_projection_matrix_is_refused_without_a_fallback(engine, image):
     assert engine.failures == []
 
 
+@pytest.mark.parametrize(
+    ("change", "error", "reason"),
+    [
+        ({"image": [[[0, 0, 0]]]}, TypeError, "expected an image as numpy array, got list"),
+        ({"image": None}, TypeError, "got NoneType"),
+        ({"image": np.zeros((480, 640), np.uint8)}, ValueError, r"got uint8 \[480, 640\]"),
+        ({"intrinsics": np.full((3, 3), np.nan)}, ValueError, "expected finite intrinsics"),
+        ({"intrinsics": K * 1e300}, ValueError, "expected finite intrinsics"),
+        ({"intrinsics": K[::-1]}, ValueError, r"expected intrinsics \[\[fx"),
+        ({"intrinsics": K * np.array([[-1.0], [1], [1]])}, ValueError, "with positive fx, fy"),
+        ({"intrinsics": "K"}, ValueError, "could not convert"),
+        ({"limits": (1, 2, 3)}, ValueError, r"expected limits as two numbers.*\(1, 2, 3\)"),
+        ({"limits": None}, ValueError, "expected limits as two numbers"),
+        ({"limits": (0.0, np.nan)}, ValueError, "expected limits with the nearest first"),
+        ({"limits": (5.0, 1.0)}, ValueError, "expected limits with the nearest first"),
+        ({"scale": np.nan}, ValueError, "expected a positive, finite scale, got nan"),
+        ({"scale": -1.0}, ValueError, "expected a positive, finite scale"),
+        ({"scale": 1e300}, ValueError, "expected a positive, finite scale"),
+        ({"scale": "2"}, TypeError, "expected a number as scale, got str"),
+    ],
+)
+def test_a_callers_mistake_is_no_failure_of_a_backend(engine, image, change, error, reason):
+    good = FrameRequest(image, K)
+    bad = replace(good, **change)
+    for run in (
+        lambda: engine.infer(bad),
+        lambda: engine.infer_batch([good, bad]),
+        lambda: list(engine.stream([good, bad])),
+    ):
+        with pytest.raises(error, match=reason):
+            run()
+    assert engine.failures == []
+    assert engine.infer(good).points is not None
+
+
+def test_what_is_no_request_is_refused(engine, image):
+    with pytest.raises(TypeError, match="expected a FrameRequest, got ndarray"):
+        engine.infer(image)
+    assert engine.failures == []
+
+
+@pytest.mark.parametrize("backend", ["torch", "openvino"])
+def test_an_image_with_negative_strides_is_taken(backend):
+    rng = np.random.default_rng(0)
+    bgr = rng.integers(0, 256, (*SMALL, 3), dtype=np.uint8)
+    engine = DepthEngine.load(camera_size=SMALL, input_size=SMALL, backend=backend)
+    expected = engine.infer(FrameRequest(np.ascontiguousarray(bgr[..., ::-1]))).depth.copy()
+    np.testing.assert_array_equal(engine.infer(FrameRequest(bgr[..., ::-1])).depth, expected)
+    assert engine.failures == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        ({"camera_size": (480,)}, "camera_size must be two whole numbers"),
+        ({"camera_size": (480.0, 640.0)}, "camera_size must be two whole numbers"),
+        ({"input_size": 128}, "input_size must be two whole numbers"),
+        ({"threads": -1}, "threads must be a whole number of at least 0"),
+        ({"batch": 0}, "batch must be a whole number of at least 1"),
+    ],
+)
+def test_arguments_that_no_engine_can_have_are_refused(arguments, reason):
+    with pytest.raises(ValueError, match=reason):
+        DepthEngine.load(**arguments)
+
+
+def test_whether_an_engine_can_be_built_is_found_out_without_building_one(monkeypatch, tmp_path):
+    DepthEngine.check()
+    with pytest.raises(CheckpointError, match="no such file"):
+        DepthEngine.check(tmp_path / "nowhere.safetensors")
+
+    def create(spec):
+        raise RuntimeError("no memory")
+
+    replace_backends(monkeypatch, torch=fake_type(unavailable="not installed"), openvino=fake_type(create))
+    with pytest.raises(
+        EngineError, match=r"(?s)no backend can run .*openvino: failed to start: no memory.*not installed"
+    ):
+        DepthEngine.check()
+
+
 def test_unknown_names_are_refused():
     with pytest.raises(ValueError, match=r"unknown backend 'tpu'; known backends: tensorrt, inductor, openvino, torch"):
         DepthEngine.load(backend="tpu")
