@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 
 #: Modules of tests that define `TARGETS`, and the folder below tests/ that each is in.
-MODULES = {"fuzz_messages": "ros", "fuzz_files": "core"}
+MODULES = {"fuzz_messages": "ros", "fuzz_files": "core", "fuzz_checkpoints": "core"}
 #: Inputs between two undamaged ones.
 PERIOD = 100
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import fuzz
 import pytest
+
+import fuzz
 from fuzz_checkpoints import TARGETS
 
 
