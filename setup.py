@@ -7,6 +7,7 @@ from glob import glob
 from pathlib import Path
 from xml.etree import ElementTree
 
+import setuptools
 from setuptools import find_packages, setup
 
 NAME = "fadepth_ros"
@@ -39,6 +40,8 @@ DEV = [
     "mypy==2.4.1",
 ]
 DOCS = ["mkdocs>=1.6,<2", "mkdocs-material>=9.5,<10", "mkdocstrings[python]>=0.27", RUFF]  # `make docs`
+# What older versions of colcon read in place of the extra `test`. setuptools 72 has removed the option.
+TESTS_REQUIRE = {"tests_require": ["pytest"]} if int(setuptools.__version__.split(".")[0]) < 72 else {}
 
 setup(
     name=NAME,
@@ -69,15 +72,17 @@ setup(
         "odometry": ODOMETRY,
         "assets": ASSETS,
         "dev": DEV,
+        "test": ["pytest"],  # tells `colcon test` to run pytest
         "docs": DOCS,
     },
+    **TESTS_REQUIRE,
     zip_safe=False,
     entry_points={
         "console_scripts": [
             "fadepth = fadepth_core.__main__:main",
-            "depth_node = fadepth_ros.node:main",
-            "clip_publisher = fadepth_ros.clip_publisher:main",
-            "viewer = fadepth_ros.viewer:main",
+            "depth_node = fadepth_ros.process:depth_node",
+            "clip_publisher = fadepth_ros.process:clip_publisher",
+            "viewer = fadepth_ros.process:viewer",
             "fadepth_demo = fadepth_ros.demo:main",
         ]
     },

@@ -71,7 +71,7 @@ def serve_node(engine: str) -> None:
     from fadepth_ros.engine_pool import load_engine
     from fadepth_ros.node import run
 
-    run(PassThroughEngine if engine == "pass-through" else load_engine)
+    run(PassThroughEngine if engine == "pass-through" else load_engine, args=[])
 
 
 def serve_camera(size: tuple[int, int], rate: float) -> None:

@@ -11,7 +11,8 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
-import rclpy
+from rclpy.clock import Clock, ClockType
+from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.qos import qos_profile_sensor_data
 from sensor_msgs.msg import CameraInfo, Image
@@ -22,11 +23,20 @@ from fadepth_core.common.documents import read_json, whole_number
 from fadepth_core.common.errors import DataError
 from fadepth_core.common.video import VideoFile
 from fadepth_ros.messages import Camera, CameraInfoWriter, ImageWriter, Stamp
-from fadepth_ros.process import exit_on, ros_context, until_shutdown, wake_regularly
+from fadepth_ros.parameters import Spec, declare, warn_of_unknown_parameters
+from fadepth_ros.process import program
 
 log = logging.getLogger(__name__)
 
 DEMO_CLIP = Path(fadepth_core.__file__).parent / "assets" / "demo.mp4"
+
+
+SPECS = (
+    Spec("clip", str(DEMO_CLIP), "Video file; its intrinsics are in a JSON file of the same name beside it."),
+    Spec("rate", 0.0, "Frames per second; 0: the clip's own rate.", limits=(0.0, 1000.0)),
+    Spec("loop", True, "Play the clip again when it ends."),
+    Spec("frame_id", "camera_optical_frame", "frame_id of the images."),
+)
 
 
 class ClipError(ValueError):
@@ -89,14 +99,14 @@ def read_camera_info(clip: Path) -> tuple[CameraInfo, float]:
 
 
 class ClipPublisher(Node):
-    """Plays a clip. Parameters: clip, rate (Hz, 0 for the clip's own), loop, frame_id."""
+    """Plays a clip. Its parameters are `SPECS`."""
 
     def __init__(self) -> None:
         super().__init__("camera")
-        clip = Path(self.declare_parameter("clip", str(DEMO_CLIP)).value)
-        rate = self.declare_parameter("rate", 0.0).value
-        self._loop = self.declare_parameter("loop", True).value
-        frame_id = self.declare_parameter("frame_id", "camera_optical_frame").value
+        values = declare(self, SPECS)
+        warn_of_unknown_parameters(self)
+        clip, rate, frame_id = Path(values["clip"]).expanduser(), values["rate"], values["frame_id"]
+        self._loop = values["loop"]
         info, clip_rate = read_camera_info(clip)
         size = (info.height, info.width)
         info.header.frame_id = frame_id
@@ -107,7 +117,9 @@ class ClipPublisher(Node):
         self._info_writer = CameraInfoWriter(frame_id, size, camera, lambda matrix: matrix)
         self._image = self.create_publisher(Image, "image", qos_profile_sensor_data)
         self._info = self.create_publisher(CameraInfo, "camera_info", qos_profile_sensor_data)
-        self._timer = self.create_timer(1.0 / (rate or clip_rate), self._tick)
+        # A steady clock: the camera's rate does not depend on a simulated clock.
+        steady = Clock(clock_type=ClockType.STEADY_TIME)
+        self._timer = self.create_timer(1.0 / (rate or clip_rate), self._tick, clock=steady)
         self.finished = False
 
     def _tick(self) -> None:
@@ -129,11 +141,14 @@ class ClipPublisher(Node):
 
 
 def main() -> None:
-    with ros_context(), exit_on("clip_publisher", ClipError), until_shutdown():
+    with program("clip_publisher") as shutdown:
         node = ClipPublisher()
-        wake_regularly(node)
-        while not node.finished:
-            rclpy.spin_once(node)
+        executor = SingleThreadedExecutor()
+        executor.add_node(node)
+        while not (node.finished or shutdown.requested):
+            executor.spin_once(timeout_sec=0.5)
+        shutdown.acknowledge()
+        node.destroy_node()
 
 
 if __name__ == "__main__":

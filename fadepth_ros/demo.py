@@ -14,10 +14,10 @@ import time
 from pathlib import Path
 from types import FrameType
 
-from fadepth_ros.viewer import has_screen
+from fadepth_ros.process import has_screen, print_any_character
 
-#: Seconds that a process has to end after SIGTERM; then it is killed.
-_GRACE = 10.0
+#: Seconds that a process has to end after SIGTERM; then it is killed. The viewer may take them to finish its files.
+_GRACE = 30.0
 
 
 class _Demo:
@@ -97,6 +97,7 @@ def _arguments() -> argparse.Namespace:
 
 
 def main() -> int:
+    print_any_character()
     args = _arguments()
     view = ("page" if has_screen() else "files") if args.view == "auto" else args.view
     loop = not (args.once or view == "files")

@@ -39,7 +39,7 @@ def summary(report: Report, degraded: bool) -> tuple[bytes, str]:
         serious = [cause for cause in _SERIOUS if cause in counts]
         cause = serious[0] if serious else max(counts, key=counts.__getitem__)
         return DiagnosticStatus.ERROR if serious else DiagnosticStatus.WARN, report.errors[cause]
-    if report.received == 0:
+    if report.silent:
         return DiagnosticStatus.STALE, "no images arrive"
     if degraded:
         return DiagnosticStatus.WARN, "running on a fallback backend, see 'passed over'"

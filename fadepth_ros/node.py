@@ -11,12 +11,11 @@ import functools
 import gc
 import logging
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
-import rclpy
 from diagnostic_msgs.msg import DiagnosticArray
-from rclpy.exceptions import ParameterException
+from rclpy.clock import Clock, ClockType
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 
@@ -25,9 +24,9 @@ from fadepth_core.runtime.engine import DepthEngine
 from fadepth_ros.camera_topics import CameraTopics, camera_topic
 from fadepth_ros.diagnostics import camera_status
 from fadepth_ros.engine_pool import EnginePool, load_engine
-from fadepth_ros.parameters import Parameters, Settings
+from fadepth_ros.parameters import Parameters, Settings, warn_of_unknown_parameters, warn_of_unused_qos_overrides
 from fadepth_ros.pipeline import Pipeline, offer_images
-from fadepth_ros.process import exit_on, ros_context, until_shutdown, wake_regularly
+from fadepth_ros.process import one_line, program, serve
 
 
 def _log_exceptions(transition: Callable) -> Callable:
@@ -56,11 +55,16 @@ class DepthNode(LifecycleNode):
         super().__init__("depth", **options)
         self._engine_loader = engine_loader
         self._cameras: list[CameraTopics] = []
+        self._advertised: Settings | None = None  # what the publishers were created with
         self._active = False
         self._logging = _ros_logger(self)
         self._declared = Parameters(self, lambda: self._active, self._on_parameters)
         self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", 10)
-        self._timer = self.create_timer(1.0, self._publish_diagnostics)
+        # A steady clock: diagnostics are needed most while a simulated clock stands still.
+        steady = Clock(clock_type=ClockType.STEADY_TIME)
+        self._timer = self.create_timer(1.0, self._publish_diagnostics, clock=steady)
+        _answer_all_requests(self)
+        warn_of_unknown_parameters(self)
 
     def autostart(self) -> None:
         """Configure and activate, unless the parameter `autostart` is false. A failure is logged."""
@@ -87,18 +91,20 @@ class DepthNode(LifecycleNode):
             )
         if licence := description.licence:
             self.get_logger().info(f"licence of the network's weights: {licence}")
-        self._make_topics(settings.cameras)
+        self._make_topics(settings)
         return TransitionCallbackReturn.SUCCESS
 
     @_log_exceptions
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Subscribe to the cameras. Engines are built when the first images arrive."""
         settings = self._declared.settings
-        if settings.cameras != tuple(camera.name for camera in self._cameras):  # changed since on_configure
-            self._make_topics(settings.cameras)
+        made = self._advertised
+        if made is None or (made.cameras, made.qos) != (settings.cameras, settings.qos):  # changed since on_configure
+            self._make_topics(settings)
         engines = EnginePool(self._engine_loader)
         for camera in self._cameras:
             camera.start(settings, engines, self._logging, self._on_image)
+        warn_of_unused_qos_overrides(self)
         self._active = True
         return super().on_activate(state)
 
@@ -112,7 +118,7 @@ class DepthNode(LifecycleNode):
     def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Remove the publishers."""
         self._active = False
-        self._make_topics(())
+        self._make_topics(None)
         return TransitionCallbackReturn.SUCCESS
 
     @_log_exceptions
@@ -127,14 +133,15 @@ class DepthNode(LifecycleNode):
         self._stop()
         super().destroy_node()
 
-    def _make_topics(self, cameras: Sequence[str]) -> None:
-        """Replace the publishers by those of `cameras`."""
+    def _make_topics(self, settings: Settings | None) -> None:
+        """Replace the publishers by those of `settings`; None for none."""
         while self._cameras:
             self._cameras.pop().destroy()
-        for name in cameras:
+        self._advertised = settings
+        for name in () if settings is None else settings.cameras:
             camera = CameraTopics(self, name)
             self._cameras.append(camera)  # before `advertise`, so that its publishers are destroyed if that fails
-            camera.advertise()
+            camera.advertise(settings)
 
     def _stop(self) -> None:
         self._active = False
@@ -146,12 +153,12 @@ class DepthNode(LifecycleNode):
     def _on_image(self, camera: CameraTopics, raw: bytes) -> None:
         """Process only the newest frame of `camera`. Waiting frames of other cameras run in one batch with it if their engine
         can do that; otherwise they stay in the queue, where newer ones may replace them."""
-        newest = camera.take_newest([raw])
+        newest = camera.take_newest(raw)
         assert newest is not None  # `raw`, if no newer one
         images = [(camera.active_pipeline, *newest)]
         for other in self._cameras:
             if other is not camera and camera.active_pipeline.batches_with(other.active_pipeline):
-                newest = other.take_newest([])
+                newest = other.take_newest()
                 if newest is not None:
                     images.append((other.active_pipeline, *newest))
         if len(images) > 1:
@@ -201,31 +208,38 @@ def _ros_logger(node: LifecycleNode) -> logging.Logger:
     return logger
 
 
+def _answer_all_requests(node: LifecycleNode) -> None:
+    """Answer service requests that raise an error, with the response's defaults. rclpy would send no answer, and the caller
+    would wait for ever: for example for a lifecycle transition that is not allowed in the present state."""
+
+    def answering(service: Any, callback: Callable) -> Callable:
+        def answer(request: Any, response: Any) -> Any:
+            try:
+                return callback(request, response)
+            except Exception as error:
+                node.get_logger().error(f"{service.srv_name}: {one_line(error)}")
+                return response
+
+        return answer
+
+    for service in node.services:
+        service.callback = answering(service, service.callback)
+
+
 def run(engine_loader: Callable = load_engine, args: list[str] | None = None) -> None:
-    """Start the node and serve until SIGINT or SIGTERM. Raises SystemExit if the parameters cannot be used."""
-    with ros_context(args), until_shutdown():
-        with exit_on("depth_node", ValueError, ParameterException):
-            node = DepthNode(engine_loader)
-        executor = SingleThreadedExecutor()
-        executor.add_node(node)
-        wake_regularly(node)
+    """Start the node and serve until SIGINT or SIGTERM. Raises SystemExit if the arguments or parameters cannot be used."""
+    with program("depth_node", args) as shutdown:
+        node = DepthNode(engine_loader)
         node.autostart()
         # The executor creates short-lived objects in every iteration. With the default thresholds, the garbage collector then
         # scans the objects of all imported modules very often: it took a fifth of the node's time at hundreds of frames/s.
         gc.collect()
         gc.freeze()
         gc.set_threshold(50_000, 20, 20)
-        while rclpy.ok():
-            try:
-                with until_shutdown():
-                    executor.spin()
-            except Exception:
-                # spin() raises errors of rclpy's own services, for example of a lifecycle transition that is not allowed in the
-                # present state. A service call must not end the node.
-                node.get_logger().error(f"while serving a request:\n{traceback.format_exc()}")
-        with until_shutdown():
-            executor.shutdown()
-            node.destroy_node()
+        executor = SingleThreadedExecutor()
+        serve(executor, node, shutdown)
+        executor.shutdown()
+        node.destroy_node()
 
 
 def main() -> None:

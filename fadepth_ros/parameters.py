@@ -5,11 +5,14 @@ node is active. If a value is refused, `ros2 param set` prints the reason. `docs
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import Any
 
 from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor, SetParametersResult
+from rcl_interfaces.srv import SetParameters
 from rclpy.exceptions import ParameterUninitializedException
 from rclpy.node import Node
 from rclpy.parameter import Parameter
@@ -94,6 +97,50 @@ NO_NAMESPACES = [""]
 
 _METRES = (0.0, 1000.0)
 
+
+@dataclass(frozen=True)
+class TopicQos:
+    """Quality of service of one topic: "best_effort" or "reliable", "volatile" or "transient_local", length of the queue."""
+
+    reliability: str
+    durability: str
+    depth: int
+
+
+#: Default quality of service of each topic. A best-effort subscription also receives from reliable publishers. Outputs are
+#: reliable, for subscribers that need every depth image; their depth is 2, so that a slow subscriber gets no old images.
+QOS: dict[str, TopicQos] = {
+    "image": TopicQos("best_effort", "volatile", 5),
+    "camera_info": TopicQos("best_effort", "volatile", 5),
+    "depth/image": TopicQos("reliable", "volatile", 2),
+    "depth/camera_info": TopicQos("reliable", "volatile", 2),
+    "depth/points": TopicQos("reliable", "volatile", 2),
+    "depth/color": TopicQos("reliable", "volatile", 2),
+}
+
+
+def _qos_specs(topic: str, qos: TopicQos) -> tuple[Spec, ...]:
+    """The parameters for a topic's quality of service. They keep their names when the topic is remapped."""
+    name, role = f"qos.{topic}", "subscription of" if topic in ("image", "camera_info") else "publisher of"
+    return (
+        Spec(
+            f"{name}.reliability",
+            qos.reliability,
+            f"Reliability of the {role} `{topic}`.",
+            choices=("best_effort", "reliable"),
+            live=False,
+        ),
+        Spec(
+            f"{name}.durability",
+            qos.durability,
+            f"Durability of the {role} `{topic}`.",
+            choices=("volatile", "transient_local"),
+            live=False,
+        ),
+        Spec(f"{name}.depth", qos.depth, f"Queue length of the {role} `{topic}`.", limits=(1, 1000), live=False),
+    )
+
+
 SPECS: tuple[Spec, ...] = (
     Spec(
         "checkpoint",
@@ -165,6 +212,7 @@ SPECS: tuple[Spec, ...] = (
     Spec("color.near", 2.0, "Depth drawn in red on depth/color, metres.", limits=(0.01, 1000.0)),
     Spec("color.far", 80.0, "Depth drawn in blue on depth/color, metres.", limits=(0.01, 1000.0)),
     Spec("autostart", True, "Configure and activate the node when it starts.", live=False),
+    *(spec for topic, qos in QOS.items() for spec in _qos_specs(topic, qos)),
 )
 _BY_NAME = {spec.name: spec for spec in SPECS}
 #: Pairs of which the first must be below the second.
@@ -201,6 +249,7 @@ class Settings:
     points_z_range: tuple[float, float] | None
     points_period: float
     color_range: tuple[float, float]
+    qos: dict[str, TopicQos]
 
     @classmethod
     def from_values(cls, values: dict[str, Any]) -> Settings:
@@ -231,6 +280,10 @@ class Settings:
             points_z_range=None if (min_z, max_z) == (0.0, float("inf")) else (min_z, max_z),
             points_period=1.0 / rate if rate > 0 else 0.0,
             color_range=(values["color.near"], values["color.far"]),
+            qos={
+                topic: TopicQos(*(values[f"qos.{topic}.{policy}"] for policy in ("reliability", "durability", "depth")))
+                for topic in QOS
+            },
         )
 
 
@@ -245,42 +298,141 @@ class Parameters:
 
     def __init__(self, node: Node, is_active: Callable[[], bool], on_change: Callable[[Settings], None]):
         self._node, self._is_active, self._on_change = node, is_active, on_change
-        self._values = {spec.name: _declare(node, spec) for spec in SPECS}
-        reason = _refusal_reason(self._values, self._values)
+        self._values = declare(node, SPECS)
+        reason = _pairs_refusal_reason(self._values)
         if reason:
             raise ValueError(f"parameter {reason}")
         self.settings = Settings.from_values(self._values)
-        node.add_on_set_parameters_callback(self._on_set)
+        node.add_on_set_parameters_callback(self._validate)
+        # A change is applied after all callbacks have accepted it. Humble has no callback for that moment.
+        if hasattr(node, "add_post_set_parameters_callback"):
+            node.add_post_set_parameters_callback(self._apply)
+        else:
+            node.add_on_set_parameters_callback(self._apply)
+        for service in node.services:
+            if service.srv_type is SetParameters:
+                service.callback = self._set_together(service.callback)
 
     @property
     def autostart(self) -> bool:
         """The parameter `autostart`."""
         return self._values["autostart"]
 
-    def _on_set(self, changes: list[Parameter]) -> SetParametersResult:
-        ours = {p.name: _plain(p.value) for p in changes if p.name in _BY_NAME}
+    def _set_together(self, set_each: Callable) -> Callable:
+        """The service `set_parameters` with this node's parameters set together, all or none; `set_each` sets the others.
+
+        rclpy sets them one after the other. `ros2 param load` sends a file in one request, and a pair such as color.near and
+        color.far can then be refused in one order although both values fit each other.
+        """
+
+        def answer(request: SetParameters.Request, response: SetParameters.Response) -> SetParameters.Response:
+            ours = [p for p in request.parameters if p.name in _BY_NAME]
+            others = SetParameters.Request(parameters=[p for p in request.parameters if p.name not in _BY_NAME])
+            results = iter(set_each(others, SetParameters.Response()).results)
+            together = SetParametersResult(successful=True)
+            if ours:
+                try:
+                    together = self._node.set_parameters_atomically([Parameter.from_parameter_msg(p) for p in ours])
+                except Exception as error:  # whatever it is, the caller waits for an answer
+                    together = SetParametersResult(successful=False, reason=str(error))
+            response.results = [together if p.name in _BY_NAME else next(results) for p in request.parameters]
+            return response
+
+        return answer
+
+    def _validate(self, changes: list[Parameter]) -> SetParametersResult:
+        ours = _ours(changes)
         if self._is_active():
             locked = [name for name, value in ours.items() if not _BY_NAME[name].live and value != self._values[name]]
             if locked:
                 return SetParametersResult(
                     successful=False, reason=f"{locked[0]} cannot change while the node is active; deactivate it first"
                 )
-        values = self._values | ours
-        reason = _refusal_reason(ours, values)
-        if reason:
-            return SetParametersResult(successful=False, reason=reason)
-        self._values = values
-        self.settings = Settings.from_values(values)
-        self._on_change(self.settings)
+        reason = _refusal_reason(ours, SPECS) or _pairs_refusal_reason(self._values | ours)
+        return SetParametersResult(successful=not reason, reason=reason or "")
+
+    def _apply(self, changes: list[Parameter]) -> SetParametersResult:
+        ours = _ours(changes)
+        if ours:
+            self._values = self._values | ours
+            self.settings = Settings.from_values(self._values)
+            self._on_change(self.settings)
         return SetParametersResult(successful=True)
 
 
-def _refusal_reason(changes: dict[str, Any], values: dict[str, Any]) -> str | None:
-    """Why `changes` are refused; None if they are accepted. `values`: those of all parameters, changes included."""
-    for name, value in changes.items():
-        reason = _BY_NAME[name].refusal_reason(value)
+def _ours(changes: list[Parameter]) -> dict[str, Any]:
+    return {p.name: _plain(p.value) for p in changes if p.name in _BY_NAME}
+
+
+def declare(node: Node, specs: Iterable[Spec]) -> dict[str, Any]:
+    """Declare parameters on a node; their values, by name.
+
+    Raises:
+        ParameterException: a value has another type, or is out of range.
+        ValueError: a value is refused by its `Spec`.
+    """
+    values = {spec.name: _declare(node, spec) for spec in specs}
+    reason = _refusal_reason(values, specs)
+    if reason:
+        raise ValueError(f"parameter {reason}")
+    return values
+
+
+def _given(node: Node) -> dict[str, Any]:
+    """The parameters given to the node by parameter files and arguments. rclpy has no public list of them."""
+    return node._parameter_overrides
+
+
+def qos_override_policies(node: Node, topic: str, entity: str) -> list[str]:
+    """The policies that the user overrides for a topic (resolved name) by ROS's parameters `qos_overrides.TOPIC.ENTITY.POLICY`.
+
+    Args:
+        entity: "subscription" or "publisher".
+    """
+    prefix = f"qos_overrides.{topic}.{entity}."
+    return [name[len(prefix) :] for name in _given(node) if name.startswith(prefix)]
+
+
+def warn_of_unknown_parameters(node: Node) -> None:
+    """Log a warning for each given parameter that the node does not have, and for parameter files that hold none for it.
+
+    Call it after all parameters are declared.
+    """
+    given = _given(node)
+    if not given and "--params-file" in sys.argv:
+        name = node.get_fully_qualified_name()
+        node.get_logger().warning(
+            f"the parameter file has no parameters for this node: its first line must be '{name}:' or '/**:'"
+        )
+    known = [name for name in node.list_parameters([], 0).names if not name.startswith("qos_overrides.")]
+    for name in given:
+        if not node.has_parameter(name) and not name.startswith("qos_overrides."):
+            near = get_close_matches(name, known, 1)
+            hint = f"; did you mean '{near[0]}'?" if near else ""
+            node.get_logger().warning(f"there is no parameter '{name}', its value is not used{hint}")
+
+
+def warn_of_unused_qos_overrides(node: Node) -> None:
+    """Log a warning for each `qos_overrides` that no topic of the node has used. Call it after all topics are created."""
+    for name in _given(node):
+        if name.startswith("qos_overrides.") and not node.has_parameter(name):
+            node.get_logger().warning(
+                f"the parameter '{name}' is not used: no such topic (the name after remapping) or policy here. "
+                "qos.image.reliability and the like keep their names when a topic is remapped"
+            )
+
+
+def _refusal_reason(values: dict[str, Any], specs: Iterable[Spec]) -> str | None:
+    """Why a value, each looked at alone, is refused; None if all are accepted."""
+    for spec in specs:
+        reason = spec.refusal_reason(values[spec.name]) if spec.name in values else None
         if reason:
-            return f"{name}: {reason}"
+            return f"{spec.name}: {reason}"
+    return None
+
+
+def _pairs_refusal_reason(values: dict[str, Any]) -> str | None:
+    """Why values that depend on each other are refused; None if they are accepted."""
     for low, high in _ORDERED:
         if not values[low] < values[high]:
             return f"{low} ({values[low]}) must be below {high} ({values[high]})"

@@ -31,8 +31,8 @@ from fadepth_ros.statistics import Statistics
 
 DEPTH, INFO, POINTS, COLOR = "depth/image", "depth/camera_info", "depth/points", "depth/color"
 
-#: A stamp at least this much older than the last one (ns) means that the clock was set back or a bag started again; a
-#: smaller step back means that a newer frame has arrived before this one.
+#: A stamp at least this much older than the last one (ns) means that the clock was set back or a bag started again. A
+#: smaller step back may also mean that a newer frame has arrived before this one; then only one frame is late.
 CLOCK_RESET = 1_000_000_000
 
 
@@ -109,6 +109,7 @@ class Pipeline:
         self._camera_problem = ""  # cause of the last frame's CameraInfo problem; "" if it had none
         self._writers = OutputWriters()
         self._last_stamp: int | None = None
+        self._late_stamp: int | None = None  # of the last frame, if it was dropped because it was late
         self._cloud_due = 0.0
 
     # --------------------------------------------------------------------------------------------------------- one frame
@@ -206,15 +207,16 @@ class Pipeline:
     def _check_stamp(self, stamp: Stamp) -> None:
         now, last = stamp.nanoseconds, self._last_stamp
         if last is not None and now < last:
-            if last - now < CLOCK_RESET:
+            late, self._late_stamp = self._late_stamp, now
+            if last - now < CLOCK_RESET and (late is None or now <= late):
                 raise MessageError(
                     "stamp", f"stamp {1e-9 * (last - now):.3f} s before the last frame's; it was superseded"
                 )
             text = (
-                f"{self._image_topic}: stamps jumped back by {1e-9 * (last - now):.1f} s; continuing with the new time"
+                f"{self._image_topic}: stamps jumped back by {1e-9 * (last - now):.3g} s; continuing with the new time"
             )
             self.report_problem(text, "clock_reset")
-        self._last_stamp = now
+        self._last_stamp, self._late_stamp = now, None
 
     def _engine_for(self, frame: Frame) -> DepthEngine:
         key = self.engine.key

@@ -1,4 +1,7 @@
-"""Counts, latencies and rate-limited warnings about the frames of one camera. The node reports them once a second."""
+"""Counts, latencies and rate-limited warnings about the frames of one camera. The node reports them once a second.
+
+A report covers the time since the previous one. For a camera slower than that, it covers the last few frames.
+"""
 
 from __future__ import annotations
 
@@ -11,13 +14,21 @@ from dataclasses import dataclass, field
 #: Seconds between two log lines with a warning of the same cause.
 WARN_PERIOD = 5.0
 
+#: A report covers at least so many frames, if the camera is not silent.
+_ENOUGH_FRAMES = 3
+#: A camera is silent after this many of the longest of its last few intervals between frames: seconds, limited to a range.
+_INTERVALS, _SHORTEST_SILENCE, _LONGEST_SILENCE = 3.0, 1.0, 60.0
+#: The same while only one frame has arrived.
+_FIRST_SILENCE = 5.0
+
 
 @dataclass
 class Report:
-    """Counts since the previous report.
+    """Counts of the time that the report covers.
 
     Attributes:
-        seconds: time since the previous report.
+        seconds: that time.
+        silent: whether images no longer arrive, or none has arrived.
         received: frames that arrived.
         published: messages published, by output.
         dropped: frames without any output, by cause.
@@ -30,6 +41,7 @@ class Report:
     """
 
     seconds: float
+    silent: bool
     received: int
     published: dict[str, int]
     dropped: dict[str, int]
@@ -52,6 +64,19 @@ class _Window:
     ages: deque = field(default_factory=lambda: deque(maxlen=4096))
     start: float = field(default_factory=time.monotonic)
 
+    def add(self, older: _Window) -> None:
+        """Extend this window by the one before it."""
+        self.received += older.received
+        for counts, others in (
+            (self.published, older.published),
+            (self.dropped, older.dropped),
+            (self.problems, older.problems),
+        ):
+            counts.update(others)
+        self.latencies.extendleft(reversed(older.latencies))
+        self.ages.extendleft(reversed(older.ages))
+        self.start = older.start
+
 
 class Statistics:
     """Counts between two reports.
@@ -63,6 +88,9 @@ class Statistics:
     def __init__(self, logger: logging.Logger):
         self._logger = logger
         self._window = _Window()
+        self._previous: deque[_Window] = deque(maxlen=4 * int(_LONGEST_SILENCE))  # reported windows, newest last
+        self._last_arrival: float | None = None
+        self._intervals: deque[float] = deque(maxlen=4)
         self._totals: Counter[str] = Counter()
         self._errors: dict[str, str] = {}
         self._last_error: tuple[str, float] | None = None
@@ -70,6 +98,10 @@ class Statistics:
 
     def received(self, frames: int) -> None:
         """Count frames that arrived."""
+        now = time.monotonic()
+        if self._last_arrival is not None:
+            self._intervals.append(now - self._last_arrival)
+        self._last_arrival = now
         self._window.received += frames
 
     def dropped(self, cause: str, frames: int = 1) -> None:
@@ -108,14 +140,30 @@ class Statistics:
             self._next_log[f"note: {cause}"] = now + WARN_PERIOD
             self._logger.info(text)
 
+    def silence(self) -> float:
+        """Seconds without a frame after which the camera counts as silent."""
+        if not self._intervals:
+            return _FIRST_SILENCE
+        return min(max(_INTERVALS * max(self._intervals), _SHORTEST_SILENCE), _LONGEST_SILENCE)
+
     def report(self) -> Report:
-        """The counts since the previous report; starts new ones."""
-        window, self._window = self._window, _Window()
-        last = self._last_error
+        """The counts since the previous report, or of the last few frames; see the module's description."""
         now = time.monotonic()
+        silent = self._last_arrival is None or now - self._last_arrival > self.silence()
+        newest, self._window = self._window, _Window()
+        window = _Window(start=newest.start)
+        window.add(newest)
+        if not silent:
+            for older in reversed(self._previous):
+                if window.received >= _ENOUGH_FRAMES:
+                    break
+                window.add(older)
+        self._previous.append(newest)
+        last = self._last_error
         latencies, ages = sorted(window.latencies), sorted(window.ages)
         return Report(
             seconds=now - window.start,
+            silent=silent,
             received=window.received,
             published=dict(window.published),
             dropped=dict(window.dropped),

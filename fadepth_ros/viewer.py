@@ -6,8 +6,9 @@ latency and drops. Part of the demo.
 
 from __future__ import annotations
 
+import errno
 import functools
-import os
+import socket
 import sys
 import time
 from collections import deque
@@ -17,15 +18,33 @@ from typing import Protocol
 
 import cv2
 import numpy as np
-import rclpy
 from diagnostic_msgs.msg import DiagnosticArray
+from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.qos import QoSProfile, qos_profile_sensor_data
 from rclpy.serialization import deserialize_message
 from sensor_msgs.msg import Image, PointCloud2
 
 from fadepth_ros import messages
-from fadepth_ros.process import exit_on, ros_context, until_shutdown, wake_regularly
+from fadepth_ros.parameters import Spec, declare, warn_of_unknown_parameters
+from fadepth_ros.process import has_screen, one_line, program, say
+
+SPECS = (
+    Spec("mode", "auto", "auto: page if there is a screen, else files.", choices=("auto", "page", "files")),
+    # By default only this machine can open the page, because camera images are private.
+    Spec("host", "localhost", "Address that the page is served on; 0.0.0.0 for the whole network."),
+    Spec("port", 8080, "Port of the page; if it is in use, the next free one.", limits=(1, 65535)),
+    Spec("directory", "demo_output", "Folder of the files."),
+    Spec("fps", 25.0, "Frames per second of the video.", limits=(0.1, 1000.0)),
+)
+#: Frames whose other messages may still arrive. More would hold much memory: one of a 4K camera is 25 MB.
+_MOST_WAITING = 8
+#: Of them, those kept when depth arrives.
+_NEWEST = 4
+#: Seconds between two lines about messages that cannot be shown.
+_COMPLAINT_PERIOD = 5.0
+#: Seconds for finishing the video and the contact sheet after a signal.
+_REACTION, _CLEANUP = 8.0, 20.0
 
 
 @dataclass(frozen=True)
@@ -63,6 +82,7 @@ class PageView:
     def __init__(self, host: str, port: int):
         import viser
 
+        _check_address(host, port)  # Viser would wait for ever
         self._server = viser.ViserServer(host=host, port=port, label="fadepth", verbose=False)
         self._server.gui.configure_theme(
             control_layout="fixed", control_width="large", dark_mode=True, show_logo=False, show_share_button=False
@@ -90,16 +110,41 @@ class PageView:
         self._server.stop()
 
 
+def _check_address(host: str, port: int) -> None:
+    """Raise OSError if this machine cannot serve on the address. A port in use is no error: Viser takes the next one."""
+    problem: OSError | None = None
+    try:
+        for family, kind, protocol, _, address in socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM):
+            with socket.socket(family, kind, protocol) as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                try:
+                    probe.bind(address)
+                    return
+                except OSError as error:
+                    if error.errno == errno.EADDRINUSE:
+                        return
+                    problem = error
+    except (OSError, UnicodeError) as error:
+        raise OSError(f"cannot serve a page on '{host}': {error}") from error
+    if problem is not None:
+        raise OSError(f"cannot serve a page on {host}:{port}: {problem}")
+
+
 class FileView:
-    """A video of all frames (depth.mp4) and, at the end, a contact sheet of six of them (depth.png), in `directory`."""
+    """A video of all frames (depth.mp4) and, at the end, a contact sheet of six of them (depth.png), in `directory`.
+
+    All pictures have the layout of the first one. Later images of another shape are shown with borders.
+    """
 
     _WIDTH = 640
+    _MAX_HEIGHT = 960  # of one panel
 
     def __init__(self, directory: Path, fps: float):
         directory.mkdir(parents=True, exist_ok=True)
         self.video_path, self.sheet_path = directory / "depth.mp4", directory / "depth.png"
         self._fps = fps
         self._video: cv2.VideoWriter | None = None
+        self._heights: list[int] = []  # of the panels with the image and the depth, pixels
         self._shown = 0
         self._pictures: list[np.ndarray] = []  # for the sheet: every `_every`-th
         self._every = 1
@@ -126,28 +171,51 @@ class FileView:
             self._pictures[i] for i in np.linspace(0, len(self._pictures) - 1, min(6, len(self._pictures))).astype(int)
         ]
         rows = [np.hstack((chosen[i : i + 2] * 2)[:2]) for i in range(0, len(chosen), 2)]
-        cv2.imwrite(str(self.sheet_path), np.vstack(rows))
+        try:
+            written = cv2.imwrite(str(self.sheet_path), np.vstack(rows))
+        except cv2.error:
+            written = False
+        if not written:  # the video is finished nevertheless
+            say(f"{self.sheet_path} cannot be written")
 
     def _compose(self, scene: Scene) -> np.ndarray:
         """Camera, depth and cloud, one above the other, BGR for OpenCV's writers."""
         width = self._WIDTH
+        if not self._heights:
+            self._heights = [self._panel_height(scene.image), self._panel_height(scene.depth)]
+        cloud = draw_points(scene.points, scene.colors, (width * 7 // 16, width))
         panels = []
-        for title, rgb in (
-            ("camera", scene.image),
-            ("depth", scene.depth),
-            (
-                "points, from behind and above the camera",
-                draw_points(scene.points, scene.colors, (width * 7 // 16, width)),
-            ),
+        for title, rgb, height in zip(
+            ("camera", "depth", "points, from behind and above the camera"),
+            (scene.image, scene.depth, cloud),
+            (*self._heights, cloud.shape[0]),
+            strict=True,
         ):
-            height = round(rgb.shape[0] * width / rgb.shape[1]) // 2 * 2
-            panel = cv2.cvtColor(cv2.resize(rgb, (width, height)), cv2.COLOR_RGB2BGR)
+            panel = cv2.cvtColor(_fit(rgb, (height, width)), cv2.COLOR_RGB2BGR)
             panels.append(_label(panel, title, 18))
         picture = np.vstack(panels)
         _label(picture, scene.status, picture.shape[0] - 10)
         if scene.warning:
             _label(picture, scene.warning, picture.shape[0] - 34, (80, 160, 255))
         return picture
+
+    def _panel_height(self, rgb: np.ndarray) -> int:
+        """Even, as video codecs need it, and high enough for the panel's title."""
+        height = round(rgb.shape[0] * self._WIDTH / rgb.shape[1])
+        return min(max(height, 32), self._MAX_HEIGHT) // 2 * 2
+
+
+def _fit(rgb: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """The image scaled into (height, width), with black borders if its shape differs."""
+    (height, width), (h, w) = size, rgb.shape[:2]
+    scale = min(height / h, width / w)
+    h, w = max(round(scale * h), 1), max(round(scale * w), 1)
+    if abs(height - h) <= 1 and abs(width - w) <= 1:  # differs by rounding
+        return cv2.resize(rgb, (width, height))
+    panel = np.zeros((height, width, 3), np.uint8)
+    top, left = (height - h) // 2, (width - w) // 2
+    panel[top : top + h, left : left + w] = cv2.resize(rgb, (w, h))
+    return panel
 
 
 def _label(picture: np.ndarray, text: str, y: int, color: tuple[int, int, int] = (255, 255, 255)) -> np.ndarray:
@@ -198,30 +266,25 @@ def cloud_arrays(cloud: PointCloud2) -> tuple[np.ndarray, np.ndarray]:
 
 
 class Viewer(Node):
-    """Collects image, depth and points of one stamp and shows them.
+    """Collects image, depth and points of one stamp and shows them. Its parameters are `SPECS`.
 
-    Parameters: mode ("auto", "page", "files"), host and port of the page, directory and fps of the files.
+    A message that cannot be read or shown is reported and skipped.
     """
 
     def __init__(self) -> None:
         super().__init__("viewer")
-        mode = self.declare_parameter("mode", "auto").value
-        # By default only this machine can open the page, because camera images are private.
-        host = self.declare_parameter("host", "localhost").value
-        port = self.declare_parameter("port", 8080).value
-        directory = Path(self.declare_parameter("directory", "demo_output").value)
-        fps = self.declare_parameter("fps", 25.0).value
-        if mode not in ("auto", "page", "files"):
-            raise ValueError(f"parameter mode is '{mode}', not auto, page or files")
+        values = declare(self, SPECS)
+        warn_of_unknown_parameters(self)
+        mode = values["mode"]
         if mode == "auto":
             mode = "page" if has_screen() else "files"
         if mode == "page":
-            self._view: View = PageView(host, port)
-            print(f"\n  Look at {self._view.url}   (Ctrl-C ends)\n", flush=True)
+            self._view: View = PageView(values["host"], values["port"])
+            say(f"\n  Look at {self._view.url}   (Ctrl-C ends)\n")
             open_browser(self._view.url)
         else:
-            self._view = FileView(directory, fps)
-            print(f"\n  Writing {self._view.video_path} and {self._view.sheet_path}\n", flush=True)
+            self._view = FileView(Path(values["directory"]).expanduser(), values["fps"])
+            say(f"\n  Writing {self._view.video_path} and {self._view.sheet_path}\n")
         # Seconds between two scenes. The page is limited, because a browser cannot show more; a video gets every frame.
         self._period = 1.0 / 12.0 if mode == "page" else 0.0
         self._last_shown = 0.0
@@ -230,6 +293,7 @@ class Viewer(Node):
         self._arrivals: deque[tuple[float, float]] = deque(maxlen=512)
         self._diagnostics: dict[str, str] = {}
         self._line_due = 0.0
+        self._complaint_due = 0.0
         for kind, topic, qos in (
             (Image, "image", qos_profile_sensor_data),
             (Image, "depth/color", QoSProfile(depth=2)),
@@ -239,25 +303,47 @@ class Viewer(Node):
         self.create_subscription(DiagnosticArray, "/diagnostics", self._on_diagnostics, 10)
 
     def close(self) -> None:
-        print(f"\r{self._status():<110}", flush=True)
+        say(f"\r{self._status():<110}")
         self._view.close()
 
     def _on_part(self, topic: str, raw: bytes) -> None:
+        try:
+            self._collect(topic, raw)
+            self._print_line()
+        except OSError:  # the view cannot be written
+            raise
+        except Exception as error:
+            # Whatever the message contains: it must not end the recording.
+            now = time.monotonic()
+            if now >= self._complaint_due:
+                self._complaint_due = now + _COMPLAINT_PERIOD
+                say(f"\ra message of {topic} cannot be shown: {type(error).__name__}: {one_line(error)}")
+
+    def _collect(self, topic: str, raw: bytes) -> None:
+        """Keep a message until the others of its stamp are there; then show them."""
         stamp = messages.read_stamp(raw)
         parts = self._waiting.setdefault(stamp, {})
         parts[topic] = raw
         if topic == "depth/points":
             age = 1e-9 * (self.get_clock().now().nanoseconds - stamp.nanoseconds)
             self._arrivals.append((time.monotonic(), age))
+        arrived = list(self._waiting)  # in this order
+        if topic != "image":
+            # The node, which has just published, takes one of the newest images as its next one.
+            for frame in arrived[:-_NEWEST]:
+                if frame != stamp:
+                    del self._waiting[frame]
+        elif len(arrived) > _MOST_WAITING:
+            # Depth may come many frames later, and then for one of the older images.
+            del self._waiting[arrived[-2]]
         if len(parts) == 3:
-            for older in [s for s in self._waiting if s <= stamp]:
+            for older in list(self._waiting):
                 del self._waiting[older]
+                if older == stamp:
+                    break
             if time.monotonic() - self._last_shown >= self._period:
                 self._last_shown = time.monotonic()
                 self._show(parts)
-        elif len(self._waiting) > 64:  # a message of the oldest stamp was lost
-            del self._waiting[min(self._waiting)]
-        self._print_line()
 
     def _show(self, parts: dict[str, bytes]) -> None:
         frame = messages.read_image(parts["image"], self._bit_depth)
@@ -279,7 +365,9 @@ class Viewer(Node):
         span = max(now - recent[0][0], 0.5)
         latency = 1e3 * float(np.median([age for _, age in recent]))
         dropped = sum(
-            int(n) for key, n in self._diagnostics.items() if key.startswith("dropped:") and "no_subscriber" not in key
+            int(n)
+            for key, n in self._diagnostics.items()
+            if key.startswith("dropped:") and "no_subscriber" not in key and n.isdecimal()
         )
         engine = self._diagnostics.get("engine", "engine starting")
         return f"{len(recent) / span:5.1f} frames/s   latency {latency:5.1f} ms   dropped {dropped}   {engine}"
@@ -294,12 +382,7 @@ class Viewer(Node):
             return
         live = sys.stdout.isatty()
         self._line_due = now + (0.25 if live else 1.0)
-        print(f"\r{self._status():<110}" if live else self._status(), end="" if live else "\n", flush=True)
-
-
-def has_screen() -> bool:
-    """Whether a window could be opened (X11 or Wayland)."""
-    return bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
+        say(f"\r{self._status():<110}" if live else self._status(), end="" if live else "\n")
 
 
 def open_browser(url: str) -> None:
@@ -310,12 +393,19 @@ def open_browser(url: str) -> None:
 
 
 def main() -> None:
-    with ros_context(), exit_on("viewer", ValueError, OSError, ImportError), until_shutdown():
+    with program("viewer") as shutdown:
+        shutdown.reaction, shutdown.cleanup = _REACTION, _CLEANUP
         viewer = Viewer()
-        wake_regularly(viewer)
-        with until_shutdown():
-            rclpy.spin(viewer)
-        viewer.close()
+        executor = SingleThreadedExecutor()
+        executor.add_node(viewer)
+        try:
+            while not shutdown.requested:
+                executor.spin_once(timeout_sec=0.2)
+        except ExternalShutdownException:
+            pass
+        finally:  # also after an error: what is recorded is kept
+            shutdown.acknowledge()
+            viewer.close()
 
 
 if __name__ == "__main__":

@@ -6,6 +6,8 @@
 The arguments are the settings that usually differ between robots; all other parameters are in the parameter file.
 """
 
+from pathlib import Path
+
 from launch.actions import DeclareLaunchArgument, OpaqueFunction
 from launch.conditions import IfCondition
 from launch.substitutions import LaunchConfiguration, PathJoinSubstitution
@@ -16,15 +18,25 @@ from launch import LaunchDescription
 
 
 def _depth_node(context) -> list[Node]:
-    # A parameter given here overrides the parameter file. So the checkpoint is given only if the argument is set.
-    checkpoint = LaunchConfiguration("checkpoint").perform(context)
+    def value(name: str) -> str:
+        return LaunchConfiguration(name).perform(context).strip()
+
+    params_file = Path(value("params_file")).expanduser()
+    if not params_file.is_file():
+        # launch_ros only warns, and the node would run with its defaults.
+        raise FileNotFoundError(f"params_file: {params_file} is not a file")
+    # A parameter given here overrides the parameter file. So only arguments that are set are given.
+    given = {name: value(name) for name in ("checkpoint", "image_transport") if value(name)}
+    cameras = [name.strip(" '\"") for name in value("cameras").strip("[]").split(",")]
+    if cameras != [""]:
+        given["cameras"] = cameras
     return [
         Node(
             package="fadepth_ros",
             executable="depth_node",
             name="depth",
             namespace=LaunchConfiguration("namespace"),
-            parameters=[LaunchConfiguration("params_file"), *([{"checkpoint": checkpoint}] if checkpoint else [])],
+            parameters=[str(params_file), *([given] if given else [])],
             remappings=[
                 ("image", LaunchConfiguration("image")),
                 ("camera_info", LaunchConfiguration("camera_info")),
@@ -50,6 +62,14 @@ def generate_launch_description() -> LaunchDescription:
             ),
             DeclareLaunchArgument(
                 "checkpoint", default_value="", description="Checkpoint; empty: the one in params_file."
+            ),
+            DeclareLaunchArgument(
+                "image_transport", default_value="", description="raw or compressed; empty: as in params_file."
+            ),
+            DeclareLaunchArgument(
+                "cameras",
+                default_value="",
+                description="Namespaces of several cameras, for example front,rear; empty: as in params_file.",
             ),
             DeclareLaunchArgument(
                 "rviz",

@@ -167,14 +167,19 @@ def test_runs_where_torch_cannot_be_imported(clip_robot):
     robot.wait_for(lambda: robot.diagnostics.get("engine", "").startswith("openvino"))
 
 
+def flatten(values, prefix=""):
+    """Names and values of nested parameters."""
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from flatten(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
 def test_the_shipped_parameter_file_holds_the_defaults(clip_robot):
     """And the node of `clip_robot` takes it."""
     values = yaml.safe_load(SHIPPED_PARAMETERS.read_text())["/**"]["ros__parameters"]
-    values.pop("qos_overrides")
-    flat = {}
-    for key, value in values.items():
-        flat |= {f"{key}.{k}": v for k, v in value.items()} if isinstance(value, dict) else {key: value}
-    assert flat == {spec.name: spec.default for spec in SPECS}
+    assert dict(flatten(values)) == {spec.name: spec.default for spec in SPECS}
 
 
 def assert_checkpoint_is_reported(robot, name, licence):
