@@ -19,10 +19,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-try:
-    import numba
-except ImportError as error:  # pragma: no cover - depends on the installation
-    raise ImportError("rendered scenes need numba: pip install 'fadepth_ros[train]'") from error
+from fadepth_core.rendering.jit import jit
 
 #: Depth of the sky, metres. It is beyond the largest depth of every evaluation protocol, and small enough for float32.
 SKY_DEPTH = 1000.0
@@ -36,8 +33,6 @@ TEXTURE_LEVELS = 9
 
 #: Texels of one row of the atlas: a texture with all its mipmap levels.
 TEXTURE_TEXELS = sum((TEXTURE_SIDE >> level) ** 2 for level in range(TEXTURE_LEVELS))
-
-jit = numba.njit(cache=True, fastmath=True, nogil=True, error_model="numpy")
 
 
 class Geometry(NamedTuple):
