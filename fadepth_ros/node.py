@@ -37,7 +37,8 @@ def _log_exceptions(transition: Callable) -> Callable:
         try:
             return transition(self, state)
         except Exception:
-            self.get_logger().error(f"{transition.__name__} failed:\n{traceback.format_exc()}")
+            if self.context.ok():  # else a signal has shut it down meanwhile
+                self.get_logger().error(f"{transition.__name__} failed:\n{traceback.format_exc()}")
             return TransitionCallbackReturn.ERROR
 
     return logged

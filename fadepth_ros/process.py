@@ -184,6 +184,8 @@ def say(text: str, end: str = "\n") -> None:
 def one_line(error: BaseException) -> str:
     """The message of an error on one line, without the places in rcl's C code."""
     words = " ".join(str(error).split()) or type(error).__name__
+    if type(error).__name__ == "UnknownROSArgsError":  # rclpy's message is the list of them
+        words = f"unknown ROS arguments {words}"
     return words.split(", at /")[0].split(", at ./")[0]
 
 
