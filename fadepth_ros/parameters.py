@@ -336,6 +336,9 @@ class Parameters:
                 except Exception as error:  # whatever it is, the caller waits for an answer
                     together = SetParametersResult(successful=False, reason=str(error))
             response.results = [together if p.name in _BY_NAME else next(results) for p in request.parameters]
+            for parameter, result in zip(request.parameters, response.results, strict=True):
+                if not result.successful and not self._node.has_parameter(parameter.name):
+                    result.reason = _unknown(self._node, parameter.name)  # rclpy names none
             return response
 
         return answer
@@ -404,12 +407,15 @@ def warn_of_unknown_parameters(node: Node) -> None:
         node.get_logger().warning(
             f"the parameter file has no parameters for this node: its first line must be '{name}:' or '/**:'"
         )
-    known = [name for name in node.list_parameters([], 0).names if not name.startswith("qos_overrides.")]
     for name in given:
         if not node.has_parameter(name) and not name.startswith("qos_overrides."):
-            near = get_close_matches(name, known, 1)
-            hint = f"; did you mean '{near[0]}'?" if near else ""
-            node.get_logger().warning(f"there is no parameter '{name}', its value is not used{hint}")
+            node.get_logger().warning(f"{_unknown(node, name)}; its value is not used")
+
+
+def _unknown(node: Node, name: str) -> str:
+    """Says that there is no such parameter, and which name is the nearest."""
+    near = get_close_matches(name, node.list_parameters([], 0).names, 1)
+    return f"there is no parameter '{name}'" + (f", did you mean '{near[0]}'" if near else "")
 
 
 def warn_of_unused_qos_overrides(node: Node) -> None:

@@ -110,6 +110,7 @@ def program(name: str, args: list[str] | None = None) -> Iterator[Shutdown]:
         _find_log_folder(name)
         rclpy.init(args=args)
         initialised = True
+        _silence_destructors()
         if SHUTDOWN.requested:  # before rclpy had its handlers
             rclpy.try_shutdown()
         yield SHUTDOWN
@@ -219,6 +220,14 @@ def _start(module: str) -> None:
 
 
 # ----------------------------------------------------------------------------------------------------------------- checks
+
+
+def _silence_destructors() -> None:
+    """Print nothing about exceptions in destructors after a signal: objects that rclpy could not complete raise them."""
+    import rclpy
+
+    report = sys.unraisablehook
+    sys.unraisablehook = lambda event: report(event) if rclpy.ok() and not SHUTDOWN.requested else None
 
 
 def _user_errors() -> tuple[type[Exception], ...]:
