@@ -14,7 +14,7 @@ import time
 from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import cv2
 import numpy as np
@@ -269,10 +269,13 @@ class Viewer(Node):
     """Collects image, depth and points of one stamp and shows them. Its parameters are `SPECS`.
 
     A message that cannot be read or shown is reported and skipped.
+
+    Args:
+        options: for `rclpy.node.Node`.
     """
 
-    def __init__(self) -> None:
-        super().__init__("viewer")
+    def __init__(self, **options: Any) -> None:
+        super().__init__("viewer", **options)
         values = declare(self, SPECS)
         warn_of_unknown_parameters(self)
         mode = values["mode"]

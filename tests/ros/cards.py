@@ -43,9 +43,14 @@ def noise(size: tuple[int, int] = SIZE, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8)
 
 
-def run_node(*arguments: str) -> tuple[int, str]:
-    """Run a node that is expected to end by itself. Returns its exit status and its stderr."""
-    command = [sys.executable, "-m", "fadepth_ros.node", "--ros-args", *arguments]
+def run_program(module: str, *arguments: str) -> tuple[int, str]:
+    """Run a ROS program of the package that is expected to end by itself. Returns its exit status and its stderr."""
+    command = [sys.executable, "-m", f"fadepth_ros.{module}", *arguments]
     root = Path(__file__).resolve().parents[2]
     result = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, cwd=root)
     return result.returncode, result.stderr
+
+
+def run_node(*arguments: str) -> tuple[int, str]:
+    """Run a node that is expected to end by itself. Returns its exit status and its stderr."""
+    return run_program("node", "--ros-args", *arguments)
