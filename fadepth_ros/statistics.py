@@ -62,7 +62,7 @@ class _Window:
     # Enough for one second at any camera's frame rate.
     latencies: deque = field(default_factory=lambda: deque(maxlen=4096))
     ages: deque = field(default_factory=lambda: deque(maxlen=4096))
-    start: float = field(default_factory=time.monotonic)
+    start: float = field(default_factory=lambda: time.monotonic())
 
     def add(self, older: _Window) -> None:
         """Extend this window by the one before it."""
@@ -155,7 +155,8 @@ class Statistics:
         window.add(newest)
         if not silent:
             for older in reversed(self._previous):
-                if window.received >= _ENOUGH_FRAMES:
+                # The empty windows before the last of the frames belong to its interval.
+                if window.received >= _ENOUGH_FRAMES and older.received:
                     break
                 window.add(older)
         self._previous.append(newest)

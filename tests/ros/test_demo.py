@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
@@ -13,10 +14,15 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import rclpy
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
+from rclpy.executors import SingleThreadedExecutor
+from rclpy.serialization import serialize_message
+from sensor_msgs.msg import Image, PointCloud2
 
-from cards import PATIENCE
+from cards import PATIENCE, SIZE, image_message, noise
 from fadepth_ros.clip_publisher import DEMO_CLIP, ClipError, read_camera_info, read_frames
-from fadepth_ros.viewer import draw_points
+from fadepth_ros.viewer import FileView, Scene, Viewer, draw_points
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -149,6 +155,88 @@ def test_the_bundled_clip_has_the_size_and_rate_of_its_json():
     info, fps = read_camera_info(DEMO_CLIP)
     frames = sum(1 for frame in read_frames(DEMO_CLIP) if frame.shape == (info.height, info.width, 3))
     assert (frames, fps) == (280, 25.0)
+
+
+def frames_of(path):
+    video = cv2.VideoCapture(str(path))
+    return sum(1 for _ in iter(lambda: video.grab(), False))
+
+
+def scene(height, width):
+    rng = np.random.default_rng(0)
+    image, depth = (rng.integers(0, 256, (*size, 3), dtype=np.uint8) for size in ((height, width), (32, 64)))
+    return Scene(image, depth, rng.random((50, 3), np.float32) + 1, np.zeros((50, 3), np.uint8), "status", "warning")
+
+
+@pytest.mark.parametrize(
+    "sizes", [[(96, 160), (120, 160), (480, 64)], [(16, 16384), (96, 160)], [(16384, 16)], [(1, 1), (2, 3)]]
+)
+def test_a_video_holds_frames_of_any_size(tmp_path, sizes):
+    view = FileView(tmp_path, 25.0)
+    for size in sizes:
+        view.show(scene(*size))
+    view.close()
+    assert frames_of(view.video_path) == len(sizes)
+    assert cv2.imread(str(view.sheet_path)).std() > 20
+
+
+def test_a_sheet_that_cannot_be_written_loses_no_video(tmp_path, capsys):
+    view = FileView(tmp_path, 25.0)
+    view.show(scene(96, 160))
+    view.sheet_path.mkdir()
+    view.close()
+    assert frames_of(view.video_path) == 1
+    assert "depth.png cannot be written" in capsys.readouterr().out
+
+
+def test_a_message_that_cannot_be_shown_does_not_end_the_viewer(tmp_path, monkeypatch, capsys):
+    monkeypatch.delenv("DISPLAY", raising=False)
+    arguments = ["--ros-args", "-r", "__ns:=/viewer", "-p", "mode:=files", "-p", f"directory:={tmp_path}"]
+    viewer, camera = Viewer(cli_args=arguments), rclpy.create_node("camera", namespace="/viewer")
+    kinds = {"image": Image, "depth/color": Image, "depth/points": PointCloud2}
+    publishers = {topic: camera.create_publisher(kind, topic, 10) for topic, kind in kinds.items()}
+    diagnostics = camera.create_publisher(DiagnosticArray, "/diagnostics", 10)
+    executor = SingleThreadedExecutor()
+    executor.add_node(viewer)
+    wait_for(lambda: all(publisher.get_subscription_count() for publisher in publishers.values()))
+
+    def publish(second, encoding="rgb8", cut=None, size=SIZE):
+        cloud = PointCloud2(height=1, width=2, point_step=16, row_step=32, data=bytes(range(32)))
+        cloud.header.stamp.sec = second
+        for topic, message in (
+            ("image", image_message(noise(size), "rgb8", second * 10**9)),
+            ("depth/color", image_message(noise(), "rgb8", second * 10**9)),
+            ("depth/points", cloud),
+        ):
+            if topic == "image":
+                message.encoding = encoding
+            publishers[topic].publish(serialize_message(message)[:cut])
+        for _ in range(8):
+            executor.spin_once(timeout_sec=0.05)
+
+    status = DiagnosticStatus(name="other: depth", values=[KeyValue(key="dropped: x", value="many")])
+    diagnostics.publish(DiagnosticArray(status=[status]))
+    shown, show = [], FileView.show
+    monkeypatch.setattr(FileView, "show", lambda view, scene: (show(view, scene), shown.append(scene)))
+    seconds = itertools.count(1)
+
+    def another(count):
+        """Whether there are more than `count`, after one more frame: the first may be lost while connections form."""
+        publish(next(seconds))
+        return len(shown) > count
+
+    wait_for(lambda: another(0))
+    publish(900, encoding="no such encoding")
+    publish(901, cut=40)
+    publish(902, cut=3)
+    publish(903, size=(10, 300))
+    before = len(shown)
+    wait_for(lambda: another(before))
+    viewer.close()
+    assert frames_of(tmp_path / "depth.mp4") == len(shown)
+    assert "cannot be shown" in capsys.readouterr().out
+    viewer.destroy_node()
+    camera.destroy_node()
 
 
 def test_drawn_points_are_not_mirrored_and_near_points_hide_far_ones():

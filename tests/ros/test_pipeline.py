@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 from dataclasses import replace
 from types import SimpleNamespace
@@ -23,6 +24,7 @@ from fadepth_ros.diagnostics import status_values, summary
 from fadepth_ros.engine_pool import load_engine
 from fadepth_ros.pipeline import COLOR, DEPTH, INFO, POINTS
 from fadepth_ros.quiet_decoder import is_quiet
+from fadepth_ros.statistics import Statistics
 from fakes import SECOND, EngineLoader, FakeEngine, FlatRoad, RecordedOutputs, make_pipeline, settings
 
 
@@ -177,6 +179,62 @@ def test_a_withheld_cloud_is_not_a_dropped_frame():
     assert report.dropped == {}
     assert report.problems == {"no_camera_info": 1}
     assert "are withheld" in summary(report, degraded=False)[1]
+
+
+def stamped(milliseconds):
+    return serialize_message(image_message(noise(), "rgb8", milliseconds * 10**6))
+
+
+@pytest.mark.parametrize(
+    ("stamps", "dropped"),
+    [
+        ([5000, 4900, 5033, 4933, 5066, 4966, 5100], 3),  # two cameras on one topic
+        ([5000, 5033, 4500, 4533, 4566, 4600, 4633], 1),  # a clock set back
+        ([5000, 5033, 1000, 1033], 0),  # a bag that starts again
+        ([5000, 4990, 4980, 5033], 2),
+    ],
+)
+def test_a_late_frame_is_dropped_and_a_clock_set_back_is_followed(stamps, dropped):
+    outputs = RecordedOutputs(DEPTH)
+    pipeline = make_pipeline(outputs)
+    for stamp in stamps:
+        pipeline.offer_image(stamped(stamp))
+    assert pipeline.statistics.report().dropped.get("stamp", 0) == dropped
+    assert len(outputs.published) == len(stamps) - dropped
+
+
+class Clock:
+    """The steady clock of the statistics."""
+
+    def __init__(self, monkeypatch):
+        self.now = 100.0
+        monkeypatch.setattr("fadepth_ros.statistics.time", SimpleNamespace(monotonic=lambda: self.now))
+
+    def reports(self, statistics, period, seconds, frames=True):
+        """A frame every `period` seconds, with a depth image, and a report every second."""
+        reports, due = [], self.now + period
+        for end in itertools.accumulate([1.0] * seconds, initial=self.now):
+            while due <= end:
+                self.now, due = due, due + period
+                if frames:
+                    statistics.received(1)
+                    statistics.finished([DEPTH], 0.01, 0.02)
+            self.now = end
+            reports.append(statistics.report())
+        return reports
+
+
+@pytest.mark.parametrize("period", [0.04, 0.9, 3.3, 15.0])
+def test_a_camera_is_silent_only_if_it_misses_its_own_rate(monkeypatch, period):
+    clock, statistics = Clock(monkeypatch), Statistics(logging.getLogger("test"))
+    assert statistics.report().silent, "none has arrived"
+    clock.reports(statistics, period, int(3 * period) + 2)
+    serving = clock.reports(statistics, period, 60)
+    assert not any(report.silent for report in serving)
+    for report in serving:
+        assert report.published[DEPTH] / report.seconds == pytest.approx(1 / period, rel=0.35)
+    silent = [report.silent for report in clock.reports(statistics, period, 120, frames=False)]
+    assert silent[min(int(3 * period) + 3, 61) :] == [True] * len(silent[min(int(3 * period) + 3, 61) :])
 
 
 def test_superseded_frames_are_counted():
