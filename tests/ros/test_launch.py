@@ -21,7 +21,19 @@ def description_of(name):
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
-        ("depth", {"namespace", "image", "camera_info", "params_file", "checkpoint", "rviz"}),
+        (
+            "depth",
+            {
+                "namespace",
+                "image",
+                "camera_info",
+                "params_file",
+                "checkpoint",
+                "image_transport",
+                "cameras",
+                "rviz",
+            },
+        ),
         ("demo", {"loop"}),
     ],
 )
@@ -43,3 +55,18 @@ def test_rviz_is_started_only_if_asked_for(rviz, started):
     context.launch_configurations["rviz"] = rviz
     assert node.node_package == "rviz2"
     assert node.condition.evaluate(context) is started
+
+
+def test_a_parameter_file_that_does_not_exist_is_an_error(tmp_path):
+    from launch.actions import DeclareLaunchArgument, OpaqueFunction
+
+    from launch import LaunchContext
+
+    context = LaunchContext()
+    context.launch_configurations["params_file"] = str(tmp_path / "missing.yaml")
+    (node,) = (e for e in description_of("depth").entities if isinstance(e, OpaqueFunction))
+    for argument in description_of("depth").entities:
+        if isinstance(argument, DeclareLaunchArgument) and argument.name != "params_file":
+            argument.visit(context)
+    with pytest.raises(FileNotFoundError, match=r"params_file: .*missing\.yaml is not a file"):
+        node.execute(context)
