@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from importlib import import_module
 from pathlib import Path
-from types import ModuleType
+from types import FrameType, ModuleType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -48,6 +48,7 @@ class Shutdown:
     def __init__(self) -> None:
         self.reaction, self.cleanup = REACTION, CLEANUP
         self._requested, self._acknowledged = threading.Event(), threading.Event()
+        self._signalled = False  # set in the main thread, which may be faster than the other one
         self._pipe: tuple[int, int] | None = None
 
     def handle_signals(self) -> None:
@@ -58,14 +59,14 @@ class Shutdown:
         self._pipe = os.pipe()
         os.set_blocking(self._pipe[1], False)
         for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, lambda _number, _frame: None)
+            signal.signal(number, self._on_signal)
         signal.set_wakeup_fd(self._pipe[1], warn_on_full_buffer=False)
         threading.Thread(target=self._watch, args=(self._pipe[0],), daemon=True).start()
 
     @property
     def requested(self) -> bool:
         """Whether a signal has arrived."""
-        return self._requested.is_set()
+        return self._signalled or self._requested.is_set()
 
     def wait(self, seconds: float) -> None:
         """Wait for this time, or until a signal arrives."""
@@ -74,6 +75,10 @@ class Shutdown:
     def acknowledge(self) -> None:
         """The program has stopped serving and cleans up."""
         self._acknowledged.set()
+
+    def _on_signal(self, _number: int, _frame: FrameType | None) -> None:
+        # Not the event: its lock may be held by the code that the signal interrupts.
+        self._signalled = True
 
     def _watch(self, pipe: int) -> None:
         while os.read(pipe, 1)[0] not in (signal.SIGINT, signal.SIGTERM):
