@@ -20,10 +20,10 @@ from rclpy.executors import SingleThreadedExecutor
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 
 from fadepth_core.runtime.checkpoint import Checkpoint, CheckpointError
-from fadepth_core.runtime.engine import DepthEngine
+from fadepth_core.runtime.engine import DepthEngine, EngineError
 from fadepth_ros.camera_topics import CameraTopics, camera_topic
 from fadepth_ros.diagnostics import camera_status
-from fadepth_ros.engine_pool import EnginePool, load_engine
+from fadepth_ros.engine_pool import EnginePool, check_engine, load_engine
 from fadepth_ros.parameters import Parameters, Settings, warn_of_unknown_parameters, warn_of_unused_qos_overrides
 from fadepth_ros.pipeline import Pipeline, offer_images
 from fadepth_ros.process import one_line, program, serve
@@ -59,7 +59,7 @@ class DepthNode(LifecycleNode):
         self._advertised: Settings | None = None  # what the publishers were created with
         self._active = False
         self._logging = _ros_logger(self)
-        self._declared = Parameters(self, lambda: self._active, self._on_parameters)
+        self._declared = Parameters(self, lambda: self._active, self._refusal, self._on_parameters)
         self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", 10)
         # A steady clock: diagnostics are needed most while a simulated clock stands still.
         steady = Clock(clock_type=ClockType.STEADY_TIME)
@@ -78,11 +78,12 @@ class DepthNode(LifecycleNode):
 
     @_log_exceptions
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """Check the checkpoint and create the publishers. FAILURE if the checkpoint cannot be used."""
+        """Create the publishers. FAILURE if the checkpoint cannot be used or no engine can be built."""
         settings = self._declared.settings
         try:
             description = Checkpoint(settings.engine.checkpoint or None).description
-        except CheckpointError as error:
+            check_engine(settings.engine, self._logging)
+        except (CheckpointError, EngineError) as error:
             self.get_logger().error(f"cannot configure: {error}")
             return TransitionCallbackReturn.FAILURE
         if not description.trained:
@@ -97,8 +98,13 @@ class DepthNode(LifecycleNode):
 
     @_log_exceptions
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """Subscribe to the cameras. Engines are built when the first images arrive."""
+        """Subscribe to the cameras. Engines are built when the first images arrive. FAILURE if none can be built."""
         settings = self._declared.settings
+        try:
+            check_engine(settings.engine, self._logging)  # settings and files may have changed since on_configure
+        except (CheckpointError, EngineError) as error:
+            self.get_logger().error(f"cannot activate: {error}")
+            return TransitionCallbackReturn.FAILURE
         made = self._advertised
         if made is None or (made.cameras, made.qos) != (settings.cameras, settings.qos):  # changed since on_configure
             self._make_topics(settings)
@@ -167,6 +173,15 @@ class DepthNode(LifecycleNode):
         else:
             pipeline, raw, superseded = images[0]
             pipeline.offer_image(raw, superseded)
+
+    def _refusal(self, settings: Settings) -> str | None:
+        """Why the cameras cannot use other settings; None if they can."""
+        try:
+            for camera in self._cameras if self._active else ():
+                camera.active_pipeline.validate(settings)
+        except EngineError as error:
+            return str(error)
+        return None
 
     def _on_parameters(self, settings: Settings) -> None:
         if self._active:

@@ -293,11 +293,18 @@ class Parameters:
     Args:
         node: any rclpy node.
         is_active: whether the node is active; parameters that are not live are then locked.
+        refusal: returns why new settings cannot be used, or None.
         on_change: called with the new settings after an accepted change.
     """
 
-    def __init__(self, node: Node, is_active: Callable[[], bool], on_change: Callable[[Settings], None]):
-        self._node, self._is_active, self._on_change = node, is_active, on_change
+    def __init__(
+        self,
+        node: Node,
+        is_active: Callable[[], bool],
+        refusal: Callable[[Settings], str | None],
+        on_change: Callable[[Settings], None],
+    ):
+        self._node, self._is_active, self._refusal, self._on_change = node, is_active, refusal, on_change
         self._values = declare(node, SPECS)
         reason = _pairs_refusal_reason(self._values)
         if reason:
@@ -351,7 +358,10 @@ class Parameters:
                 return SetParametersResult(
                     successful=False, reason=f"{locked[0]} cannot change while the node is active; deactivate it first"
                 )
-        reason = _refusal_reason(ours, SPECS) or _pairs_refusal_reason(self._values | ours)
+        values = self._values | ours
+        reason = _refusal_reason(ours, SPECS) or _pairs_refusal_reason(values)
+        if ours and not reason:
+            reason = self._refusal(Settings.from_values(values))
         return SetParametersResult(successful=not reason, reason=reason or "")
 
     def _apply(self, changes: list[Parameter]) -> SetParametersResult:

@@ -12,6 +12,7 @@ from rclpy.qos import DurabilityPolicy, ReliabilityPolicy
 from sensor_msgs.msg import CompressedImage
 
 from fadepth_core.runtime.checkpoint import DEFAULT_CHECKPOINT
+from fadepth_core.runtime.engine import EngineError
 from fadepth_ros.node import DepthNode
 
 SUCCESS = TransitionCallbackReturn.SUCCESS
@@ -180,3 +181,31 @@ def test_an_image_topic_that_ends_in_compressed_is_taken_as_such(make_node, capf
         ("/cam/image_raw/compressed", CompressedImage)
     }
     assert "remap image to /cam/image_raw and set image_transport to compressed" in capfd.readouterr().err
+
+
+def test_without_an_engine_configure_and_activate_fail_with_the_reason(node, monkeypatch, capfd):
+    def unavailable(engine_settings, logger):
+        raise EngineError("no backend works")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("fadepth_ros.node.check_engine", unavailable)
+        assert node.trigger_configure() == TransitionCallbackReturn.FAILURE
+    assert node.trigger_configure() == SUCCESS
+    with monkeypatch.context() as patch:
+        patch.setattr("fadepth_ros.node.check_engine", unavailable)
+        assert node.trigger_activate() == TransitionCallbackReturn.FAILURE
+    assert node.trigger_activate() == SUCCESS
+    log = capfd.readouterr().err
+    assert "cannot configure: no backend works" in log
+    assert "cannot activate: no backend works" in log
+
+
+def test_a_parameter_without_which_no_engine_can_be_built_is_refused_while_active(node, monkeypatch):
+    def unavailable(pipeline, settings):
+        raise EngineError("no backend works")
+
+    monkeypatch.setattr("fadepth_ros.pipeline.Pipeline.validate", unavailable)
+    node.trigger_configure()
+    node.trigger_activate()
+    assert load_parameters(node, precision="fp16") == [(False, "no backend works")]
+    assert node.get_parameter("precision").value == "auto"
