@@ -106,6 +106,9 @@ class EnginePool:
         build_wait: see `BUILD_WAIT`.
         size_period: see `SIZE_PERIOD`.
         check: see `check_engine`.
+
+    Attributes:
+        kept: former engines that are kept for a while, with the time of their release (monotonic clock), oldest first.
     """
 
     def __init__(
@@ -120,7 +123,7 @@ class EnginePool:
         self._load, self._check = load, check
         self._build_wait, self._size_period = build_wait, size_period
         self._shared: WeakValueDictionary[EngineKey, SharedEngine] = WeakValueDictionary()
-        self._kept: dict[EngineKey, tuple[SharedEngine, float]] = {}  # with the time of release, oldest first
+        self.kept: dict[EngineKey, tuple[SharedEngine, float]] = {}
         self._builds: dict[EngineKey, Future[DepthEngine]] = {}
         self._failed: dict[EngineKey, _Failure] = {}
         self._next_size = 0.0  # time of the next build for a changed size
@@ -178,18 +181,18 @@ class EnginePool:
     def keep(self, shared: SharedEngine) -> None:
         """Keep an engine that a camera has stopped using, until it is old or others are kept."""
         if shared.engine is not None:
-            self._kept.pop(shared.key, None)
-            self._kept[shared.key] = (shared, time.monotonic())
-            while len(self._kept) > KEPT_ENGINES:
-                del self._kept[next(iter(self._kept))]
+            self.kept.pop(shared.key, None)
+            self.kept[shared.key] = (shared, time.monotonic())
+            while len(self.kept) > KEPT_ENGINES:
+                del self.kept[next(iter(self.kept))]
 
     def release_old(self) -> None:
         """Release kept engines that nobody has used for `KEEP_PERIOD`, and take over finished builds."""
-        if not self._kept and not self._builds:
+        if not self.kept and not self._builds:
             return
         now = time.monotonic()
-        for key in [key for key, (_, since) in self._kept.items() if now - since > KEEP_PERIOD]:
-            del self._kept[key]
+        for key in [key for key, (_, since) in self.kept.items() if now - since > KEEP_PERIOD]:
+            del self.kept[key]
         for key in [key for key, build in self._builds.items() if build.done()]:
             # Nobody has asked for it yet: the frames of that size may be over.
             try:
@@ -199,7 +202,7 @@ class EnginePool:
 
     def release_kept(self) -> None:
         """Release all engines that no camera uses, finished or not."""
-        self._kept.clear()
+        self.kept.clear()
         self._builds.clear()
         self._failed.clear()
         self._next_size = 0.0
@@ -209,7 +212,7 @@ class EnginePool:
         if shared.engine is not None:
             shared.engine = None
             self._shared.pop(shared.key, None)
-            self._kept.clear()  # the failed one, and memory that the next one may need
+            self.kept.clear()  # the failed one, and memory that the next one may need
             self._note_failure(shared.key, EngineUnavailableError, error)
 
     def retry(self) -> None:

@@ -145,7 +145,9 @@ class DepthNode(LifecycleNode):
         while self._cameras:
             self._cameras.pop().destroy()
         self._advertised = settings
-        for name in () if settings is None else settings.cameras:
+        if settings is None:
+            return
+        for name in settings.cameras:
             camera = CameraTopics(self, name)
             self._cameras.append(camera)  # before `advertise`, so that its publishers are destroyed if that fails
             camera.advertise(settings)

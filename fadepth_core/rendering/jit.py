@@ -6,13 +6,14 @@ import os
 import stat
 import tempfile
 from collections.abc import Callable
+from typing import Any
 
 try:
     import numba
 except ImportError as error:  # pragma: no cover - depends on the installation
     raise ImportError("rendered scenes need numba: pip install 'fadepth_ros[train]'") from error
 
-_OPTIONS = {"fastmath": True, "nogil": True, "error_model": "numpy"}
+_OPTIONS: dict[str, Any] = {"fastmath": True, "nogil": True, "error_model": "numpy"}
 
 
 def jit(function: Callable) -> Callable:
@@ -27,7 +28,7 @@ def jit(function: Callable) -> Callable:
         folder = _temporary_folder()
     if folder is not None:
         os.environ["NUMBA_CACHE_DIR"] = folder  # for the processes that this one starts
-        numba.config.CACHE_DIR = folder
+        setattr(numba.config, "CACHE_DIR", folder)  # noqa: B010 (numba sets its attributes in a loop, which mypy does not see)
         try:
             return numba.njit(cache=True, **_OPTIONS)(function)
         except RuntimeError:  # the folder cannot be written

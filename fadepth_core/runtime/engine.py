@@ -388,7 +388,7 @@ def _size(size: tuple[int, int] | None, name: str) -> tuple[int, int] | None:
 
 
 def _checked_scale(scale: float) -> float:
-    if not isinstance(scale, (int, float, np.number)) or isinstance(scale, np.complexfloating):
+    if not isinstance(scale, (int, float, np.integer, np.floating)):
         raise TypeError(f"expected a number as scale, got {type(scale).__name__}")
     if not _MIN_SCALE < scale < _MAX_SCALE:  # NaN, too
         raise ValueError(f"expected a positive, finite scale, got {scale}")

@@ -54,14 +54,14 @@ def load_pose_net(path: str | os.PathLike) -> tuple[nn.Module, tuple[int, int], 
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file")
     (name, size, focal_length), weights = read_described(
-        path, _HEADER_KEY, _description, "not a pose network of fadepth"
+        path, _HEADER_KEY, read_description, "not a pose network of fadepth"
     )
     pose_net = build_pose_net(name)  # without options: nothing that the file names reaches a constructor
     load_weights(pose_net, weights, f"{path}: its weights do not fit pose network '{name}'")
     return pose_net.eval(), size, focal_length
 
 
-def _description(header: str) -> tuple[str, tuple[int, int], float | None]:
+def read_description(header: str) -> tuple[str, tuple[int, int], float | None]:
     """Network, size and focal length. Raises ValueError with the reason."""
     values = parse_json(header, _HEADER_KEY)
     if not isinstance(values, dict):

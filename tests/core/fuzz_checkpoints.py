@@ -14,7 +14,7 @@ from safetensors.numpy import save
 
 from fadepth_core.runtime.checkpoint import DEFAULT_CHECKPOINT, Checkpoint, CheckpointError, read_described
 from fadepth_core.runtime.onnx_file import external_files
-from fadepth_core.training.pose_checkpoint import _description as read_pose_description
+from fadepth_core.training.pose_checkpoint import read_description as read_pose_description
 from fuzz import Target, damage
 
 #: Values that no key expects, as JSON.

@@ -97,10 +97,10 @@ def test_kept_engines_are_few_and_are_released_after_a_while(clock):
     camera = Camera(EngineLoader(), build_wait=PATIENCE, size_period=0.0)
     for size in (SIZE, OTHER_SIZE, THIRD_SIZE, (96, 96), SIZE):
         assert camera.offer(size) == 1
-    assert len(camera.pool._kept) == engine_pool.KEPT_ENGINES
+    assert len(camera.pool.kept) == engine_pool.KEPT_ENGINES
     clock.now += engine_pool.KEEP_PERIOD + 1
     camera.offer()
-    assert not camera.pool._kept
+    assert not camera.pool.kept
 
 
 def test_an_impossible_size_is_remembered_and_harms_nobody():
