@@ -231,10 +231,9 @@ class EnginePool:
 
     def _start(self, key: EngineKey, logger: logging.Logger) -> Future[DepthEngine]:
         build: Future[DepthEngine] = Future()
-        # A daemon thread, so that the process can end during a build. It has no reference to the pool.
-        threading.Thread(
-            target=_build, args=(build, self._load, *key, logger), name="building an engine", daemon=True
-        ).start()
+        # Not a daemon thread: a process that ends while such a thread is in native code is aborted. The programs of this package
+        # end during a build nevertheless (process.py). The thread has no reference to the pool.
+        threading.Thread(target=_build, args=(build, self._load, *key, logger), name="building an engine").start()
         self._builds[key] = build
         return build
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import subprocess
+import sys
 import threading
 from types import SimpleNamespace
 
@@ -164,3 +166,23 @@ def test_one_error_says_why_no_engine_can_be_built(tmp_path):
     bad = settings(checkpoint=str(tmp_path / "bad.safetensors"))
     with pytest.raises(EngineError, match=r"bad\.safetensors: no such file"):
         EnginePool().check(bad.engine, logging.getLogger("test"))
+
+
+ENDS_DURING_A_BUILD = """
+import logging
+from fadepth_ros.engine_pool import EnginePool, EngineUnavailableError
+from fadepth_ros.parameters import SPECS, Settings
+settings = Settings.from_values({spec.name: spec.default for spec in SPECS}).engine
+pool = EnginePool(build_wait=0.0)
+try:
+    pool.share_beside((settings, (480, 640)), logging.getLogger())
+except EngineUnavailableError as error:
+    print(error)
+"""
+
+
+def test_a_process_may_end_during_a_build():
+    """A daemon thread in native code would abort it."""
+    ended = subprocess.run([sys.executable, "-c", ENDS_DURING_A_BUILD], capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert "dropped until their engine is built" in ended.stdout

@@ -6,9 +6,10 @@ OpenVINO has fast depthwise and 1×1 convolutions, of which SmallDepth consists.
 from __future__ import annotations
 
 import importlib.util
+import threading
 from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -79,9 +80,20 @@ class OpenVINOBackend(Backend):
         }
         # OpenVINO sets a signal stack for the thread that compiles and frees it with the graph. When graphs are freed
         # in the order of their creation, the thread is left with a freed signal stack, and the next signal, e.g.
-        # Ctrl-C, crashes the process. So the compiling thread ends before that.
-        with ThreadPoolExecutor(1) as thread:
-            return thread.submit(self._core.compile_model, model, "CPU", properties).result()
+        # Ctrl-C, crashes the process. So the compiling thread ends before that. A thread pool would refuse work while the
+        # interpreter waits for a build before it ends.
+        compiled: Future = Future()
+
+        def compile_graph() -> None:
+            try:
+                compiled.set_result(self._core.compile_model(model, "CPU", properties))
+            except BaseException as error:
+                compiled.set_exception(error)
+
+        thread = threading.Thread(target=compile_graph, name="compiling for OpenVINO")
+        thread.start()
+        thread.join()
+        return compiled.result()
 
     def infer(self, frame: FrameInput) -> FrameOutput:
         request = self._depth_only if frame.intrinsics is None else self._with_points
