@@ -16,12 +16,12 @@ from fadepth_core.runtime.verification import CHECK_BOUNDS
 
 @pytest.fixture(scope="module")
 def images(checkpoint):
-    """Every eleventh frame of the demo clip."""
+    """Every ninth frame of the demo clip."""
     clip = cv2.VideoCapture(str(checkpoint.path.with_name("demo.mp4")))
     frames = []
     while clip.grab():
         frames.append(clip.retrieve()[1][..., ::-1])
-    return [np.ascontiguousarray(frame) for frame in frames[::11]]
+    return [np.ascontiguousarray(frame) for frame in frames[::9]]
 
 
 @pytest.fixture(scope="module")

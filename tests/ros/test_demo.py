@@ -154,7 +154,7 @@ def test_clip_errors_name_the_file(tmp_path):
 def test_the_bundled_clip_has_the_size_and_rate_of_its_json():
     info, fps = read_camera_info(DEMO_CLIP)
     frames = sum(1 for frame in read_frames(DEMO_CLIP) if frame.shape == (info.height, info.width, 3))
-    assert (frames, fps) == (280, 25.0)
+    assert (frames, fps) == (235, 25.0)
 
 
 def frames_of(path):
