@@ -13,6 +13,8 @@ import re
 from collections import defaultdict
 from pathlib import Path
 
+from sections import replace_section
+
 DOCS = Path(__file__).resolve().parent
 PAGE, PICTURE = DOCS / "architecture.md", DOCS / "images" / "packages.svg"
 BEGIN, END = "<!-- table: written by docs/packages.py -->", "<!-- end of table -->"
@@ -125,11 +127,7 @@ def _hundreds(count: int) -> int:
 def main() -> None:
     lines, imports = read_source(DOCS.parent)
     PICTURE.write_text(picture(lines, direct(imports)), encoding="utf-8")
-    before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
-    _, found, after = rest.partition(END)
-    if not found:
-        raise SystemExit(f"{PAGE}: '{BEGIN}' and '{END}' must enclose the table")
-    PAGE.write_text(f"{before}{BEGIN}\n\n{table(lines, imports)}\n\n{END}{after}", encoding="utf-8")
+    replace_section(PAGE, BEGIN, END, table(lines, imports))
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ PAGE = Path(__file__).with_name("parameters.md")
 sys.path.insert(0, str(PAGE.resolve().parents[1]))
 
 from fadepth_ros.parameters import SPECS, Spec
+from sections import replace_section
 
 BEGIN, END = "<!-- table: written by docs/parameters.py -->", "<!-- end of table -->"
 _TYPES = {bool: "bool", int: "integer", float: "double", str: "string"}
@@ -42,17 +43,5 @@ def table() -> str:
     return "\n".join([*head, *(row(spec) for spec in SPECS)])
 
 
-def main() -> None:
-    text = PAGE.read_text(encoding="utf-8")
-    before, _, rest = text.partition(BEGIN)
-    _, found, after = rest.partition(END)
-    if not found:
-        raise SystemExit(f"{PAGE}: '{BEGIN}' and '{END}' must enclose the table")
-    new = f"{before}{BEGIN}\n\n{table()}\n\n{END}{after}"
-    if new != text:
-        PAGE.write_text(new, encoding="utf-8")
-        print(f"wrote {PAGE}")
-
-
 if __name__ == "__main__":
-    main()
+    replace_section(PAGE, BEGIN, END, table())

@@ -12,6 +12,8 @@ import ast
 from collections.abc import Iterator
 from pathlib import Path
 
+from sections import replace_section
+
 PAGE = Path(__file__).with_name("settings.md")
 SOURCE = PAGE.resolve().parents[1] / "fadepth_core" / "training" / "config.py"
 BEGIN, END = "<!-- tables: written by docs/settings.py -->", "<!-- end of tables -->"
@@ -104,17 +106,5 @@ def tables(source: str) -> str:
     return "\n".join(parts)
 
 
-def main() -> None:
-    text = PAGE.read_text(encoding="utf-8")
-    before, _, rest = text.partition(BEGIN)
-    _, found, after = rest.partition(END)
-    if not found:
-        raise SystemExit(f"{PAGE}: '{BEGIN}' and '{END}' must enclose the tables")
-    new = f"{before}{BEGIN}\n\n{tables(SOURCE.read_text(encoding='utf-8'))}\n{END}{after}"
-    if new != text:
-        PAGE.write_text(new, encoding="utf-8")
-        print(f"wrote {PAGE}")
-
-
 if __name__ == "__main__":
-    main()
+    replace_section(PAGE, BEGIN, END, tables(SOURCE.read_text(encoding="utf-8")))

@@ -74,8 +74,15 @@ def load_engine(settings: EngineSettings, camera_size: tuple[int, int], logger: 
 
 
 def check_engine(settings: EngineSettings, logger: logging.Logger) -> None:
-    """Raise CheckpointError or EngineError if no engine can be built for `settings`, see `DepthEngine.check`."""
-    DepthEngine.check(settings.checkpoint or None, settings.backend, settings.precision, settings.threads, logger)
+    """Find out whether an engine can be built for `settings`, see `DepthEngine.check`.
+
+    Raises:
+        EngineError: none can be built; the message is the reason.
+    """
+    try:
+        DepthEngine.check(settings.checkpoint or None, settings.backend, settings.precision, settings.threads, logger)
+    except CheckpointError as error:
+        raise EngineError(str(error)) from error
 
 
 @dataclass(eq=False)
@@ -105,9 +112,10 @@ class EnginePool:
         retry_period: seconds between two attempts to build an engine that fails.
         build_wait: see `BUILD_WAIT`.
         size_period: see `SIZE_PERIOD`.
-        check: see `check_engine`.
+        check: see `check_engine`. It changes nothing that serves.
 
     Attributes:
+        check: the argument.
         kept: former engines that are kept for a while, with the time of their release (monotonic clock), oldest first.
     """
 
@@ -120,24 +128,14 @@ class EnginePool:
         check: Callable[[EngineSettings, logging.Logger], None] = check_engine,
     ):
         self.retry_period = retry_period
-        self._load, self._check = load, check
+        self.check = check
+        self._load = load
         self._build_wait, self._size_period = build_wait, size_period
         self._shared: WeakValueDictionary[EngineKey, SharedEngine] = WeakValueDictionary()
         self.kept: dict[EngineKey, tuple[SharedEngine, float]] = {}
         self._builds: dict[EngineKey, Future[DepthEngine]] = {}
         self._failed: dict[EngineKey, _Failure] = {}
         self._next_size = 0.0  # time of the next build for a changed size
-
-    def check(self, settings: EngineSettings, logger: logging.Logger) -> None:
-        """Find out whether an engine can be built for `settings`. Changes nothing that serves.
-
-        Raises:
-            EngineError: none can be built; the message is the reason.
-        """
-        try:
-            self._check(settings, logger)
-        except CheckpointError as error:
-            raise EngineError(str(error)) from error
 
     def share(self, key: EngineKey, logger: logging.Logger, closed: Callable[[], bool]) -> SharedEngine:
         """The engine for `key`. Waits for its build, but not longer than until `closed` is true.

@@ -84,8 +84,7 @@ class DepthNode(LifecycleNode):
             description = Checkpoint(settings.engine.checkpoint or None).description
             check_engine(settings.engine, self._logging)
         except (CheckpointError, EngineError) as error:
-            self.get_logger().error(f"cannot configure: {error}")
-            return TransitionCallbackReturn.FAILURE
+            return self._failure(f"cannot configure: {error}")
         if not description.trained:
             self.get_logger().warning(
                 "THE CHECKPOINT IS UNTRAINED: the published depth is meaningless. "
@@ -102,9 +101,8 @@ class DepthNode(LifecycleNode):
         settings = self._declared.settings
         try:
             check_engine(settings.engine, self._logging)  # settings and files may have changed since on_configure
-        except (CheckpointError, EngineError) as error:
-            self.get_logger().error(f"cannot activate: {error}")
-            return TransitionCallbackReturn.FAILURE
+        except EngineError as error:
+            return self._failure(f"cannot activate: {error}")
         made = self._advertised
         if made is None or (made.cameras, made.qos) != (settings.cameras, settings.qos):  # changed since on_configure
             self._make_topics(settings)
@@ -139,6 +137,10 @@ class DepthNode(LifecycleNode):
     def destroy_node(self) -> None:
         self._stop()
         super().destroy_node()
+
+    def _failure(self, reason: str) -> TransitionCallbackReturn:
+        self.get_logger().error(reason)
+        return TransitionCallbackReturn.FAILURE
 
     def _make_topics(self, settings: Settings | None) -> None:
         """Replace the publishers by those of `settings`; None for none."""

@@ -65,8 +65,20 @@ def parse_json(text: str, where: object) -> Any:
     except RecursionError:
         raise DataError(f"{where}: not JSON: nested too deeply") from None
     except ValueError as error:
-        raise DataError(f"{where}: not JSON: {_one_line(error)}") from None
+        raise DataError(f"{where}: not JSON: {one_line(error)}") from None
     return _checked(value, where, "JSON")
+
+
+def parse_object(text: str, where: object) -> dict[str, Any]:
+    """The value of a JSON text that must be an object, see `parse_json`.
+
+    Raises:
+        DataError: as `read_json`, or it is not an object.
+    """
+    values = parse_json(text, where)
+    if not isinstance(values, dict):
+        raise DataError(f"{where}: {shown(values)} is not an object")
+    return values
 
 
 def read_yaml(path: Path) -> Any:
@@ -89,7 +101,7 @@ def parse_yaml(text: str, where: object) -> Any:
         raise DataError(f"{where}: not YAML: nested too deeply") from None
     # Besides YAMLError, the constructors of PyYAML raise these for values that do not fit their type: 2024-13-01, !!int ''.
     except (yaml.YAMLError, ValueError, TypeError, LookupError, AttributeError, OverflowError) as error:
-        raise DataError(f"{where}: not YAML: {_one_line(error)}") from None
+        raise DataError(f"{where}: not YAML: {one_line(error)}") from None
     return _checked(value, where, "YAML", _MAX_YAML_VALUES)
 
 
@@ -109,7 +121,7 @@ def read_numbers(path: Path) -> np.ndarray:
         try:
             row = [float(word) for word in words]
         except ValueError as error:
-            raise DataError(f"{path}, line {line_number}: not a table of numbers: {_one_line(error)}") from None
+            raise DataError(f"{path}, line {line_number}: not a table of numbers: {one_line(error)}") from None
         if not all(map(math.isfinite, row)):
             raise DataError(f"{path}, line {line_number}: a value is not a finite number")
         if rows and len(row) != len(rows[0]):
@@ -235,6 +247,7 @@ def _checked(value: Any, where: object, kind: str, most: float = math.inf) -> An
     return value
 
 
-def _one_line(error: Exception) -> str:
+def one_line(error: Exception) -> str:
+    """The message of an error in one line and shortened; the name of its type if it has no message."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= 4 * _SHOWN else f"{text[: 4 * _SHOWN]}..."

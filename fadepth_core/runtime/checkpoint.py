@@ -29,8 +29,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from fadepth_core.common.documents import parse_json, shown
-from fadepth_core.common.errors import DataError
+from fadepth_core.common.documents import one_line, parse_object, shown
 from fadepth_core.common.files import write_atomically
 from fadepth_core.common.framing import STRIDE
 from fadepth_core.runtime.model_options import check_model_options, is_number
@@ -105,7 +104,7 @@ class Description:
     @classmethod
     def from_json(cls, text: str) -> Description:
         """Parse and check. Raises ValueError with the reason."""
-        values = _parse_object(text, _HEADER_KEY)
+        values = parse_object(text, _HEADER_KEY)
         version = values.pop("format", None)
         if version != FORMAT or isinstance(version, bool):
             raise ValueError(f"its format is {shown(version)}, this program reads format {FORMAT}")
@@ -170,14 +169,6 @@ def _is_plain_name(name: str) -> bool:
     return len(name) <= 255 and name not in (".", "..") and not re.search(r"[/\\:\x00-\x1f]", name)
 
 
-def _parse_object(text: str, where: str) -> dict[str, Any]:
-    """The object of a JSON text. Raises DataError with the reason."""
-    values = parse_json(text, where)
-    if not isinstance(values, dict):
-        raise DataError(f"{where}: {shown(values)} is not an object")
-    return values
-
-
 def read_described(
     path: Path, key: str, parse: Callable[[str], _Parsed], foreign: str
 ) -> tuple[_Parsed, dict[str, np.ndarray]]:
@@ -239,7 +230,7 @@ def _read_header(path: Path) -> dict[str, Any]:
             raise CheckpointError(f"{path}: its header of {length} bytes is longer than {MAX_HEADER} bytes")
         data = file.read(length)
     try:
-        return _parse_object(data.decode(), "header")
+        return parse_object(data.decode(), "header")
     except ValueError as error:
         raise CheckpointError(f"{path}: not a complete safetensors file ({error})") from error
 
@@ -255,14 +246,9 @@ def _read_tensors(path: Path) -> dict[str, np.ndarray]:
                 tensors[name] = file.get_tensor(name)
             return tensors
     except SafetensorError as error:
-        raise CheckpointError(f"{path}: not a complete safetensors file ({_one_line(error)})") from error
+        raise CheckpointError(f"{path}: not a complete safetensors file ({one_line(error)})") from error
     except (TypeError, ValueError, OverflowError, AttributeError) as error:  # a type or a shape that numpy lacks
-        raise CheckpointError(f"{path}: tensor {shown(name)} cannot be read: {_one_line(error)}") from error
-
-
-def _one_line(error: Exception) -> str:
-    text = " ".join(str(error).split())
-    return text if len(text) <= 240 else f"{text[:240]}..."
+        raise CheckpointError(f"{path}: tensor {shown(name)} cannot be read: {one_line(error)}") from error
 
 
 def find_checkpoint(path: str | os.PathLike | None = None) -> Path:

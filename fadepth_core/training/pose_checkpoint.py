@@ -12,7 +12,7 @@ from pathlib import Path
 from safetensors.torch import save_file
 from torch import nn
 
-from fadepth_core.common.documents import parse_json, shown
+from fadepth_core.common.documents import parse_object, shown
 from fadepth_core.common.files import write_atomically
 from fadepth_core.models.posenet import POSE_NETS, build_pose_net
 from fadepth_core.runtime.checkpoint import (
@@ -63,9 +63,7 @@ def load_pose_net(path: str | os.PathLike) -> tuple[nn.Module, tuple[int, int], 
 
 def read_description(header: str) -> tuple[str, tuple[int, int], float | None]:
     """Network, size and focal length. Raises ValueError with the reason."""
-    values = parse_json(header, _HEADER_KEY)
-    if not isinstance(values, dict):
-        raise ValueError(f"it is {shown(values)}, not an object")
+    values = parse_object(header, _HEADER_KEY)
     if missing := {"format", "network", "size", "focal_length"} - values.keys():
         raise ValueError(f"it lacks {min(missing)}")
     if values["format"] != FORMAT or isinstance(values["format"], bool):

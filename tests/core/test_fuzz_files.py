@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from fuzz_files import TARGETS
 
 import fuzz
+from fuzz_files import TARGETS
 
 
 @pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.name)
