@@ -13,6 +13,7 @@ timm, in the extra `train`.
 from __future__ import annotations
 
 import argparse
+import importlib.metadata
 import importlib.util
 import platform
 import sys
@@ -22,7 +23,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import openvino as ov
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -94,6 +94,8 @@ def openvino(
 
 def openvino_precisions() -> tuple[str, ...]:
     """The precisions that this processor and the installed packages support."""
+    import openvino as ov
+
     found = ["fp32"]
     if "BF16" in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         found.append("bf16")
@@ -184,7 +186,7 @@ def main() -> int:
 
     counts = complexity(fused, (1, 3, *size)), complexity(resnet, (1, 3, *size))
     print(
-        f"{platform.processor() or platform.machine()}, {threads} threads, torch {torch.__version__}, openvino {ov.__version__}"
+        f"{platform.processor() or platform.machine()}, {threads} threads, torch {torch.__version__}, openvino {importlib.metadata.version('openvino')}"
     )
     print(f"image {args.size} in, depth and points out; {args.frames} interleaved frames each")
     for name, count in zip(("SmallDepth, fused", "ResNet-18"), counts, strict=True):

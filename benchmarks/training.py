@@ -16,6 +16,7 @@ import statistics
 import sys
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -73,20 +74,33 @@ def loader_alone(config: TrainConfig, dataset: Dataset, augment: Augment, steps:
     return steps * config.data.batch_size / (time.perf_counter() - started)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    root = Path(__file__).resolve().parent.parent
-    parser.add_argument("--config", type=Path, default=root / "config/training/synthetic.yaml")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
-    parser.add_argument("--steps", type=int, default=30)
-    args = parser.parse_args()
+@dataclass(frozen=True)
+class Speed:
+    """Median seconds of a step, of its waiting for the loader, and of `networks_alone`.
+
+    Attributes:
+        images: samples per step.
+        loader_images_per_second: of the loader without training.
+    """
+
+    config: TrainConfig
+    device: torch.device
+    images: int
+    step: float
+    waited: float
+    networks: float
+    loader_images_per_second: float
+
+
+def measure(path: Path, settings: list[str], steps: int) -> Speed:
+    """Train `steps` steps with a configuration file and settings "KEY=VALUE"."""
     warm_up = 3
     with tempfile.TemporaryDirectory() as output:
-        steps = [f"output={output}", f"schedule.iterations={args.steps + warm_up}", "schedule.warmup=1"]
-        config = load_config(args.config, [*args.set, *steps])
+        own = [f"output={output}", f"schedule.iterations={steps + warm_up}", "schedule.warmup=1"]
+        config = load_config(path, [*settings, *own])
         dataset = training_set(config)
         config, augment = with_speed_weight(config, dataset), Augmentation(**config.data.augment.model_dump())
-        delivered = loader_alone(config, dataset, augment, max(2, args.steps // 4))
+        delivered = loader_alone(config, dataset, augment, max(2, steps // 4))
         trainer, times = Trainer(config, dataset, augment), []
 
         def after_step(progress: Progress) -> None:
@@ -94,19 +108,31 @@ def main() -> None:
             times.append((progress.seconds, progress.waited, networks_alone(trainer, config)))
 
         trainer.fit(on_step=after_step)
-
-    step, waited, network = (statistics.median(column) for column in zip(*times[warm_up:], strict=True))
+    step, waited, networks = (statistics.median(column) for column in zip(*times[warm_up:], strict=True))
     images = config.data.batch_size * config.accumulate
+    return Speed(config, trainer.fabric.device, images, step, waited, networks, delivered)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    root = Path(__file__).resolve().parent.parent
+    parser.add_argument("--config", type=Path, default=root / "config/training/synthetic.yaml")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
+    parser.add_argument("--steps", type=int, default=30)
+    args = parser.parse_args()
+    speed = measure(args.config, args.set, args.steps)
+    config, step = speed.config, speed.step
     print(
-        f"\n{args.config.name}: {'x'.join(map(str, config.data.size))}, batch {images}, levels {', '.join(config.loss.levels)},"
+        f"\n{args.config.name}: {'x'.join(map(str, config.data.size))}, batch {speed.images}, "
+        f"levels {', '.join(config.loss.levels)},"
     )
-    print(f"pose network {config.pose.network}, {torch.get_num_threads()} threads, device {trainer.fabric.device}")
-    print(f"training      {images / step:8.1f} images/s   ({1e3 * step:.0f} ms a step, median of {args.steps})")
-    print(f"loader alone  {delivered:8.1f} images/s   ({config.data.workers} workers)")
+    print(f"pose network {config.pose.network}, {torch.get_num_threads()} threads, device {speed.device}")
+    print(f"training      {speed.images / step:8.1f} images/s   ({1e3 * step:.0f} ms a step, median of {args.steps})")
+    print(f"loader alone  {speed.loader_images_per_second:8.1f} images/s   ({config.data.workers} workers)")
     print("share of a step:")
-    print(f"  waiting for the loader   {waited / step:6.1%}")
-    print(f"  networks                 {network / step:6.1%}")
-    print(f"  losses and optimiser     {(step - waited - network) / step:6.1%}")
+    print(f"  waiting for the loader   {speed.waited / step:6.1%}")
+    print(f"  networks                 {speed.networks / step:6.1%}")
+    print(f"  losses and optimiser     {(step - speed.waited - speed.networks) / step:6.1%}")
 
 
 if __name__ == "__main__":
