@@ -25,6 +25,8 @@ from rclpy.qos import QoSProfile, qos_profile_sensor_data
 from rclpy.serialization import deserialize_message
 from sensor_msgs.msg import Image, PointCloud2
 
+from fadepth_core.common.files import user_path
+from fadepth_core.common.folders import check_output, mark_output
 from fadepth_ros import messages
 from fadepth_ros.parameters import Spec, declare, warn_of_unknown_parameters
 from fadepth_ros.process import has_screen, one_line, program, say
@@ -134,6 +136,9 @@ class FileView:
     """A video of all frames (depth.mp4) and, at the end, a contact sheet of six of them (depth.png), in `directory`.
 
     All pictures have the layout of the first one. Later images of another shape are shown with borders.
+
+    Raises:
+        DataError: the folder has a file of one of these names that this program did not write.
     """
 
     _WIDTH = 640
@@ -142,6 +147,7 @@ class FileView:
     def __init__(self, directory: Path, fps: float):
         directory.mkdir(parents=True, exist_ok=True)
         self.video_path, self.sheet_path = directory / "depth.mp4", directory / "depth.png"
+        check_output(directory, (self.video_path.name, self.sheet_path.name))
         self._fps = fps
         self._video: cv2.VideoWriter | None = None
         self._heights: list[int] = []  # of the panels with the image and the depth, pixels
@@ -153,6 +159,7 @@ class FileView:
         picture = self._compose(scene)
         if self._video is None:
             size = (picture.shape[1], picture.shape[0])
+            mark_output(self.video_path.parent, [self.video_path.name])
             self._video = cv2.VideoWriter(str(self.video_path), cv2.VideoWriter.fourcc(*"mp4v"), self._fps, size)
             if not self._video.isOpened():
                 raise OSError(f"{self.video_path}: OpenCV cannot write a video here")
@@ -173,7 +180,9 @@ class FileView:
         rows = [np.hstack((chosen[i : i + 2] * 2)[:2]) for i in range(0, len(chosen), 2)]
         try:
             written = cv2.imwrite(str(self.sheet_path), np.vstack(rows))
-        except cv2.error:
+            if written:
+                mark_output(self.sheet_path.parent, [self.sheet_path.name])
+        except (OSError, cv2.error):
             written = False
         if not written:  # the video is finished nevertheless
             say(f"{self.sheet_path} cannot be written")
@@ -286,7 +295,7 @@ class Viewer(Node):
             say(f"\n  Look at {self._view.url}   (Ctrl-C ends)\n")
             open_browser(self._view.url)
         else:
-            self._view = FileView(Path(values["directory"]).expanduser(), values["fps"])
+            self._view = FileView(user_path(values["directory"]), values["fps"])
             say(f"\n  Writing {self._view.video_path} and {self._view.sheet_path}\n")
         # Seconds between two scenes. The page is limited, because a browser cannot show more; a video gets every frame.
         self._period = 1.0 / 12.0 if mode == "page" else 0.0

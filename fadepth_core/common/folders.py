@@ -31,16 +31,22 @@ _SYSTEM_FOLDERS = {
 OUTPUT_LIST = ".fadepth-output"
 
 
+def check_folder(folder: Path) -> None:
+    """Check that `folder` is a folder that can be searched.
+
+    Raises:
+        DataError: it is not; the message names it and gives the reason.
+    """
+    _names(folder)
+
+
 def visible(folder: Path) -> list[Path]:
     """The files and folders in `folder` that a search looks at, in the order of the numbers in their names.
 
     Raises:
         DataError: the folder cannot be read.
     """
-    try:
-        names = os.listdir(folder)
-    except OSError as error:
-        raise DataError(f"{folder}: cannot be read: {error.strerror}") from None
+    names = _names(folder)
     ours = _outputs(folder) if OUTPUT_LIST in names else set()
     found = [
         name for name in names if not name.startswith(".") and name.lower() not in _SYSTEM_FOLDERS and name not in ours
@@ -93,6 +99,16 @@ def folders_below(root: Path) -> Iterator[Path]:
         waiting += [path for path in reversed(below) if not path.is_symlink()]
 
 
+def files_below(root: Path) -> list[Path]:
+    """The files in `root` and all folders below it, whatever their suffix; sorted by path.
+
+    Raises:
+        DataError: `root` or a folder below it cannot be read.
+    """
+    check_folder(root)
+    return sorted(path for folder in folders_below(root) for path in visible(folder) if not path.is_dir())
+
+
 def mark_output(folder: Path, names: Iterable[str]) -> None:
     """Note that this program wrote `names` in `folder`, so that they are not taken for the user's data.
 
@@ -105,9 +121,36 @@ def mark_output(folder: Path, names: Iterable[str]) -> None:
             file.writelines(f"{name}\n" for name in missing)
 
 
+def check_output(folder: Path, names: Iterable[str]) -> None:
+    """Check, before anything is written, that files or folders `names` in `folder` are not the user's.
+
+    Raises:
+        DataError: one of them exists and is not listed by `mark_output`. Empty folders hold nothing that could be lost.
+    """
+    listed = _outputs(folder)
+    for name in names:
+        path = folder / name
+        if name in listed or not os.path.lexists(path):
+            continue
+        if path.is_dir() and not path.is_symlink() and not visible(path):
+            continue
+        raise DataError(f"{path}: exists, and fadepth did not write it; move it, or write to another folder")
+
+
 def natural_order(name: str) -> list[str | int]:
     """Sort key: 2.png before 10.png."""
     return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name)]
+
+
+def _names(folder: Path) -> list[str]:
+    try:
+        return os.listdir(folder)
+    except FileNotFoundError:
+        raise DataError(f"{folder}: no such folder") from None
+    except NotADirectoryError:
+        raise DataError(f"{folder}: not a folder") from None
+    except (OSError, ValueError) as error:  # ValueError: a null character in the path
+        raise DataError(f"{folder}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
 
 
 def _outputs(folder: Path) -> set[str]:

@@ -21,7 +21,8 @@ import cv2
 import numpy as np
 
 from fadepth_core.common.camera import PinholeCamera
-from fadepth_core.common.folders import mark_output
+from fadepth_core.common.errors import DataError
+from fadepth_core.common.folders import check_output, mark_output
 from fadepth_core.data.frames import Frames
 from fadepth_core.data.video import read_camera
 from fadepth_core.runtime.checkpoint import Checkpoint
@@ -90,20 +91,22 @@ def write_predictions(
 
     Args:
         predictions: name and depth [H, W], metres.
-        out: folder; existing files are replaced.
+        out: folder; files of an earlier prediction are replaced.
         format: one of `FORMATS`.
         fps: frames per second of the coloured video; None writes coloured images instead.
 
     Raises:
         ValueError: unknown format.
+        DataError: the folder has depth that this program did not write, e.g. true depth.
         OSError: a file cannot be written.
     """
     if format not in FORMATS:
         raise ValueError(f"unknown format '{format}'; known: {', '.join(FORMATS)}")
     out = Path(out)
     depths = out / "depth"
+    check_output(out, [depths.name])
     depths.mkdir(parents=True, exist_ok=True)
-    mark_output(out, ("depth", "color", "color.mp4"))
+    mark_output(out, [depths.name])
     colors = _ColorPictures(out / "color") if fps is None else _ColorVideo(out / "color.mp4", fps)
     try:
         for name, depth in predictions:
@@ -125,17 +128,22 @@ class _Colors:
 
     def __init__(self, path: Path):
         self.path = path
-        self._failed = False
+        self._failed = self._begun = False
 
     def write(self, name: str, picture: np.ndarray) -> None:
         """Write the picture [H, W, 3] BGR of a frame."""
         if self._failed:
             return
         try:
+            if not self._begun:
+                check_output(self.path.parent, [self.path.name])
+                mark_output(self.path.parent, [self.path.name])
+                self._begun = True
             self._write(name, picture)
-        except (OSError, cv2.error) as error:
+        except (OSError, DataError, cv2.error) as error:
             self._failed = True
-            log.warning("%s: %s; depth is written without colours", self.path, error)
+            where = "" if isinstance(error, DataError) else f"{self.path}: "
+            log.warning("%s%s; depth is written without colours", where, error)
 
     def close(self) -> None:
         """End the output."""

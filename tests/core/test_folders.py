@@ -95,6 +95,36 @@ def test_our_own_results_are_no_clips(hall, tmp_path, fps):
     assert clips(hall.parent, tmp_path) == ["hall"]
 
 
+def test_a_result_does_not_replace_the_users_files(hall, caplog):
+    """A folder `depth` beside pictures is often their true depth."""
+    write_picture(hall / "depth" / "0.png")
+    truth = (hall / "depth" / "0.png").read_bytes()
+    depth = [("0", np.ones((96, 160), np.float32))]
+    with pytest.raises(DataError, match="hall/depth: exists, and fadepth did not write it"):
+        write_predictions(depth, hall)
+    assert (hall / "depth" / "0.png").read_bytes() == truth
+    assert not (hall / ".fadepth-output").exists()
+    out = hall.parent / "out"
+    (out / "depth").mkdir(parents=True)
+    (out / "color.mp4").write_bytes(b"own")
+    for fps in (None, None, 25.0):
+        write_predictions(depth, out, fps=fps)
+    assert (out / "color.mp4").read_bytes() == b"own"
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{out / 'color.mp4'}: exists, and fadepth did not write it; move it, or write to another folder; "
+        "depth is written without colours"
+    ]
+    (out / "color.mp4").unlink()
+    (out / "color.mp4").symlink_to("elsewhere.mp4")
+    write_predictions(depth, out, fps=25.0)
+    assert not (out / "elsewhere.mp4").exists()
+    (out / "color.mp4").unlink()
+    caplog.clear()
+    for _ in range(2):
+        write_predictions(depth, out, fps=25.0)
+    assert not caplog.records
+
+
 @pytest.mark.parametrize("source", [".", "./", "..", "../hall", "../hall/."])
 def test_the_current_folder_is_a_clip(hall, tmp_path, monkeypatch, source):
     monkeypatch.chdir(hall)
