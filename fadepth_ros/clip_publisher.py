@@ -9,6 +9,7 @@ import logging
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from rclpy.clock import Clock, ClockType
@@ -19,8 +20,9 @@ from sensor_msgs.msg import CameraInfo, Image
 
 import fadepth_core
 from fadepth_core.common.camera import PinholeCamera, read_fps
-from fadepth_core.common.documents import read_json, whole_number
+from fadepth_core.common.documents import as_object, read_json, whole_number
 from fadepth_core.common.errors import DataError
+from fadepth_core.common.files import user_path
 from fadepth_core.common.video import VideoFile
 from fadepth_ros.messages import Camera, CameraInfoWriter, ImageWriter, Stamp
 from fadepth_ros.parameters import Spec, declare, warn_of_unknown_parameters
@@ -76,9 +78,7 @@ def read_camera_info(clip: Path) -> tuple[CameraInfo, float]:
     if not path.is_file():
         raise ClipError(f"{path}: no such file; it holds the clip's width, height, fps, fx, fy, cx, cy")
     try:
-        values = read_json(path)
-        if not isinstance(values, dict):
-            raise DataError(f"{path}: expected a JSON object")
+        values = as_object(read_json(path), path)
         size = whole_number(values["height"], "height", path), whole_number(values["width"], "width", path)
         camera = PinholeCamera.from_values(values, path, size)
         rate = read_fps(values["fps"], path)
@@ -99,13 +99,17 @@ def read_camera_info(clip: Path) -> tuple[CameraInfo, float]:
 
 
 class ClipPublisher(Node):
-    """Plays a clip. Its parameters are `SPECS`."""
+    """Plays a clip. Its parameters are `SPECS`.
 
-    def __init__(self) -> None:
-        super().__init__("camera")
+    Args:
+        options: for `rclpy.node.Node`.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__("camera", **options)
         values = declare(self, SPECS)
         warn_of_unknown_parameters(self)
-        clip, rate, frame_id = Path(values["clip"]).expanduser(), values["rate"], values["frame_id"]
+        clip, rate, frame_id = user_path(values["clip"]), values["rate"], values["frame_id"]
         self._loop = values["loop"]
         info, clip_rate = read_camera_info(clip)
         size = (info.height, info.width)

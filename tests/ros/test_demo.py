@@ -21,7 +21,9 @@ from rclpy.serialization import serialize_message
 from sensor_msgs.msg import Image, PointCloud2
 
 from cards import PATIENCE, SIZE, image_message, noise
-from fadepth_ros.clip_publisher import DEMO_CLIP, ClipError, read_camera_info, read_frames
+from fadepth_core.common.errors import DataError
+from fadepth_core.common.folders import visible
+from fadepth_ros.clip_publisher import DEMO_CLIP, ClipError, ClipPublisher, read_camera_info, read_frames
 from fadepth_ros.viewer import FileView, Scene, Viewer, draw_points
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -134,6 +136,16 @@ def test_a_clip_of_another_size_than_its_json_is_an_error(tmp_path):
     assert "its frames are 320x96, its JSON says 640x96" in output
 
 
+@pytest.mark.parametrize("clip", ["~/clip.mp4", "clip.mp4", "./clip.mp4"])
+def test_the_path_of_a_clip_may_begin_with_the_home_folder(tmp_path, monkeypatch, clip):
+    write_clip(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    ClipPublisher(cli_args=["--ros-args", "-p", f"clip:={clip}"]).destroy_node()
+    with pytest.raises(ClipError, match=r"~nobody_here/clip\.json: no such file"):  # no user of that name
+        ClipPublisher(cli_args=["--ros-args", "-p", "clip:=~nobody_here/clip.mp4"])
+
+
 def test_a_missing_clip_is_an_error(tmp_path):
     status, output = Demo(tmp_path, "--clip", str(tmp_path / "missing.mp4")).finish()
     assert status == 1
@@ -178,6 +190,22 @@ def test_a_video_holds_frames_of_any_size(tmp_path, sizes):
     view.close()
     assert frames_of(view.video_path) == len(sizes)
     assert cv2.imread(str(view.sheet_path)).std() > 20
+
+
+@pytest.mark.parametrize("name", ["depth.mp4", "depth.png"])
+def test_the_viewer_replaces_its_own_files_only(tmp_path, name):
+    (tmp_path / name).write_bytes(b"own")
+    with pytest.raises(DataError, match=f"{name}: exists, and fadepth did not write it"):
+        FileView(tmp_path, 25.0)
+    assert (tmp_path / name).read_bytes() == b"own"
+    (tmp_path / name).unlink()
+    for count in (1, 3):
+        view = FileView(tmp_path, 25.0)
+        for _ in range(count):
+            view.show(scene(96, 160))
+        view.close()
+        assert frames_of(view.video_path) == count
+    assert visible(tmp_path) == []
 
 
 def test_a_sheet_that_cannot_be_written_loses_no_video(tmp_path, capsys):
