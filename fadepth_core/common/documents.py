@@ -75,10 +75,18 @@ def parse_object(text: str, where: object) -> dict[str, Any]:
     Raises:
         DataError: as `read_json`, or it is not an object.
     """
-    values = parse_json(text, where)
-    if not isinstance(values, dict):
-        raise DataError(f"{where}: {shown(values)} is not an object")
-    return values
+    return as_object(parse_json(text, where), where)
+
+
+def as_object(value: Any, where: object, hint: str = "") -> dict[str, Any]:
+    """`value` as a JSON object; `where` names it in error messages, which end with `hint`.
+
+    Raises:
+        DataError: it is anything else.
+    """
+    if not isinstance(value, dict):
+        raise DataError(f"{where}: must be an object with keys, got {shown(value)}{hint}")
+    return value
 
 
 def read_yaml(path: Path) -> Any:

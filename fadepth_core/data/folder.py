@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from fadepth_core.common.camera import INTRINSICS, PinholeCamera
-from fadepth_core.common.documents import read_json, shown
+from fadepth_core.common.documents import as_object, read_json, shown
 from fadepth_core.common.errors import DataError
 from fadepth_core.common.files import user_path, write_atomically
 from fadepth_core.common.folders import visible
@@ -143,8 +143,7 @@ def camera_values(matrix: np.ndarray | Tensor) -> dict[str, float]:
 
 def _entry(path: Path, number: int, value: object, needs_depth: bool) -> Entry:
     where = f"{path}: picture {number}"
-    if not isinstance(value, dict):
-        raise DataError(f"{where} must be an object with keys, got {shown(value)}")
+    value = as_object(value, where)
     try:
         has_depth = needs_depth or "depth" in value
         # Depth cannot be used without intrinsics, so an entry with depth must have them.

@@ -37,7 +37,7 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from fadepth_core.common.camera import PinholeCamera, check_rotations, read_fps
-from fadepth_core.common.documents import as_number, read_json, read_numbers, shown, whole_number
+from fadepth_core.common.documents import as_number, as_object, read_json, read_numbers, shown, whole_number
 from fadepth_core.common.errors import DataError
 from fadepth_core.common.files import user_path, write_atomically
 from fadepth_core.common.folders import files_in, folders_below, visible
@@ -528,9 +528,7 @@ def read_camera(path: Path, size: tuple[int, int], frames: Path) -> tuple[np.nda
     Raises:
         DataError: the file is invalid, states another size of the frames, or no camera has its intrinsics.
     """
-    values = read_json(path)
-    if not isinstance(values, dict):
-        raise DataError(f"{path}: expected a JSON object; an example: {EXAMPLE}")
+    values = as_object(read_json(path), path, f"; an example: {EXAMPLE}")
     try:
         camera = PinholeCamera.from_values(values, path, size, frames)
     except KeyError as error:

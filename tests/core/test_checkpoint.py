@@ -239,7 +239,7 @@ def test_a_key_that_is_stated_twice(exported):
     [
         (struct.pack("<Q", 2**63) + b"{}", "its header is longer than the file"),
         (struct.pack("<Q", 5 << 20) + bytes(6 << 20), "its header of 5242880 bytes is longer than 4194304 bytes"),
-        (struct.pack("<Q", 2) + b"[]", "is not an object"),
+        (struct.pack("<Q", 2) + b"[]", "must be an object"),
         (struct.pack("<Q", 4) + b"\xff\xfe\xfd\xfc", "decode"),
         (struct.pack("<Q", 200_000) + 200_000 * b"[", "nested too deeply"),
         (struct.pack("<Q", 20) + b'{"__metadata__": []}', "not one of fadepth's"),

@@ -362,7 +362,7 @@ def test_a_folder_of_folders_is_one_test_set(folder, tmp_path_factory):
         ({"id": "hall"}, "expected a list"),
         ([ENTRY, {key: value for key, value in ENTRY.items() if key != "fx"}], "picture 1 has no 'fx'"),
         ([{**ENTRY, "cx": "middle"}], "picture 0: cx must be a number"),
-        (["hall.png"], "picture 0 must be an object with keys"),
+        (["hall.png"], "picture 0: must be an object with keys"),
     ],
 )
 def test_errors_name_the_invalid_index(folder, index, message):

@@ -278,7 +278,7 @@ def test_one_camera_file_for_a_folder_of_clips(tmp_path, open_video):
         ({**CAMERA, "poses": 3}, "poses must be the name of a file or folder, got 3"),
         ({**CAMERA, "poses": "a\0b"}, "poses 'a.*' "),
         ({**CAMERA, "poses": "x" * 300}, "cannot be read: |neither beside it"),
-        ([1, 2], "expected a JSON object"),
+        ([1, 2], r"must be an object with keys, got \[1, 2\]; an example"),
     ],
 )
 def test_errors_explain_an_invalid_camera_file(tmp_path, open_video, camera, message):
