@@ -282,14 +282,35 @@ def test_streets_and_rooms_from_a_folder_of_models(tmp_path, kind, names):
 
 
 def test_errors_name_an_unusable_folder_or_world(tmp_path):
-    with pytest.raises(DataError, match=f"no folder {tmp_path / 'none'}"):
+    with pytest.raises(DataError, match=f"{tmp_path / 'none'}: no such folder"):
         AssetsDataset(tmp_path / "none")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DataError, match=f"{tmp_path / 'file'}: not a folder"):
+        AssetsDataset(tmp_path / "file")
+    with pytest.raises(DataError, match="cannot be read: File name too long"):
+        AssetsDataset(tmp_path / ("x" * 300))
     with pytest.raises(DataError, match=f"{tmp_path}: of its 0 models"):
         AssetsDataset(tmp_path, size=SIZE)
     with pytest.raises(DataError, match=f"{tmp_path}: no world 'moon'; there are none"):
         AssetsDataset(tmp_path, "moon")
     with pytest.raises(DataError, match=r"tiny\.world: no free floor at height 0"):
         AssetsDataset(tmp_path, write_world(tmp_path, box_model("pillar", "0.2 0.2 3", "0 0 2 0 0 0")).name)
+
+
+def test_models_are_searched_by_the_rules_of_all_folders(tmp_path):
+    write_box(tmp_path / "installed", "house_1")
+    write_box(tmp_path, ".git")
+    (tmp_path / "installed" / "house_1" / "._model.sdf").write_bytes(b"\0\5\x16\7")
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "linked").symlink_to(tmp_path / "installed" / "house_1")
+    (tmp_path / "installed" / "back").symlink_to(tmp_path)
+    (tmp_path / "__MACOSX").mkdir()
+    (tmp_path / "__MACOSX" / "car.obj").write_text("")
+    library = Library(tmp_path)
+    assert set(library.folders) == {"house_1"}
+    assert library.model_file(library.folders["house_1"]).name == "model.sdf"
+    assert not library.files
+    assert set(Library(tmp_path / "models").folders) == {"linked"}
 
 
 @pytest.mark.parametrize(

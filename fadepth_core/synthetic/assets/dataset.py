@@ -15,6 +15,8 @@ from typing import Literal
 import numpy as np
 
 from fadepth_core.common.errors import DataError
+from fadepth_core.common.files import user_path
+from fadepth_core.common.folders import check_folder
 from fadepth_core.rendering.occlusion import ambient_occlusion
 from fadepth_core.rendering.raster import Light
 from fadepth_core.synthetic.assets.meshes import require_trimesh
@@ -92,13 +94,12 @@ class AssetsDataset(RenderedDataset):
             )
         if scatter < 0:
             raise ValueError(f"scatter must be at least 0, got {scatter}")
-        root = Path(root).expanduser()
+        root = user_path(root)
         super().__init__(f"{root.name} {world or kind}", size, length, seed, stride, static, sky)
         self._heights = _check_range("heights", heights or _HEIGHTS[kind], 0.05, 100)
         self._view = _check_range("view", view or _VIEWS[kind], 5, 150)
         require_trimesh()
-        if not root.is_dir():
-            raise DataError(f"no folder {root}")
+        check_folder(root)
         self._kind, self._moving, self._retexture, self._scatter = kind, moving, retexture, scatter
         atlas = Atlas(texture_side)
         self._textures = atlas.textures

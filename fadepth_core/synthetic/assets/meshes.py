@@ -18,6 +18,7 @@ import cv2
 import numpy as np
 
 from fadepth_core.common.errors import DataError
+from fadepth_core.common.folders import visible
 
 _log = logging.getLogger(__name__)
 
@@ -123,7 +124,7 @@ def find_file(name: str, folders: Sequence[Path]) -> Path | None:
     last = name.rsplit("/", 1)[-1].lower()
     for folder in folders:
         if folder.is_dir():
-            found = next((path for path in sorted(folder.iterdir()) if path.name.lower() == last), None)
+            found = next((path for path in visible(folder) if path.name.lower() == last), None)
             if found is not None and found.is_file():
                 return found
     return None

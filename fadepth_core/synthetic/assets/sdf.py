@@ -18,6 +18,7 @@ from xml.etree.ElementTree import Element
 import numpy as np
 
 from fadepth_core.common.errors import DataError
+from fadepth_core.common.folders import files_below, visible
 from fadepth_core.synthetic.assets.meshes import (
     SUFFIXES,
     Part,
@@ -49,6 +50,9 @@ class Library:
     Args:
         root: the folder.
 
+    Raises:
+        DataError: the folder, or one below it, cannot be read.
+
     Attributes:
         root: the folder.
         folders: folders with a model.config or an .sdf file, by name. Of several with the same name, the first is used.
@@ -58,13 +62,12 @@ class Library:
     def __init__(self, root: Path):
         self.root = root
         self.folders: dict[str, Path] = {}
-        described = {path.parent for pattern in ("model.config", "*.sdf") for path in root.rglob(pattern)}
+        files = files_below(root)
+        described = {path.parent for path in files if path.name == "model.config" or path.suffix == ".sdf"}
         for folder in sorted(described):
             self.folders.setdefault(folder.name, folder)
         self.files = [
-            path
-            for path in sorted(root.rglob("*"))
-            if path.suffix.lower() in SUFFIXES and not described.intersection(path.parents)
+            path for path in files if path.suffix.lower() in SUFFIXES and not described.intersection(path.parents)
         ]
         self._models: dict[Path, list[Part] | DataError] = {}
         self._pictures: dict[Path, np.ndarray | None] = {}
@@ -94,7 +97,7 @@ class Library:
 
     def model_file(self, folder: Path) -> Path | None:
         """The SDF file of a model's folder: model.sdf, else the last by name; None if there is none."""
-        files = sorted(folder.glob("*.sdf"))
+        files = [path for path in visible(folder) if path.suffix == ".sdf"]
         return next((file for file in files if file.name == "model.sdf"), files[-1] if files else None)
 
     def model(self, path: Path, submesh: str | None = None) -> list[Part]:
@@ -135,12 +138,20 @@ class Library:
     def _read_script(self, name: str, places: Sequence[Path]) -> Surface | None:
         """`script_surface` without the cache."""
         files = [
-            file for place in places for file in ([place] if place.is_file() else sorted(place.glob("*.material")))
+            file
+            for place in places
+            for file in ([place] if place.is_file() else visible(place))
+            if file == place or file.suffix == ".material"
         ]
         folders = [place if place.is_dir() else place.parent for place in places]
         folders += [folder.parent / "textures" for folder in folders]
         for file in files:
-            text = re.sub(r"//[^\n]*", "", file.read_text(errors="replace"))
+            try:
+                script = file.read_text(errors="replace")
+            except OSError as error:
+                self.warn(f"{file}: cannot be read: {error.strerror}, left out")
+                continue
+            text = re.sub(r"//[^\n]*", "", script)
             found = re.search(rf"^\s*material\s+{re.escape(name)}\s*(:\s*(\S+))?\s*\{{", text, re.MULTILINE)
             if not found:
                 continue
@@ -231,13 +242,13 @@ class _Reader:
 
     def _include(self, element: Element, at: np.ndarray, name: str) -> list[Part]:
         uri = element.findtext("uri", "").strip()
-        found = self._library.resolve(uri, self._near)
-        file = self._library.model_file(found) if found is not None and found.is_dir() else found
-        if file is None:
-            if uri not in _EMPTY:
-                self._library.warn(f"{self._library.root}: no model '{uri}', left out")
-            return []
         try:
+            found = self._library.resolve(uri, self._near)
+            file = self._library.model_file(found) if found is not None and found.is_dir() else found
+            if file is None:
+                if uri not in _EMPTY:
+                    self._library.warn(f"{self._library.root}: no model '{uri}', left out")
+                return []
             inner = next((top for top in _parse(file) if top.tag == "model"), None)
         except DataError as error:
             self._library.warn(f"{error}, left out")

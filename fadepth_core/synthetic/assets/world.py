@@ -11,6 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from fadepth_core.common.errors import DataError
+from fadepth_core.common.files import user_path
+from fadepth_core.common.folders import files_below
 from fadepth_core.rendering.raster import TEXTURE_SIDE, Geometry, Light, Materials
 from fadepth_core.rendering.textures import TextureSet
 from fadepth_core.synthetic.assets.meshes import Part, Surface, bounds
@@ -220,11 +222,12 @@ def find_world(root: Path, world: str) -> Path:
     Raises:
         DataError: there is no such world.
     """
-    for path in (root / world, Path(world)):
+    for path in (root / world, user_path(world)):
         if path.is_file():
             return path
+    files = files_below(root)
     found = [
-        path for suffix in ("world", "sdf") for path in sorted(root.rglob(f"*.{suffix}")) if path.name != "model.sdf"
+        path for suffix in (".world", ".sdf") for path in files if path.suffix == suffix and path.name != "model.sdf"
     ]
     named = [path for path in found if world in (path.name, path.stem)]
     if not named:
