@@ -311,11 +311,14 @@ class Parameters:
             raise ValueError(f"parameter {reason}")
         self.settings = Settings.from_values(self._values)
         node.add_on_set_parameters_callback(self._validate)
-        # A change is applied after all callbacks have accepted it. Humble has no callback for that moment.
+        # A change is applied after all callbacks have accepted it.
         if hasattr(node, "add_post_set_parameters_callback"):
             node.add_post_set_parameters_callback(self._apply)
         else:
-            node.add_on_set_parameters_callback(self._apply)
+            # Humble has no callback for that moment. It calls the last added callback first, so one that is added in the usual
+            # way would apply values before they are checked. The end of the list comes after all checks, before the values are
+            # stored: https://github.com/ros2/rclpy/blob/humble/rclpy/rclpy/node.py, _set_parameters_atomically
+            node._parameters_callbacks.append(self._apply)
         for service in node.services:
             if service.srv_type is SetParameters:
                 service.callback = self._set_together(service.callback)

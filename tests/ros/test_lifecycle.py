@@ -7,6 +7,7 @@ from lifecycle_msgs.srv import ChangeState
 from rcl_interfaces.msg import SetParametersResult
 from rcl_interfaces.srv import SetParameters
 from rclpy.lifecycle import TransitionCallbackReturn
+from rclpy.node import Node
 from rclpy.parameter import Parameter
 from rclpy.qos import DurabilityPolicy, ReliabilityPolicy
 from sensor_msgs.msg import CompressedImage
@@ -14,6 +15,7 @@ from sensor_msgs.msg import CompressedImage
 from fadepth_core.runtime.checkpoint import DEFAULT_CHECKPOINT
 from fadepth_core.runtime.engine import EngineError
 from fadepth_ros.node import DepthNode
+from fadepth_ros.parameters import Parameters
 
 SUCCESS = TransitionCallbackReturn.SUCCESS
 
@@ -129,13 +131,51 @@ def test_parameters_that_are_not_the_nodes_are_set_one_by_one(node):
 
 def test_a_refusal_by_another_callback_changes_nothing(node):
     """The settings are those of the parameters, whoever refuses a change."""
-    if not hasattr(node, "add_post_set_parameters_callback"):
-        pytest.skip("Humble applies parameters while they are checked")
     refusal = SetParametersResult(successful=False, reason="not today")
     node.add_on_set_parameters_callback(lambda parameters: refusal)
     assert load_parameters(node, cameras=["front"]) == [(False, "not today")]
     assert node.trigger_configure() == SUCCESS
     assert "/depth/image" in [topic for topic, _ in node.get_topic_names_and_types()]
+
+
+class HumbleNode(Node):
+    """Sets parameters as rclpy of Humble: the last added callback is called first, and none after the values are stored."""
+
+    def __init__(self, name):
+        self._parameters_callbacks = []
+        super().__init__(name)
+
+    @property
+    def add_post_set_parameters_callback(self):
+        raise AttributeError
+
+    def add_on_set_parameters_callback(self, callback):
+        self._parameters_callbacks.insert(0, callback)
+
+    def set_parameters_atomically(self, parameter_list):
+        for callback in self._parameters_callbacks:
+            result = callback(parameter_list)
+            if not result.successful:
+                return result
+        return super().set_parameters_atomically(parameter_list)
+
+
+def test_humble_applies_parameters_after_all_checks():
+    node, applied = HumbleNode("humble"), []
+    parameters = Parameters(node, lambda: False, lambda settings: None, applied.append)
+    before = parameters.settings
+    for changes, reason in (
+        ([Parameter("depth_scale", value=2.0), Parameter("min_depth", value=500.0)], "must be below max_depth"),
+        ([Parameter("depth_scale", value=2.0), Parameter("backend", value="abacus")], "'abacus' is not one of"),
+        ([Parameter("depth_scale", value=2.0), Parameter("use_sim_time", value=3)], "use_sim_time"),  # checked by rclpy
+    ):
+        assert reason in node.set_parameters_atomically(changes).reason
+        assert (applied, parameters.settings) == ([], before)
+        assert node.get_parameter("depth_scale").value == 1.0
+    assert node.set_parameters_atomically([Parameter("depth_scale", value=2.0)]).successful
+    assert [settings.depth_scale for settings in applied] == [2.0]
+    assert node.get_parameter("depth_scale").value == 2.0
+    node.destroy_node()
 
 
 def test_unknown_parameters_are_warned_of_with_the_nearest_name(make_node, capfd):
