@@ -23,6 +23,7 @@ import numpy as np
 from fadepth_core.common.camera import PinholeCamera
 from fadepth_core.common.errors import DataError
 from fadepth_core.common.folders import check_output, mark_output
+from fadepth_core.data.folder import INDEX, read_index
 from fadepth_core.data.frames import Frames
 from fadepth_core.data.video import read_camera
 from fadepth_core.runtime.checkpoint import Checkpoint
@@ -105,6 +106,7 @@ def write_predictions(
     out = Path(out)
     depths = out / "depth"
     check_output(out, [depths.name])
+    _check_no_truth(out, depths)
     depths.mkdir(parents=True, exist_ok=True)
     mark_output(out, [depths.name])
     colors = _ColorPictures(out / "color") if fps is None else _ColorVideo(out / "color.mp4", fps)
@@ -117,6 +119,16 @@ def write_predictions(
             colors.write(name, cv2.cvtColor(depth_to_color(depth, *COLOR_RANGE), cv2.COLOR_RGB2BGR))
     finally:
         colors.close()
+
+
+def _check_no_truth(out: Path, depths: Path) -> None:
+    """Raise DataError if `out` is a data set of this program, which has its true depth in the same folder."""
+    try:
+        entries = read_index(out, needs_depth=False)
+    except DataError:  # no index, or that of another program
+        return
+    if any(entry.depth is not None and entry.depth.is_relative_to(depths) for entry in entries):
+        raise DataError(f"{depths}: has the depth that {out / INDEX} lists; write to another folder")
 
 
 class _Colors:

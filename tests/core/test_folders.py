@@ -125,6 +125,21 @@ def test_a_result_does_not_replace_the_users_files(hall, caplog):
     assert not caplog.records
 
 
+def test_a_prediction_does_not_replace_the_depth_of_a_data_set(tmp_path):
+    """Also if this program has written it: `depth` is then listed as output."""
+    write_picture(tmp_path / "depth" / "0.png")
+    truth = (tmp_path / "depth" / "0.png").read_bytes()
+    mark_output(tmp_path, ["rgb", "depth"])
+    intrinsics = {"fx": 190, "fy": 190, "cx": 80, "cy": 48}
+    entry = {"id": "0", "rgb": "rgb/0.jpg", "depth": "depth/0.png", **intrinsics}
+    (tmp_path / "index.json").write_text(json.dumps([entry]))
+    with pytest.raises(DataError, match=r"depth: has the depth that .*index\.json lists"):
+        write_predictions([("0", np.ones((96, 160), np.float32))], tmp_path)
+    assert (tmp_path / "depth" / "0.png").read_bytes() == truth
+    (tmp_path / "index.json").write_text("<html>")
+    write_predictions([("0", np.ones((96, 160), np.float32))], tmp_path)
+
+
 @pytest.mark.parametrize("source", [".", "./", "..", "../hall", "../hall/."])
 def test_the_current_folder_is_a_clip(hall, tmp_path, monkeypatch, source):
     monkeypatch.chdir(hall)
