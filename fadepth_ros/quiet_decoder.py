@@ -21,6 +21,8 @@ import numpy as np
 
 #: From Linux's sched.h: `unshare` gives the calling thread a copy of the table of file descriptors. It needs no privileges.
 _CLONE_FILES = 0x400
+#: The calling thread's file descriptors.
+_DESCRIPTORS = "/proc/thread-self/fd"
 
 
 def decode_picture(data: bytes) -> tuple[np.ndarray | None, str]:
@@ -68,18 +70,21 @@ def _redirect_stderr() -> None:
     """Give this thread file descriptors of its own, of which 2 is a pipe. Without effect where that is not possible."""
     if not sys.platform.startswith("linux"):
         return
+    # An error here would make the thread, and with it all compressed images, unusable.
     try:
+        os.listdir(_DESCRIPTORS)  # there is none without /proc, or on an old kernel
         if ctypes.CDLL(None).unshare(_CLONE_FILES) != 0:  # for example forbidden in a container
             return
+        # All others would stay open here when the process closes them.
+        os.closerange(3, max(map(int, os.listdir(_DESCRIPTORS))) + 1)
+        reading, writing = os.pipe()
+        os.dup2(writing, 2)
+        os.close(writing)
+        for end in (reading, 2):
+            os.set_blocking(end, False)  # when the pipe is full, lines are lost
     except (OSError, AttributeError):
         return
-    # All others would stay open here when the process closes them.
-    os.closerange(3, max(map(int, os.listdir("/proc/thread-self/fd"))) + 1)
-    _own.stderr, writing = os.pipe()
-    os.dup2(writing, 2)
-    os.close(writing)
-    for end in (_own.stderr, 2):
-        os.set_blocking(end, False)  # when the pipe is full, lines are lost
+    _own.stderr = reading
 
 
 def _read_stderr() -> str:
