@@ -61,9 +61,11 @@ class ClipCache:
     def decoded(self) -> dict[str, _Decoded]:
         """The decoded videos by name."""
         found: dict[str, _Decoded] = {}
-        if not self.folder.is_dir():
+        try:
+            files = list(self.folder.iterdir())
+        except OSError:  # there is none, or it belongs to another user: nothing can be removed there
             return found
-        for file in self.folder.iterdir():
+        for file in files:
             match = _FILE.fullmatch(file.name)
             if match is None:
                 continue

@@ -14,6 +14,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from fadepth_core.data import DataError, collate
+from fadepth_core.data.clip_cache import ClipCache
 from fadepth_core.data.frames import Frames
 from fadepth_core.data.video import VideoDataset
 
@@ -377,6 +378,17 @@ def test_decoded_videos_are_removed_when_they_exceed_the_limit(tmp_path, open_vi
     monkeypatch.setenv("FADEPTH_CACHE_GIB", "much")
     with pytest.raises(DataError, match="FADEPTH_CACHE_GIB=much: expected a positive number"):
         open_video(tmp_path / "a")
+
+
+def test_a_cache_of_another_user_is_no_reason_to_stop(tmp_path, monkeypatch):
+    def refuse(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "iterdir", refuse)  # the tests may run as root, who may read any folder
+    cache = ClipCache(tmp_path)
+    cache.trim()
+    assert cache.decoded() == {}
+    assert cache.clear() == 0
 
 
 def test_errors_name_a_cache_that_cannot_be_written(tmp_path):
