@@ -22,6 +22,7 @@ import numpy as np
 from rclpy.serialization import deserialize_message, serialize_message
 from sensor_msgs.msg import CameraInfo, Image, PointCloud2, PointField
 
+from fadepth_core.common.camera import MESSAGE_BOUNDS
 from fadepth_core.common.framing import MAX_SIDE, MIN_SIDE
 from fadepth_core.common.picture_header import PictureError, read_picture_header
 from fadepth_ros.quiet_decoder import decode_picture
@@ -576,9 +577,9 @@ def _image_area(info: CameraInfo, image_size: tuple[int, int] | None) -> tuple[t
 def _pinhole_problem(name: str, matrix: np.ndarray, side: int | None) -> str | None:
     """Why no camera of `side` pixels has these intrinsics; they would give points far outside any scene. None if one may."""
     (fx, skew, cx), (zero, fy, cy) = matrix[:2]
-    if side is not None and not (0.01 * side <= min(fx, fy) and max(fx, fy) <= 1000 * side):
+    if side is not None and not all(MESSAGE_BOUNDS.has_focal(focal, side) for focal in (fx, fy)):
         return f"the focal lengths of {name}, {fx:g} and {fy:g}, are not those of a camera"
-    if side is not None and max(abs(cx), abs(cy)) > 10 * side:
+    if side is not None and not all(MESSAGE_BOUNDS.has_centre(centre, side) for centre in (cx, cy)):
         return f"the principal point of {name}, ({cx:g}, {cy:g}), is far outside the image"
     if (
         abs(skew) > _LARGEST_SKEW * abs(fx)

@@ -16,16 +16,40 @@ from fadepth_core.common.errors import DataError
 INTRINSICS = ("fx", "fy", "cx", "cy")
 #: Smaller focal lengths, in pixels, are intrinsics that were divided by the picture's size.
 _MIN_FOCAL = 2.0
-#: Bounds of the focal length as a share of the picture's side: angles of view of 169 and of 0.06 degrees. A smaller value
-#: is a focal length in millimetres, or one of a picture with less pixels.
-_FOCAL_SHARE = (0.05, 1000.0)
-#: How far outside the picture the principal point may be, as a share of the picture's side. It is outside only in cropped
-#: pictures; beyond this, the intrinsics belong to a picture of another size.
-_OUTSIDE = 1.0
 #: Bounds where the size of the picture is not known, pixels.
 _LARGEST = 1e7
 #: How much the product of a rotation with its transpose may differ from the identity: files with three decimals pass.
 _ROTATION_TOLERANCE = 1e-2
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """Which intrinsics are taken for those of a camera, as shares of the picture's side.
+
+    Attributes:
+        smallest_focal, largest_focal: bounds of the focal length.
+        outside: how far outside the picture the principal point may be.
+    """
+
+    smallest_focal: float
+    largest_focal: float
+    outside: float
+
+    def has_focal(self, focal: float, side: int) -> bool:
+        """Whether a focal length in pixels is within the bounds; false for NaN."""
+        return self.smallest_focal * side <= focal <= self.largest_focal * side
+
+    def has_centre(self, centre: float, side: int) -> bool:
+        """Whether a coordinate of the principal point in pixels is within the bounds; false for NaN."""
+        return -self.outside * side <= centre <= (1 + self.outside) * side
+
+
+#: Of files and options, which people write. The focal lengths are those of angles of view of 169 and of 0.06 degrees; a smaller
+#: one is in millimetres, or of a picture with less pixels. The principal point is outside only in cropped pictures.
+FILE_BOUNDS = Bounds(0.05, 1000.0, 1.0)
+#: Of messages, which calibration programs fill: the P of a rectified fisheye camera has a short focal length and may have its
+#: principal point far away. Beyond these bounds points would be far outside any scene.
+MESSAGE_BOUNDS = Bounds(0.01, 1000.0, 9.0)
 
 
 @dataclass(frozen=True)
@@ -137,14 +161,14 @@ class PinholeCamera:
                 if max(focal, abs(centre)) > _LARGEST:
                     return f"{focal_key} {focal:g} and {centre_key} {centre:g} are not those of a camera"
                 continue
-            if focal < _FOCAL_SHARE[0] * side:
+            if not FILE_BOUNDS.has_focal(focal, side):
+                if focal > side:
+                    return f"{focal_key} {focal:g} is too large for pictures of {self.width}x{self.height} pixels"
                 return (
                     f"{focal_key} {focal:g} is too small for pictures of {self.width}x{self.height} pixels; it must be in "
                     "pixels, not in millimetres, and for pictures of this size"
                 )
-            if focal > _FOCAL_SHARE[1] * side:
-                return f"{focal_key} {focal:g} is too large for pictures of {self.width}x{self.height} pixels"
-            if not -_OUTSIDE * side <= centre <= (1 + _OUTSIDE) * side:
+            if not FILE_BOUNDS.has_centre(centre, side):
                 return (
                     f"the principal point ({self.cx:g}, {self.cy:g}) is far outside pictures of "
                     f"{self.width}x{self.height} pixels; the intrinsics must be for pictures of this size"

@@ -2,6 +2,8 @@
 
 import functools
 import struct
+import subprocess
+import sys
 import zlib
 
 import cv2
@@ -424,6 +426,24 @@ def test_a_jpeg_whose_data_end_too_early_is_decoded_with_the_decoders_complaint(
     printed = capfd.readouterr().err
     assert "premature end of data segment" in (frame.damage if is_quiet() else printed)
     assert not (printed and is_quiet())
+
+
+def test_compressed_images_are_decoded_where_proc_is_not_mounted():
+    """The decoder's thread then cannot find its file descriptors."""
+    program = """
+import os, cv2, numpy as np
+from fadepth_ros import quiet_decoder
+def listdir(path, real=os.listdir):
+    if str(path).startswith("/proc"):
+        raise FileNotFoundError(2, "No such file or directory", path)
+    return real(path)
+os.listdir = listdir
+data = cv2.imencode(".png", np.full((20, 30, 3), 7, np.uint8))[1].tobytes()
+for _ in range(2):
+    assert quiet_decoder.decode_picture(data)[0].mean() == 7
+assert not quiet_decoder.is_quiet()
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)
 
 
 def test_harmless_damage_of_a_jpeg_is_decoded_without_a_line_on_stderr(capfd):
