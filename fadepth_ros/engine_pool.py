@@ -195,7 +195,7 @@ class EnginePool:
             # Nobody has asked for it yet: the frames of that size may be over.
             try:
                 self.keep(self._finish(key))
-            except (EngineUnavailableError, FramingError):
+            except Exception:
                 continue  # `_finish` has noted the failure, for the next frame of that size
 
     def release_kept(self) -> None:
@@ -245,6 +245,10 @@ class EnginePool:
         except FramingError as error:
             self._note_failure(key, FramingError, error)
             raise
+        except Exception as error:
+            # Not expected, e.g. MemoryError. The traceback is logged once, and not every frame starts another build.
+            self._note_failure(key, EngineUnavailableError, error)
+            raise
         return shared
 
     def _note_failure(self, key: EngineKey, kind: type[EngineError | FramingError], error: Exception) -> None:
@@ -253,7 +257,7 @@ class EnginePool:
         self._failed = {known: failure for known, failure in self._failed.items() if failure.next_attempt > now}
         while len(self._failed) >= _MOST_FAILURES:
             del self._failed[next(iter(self._failed))]
-        self._failed[key] = _Failure(kind, str(error), now + period)
+        self._failed[key] = _Failure(kind, str(error) or type(error).__name__, now + period)
 
 
 def _build(

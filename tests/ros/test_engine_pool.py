@@ -132,6 +132,39 @@ def test_an_engine_that_cannot_be_built_for_another_size_leaves_the_present_one(
     assert camera.dropped() == {"engine": 1}
 
 
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("a library's")])
+def test_an_unexpected_error_of_a_build_is_not_repeated_with_every_frame(clock, caplog, error):
+    sizes = []
+
+    def load(engine_settings, camera_size, logger):
+        sizes.append(camera_size)
+        raise error
+
+    camera = Camera(load)
+    assert [camera.offer() for _ in range(5)] == [0] * 5
+    assert sizes == [SIZE]
+    assert camera.dropped() == {"internal": 1, "engine": 4}
+    assert f"no depth: {str(error) or 'MemoryError'}; next attempt" in caplog.text
+    clock.now += 10
+    camera.offer()
+    assert sizes == [SIZE] * 2
+
+
+def test_an_unexpected_error_of_a_build_beside_does_not_drop_a_frame_of_the_present_size():
+    class FailsForOtherSizes(EngineLoader):
+        def __call__(self, engine_settings, camera_size, logger):
+            if camera_size == OTHER_SIZE:
+                raise MemoryError
+            return super().__call__(engine_settings, camera_size, logger)
+
+    camera = Camera(FailsForOtherSizes(), build_wait=0.0)
+    camera.offer()
+    camera.offer(OTHER_SIZE)
+    camera.wait_for_builds()
+    assert [camera.offer() for _ in range(3)] == [1] * 3
+    assert camera.offer(OTHER_SIZE) == 0
+
+
 def test_waiting_for_the_first_engine_ends_at_shutdown():
     loader = SlowLoader(SIZE)
     camera = Camera(loader)
