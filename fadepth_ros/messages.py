@@ -630,6 +630,8 @@ class ImageWriter:
 class CloudWriter:
     """Writes organised sensor_msgs/PointCloud2: float32 x y z, and packed rgb at offset 12 when coloured."""
 
+    _WITHOUT_ALPHA = np.array([255, 255, 255, 0], np.uint8).view(np.uint32)[0]
+
     def __init__(self, frame_id: str, size: tuple[int, int], coloured: bool):
         names = ("x", "y", "z", "rgb") if coloured else ("x", "y", "z")
         fields = [PointField(name=n, offset=4 * i, datatype=PointField.FLOAT32, count=1) for i, n in enumerate(names)]
@@ -640,6 +642,9 @@ class CloudWriter:
         message.header.frame_id = frame_id
         self._template = _Template(message, tail=1)
         self._points = np.empty((*size, len(names)), np.float32)
+        if coloured:
+            self._packed = np.empty((*size, 4), np.uint8)
+            self._colors = self._points.view(np.uint32)[..., 3]
 
     def write(
         self, stamp: Stamp, points: np.ndarray, rgb: np.ndarray | None, z_range: tuple[float, float] | None
@@ -656,9 +661,8 @@ class CloudWriter:
         else:
             # OpenCV's conversion from three to four channels is several times faster than numpy's strided copy.
             cv2.cvtColor(np.ascontiguousarray(points), cv2.COLOR_RGB2RGBA, dst=self._points)
-            packed = cv2.cvtColor(np.ascontiguousarray(rgb), cv2.COLOR_RGB2BGRA)
-            packed[..., 3] = 0
-            self._points.view(np.uint32)[..., 3] = packed.view(np.uint32)[..., 0]
+            cv2.cvtColor(np.ascontiguousarray(rgb), cv2.COLOR_RGB2BGRA, dst=self._packed)
+            np.bitwise_and(self._packed.view(np.uint32)[..., 0], self._WITHOUT_ALPHA, out=self._colors)
         if z_range is not None:
             z = points[..., 2]
             self._points[(z < z_range[0]) | (z > z_range[1]), :3] = np.nan
