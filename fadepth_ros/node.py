@@ -26,7 +26,7 @@ from fadepth_ros.diagnostics import camera_status
 from fadepth_ros.engine_pool import EnginePool, check_engine, load_engine
 from fadepth_ros.parameters import Parameters, Settings, warn_of_unknown_parameters, warn_of_unused_qos_overrides
 from fadepth_ros.pipeline import Pipeline, offer_images
-from fadepth_ros.process import one_line, program, serve
+from fadepth_ros.process import keep_freed_memory, one_line, program, serve
 
 
 def _log_exceptions(transition: Callable) -> Callable:
@@ -248,6 +248,7 @@ def _answer_all_requests(node: LifecycleNode) -> None:
 
 def run(engine_loader: Callable = load_engine, args: list[str] | None = None) -> None:
     """Start the node and serve until SIGINT or SIGTERM. Raises SystemExit if the arguments or parameters cannot be used."""
+    keep_freed_memory()
     with program("depth_node", args) as shutdown:
         node = DepthNode(engine_loader)
         node.autostart()

@@ -1,5 +1,6 @@
 """Start and end of the ROS programs."""
 
+import ctypes
 import io
 import os
 import subprocess
@@ -163,3 +164,28 @@ def test_printing_to_nobody_is_no_error(monkeypatch):
         patch.setattr(sys, "stdout", os.fdopen(write, "w"))
         say("lost")
         say("lost, too")
+
+
+#: Prints the page faults of 20 blocks of 8 MB that are written and freed.
+BLOCKS = """
+import resource, sys
+from fadepth_ros.process import keep_freed_memory
+if sys.argv[1] == "keep":
+    keep_freed_memory()
+faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+bytes(bytearray(8_000_000))
+before = faults()
+for _ in range(20):
+    first = bytes(bytearray(8_000_000))
+    del first
+print(faults() - before)
+"""
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="this C library has no mallopt")
+def test_freed_memory_is_used_again_without_page_faults():
+    usual, kept = (
+        int(subprocess.run([sys.executable, "-c", BLOCKS, mode], capture_output=True, check=True, cwd=ROOT).stdout)
+        for mode in ("return", "keep")
+    )
+    assert kept < 100 < usual
