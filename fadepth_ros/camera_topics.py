@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+from rclpy.callback_groups import CallbackGroup, ReentrantCallbackGroup
 from rclpy.lifecycle import LifecycleNode
 from rclpy.qos import DurabilityPolicy, QoSPolicyKind, QoSProfile, ReliabilityPolicy
 from rclpy.qos_overriding_options import QoSOverridingOptions
@@ -58,6 +59,14 @@ def camera_topic(camera: str, name: str) -> str:
     return f"{camera}/{name}" if camera else name
 
 
+class _Polled(ReentrantCallbackGroup):
+    """The callback group of subscriptions that `take_newest` polls. The executor waits for their events alone: waking it for
+    every CameraInfo doubled its work."""
+
+    def can_execute(self, entity: Any) -> bool:
+        return not isinstance(entity, Subscription) and super().can_execute(entity)
+
+
 class CameraTopics:
     """The topics of one camera. It is the `Outputs` of the camera's pipeline.
 
@@ -73,7 +82,13 @@ class CameraTopics:
         self.pipeline: Pipeline | None = None
         self._node = node
         self._publishers: dict[str, Any] = {}
+        self._polled = _Polled()
         self._inputs: list[Subscription] = []
+
+    @property
+    def image(self) -> Subscription:
+        """The subscription of the images, while the node is active."""
+        return self._inputs[0]
 
     @property
     def active_pipeline(self) -> Pipeline:
@@ -102,9 +117,9 @@ class CameraTopics:
             CompressedImage if compressed else Image, image, functools.partial(on_image, self), settings.qos["image"]
         )
         on_info = self.pipeline.offer_camera_info
-        self._subscribe(CameraInfo, info, on_info, settings.qos["camera_info"])
+        self._subscribe(CameraInfo, info, on_info, settings.qos["camera_info"], self._polled)
         if self._inputs[-1].qos_profile.durability != DurabilityPolicy.TRANSIENT_LOCAL:
-            self._subscribe(CameraInfo, info, on_info, _LATCHED, overridable=False)
+            self._subscribe(CameraInfo, info, on_info, _LATCHED, self._polled, overridable=False)
         logger.info(f"waiting for images on {image} and intrinsics on {info}")
 
     def _image_topic(self, transport: str, logger: logging.Logger) -> tuple[str, bool]:
@@ -126,7 +141,15 @@ class CameraTopics:
         # After remapping: image:=/cam/image_raw gives /cam/image_raw/compressed.
         return (f"{topic}/compressed", True) if transport == "compressed" else (topic, False)
 
-    def _subscribe(self, kind: type, topic: str, callback: Callable, qos: TopicQos, overridable: bool = True) -> None:
+    def _subscribe(
+        self,
+        kind: type,
+        topic: str,
+        callback: Callable,
+        qos: TopicQos,
+        group: CallbackGroup | None = None,
+        overridable: bool = True,
+    ) -> None:
         # Appended one by one, so that `stop` destroys the first ones if a later one cannot be created.
         self._inputs.append(
             self._node.create_subscription(
@@ -134,6 +157,7 @@ class CameraTopics:
                 topic,
                 callback,
                 _profile(qos),
+                callback_group=group,
                 raw=True,
                 qos_overriding_options=_overriding(self._node, topic, "subscription") if overridable else None,
             )
@@ -156,8 +180,7 @@ class CameraTopics:
         """The newest of the image `delivered` by the executor and of those in the middleware's queue, and how many older ones
         it replaces; None if there are none.
 
-        Before, passes the newest CameraInfo in the queue to the pipeline: it may belong to this image, and the executor would
-        deliver it later.
+        Before, passes the newest CameraInfo in the queue to the pipeline: it may belong to this image.
         """
         image, *infos = self._inputs
         newest, superseded = _take_newest(image)
