@@ -44,7 +44,7 @@ from fadepth_core.common.video import VideoFile
 from fadepth_core.models import build_model
 from fadepth_core.models.complexity import complexity
 from fadepth_core.runtime import backends
-from fadepth_core.runtime.backends import Backend, BackendSpec, FrameInput, default_threads, tensorrt
+from fadepth_core.runtime.backends import Backend, BackendSpec, FrameInput, default_threads, inductor, tensorrt
 from fadepth_core.runtime.backends.static import StaticBackend
 from fadepth_core.runtime.backends.torch import reference_depth
 from fadepth_core.runtime.checkpoint import Checkpoint
@@ -154,7 +154,7 @@ def _backend(name: str, precision: str, network: nn.Module, framing: Framing, ba
         if name == "tensorrt":
             return tensorrt.PlanRunner(tensorrt.compile_graph(graph, framing.camera_size, frames))
         if name == "inductor":
-            return torch.compile(graph, fullgraph=True, dynamic=False)
+            return inductor.compile_graph(graph, framing.camera_size, frames)
         return graph
 
     spec = BackendSpec(None, framing, precision, default_threads(), batch)

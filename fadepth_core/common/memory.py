@@ -1,8 +1,12 @@
-"""Memory allocation of long computations on a CPU."""
+"""Memory of long computations: its allocation on a CPU, and the order of the values of feature maps."""
 
 from __future__ import annotations
 
 import ctypes
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
 
 
 def keep_freed_memory() -> None:
@@ -18,3 +22,14 @@ def keep_freed_memory() -> None:
         mmap_max, trim_threshold = -4, -1  # M_MMAP_MAX, M_TRIM_THRESHOLD of malloc.h
         mallopt(mmap_max, 0)
         mallopt(trim_threshold, 2**31 - 1)
+
+
+def training_format(device: torch.device) -> torch.memory_format:
+    """Memory format of images, feature maps and kernels with which networks train fastest on a device.
+
+    On a CPU that is channels_last. On a CUDA device PyTorch hands every depthwise convolution in channels_last memory to cuDNN,
+    whose gradients for dilated ones take seconds; in contiguous memory it uses kernels of its own.
+    """
+    import torch
+
+    return torch.contiguous_format if device.type == "cuda" else torch.channels_last

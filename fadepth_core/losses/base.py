@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fadepth_core.common.memory import training_format
 from fadepth_core.geometry import (
     disparity_to_depth,
     invert_motion,
@@ -124,7 +125,7 @@ def base_loss(
     """Compute L_k, the base loss of one level.
 
     Args:
-        frames: RGB in [0, 1], [B, 3, 3, H, W]; fastest if each image is in channels_last memory.
+        frames: RGB in [0, 1], [B, 3, 3, H, W]; fastest if each image is in the format of `training_format`.
         intrinsics: K of these frames [B, 3, 3].
         outputs: of the depth network for the 3·B frames, in the order of `frames.flatten(0, 1)`.
         motions: of the camera; may be None if `weights.need_motion` is False.
@@ -240,7 +241,8 @@ def _scale_terms(
     with torch.no_grad():
         returning = sample(_reverse(view.flow), view.pixels)
     masks = pair_weights(view, returning, difference)
-    warped = sample(pairs.images.source, view.pixels).contiguous(memory_format=torch.channels_last)
+    warped = sample(pairs.images.source, view.pixels)
+    warped = warped.contiguous(memory_format=training_format(warped.device))
 
     photometric = structure = feature = depth.new_zeros(())
     if weights.photometric:

@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fadepth_core.common.color import ColorJitter, normalise
+from fadepth_core.common.memory import training_format
 from fadepth_core.geometry import area_average, flip_intrinsics, mirror_motion, scale_intrinsics
 from fadepth_core.losses.base import BaseWeights, Motions, Views, base_loss
 from fadepth_core.losses.supervised import depth_loss, shape_loss, speed_loss
@@ -96,7 +97,7 @@ class LevelInput:
     """Frames, camera and ground truth of one level.
 
     Attributes:
-        frames: RGB in [0, 1], each image in channels_last memory: [B, 3, 3, h, w], or only the middle frames
+        frames: RGB in [0, 1], each image in the format of `training_format`: [B, 3, 3, h, w], or only the middle frames
             [B, 1, 3, h, w].
         intrinsics: K of these frames [B, 3, 3].
         poses: camera-to-world of the three frames [B, 3, 4, 4], if known.
@@ -149,7 +150,7 @@ class PyramidReport:
 def predict_motions(pose_net: nn.Module, normalised: Tensor) -> Motions:
     """Motions of both pairs of frames, from one pass of the pose network on normalised frames [B, 3, 3, H, W]."""
     previous, middle, following = normalised.unbind(1)
-    # Concatenating along the batch first keeps the images in channels_last memory.
+    # Concatenating along the batch first keeps the memory format of the images.
     pairs = torch.cat([torch.cat([previous, middle]), torch.cat([middle, following])], dim=1)
     vectors = pose_net(pairs).to(normalised.dtype)
     return Motions.from_vectors(torch.stack(vectors.chunk(2), dim=1))
@@ -283,7 +284,7 @@ class PyramidLoss:
         # If no loss compares frames, only the middle frame is needed, because only its depth can be known.
         middle = sample.frames.shape[1] // 2
         frames = sample.frames if self._compares_frames else sample.frames[:, middle : middle + 1]
-        given = LevelInput(_channels_last(frames), sample.intrinsics, sample.poses, sample.depth)
+        given = LevelInput(_in_training_format(frames), sample.intrinsics, sample.poses, sample.depth)
         at_cr = "hr" not in self.levels and tuple(given.frames.shape[-2:]) in self.sizes
         cr = given if at_cr else _halved(given)
         yield "cr", cr
@@ -497,7 +498,7 @@ def _halved(level: LevelInput) -> LevelInput:
     """
     height, width = level.frames.shape[-2:]
     half = area_average(level.frames.flatten(0, 1), (height // 2, width // 2))
-    frames = _channels_last(half.unflatten(0, level.frames.shape[:2]))
+    frames = _in_training_format(half.unflatten(0, level.frames.shape[:2]))
     return replace(level, frames=frames, intrinsics=scale_intrinsics(level.intrinsics, 0.5, 0.5))
 
 
@@ -511,7 +512,7 @@ def _mirrored(level: LevelInput) -> LevelInput:
     )
 
 
-def _channels_last(frames: Tensor) -> Tensor:
-    """Frames [B, N, 3, H, W] with every image in channels_last memory."""
-    images = frames.flatten(0, 1).contiguous(memory_format=torch.channels_last)
+def _in_training_format(frames: Tensor) -> Tensor:
+    """Frames [B, N, 3, H, W] with every image in the memory format of `training_format`."""
+    images = frames.flatten(0, 1).contiguous(memory_format=training_format(frames.device))
     return images.unflatten(0, frames.shape[:2])

@@ -63,6 +63,16 @@ class DepthGraph(nn.Module):
             disparity = F.interpolate(disparity, size=size, mode="bilinear", align_corners=False)
         return self.depth_and_points(disparity if image.dim() == 4 else disparity[0], intrinsics, scale, limits)
 
+    def example_inputs(self, camera_size: tuple[int, int], batch: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Arguments of `forward` for a batch of frames of `camera_size` (height, width), to export or compile the graph with."""
+        device = self.mean.device
+        return (
+            torch.zeros(batch, *camera_size, 3, dtype=torch.uint8, device=device),
+            torch.eye(3, device=device).repeat(batch, 1, 1),
+            torch.ones(batch, 1, device=device),
+            torch.ones(batch, 2, device=device),
+        )
+
     def channels_first(self, image: Tensor) -> Tensor:
         """uint8 [H, W, 3] or [B, H, W, 3] -> float32 [B, 3, H, W]."""
         # Converted first, because TensorRT supports uint8 only as the type of an input.

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from fadepth_core.common.color import normalise
+from fadepth_core.common.memory import training_format
 from fadepth_core.common.sample import SampleDataset
 from fadepth_core.models import DepthNetwork
 from fadepth_core.models.layers.batch_norm import recompute_batch_norm
@@ -44,7 +45,7 @@ class BatchNormStatistics:
         for of_one_size in self._images:
             # Equal parts: BatchNorm cannot normalise a last batch of a single image.
             for images in of_one_size.tensor_split(math.ceil(len(of_one_size) / size)):
-                yield normalise(images.to(device, memory_format=torch.channels_last).float() / 255)
+                yield normalise(images.to(device, memory_format=training_format(device)).float() / 255)
 
     def evaluation_copy(self, network: DepthNetwork, iteration: int) -> DepthNetwork:
         """A copy of `network` after `iteration` steps, in evaluation mode, with recomputed statistics.

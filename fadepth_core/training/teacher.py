@@ -33,6 +33,7 @@ from fadepth_core.common.color import normalise
 from fadepth_core.common.documents import parse_json
 from fadepth_core.common.errors import DataError
 from fadepth_core.common.files import write_atomically
+from fadepth_core.common.memory import training_format
 from fadepth_core.common.sample import Sample, SampleDataset
 from fadepth_core.data.images import read_depth
 from fadepth_core.geometry import area_average
@@ -185,8 +186,9 @@ def load_teacher(config: TrainConfig) -> DepthNetwork:
         trained, wanted = ("x".join(map(str, size)) for size in (description.network_size, config.data.size))
         raise CheckpointError(f"{checkpoint.path}: a teacher trained at {trained} pixels, the student's are {wanted}")
     network = load_training_network(checkpoint).eval().requires_grad_(False)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     # torch's declaration of `to` lacks this form.
-    return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return network.to(memory_format=training_format(device))  # type: ignore[call-overload]
 
 
 def with_teacher(config: TrainConfig, datasets: Sequence[SampleDataset]) -> list[SampleDataset]:

@@ -22,7 +22,7 @@ from lightning_fabric.plugins import MixedPrecision
 from torch import Tensor, nn
 from torch.amp import GradScaler
 
-from fadepth_core.common.memory import keep_freed_memory
+from fadepth_core.common.memory import keep_freed_memory, training_format
 from fadepth_core.common.sample import Sample, SampleDataset
 from fadepth_core.losses import BaseWeights, LevelWeights, PyramidLoss, PyramidReport
 from fadepth_core.models import DepthNetwork, SmallDepth, build_model
@@ -74,7 +74,7 @@ class Trainer:
         torch.manual_seed(config.seed)
         self.statistics = BatchNormStatistics(config, dataset, augment)
         self.network = self._build_network()
-        self.pose_net = _build_pose_net(config)
+        self.pose_net = _build_pose_net(config, self.fabric.device)
         self.distillation = build_distillation(config, self.network)
         self.apx = None if self.distillation is None else self.distillation.apx
         self.optimizer = _build_optimizer(config, self.network, self.pose_net, self.apx)
@@ -284,7 +284,7 @@ class Trainer:
     def _build_network(self) -> DepthNetwork:
         model = self.config.model
         # torch's declaration of `to` lacks this form.
-        network = build_model(model.name, **model.options).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        network = build_model(model.name, **model.options).to(memory_format=training_format(self.fabric.device))  # type: ignore[call-overload]
         if model.start_depth is not None:
             network.set_start_depth(model.start_depth)
         if model.start is not None:
@@ -339,13 +339,13 @@ def _build_fabric(config: TrainConfig) -> tuple[Fabric, GradScaler | None]:
     return Fabric(devices=config.devices, accelerator="auto", plugins=plugin), scaler
 
 
-def _build_pose_net(config: TrainConfig) -> nn.Module | None:
+def _build_pose_net(config: TrainConfig, device: torch.device) -> nn.Module | None:
     pose = config.pose
     if pose.network == "known":
         return None
     options = {"weights": pose.weights} if pose.network == "fbnetv3_b" else {}
     # torch's declaration of `to` lacks this form.
-    return build_pose_net(pose.network, **options).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return build_pose_net(pose.network, **options).to(memory_format=training_format(device))  # type: ignore[call-overload]
 
 
 def _build_optimizer(

@@ -271,13 +271,7 @@ def compile_graph(graph: DepthGraph, camera_size: tuple[int, int], batch: int) -
     import torch
     import torch_tensorrt
 
-    device = graph.mean.device
-    arguments = (
-        torch.zeros(batch, *camera_size, 3, dtype=torch.uint8, device=device),
-        torch.eye(3, device=device).repeat(batch, 1, 1),
-        torch.ones(batch, 1, device=device),
-        torch.ones(batch, 2, device=device),
-    )
+    arguments = graph.example_inputs(camera_size, batch)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
