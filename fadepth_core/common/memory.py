@@ -28,7 +28,8 @@ def training_format(device: torch.device) -> torch.memory_format:
     """Memory format of images, feature maps and kernels with which networks train fastest on a device.
 
     On a CPU that is channels_last. On a CUDA device PyTorch hands every depthwise convolution in channels_last memory to cuDNN,
-    whose gradients for dilated ones take seconds; in contiguous memory it uses kernels of its own.
+    and in contiguous memory uses kernels of its own. Measured on an H100 in bfloat16: a dilated filter of 768 channels, forward
+    and backward, takes 0.6 ms instead of 21 ms.
     """
     import torch
 

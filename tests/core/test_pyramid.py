@@ -15,6 +15,7 @@ from test_geometry import POSES, Scene, bilinear_bound, camera
 from torch import nn
 
 from fadepth_core.common.color import PIXEL_MEAN, PIXEL_STD, ColorJitter
+from fadepth_core.common.memory import training_format
 from fadepth_core.common.sample import Sample, collate
 from fadepth_core.geometry import (
     depth_to_disparity,
@@ -224,8 +225,13 @@ def test_each_network_runs_once_per_level_and_each_graph_is_freed_before_the_nex
     assert not any(v.requires_grad for level in report.levels.values() for v in vars(level).values() if v is not None)
 
 
+def test_training_format_depends_on_the_device():
+    """A CPU is slow with contiguous memory; on a GPU the gradients of dilated depthwise filters are slow with channels_last."""
+    assert training_format(torch.device("cpu")) is torch.channels_last
+    assert training_format(torch.device("cuda", 1)) is torch.contiguous_format
+
+
 def test_network_inputs_are_channels_last():
-    """With planar memory the depth network takes several times as long on a CPU."""
     depth_net, pose_net = networks(torch.float32)
     seen = []
     for net in (depth_net, pose_net):

@@ -1,7 +1,7 @@
 """Backend "inductor": torch.compile on a CUDA device, the fastest where TensorRT is not installed.
 
-Inductor merges the operations between the convolutions. Depthwise filters are written as sums, so that it merges these, too.
-Its own CUDA graphs stay off, because `static.py` captures the whole frame as one.
+Inductor merges the operations between the convolutions. Its own CUDA graphs stay off, because `static.py` captures the
+whole frame as one.
 """
 
 from __future__ import annotations
@@ -13,8 +13,6 @@ from fadepth_core.runtime.backends import Backend, BackendSpec, BackendType
 from fadepth_core.runtime.backends import torch as torch_backend
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from fadepth_core.runtime.backends.static import Compute
     from fadepth_core.runtime.graph import DepthGraph
 
@@ -46,32 +44,14 @@ def create(spec: BackendSpec) -> Backend:
 def compile_graph(graph: DepthGraph, camera_size: tuple[int, int], batch: int) -> Compute:
     """Compile a `DepthGraph` in evaluation mode for a batch of frames of `camera_size` (height, width).
 
-    The compilation itself happens in the first call. The graph's depthwise filters become sums.
+    The compilation itself happens in the first call.
     """
     import torch
 
-    write_depthwise_as_sums(graph)
     with torch.no_grad():
         # Exported first, so that each graph has a code object of its own: torch.compile compiles one only eight times.
         exported = torch.export.export(graph, graph.example_inputs(camera_size, batch)).module()
     return torch.compile(exported, fullgraph=True, dynamic=False)
-
-
-def write_depthwise_as_sums(module: nn.Module) -> None:
-    """Replace the depthwise convolutions of a deployed network, in place, by sums of shifted and weighted images.
-
-    For the compiler a convolution is a call of a library, with a kernel of its own before and after it. A sum is arithmetic
-    like the ReLU, the addition and the interpolation around it, and becomes one kernel with them.
-    """
-    from torch import nn
-
-    from fadepth_core.models.layers.depthwise_sum import DepthwiseSum
-
-    for name, child in module.named_children():
-        if isinstance(child, nn.Conv2d) and DepthwiseSum.replaces(child):
-            setattr(module, name, DepthwiseSum(child))
-        else:
-            write_depthwise_as_sums(child)
 
 
 BACKEND = BackendType(unavailable_reason, torch_backend.precisions, create, compiled_per_size=True)
