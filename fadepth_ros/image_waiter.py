@@ -23,9 +23,11 @@ class ImageWaiter:
 
     def __init__(self, context: Context, subscriptions: Sequence[Subscription]):
         self._subscriptions = subscriptions
-        with context.handle:
+        handle = context.handle
+        assert handle is not None  # the context of a node that exists
+        with handle:
             # As in rclpy.wait_for_message; rclpy has no public class for it.
-            self._wait_set = rclpy_implementation.WaitSet(len(subscriptions), 0, 0, 0, 0, 0, context.handle)
+            self._wait_set = rclpy_implementation.WaitSet(len(subscriptions), 0, 0, 0, 0, 0, handle)
 
     def wait(self, seconds: float) -> list[int]:
         """Wait until images have arrived, at most `seconds`; the indices of their subscriptions."""

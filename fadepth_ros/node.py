@@ -16,7 +16,7 @@ from collections.abc import Callable
 from typing import Any
 
 from diagnostic_msgs.msg import DiagnosticArray
-from rclpy.clock import Clock, ClockType
+from rclpy.clock import Clock, ClockType, ROSClock
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 
@@ -176,7 +176,8 @@ class DepthNode(LifecycleNode):
         end = time.monotonic() + _IMAGES_ONLY
         self._process_newest(camera, raw)
         # The executor must take every message of /clock, or a simulated clock would be late.
-        if self._images is None or self.get_clock().ros_time_is_active:
+        clock = self.get_clock()
+        if self._images is None or (isinstance(clock, ROSClock) and clock.ros_time_is_active):
             return
         while (left := end - time.monotonic()) > 0 and self.context.ok():
             for index in self._images.wait(left):

@@ -318,7 +318,7 @@ class Parameters:
             # Humble has no callback for that moment. It calls the last added callback first, so one that is added in the usual
             # way would apply values before they are checked. The end of the list comes after all checks, before the values are
             # stored: https://github.com/ros2/rclpy/blob/humble/rclpy/rclpy/node.py, _set_parameters_atomically
-            node._parameters_callbacks.append(self._apply)
+            node._parameters_callbacks.append(self._apply)  # type: ignore[attr-defined]
         for service in node.services:
             if service.srv_type is SetParameters:
                 service.callback = self._set_together(service.callback)
