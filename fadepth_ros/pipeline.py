@@ -106,7 +106,6 @@ class Pipeline:
         self._bit_depth = BitDepth()
         self._cameras = CameraTracker()
         self._unusual: tuple[str, ...] = ()  # what was logged of the camera
-        self._camera_problem = ""  # cause of the last frame's CameraInfo problem; "" if it had none
         self._writers = OutputWriters()
         self._last_stamp: int | None = None
         self._late_stamp: int | None = None  # of the last frame, if it was dropped because it was late
@@ -262,22 +261,15 @@ class Pipeline:
         """
         camera, problem = self._cameras.match(frame)
         if camera is not None:
-            self._camera_problem = ""
             notes = unusual(camera, frame)
             if notes and notes != self._unusual:
                 self.statistics.note(f"{self._info_topic}: {'; '.join(notes)}", "camera_info")
             self._unusual = notes
             return camera
         assert problem is not None  # see `CameraTracker.match`
-        self.statistics.problem(problem.cause)
-        if (
-            problem.cause != self._camera_problem
-        ):  # log once until it changes: an uncalibrated camera stays uncalibrated
-            self._camera_problem = problem.cause
-            metres = "; depth is not in metres of this camera" if scales_depth else ""
-            self.statistics.warning(
-                f"{self._info_topic}: {problem}; depth/points and depth/camera_info are withheld{metres}", problem.cause
-            )
+        metres = "; depth is not in metres of this camera" if scales_depth else ""
+        text = f"{self._info_topic}: {problem}; depth/points and depth/camera_info are withheld{metres}"
+        self.report_problem(text, problem.cause)
         return None
 
     def _cloud_is_due(self, arrival: float) -> bool:

@@ -53,6 +53,49 @@ class Report:
     last_error: tuple[str, float] | None
 
 
+@dataclass(frozen=True)
+class _Line:
+    """A line to log, `time` (monotonic clock, seconds) when it was reported."""
+
+    level: int
+    text: str
+    error: Exception | None
+    time: float
+
+
+class _LimitedLog:
+    """Logs at most one line of each cause in `WARN_PERIOD` seconds.
+
+    The newest line within the period whose text differs from the logged one is held back and logged when the period is over,
+    because it may not be reported again. A line with the same text is not held back.
+    """
+
+    def __init__(self, logger: logging.Logger):
+        self._logger = logger
+        self._logged: dict[str, str] = {}  # the last text of each cause
+        self._due: dict[str, float] = {}  # when the next one of each cause may be logged
+        self._held_back: dict[str, _Line] = {}
+
+    def add(self, cause: str, line: _Line) -> None:
+        """Log a line now or, if its text differs from the logged one, when the cause's period is over."""
+        self.flush(line.time)  # first: if two texts alternate, both are logged in turn
+        if line.time >= self._due.get(cause, 0.0):
+            self._log(cause, line, line.time)
+        elif line.text != self._logged[cause]:
+            self._held_back[cause] = line
+
+    def flush(self, now: float) -> None:
+        """Log the lines held back whose period is over."""
+        for cause in [cause for cause in self._held_back if now >= self._due[cause]]:
+            self._log(cause, self._held_back.pop(cause), now)
+
+    def _log(self, cause: str, line: _Line, now: float) -> None:
+        self._logged[cause], self._due[cause] = line.text, now + WARN_PERIOD
+        age = now - line.time
+        late = f" ({age:.0f} s ago)" if age >= 1.0 else ""
+        self._logger.log(line.level, "%s%s", line.text, late, exc_info=line.error)
+
+
 @dataclass
 class _Window:
     received: int = 0
@@ -86,7 +129,7 @@ class Statistics:
     """
 
     def __init__(self, logger: logging.Logger):
-        self._logger = logger
+        self._log = _LimitedLog(logger)
         self._window = _Window()
         self._previous: deque[_Window] = deque(maxlen=4 * int(_LONGEST_SILENCE))  # reported windows, newest last
         self._last_arrival: float | None = None
@@ -94,7 +137,6 @@ class Statistics:
         self._totals: Counter[str] = Counter()
         self._errors: dict[str, str] = {}
         self._last_error: tuple[str, float] | None = None
-        self._next_log: dict[str, float] = {}
 
     def received(self, frames: int) -> None:
         """Count frames that arrived."""
@@ -103,6 +145,7 @@ class Statistics:
             self._intervals.append(now - self._last_arrival)
         self._last_arrival = now
         self._window.received += frames
+        self._log.flush(now)
 
     def dropped(self, cause: str, frames: int = 1) -> None:
         """Count frames that were dropped for a cause."""
@@ -121,7 +164,9 @@ class Statistics:
         self._window.ages.append(age)
 
     def warning(self, text: str, cause: str, error: Exception | None = None) -> None:
-        """Report a warning, and log it unless one of the same cause was logged less than `WARN_PERIOD` ago.
+        """Report a warning. At most one of each cause is logged in `WARN_PERIOD` seconds.
+
+        Call it for every frame while its condition lasts: it is then logged again after each period.
 
         Args:
             error: logged with its traceback.
@@ -129,16 +174,11 @@ class Statistics:
         now = time.monotonic()
         self._errors[cause] = text
         self._last_error = (text, now)
-        if now >= self._next_log.get(cause, 0.0):
-            self._next_log[cause] = now + WARN_PERIOD
-            self._logger.warning(text, exc_info=error)
+        self._log.add(cause, _Line(logging.WARNING, text, error, now))
 
     def note(self, text: str, cause: str) -> None:
-        """Log what is worth knowing and no problem, unless a text of the same cause was logged less than `WARN_PERIOD` ago."""
-        now = time.monotonic()
-        if now >= self._next_log.get(f"note: {cause}", 0.0):
-            self._next_log[f"note: {cause}"] = now + WARN_PERIOD
-            self._logger.info(text)
+        """Log what is worth knowing and no problem, at most one text of each cause in `WARN_PERIOD` seconds."""
+        self._log.add(f"note: {cause}", _Line(logging.INFO, text, None, time.monotonic()))
 
     def silence(self) -> float:
         """Seconds without a frame after which the camera counts as silent."""
@@ -149,6 +189,7 @@ class Statistics:
     def report(self) -> Report:
         """The counts since the previous report, or of the last few frames; see the module's description."""
         now = time.monotonic()
+        self._log.flush(now)  # also without frames
         silent = self._last_arrival is None or now - self._last_arrival > self.silence()
         newest, self._window = self._window, _Window()
         window = _Window(start=newest.start)

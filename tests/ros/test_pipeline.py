@@ -238,6 +238,77 @@ def test_a_camera_is_silent_only_if_it_misses_its_own_rate(monkeypatch, period):
     assert all(report.silent for report in stopped[limit:])
 
 
+@pytest.fixture
+def logged(monkeypatch, caplog):
+    """A clock, and a function that returns the lines logged since its last call, with their levels."""
+    caplog.set_level("INFO")
+    clock = Clock(monkeypatch)
+
+    def lines():
+        new = [(record.levelname, record.getMessage()) for record in caplog.records]
+        caplog.clear()
+        return new
+
+    return clock, lines
+
+
+def test_a_warning_is_logged_again_after_each_period_while_its_condition_lasts(logged):
+    clock, lines = logged
+    statistics = Statistics(logging.getLogger("test"))
+    for tenth in range(111):
+        clock.now = 100.0 + 0.1 * tenth
+        statistics.warning("cold", "weather")
+        statistics.warning("late", "train")
+        expected = [("WARNING", "cold"), ("WARNING", "late")] if tenth in (0, 50, 100) else []
+        assert lines() == expected, tenth
+
+
+@pytest.mark.parametrize("by_frame", [True, False])
+@pytest.mark.parametrize(("kind", "level"), [("warning", "WARNING"), ("note", "INFO")])
+def test_another_text_of_the_same_cause_is_logged_when_the_period_is_over(logged, kind, level, by_frame):
+    """Also if it is reported only once, and whether frames still arrive or not."""
+    clock, lines = logged
+    statistics = Statistics(logging.getLogger("test"))
+    for second, text in enumerate(["cold", "snow", "ice", "cold"]):
+        clock.now = 100.0 + second
+        getattr(statistics, kind)(text, "weather")
+    assert lines() == [(level, "cold")]
+
+    def wait(end):
+        clock.now = end
+        statistics.received(1) if by_frame else statistics.report()
+
+    wait(104.9)
+    assert lines() == []
+    wait(105.0)
+    assert lines() == [(level, "ice (3 s ago)")]
+    wait(120.0)
+    assert lines() == []
+
+
+def test_of_two_texts_that_alternate_both_are_logged(logged):
+    clock, lines = logged
+    statistics = Statistics(logging.getLogger("test"))
+    for tenth in range(101):
+        clock.now = 100.0 + 0.1 * tenth
+        statistics.warning(("cold", "ice")[tenth % 2], "weather")
+    assert lines() == [("WARNING", "cold"), ("WARNING", "ice"), ("WARNING", "cold")]
+
+
+def test_a_camera_info_of_another_size_that_comes_back_within_the_period_is_logged_again(logged):
+    """An image that was already in the queue meets the next camera_info, which then goes on with the wrong size."""
+    clock, lines = logged
+    pipeline = make_pipeline(RecordedOutputs(POINTS))
+    small, right, wide = (serialize_message(info_message(size)) for size in ((60, 80), SIZE, (240, 320)))
+    for tenth, info in enumerate([small, right, *[wide] * 100]):
+        clock.now = 100.0 + 0.1 * tenth
+        pipeline.offer_camera_info(info)
+        pipeline.offer_image(frame(tenth))
+    sizes = [text.split("its size is ")[1].split(",")[0] for _, text in lines() if "its size is" in text]
+    assert sizes == ["80x60", "320x240", "320x240"]
+    assert pipeline.statistics.report().errors["camera_info_size"].startswith("camera_info: its size is 320x240")
+
+
 def test_superseded_frames_are_counted():
     pipeline = make_pipeline(RecordedOutputs(DEPTH))
     pipeline.offer_image(frame(1), superseded=3)
