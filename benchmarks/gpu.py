@@ -29,6 +29,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 import torch
@@ -462,10 +463,7 @@ def start_under_load() -> None:
         after.append(time.perf_counter() - started)
     served = engine.description
 
-    def fail(_frame):
-        raise RuntimeError("injected failure")
-
-    engine._chain.backend.infer = fail
+    inject_failure()
     started = time.perf_counter()
     engine.infer(request)
     recovery = time.perf_counter() - started
@@ -481,6 +479,19 @@ def start_under_load() -> None:
         "then served by": engine.description,
     }
     print(json.dumps(figures))
+
+
+def inject_failure() -> None:
+    """Make the next frame fail, whichever backend serves; those after it work again."""
+    originals = {backend: backend.infer for backend in Backend.__subclasses__()}
+
+    def fail(_backend: Backend, _frame: FrameInput) -> NoReturn:
+        for backend, infer in originals.items():
+            backend.infer = infer
+        raise RuntimeError("injected failure")
+
+    for backend in originals:
+        backend.infer = fail
 
 
 def section_node(args) -> Iterator[str]:
