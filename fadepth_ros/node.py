@@ -32,7 +32,7 @@ from fadepth_ros.process import keep_freed_memory, one_line, program, serve
 
 #: After an image the node waits for nothing but images for this time, seconds. Requests and timers may have to wait twice as
 #: long: when both are ready, the executor delivers the next image first.
-_IMAGES_ONLY = 0.1
+IMAGES_ONLY = 0.1
 
 
 def _log_exceptions(transition: Callable) -> Callable:
@@ -171,9 +171,9 @@ class DepthNode(LifecycleNode):
     # ----------------------------------------------------------------------------------- images, parameters, diagnostics
 
     def _on_image(self, camera: CameraTopics, raw: bytes) -> None:
-        """Process an image from the executor, and images that arrive within `_IMAGES_ONLY` seconds: waiting for them in
+        """Process an image from the executor, and images that arrive within `IMAGES_ONLY` seconds: waiting for them in
         `ImageWaiter` takes much less processor time than in the executor."""
-        end = time.monotonic() + _IMAGES_ONLY
+        end = time.monotonic() + IMAGES_ONLY
         self._process_newest(camera, raw)
         # The executor must take every message of /clock, or a simulated clock would be late.
         clock = self.get_clock()

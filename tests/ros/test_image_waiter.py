@@ -16,6 +16,7 @@ from sensor_msgs.msg import CameraInfo, Image, PointCloud2
 from cards import PATIENCE, image_message, info_message, noise
 from fadepth_ros.image_waiter import ImageWaiter
 from fadepth_ros.node import DepthNode
+from fadepth_ros.pipeline import Pipeline
 from fakes import SECOND, EngineLoader
 
 LATCHED = QoSProfile(depth=1, durability=QoSDurabilityPolicy.TRANSIENT_LOCAL)
@@ -106,19 +107,19 @@ def test_images_are_processed_without_the_executor_between_them(setup, monkeypat
     class Enough(Exception):
         pass
 
-    monkeypatch.setattr("fadepth_ros.node._IMAGES_ONLY", PATIENCE)
+    monkeypatch.setattr("fadepth_ros.node.IMAGES_ONLY", PATIENCE)
     setup.activate()
     frames = []
-    process = setup.node._process_newest
+    offer_image = Pipeline.offer_image
 
     def counted(*arguments):
-        process(*arguments)
+        offer_image(*arguments)
         frames.append(arguments)
         if len(frames) == 4:
             raise Enough
         setup.publish()
 
-    setup.node._process_newest = counted
+    monkeypatch.setattr(Pipeline, "offer_image", counted)
     setup.publish()
 
     def step():
@@ -129,17 +130,19 @@ def test_images_are_processed_without_the_executor_between_them(setup, monkeypat
         wait_until(lambda: False, step)
 
 
-def test_requests_are_answered_while_images_arrive_without_a_pause(setup):
+def test_requests_are_answered_while_images_arrive_without_a_pause(setup, monkeypatch):
     setup.activate()
     client = setup.robot.create_client(GetParameters, "depth/get_parameters")
     assert client.wait_for_service(PATIENCE)
-    process = setup.node._process_newest
+    offer_image = Pipeline.offer_image
 
     def endless(*arguments):
-        process(*arguments)
+        offer_image(*arguments)
         setup.publish()
 
-    setup.node._process_newest = endless  # whenever the node has processed an image, the next one is there
+    monkeypatch.setattr(
+        Pipeline, "offer_image", endless
+    )  # whenever the node has processed an image, the next one is there
     future = client.call_async(GetParameters.Request(names=["max_depth"]))
     setup.publish()
     wait_until(future.done, setup.step)
