@@ -13,7 +13,7 @@ from fadepth_core.runtime.graph import DepthGraph
 
 def test_a_process_compiles_any_number_of_graphs(monkeypatch):
     """A node has one for each camera size and batch; torch.compile gives up a code object after a number of compilations."""
-    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 1)
+    monkeypatch.setattr(torch.compiler.config, "recompile_limit", 1)
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
     graph = DepthGraph(build_model("smalldepth").fuse()).eval()
     for size, batch in (((64, 96), 1), ((64, 96), 2), ((96, 64), 1)):
