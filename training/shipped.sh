@@ -1,10 +1,13 @@
 #!/bin/sh
-# Makes the shipped checkpoint `smalldepth`: render, train the teacher, predict depth for photographs, train the student, export.
+# Makes the shipped checkpoint `smalldepth`: render, train two teachers, predict depth for photographs, train the student, export.
 #
 #   training/shipped.sh
 #
-# Arguments are passed to both training runs, e.g. on a GPU:
-#   training/shipped.sh --set data.workers=12 --set precision=16-mixed --set data.batch_size=32
+# Arguments are passed to all training runs, e.g. on a GPU:
+#   training/shipped.sh --set precision=bf16-mixed --set data.workers=15
+# The shipped student was trained with these arguments, its teachers without them on a CPU. The student starts from an earlier
+# `smalldepth`, see config/training/shipped/student.yaml.
+#
 # To train on another machine, make a smaller copy of the data:
 #   fadepth shrink data/shipped --mebibytes 20 --skip models labels --out small
 # Copy `small` to data/shipped on that machine, and add the ImageNet weights. The copy contains the rendered scenes, so that machine
@@ -14,7 +17,7 @@
 # form of the data set "pictures" (fadepth_core/data/pictures.py).
 #   data/shipped/tf_efficientnet_lite2.safetensors      ImageNet weights in timm's format
 #   data/shipped/models/                                gazebo_models and the worlds of aws-robotics, for the rendered scenes
-#   data/shipped/measured/                              pictures with depth, a folder for each source
+#   data/shipped/measured/                              pictures with depth, a folder for each source; streets/ has 5 pictures
 #   data/shipped/photos/{streets,rooms}/                pictures without depth, a folder for each source
 # An interrupted run continues where it stopped.
 set -eu
@@ -38,6 +41,7 @@ pack() { # NAME COUNT HEIGHT WIDTH OPTION...
 pack streets 1600 144 468 synthetic preset=driving seed=7
 pack rooms 800 216 288 synthetic preset=indoor seed=3
 pack assets_streets 1200 144 468 assets "root=$DATA/models/gazebo_models" sky=false
+pack assets_streets_tall 900 264 352 assets "root=$DATA/models/gazebo_models" sky=false seed=23
 for world in small_house hospital bookstore small_warehouse; do
   pack "assets_rooms/$world" 375 288 384 assets "root=$DATA/models" "world=$world" sky=false
 done
@@ -45,13 +49,17 @@ done
 pack validation/streets 30 144 468 synthetic preset=driving seed=2
 pack validation/rooms 20 216 288 synthetic preset=indoor seed=2
 
-# shellcheck disable=SC2046 # `resume` prints nothing or one word
-run fit --config "config/training/shipped/teacher.yaml" "$@" $(resume "$RUNS/teacher")
-# The teacher was trained on wide pictures of streets only, hence the aspect ratio (fadepth_core/training/labels.py).
-TEACHER=$RUNS/teacher/depth.safetensors
-run label "$DATA/photos/streets" --teacher "$TEACHER" --out "$DATA/labels/streets" --aspect 2
-run label "$DATA/photos/rooms" --teacher "$TEACHER" --out "$DATA/labels/rooms"
-# shellcheck disable=SC2046
-run fit --config "config/training/shipped/student.yaml" "$@" $(resume "$RUNS/student")
+fit() { # NAME ARGUMENT...: train config/training/shipped/NAME.yaml
+  name=$1
+  shift
+  # shellcheck disable=SC2046 # `resume` prints nothing or one word
+  run fit --config "config/training/shipped/$name.yaml" "$@" $(resume "$RUNS/$name")
+}
+fit teacher "$@"
+fit teacher_streets "$@"
+# Of tall pictures of streets, only the middle rows are labelled (fadepth_core/training/labels.py).
+run label "$DATA/photos/streets" --teacher "$RUNS/teacher_streets/depth.safetensors" --out "$DATA/labels/streets" --aspect 2
+run label "$DATA/photos/rooms" --teacher "$RUNS/teacher/depth.safetensors" --out "$DATA/labels/rooms"
+fit student "$@"
 run export "$RUNS/student/best.safetensors" --out "$RUNS/smalldepth.safetensors"
 echo "$RUNS/smalldepth.safetensors"
