@@ -198,9 +198,9 @@ def _read_good_info():
 class _ForgetfulEngine(FakeEngine):
     """Keeps no requests: they would hide a growth of the pipeline's memory."""
 
-    def _run(self, request):
+    def infer(self, request):
         self.calls.clear(), self.requests.clear()
-        return super()._run(request)
+        return super().infer(request)
 
 
 class _Camera:
