@@ -10,7 +10,6 @@ import signal
 from collections.abc import Callable, Hashable, Iterator
 from typing import Any, cast
 
-import cv2
 import numpy as np
 import torch
 from torch import Tensor
@@ -185,7 +184,6 @@ class BatchesOfOneKind(Sampler[list[tuple[int, int]]]):
 def start_worker(_number: int) -> None:
     """Set up a loader process: one thread, and Ctrl-C ignored, because the training process ends its workers itself."""
     torch.set_num_threads(1)
-    cv2.setNumThreads(1)  # otherwise each of the processes has as many threads as the machine has processors
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
