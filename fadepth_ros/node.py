@@ -20,6 +20,7 @@ from rclpy.clock import Clock, ClockType, ROSClock
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 
+from fadepth_core.common.memory import keep_freed_memory
 from fadepth_core.runtime.checkpoint import Checkpoint, CheckpointError
 from fadepth_core.runtime.engine import DepthEngine, EngineError
 from fadepth_ros.camera_topics import CameraTopics, camera_topic
@@ -28,7 +29,7 @@ from fadepth_ros.engine_pool import EnginePool, check_engine, load_engine
 from fadepth_ros.image_waiter import ImageWaiter
 from fadepth_ros.parameters import Parameters, Settings, warn_of_unknown_parameters, warn_of_unused_qos_overrides
 from fadepth_ros.pipeline import Pipeline, offer_images
-from fadepth_ros.process import keep_freed_memory, one_line, program, serve
+from fadepth_ros.process import one_line, program, serve
 
 #: After an image the node waits for nothing but images for this time, seconds. Requests and timers may have to wait twice as
 #: long: when both are ready, the executor delivers the next image first.
@@ -271,7 +272,7 @@ def _answer_all_requests(node: LifecycleNode) -> None:
 
 def run(engine_loader: Callable = load_engine, args: list[str] | None = None) -> None:
     """Start the node and serve until SIGINT or SIGTERM. Raises SystemExit if the arguments or parameters cannot be used."""
-    keep_freed_memory()
+    keep_freed_memory(bounded=True)
     with program("depth_node", args) as shutdown:
         node = DepthNode(engine_loader)
         node.autostart()

@@ -8,7 +8,6 @@ Imports only the standard library, so that signals are handled before rclpy and 
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
 import sys
@@ -36,10 +35,6 @@ CLEANUP = 1.0
 _WAKE_PERIOD = 0.25
 #: Longest pause of `serve` after an exception, seconds.
 _LONGEST_PAUSE = 1.0
-#: Parameters of mallopt, from glibc's malloc.h.
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
-#: Size of the largest block that malloc takes from memory it keeps, bytes; the most that glibc allows.
-_LARGEST_KEPT = 32 * 1024 * 1024
 
 
 class Shutdown:
@@ -175,19 +170,6 @@ def wake_regularly(node: Node) -> None:
     from rclpy.clock import Clock, ClockType
 
     node.create_timer(_WAKE_PERIOD, lambda: None, clock=Clock(clock_type=ClockType.STEADY_TIME))
-
-
-def keep_freed_memory() -> None:
-    """Let glibc's malloc keep the memory of freed messages for the next ones.
-
-    By default, and depending on the layout of the heap, it may return megabytes to the kernel after each frame, and every page of
-    the next frame is then a page fault. At 1280x720 this happened in two of six runs: 1700 faults a frame, which nearly doubled
-    the node's processor time. Other C libraries have no such setting.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        mallopt(_M_MMAP_THRESHOLD, _LARGEST_KEPT)
-        mallopt(_M_TRIM_THRESHOLD, 2 * _LARGEST_KEPT)
 
 
 def print_any_character() -> None:

@@ -169,9 +169,9 @@ def test_printing_to_nobody_is_no_error(monkeypatch):
 #: Prints the page faults of 20 blocks of 8 MB that are written and freed.
 BLOCKS = """
 import resource, sys
-from fadepth_ros.process import keep_freed_memory
+from fadepth_core.common.memory import keep_freed_memory
 if sys.argv[1] == "keep":
-    keep_freed_memory()
+    keep_freed_memory(bounded=True)
 faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 bytes(bytearray(8_000_000))
 before = faults()
