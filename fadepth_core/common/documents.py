@@ -113,10 +113,13 @@ def parse_yaml(text: str, where: object) -> Any:
     return _checked(value, where, "YAML", _MAX_YAML_VALUES)
 
 
-def read_numbers(path: Path) -> np.ndarray:
+def read_numbers(path: Path, unknown: bool = False) -> np.ndarray:
     """A table of finite numbers, float64 [rows, columns], from a text file with one row in each line.
 
     Columns are separated by white space, commas or semicolons. Text after # and empty lines are ignored.
+
+    Args:
+        unknown: a row may also consist of `nan` only, for values that are not known.
 
     Raises:
         DataError: as `read_text`, the file is not a table of numbers, or a number is not finite; the message names the line.
@@ -130,7 +133,7 @@ def read_numbers(path: Path) -> np.ndarray:
             row = [float(word) for word in words]
         except ValueError as error:
             raise DataError(f"{path}, line {line_number}: not a table of numbers: {one_line(error)}") from None
-        if not all(map(math.isfinite, row)):
+        if not all(map(math.isfinite, row)) and not (unknown and all(map(math.isnan, row))):
             raise DataError(f"{path}, line {line_number}: a value is not a finite number")
         if rows and len(row) != len(rows[0]):
             raise DataError(

@@ -10,11 +10,16 @@ A clip without its own JSON uses the `camera.json` of the nearest folder above i
     fps              frames per second; default for a video file: the rate that the file states
     times            file with the time of each frame in seconds, one per line; replaces fps
     stride           distance between the frames of a sample, in stored frames (also: recommended_stride)
-    speed            metres per second: a number, a list with one value per frame, or a file with one line per frame
-    poses            file with one line per frame: camera-to-world pose, 3x4, row by row, metres (KITTI odometry format)
+    speed            metres per second: a number, a list with one value per frame, or a file with one line per frame;
+                     a line `nan` is a speed that is not known
+    poses            file with one line per frame: camera-to-world pose, 3x4, row by row, metres (KITTI odometry format);
+                     a line of twelve `nan` is a pose that is not known
     depth            folder of 16-bit PNGs, metres * 256, 0 where unknown, named by frame number (from 000000.png), at
                      the size of the stored frames or of training (as `labels.stereo` writes them); the depth of a
                      frame without a file is unknown
+    right            folder of rectified frames of the right camera of a stereo pair, named by frame number like the
+                     depth, with the same intrinsics
+    baseline         metres from the left to the right camera (required by right)
 
 Files are searched in the folder of the JSON, in the folder of the clip, then inside the clip if it is a folder. Other
 keys are ignored.
@@ -171,9 +176,11 @@ class Clip:
         source: `frame(number)` reads a frame as RGB uint8 at that size.
         intrinsics: K [3, 3] at that size.
         times: seconds [N].
-        speeds: metres per second [N], or None.
-        poses: camera-to-world [N, 4, 4], metres, or None.
+        speeds: metres per second [N], NaN where unknown, or None.
+        poses: camera-to-world [N, 4, 4], metres, NaN where unknown, or None.
         depths: the depth file of each frame that has one, or None.
+        right: the picture of the right camera of each frame that has one, or None.
+        baseline: metres between the cameras of a stereo pair, or None.
 
     Raises:
         DataError: the clip or its JSON is invalid, or has too few frames.
@@ -198,7 +205,9 @@ class Clip:
         self.times = self._times(values)
         self.speeds = self._speeds(values)
         self.poses = self._poses(values)
-        self.depths = self._depths(values)
+        self.depths = self._numbered_files(values, "depth", {".png"})
+        self.right = self._numbered_files(values, "right", PICTURES)
+        self.baseline = self._baseline(values)
 
     def centres(self, first: int, split: str, validation: float) -> range:
         """Numbers of the middle frames of a split's samples; see `VideoDataset` for the arguments.
@@ -216,12 +225,17 @@ class Clip:
     def moves(self, centre: int, min_flow: float) -> bool:
         """Whether the camera moves in the sample around frame `centre`.
 
-        Decided by the poses if known, else by the speeds if known, else by the optical flow (`min_flow`).
+        Decided by the poses if known, else by the speeds if known, else by the optical flow (`min_flow`). False if one
+        of the three poses or the speed is NaN.
         """
         before, after = centre - self.stride, centre + self.stride
         seconds = self.times[after] - self.times[before]
         if self.poses is not None:
-            return np.linalg.norm(self.poses[after, :3, 3] - self.poses[before, :3, 3]) >= _MIN_SPEED * seconds
+            # Comparisons with NaN are false.
+            return (
+                np.isfinite(self.poses[centre]).all()
+                and np.linalg.norm(self.poses[after, :3, 3] - self.poses[before, :3, 3]) >= _MIN_SPEED * seconds
+            )
         if self.speeds is not None:
             return self.speeds[centre] >= _MIN_SPEED
         flow = self.source.flow(self.stride)
@@ -296,42 +310,55 @@ class Clip:
             speeds = np.full(self.source.count, as_number(speed, "speed", where))
         speeds = np.abs(speeds)  # a vehicle that reverses may state a negative speed
         if (speeds > _MAX_SPEED).any():
-            raise DataError(f"{where}: speed must be in metres per second, got {speeds.max():g}")
-        return speeds
+            raise DataError(f"{where}: speed must be in metres per second, got {np.nanmax(speeds):g}")
+        return None if np.isnan(speeds).all() else speeds
 
     def _poses(self, values: dict) -> np.ndarray | None:
         if "poses" not in values:
             return None
         path = self._find(values["poses"], "poses")
-        rows = read_numbers(path)
+        rows = read_numbers(path, unknown=True)
         self._check_count(rows, "poses", path)
         if rows.shape[1] != 12:
             raise DataError(f"{path}: each line must have the twelve numbers of a 3x4 pose")
+        known = np.isfinite(rows).all(1)
+        if not known.any():
+            return None
         poses = np.tile(np.eye(4), (len(rows), 1, 1))
+        check_rotations(np.where(known[:, None, None], rows.reshape(-1, 3, 4), poses[:, :3])[:, :, :3], path)
         poses[:, :3] = rows.reshape(-1, 3, 4)
-        check_rotations(poses[:, :3, :3], path)
         return poses
 
-    def _depths(self, values: dict) -> dict[int, Path] | None:
-        if "depth" not in values:
+    def _baseline(self, values: dict) -> float | None:
+        if self.right is None:
             return None
-        folder = self._find(values["depth"], "depth", Path.is_dir)
+        if "baseline" not in values:
+            raise DataError(f"{self.camera}: right needs baseline, the metres between the two cameras")
+        baseline = as_number(values["baseline"], "baseline", self.camera)
+        if not baseline > 0:
+            raise DataError(f"{self.camera}: baseline must be positive, metres, got {baseline:g}")
+        return baseline
+
+    def _numbered_files(self, values: dict, key: str, suffixes: set[str]) -> dict[int, Path] | None:
+        if key not in values:
+            return None
+        folder = self._find(values[key], key, Path.is_dir)
         files: dict[int, Path] = {}
-        for path in files_in(folder, {".png"}):
+        for path in files_in(folder, suffixes):
             number = int(path.stem) if path.stem.isdecimal() else -1
             if not 0 <= number < self.source.count:
                 raise DataError(f"{path}: its name is not a frame number from 0 to {self.source.count - 1}")
             if number in files:
-                raise DataError(f"{folder}: {files[number].name} and {path.name} are depth of the same frame")
+                raise DataError(f"{folder}: {files[number].name} and {path.name} are {key} of the same frame")
             files[number] = path
         if not files:
-            raise DataError(f"{folder}: no depth (.png) in it")
+            raise DataError(f"{folder}: no {key} ({', '.join(sorted(suffixes))}) in it")
         return files
 
     def _read_column(self, name: str, what: str) -> np.ndarray:
         """Read a file with one number per frame; `what` names its contents in error messages."""
         path = self._find(name, what)
-        table = read_numbers(path)
+        table = read_numbers(path, unknown=what == "speed")
         if table.shape[0] == 1:  # all in one line
             table = table.T
         self._check_count(table, what, path)
@@ -498,9 +525,15 @@ def _find_clips(root: Path) -> list[Path]:
     clips = []
     for folder in folders_below(root):
         clips += [path for path in visible(folder) if path.suffix.lower() in VIDEOS and path.is_file()]
-        if _has_frames(folder):
+        if _has_frames(folder) and not _is_right_of_pair(folder):
             clips.append(folder)
     return sorted(clips)
+
+
+def _is_right_of_pair(folder: Path) -> bool:
+    """Whether the clip above the folder names it as the frames of its right camera."""
+    camera = folder.parent / CAMERA
+    return camera.is_file() and as_object(read_json(camera), camera).get("right") == folder.name
 
 
 def _has_frames(folder: Path) -> bool:

@@ -33,7 +33,8 @@ class Trajectory:
     Attributes:
         times: [N] seconds.
         poses: estimated camera-to-world poses [N, 4, 4] float64; translations in metres up to one factor.
-        true_poses: true camera-to-world poses [N, 4, 4], metres, in any world frame; None where unknown.
+        true_poses: true camera-to-world poses [N, 4, 4], metres, in any world frame, NaN where unknown; None
+            if all are unknown.
     """
 
     times: np.ndarray
@@ -92,7 +93,7 @@ def estimate_trajectory(
 
 
 def trajectory_errors(trajectory: Trajectory) -> TrajectoryErrors:
-    """Errors of a trajectory with true poses.
+    """Errors of a trajectory with true poses. Frames whose true pose is not known are left out.
 
     Raises:
         DataError: the true poses are unknown, or the true or the estimated camera never moves.
@@ -109,7 +110,8 @@ def trajectory_errors(trajectory: Trajectory) -> TrajectoryErrors:
 
     if trajectory.true_poses is None:
         raise DataError("the true poses are unknown")
-    truth, estimate = (PosePath3D(poses_se3=list(poses)) for poses in (trajectory.true_poses, trajectory.poses))
+    known = np.isfinite(trajectory.true_poses).all((1, 2))
+    truth, estimate = (PosePath3D(poses_se3=list(poses[known])) for poses in (trajectory.true_poses, trajectory.poses))
     for path, whose in ((truth, "true"), (estimate, "estimated")):
         if not path.path_length > 0:
             raise DataError(f"the {whose} camera never moves, so the trajectories cannot be compared")

@@ -69,6 +69,13 @@ def test_frames_before_the_first_are_not_used(tmp_path):
     assert all(f.read_bytes() == (tmp_path / "again" / f.name).read_bytes() for f in files)
 
 
+def test_frames_without_known_pose_are_not_measured(tmp_path):
+    clip = write_clip(tmp_path / "clip")
+    clip.poses[4:6] = np.nan
+    write_stereo(clip, tmp_path / "depth", nearest=GAP, first=2, every=2)
+    assert [int(path.stem) for path in sorted((tmp_path / "depth").iterdir())] == [2, *range(6, clip.count, 2)]
+
+
 def test_errors_name_clips_without_poses_or_motion(tmp_path):
     with pytest.raises(DataError, match=r"clip/camera\.json: has no poses"):
         write_stereo(write_clip(tmp_path / "clip", poses=False), tmp_path / "depth")

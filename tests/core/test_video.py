@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 from fadepth_core.data import DataError, collate
 from fadepth_core.data.clip_cache import ClipCache
 from fadepth_core.data.frames import Frames
-from fadepth_core.data.video import VideoDataset
+from fadepth_core.data.video import VideoDataset, open_clips
 
 SIZE = (64, 96)
 CAMERA = {"fx": 100.0, "fy": 102.0, "cx": 60.0, "cy": 44.0, "fps": 10}
@@ -222,6 +222,30 @@ def test_static_frames_are_left_out(tmp_path, open_video, extra, text):
     assert {1, 2, 3, 4, 15, 16, 17, 18} <= {*names}
 
 
+@pytest.mark.parametrize("key", ["poses", "speed"])
+def test_samples_without_known_motion_are_left_out(tmp_path, open_video, key):
+    root = write_folder(tmp_path / "clip", pictures(), {**CAMERA, key: "motion.txt"})
+    values = forward(12) if key == "poses" else np.full((12, 1), 3.0)
+    values[5] = np.nan
+    write_numbers(root / "motion.txt", values)
+    names = [sample.name for sample in open_video(root)]
+    unknown = {4, 5, 6} if key == "poses" else {5}  # poses: all three frames must be known
+    assert names == [f"clip:{number}" for number in range(1, 11) if number not in unknown]
+
+
+def test_a_stereo_pair_is_one_clip(tmp_path):
+    root = write_folder(tmp_path / "clip", pictures(4), {**CAMERA, "right": "right", "baseline": 0.12})
+    write_folder(root / "right", [], None)
+    for number in (1, 3):
+        cv2.imwrite(str(root / "right" / f"{number:06d}.jpg"), pictures(1)[0])
+    (clip,) = open_clips(tmp_path, SIZE)
+    assert clip.right == {number: root / "right" / f"{number:06d}.jpg" for number in (1, 3)}
+    assert clip.baseline == 0.12
+    (root / "camera.json").write_text(json.dumps({**CAMERA, "right": "right"}))
+    with pytest.raises(DataError, match="right needs baseline"):
+        open_clips(tmp_path, SIZE)
+
+
 def test_splits_share_no_frame(tmp_path, open_video):
     root = write_folder(tmp_path / "clip", pictures(40), {**CAMERA, "stride": 2})
     seen = {}
@@ -276,6 +300,7 @@ def test_one_camera_file_for_a_folder_of_clips(tmp_path, open_video):
         ({**CAMERA, "fps": 10**400}, "fps must be a finite number"),
         ({**CAMERA, "fx": 0.6, "cx": 0.5}, "normalised"),
         ({**CAMERA, "poses": "mirror.txt"}, r"mirror.txt: the left 3x3 part of pose 1 is not a rotation"),
+        ({**CAMERA, "poses": "partly.txt"}, "partly.txt, line 1: a value is not a finite number"),
         ({**CAMERA, "poses": 3}, "poses must be the name of a file or folder, got 3"),
         ({**CAMERA, "poses": "a\0b"}, "poses 'a.*' "),
         ({**CAMERA, "poses": "x" * 300}, "cannot be read: |neither beside it"),
@@ -287,6 +312,7 @@ def test_errors_explain_an_invalid_camera_file(tmp_path, open_video, camera, mes
     write_numbers(root / "short.txt", forward(3))
     (root / "words.txt").write_text("one two three\n")
     write_numbers(root / "narrow.txt", np.zeros((12, 7)))
+    write_numbers(root / "partly.txt", np.tile([1.0] * 11 + [np.nan], (12, 1)))
     write_numbers(root / "back.txt", np.arange(12)[::-1])
     write_numbers(root / "wide.txt", np.ones((12, 2)))
     write_numbers(root / "mirror.txt", np.tile(np.diag([1.0, 1, -1, 1])[:3].ravel(), (12, 1)))
