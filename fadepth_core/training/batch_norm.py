@@ -37,6 +37,8 @@ class BatchNormStatistics:
         self._config, self._dataset, self._augment = config, dataset, augment
         self._images: list[Tensor] | None = None
         self._copy: tuple[int, DepthNetwork] | None = None  # with the iteration it was made at
+        #: Whether the statistics of the trained network are kept from now on (`freeze`).
+        self.frozen = False
 
     def batches(self, size: int, device: torch.device) -> Iterator[Tensor]:
         """The statistics images, normalised, in batches [B, 3, H, W] with B up to `size`."""
@@ -54,19 +56,21 @@ class BatchNormStatistics:
         """
         if self._copy is None or self._copy[0] != iteration:
             copied = copy.deepcopy(network).eval()
-            # `<=`: the step that starts at `_frozen_from` calls `freeze` only after this copy has been made.
-            if iteration <= self._frozen_from:
+            if not self.frozen:
                 self._recompute(copied)
             self._copy = (iteration, copied)
         return self._copy[1]
 
-    def freeze(self, network: nn.Module, iteration: int) -> None:
-        """Called before step `iteration`: from `model.freeze_statistics` on, set BatchNorms to normalise as in deployment."""
-        if iteration < self._frozen_from:
+    def freeze(self, network: nn.Module, iteration: int, iterations: int) -> None:
+        """Called before step `iteration` of `iterations`: from `model.freeze_statistics` on, set BatchNorms to normalise as in
+        deployment."""
+        share = self._config.model.freeze_statistics
+        if not self.frozen and (share is None or iteration < round(share * iterations)):
             return
-        if iteration == self._frozen_from:
+        if not self.frozen:
             self._recompute(network)
             network.train()
+            self.frozen = True
         for module in network.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
                 module.eval()
@@ -76,9 +80,3 @@ class BatchNormStatistics:
         height, width = self._config.data.size
         size = max(8, PIXELS_PER_PASS // (height * width))
         recompute_batch_norm(network, self.batches(size, next(network.parameters()).device))
-
-    @property
-    def _frozen_from(self) -> float:
-        """First iteration with frozen statistics."""
-        share = self._config.model.freeze_statistics
-        return math.inf if share is None else round(share * self._config.schedule.iterations)

@@ -479,6 +479,12 @@ class ScheduleConfig(_Strict):
     """Learning rate: linear warm-up, then a cosine to `final` of the full rate. Drop rates grow over all iterations (eq. 5)."""
 
     iterations: int = Field(200_000, ge=1, description="number of optimiser steps")
+    minutes: float | None = Field(
+        None,
+        gt=0,
+        description="length of the training in minutes, in place of `iterations`; the learning rate then follows the time. "
+        "Two such runs are not equal, because the number of steps depends on the computer",
+    )
     warmup: int = Field(1000, ge=0, description="number of optimiser steps in which the learning rate grows")
     final: float = Field(0.01, ge=0, le=1, description="last learning rate, as a share of the full one")
 

@@ -89,7 +89,7 @@ def fit(
     export_checkpoint(network, checkpoint.description, deployed)
     if trainer.pose_net is not None:
         trainer.pose_net.eval()
-    metrics = test.finish(network, trainer.pose_net, dataset, output, trainer.best)
+    metrics = test.finish(network, trainer.pose_net, dataset, output, trainer.iteration, trainer.best)
     return FitResult(deployed, metrics, trainer.best)
 
 
@@ -183,16 +183,24 @@ class Evaluator:
         pose_net: nn.Module | None,
         dataset: SampleDataset,
         folder: Path,
+        iterations: int,
         best: dict[str, float] | None = None,
     ) -> dict[str, float]:
         """Write metrics.json (with every image's figures) and pictures.png; returns the mean figures.
+
+        Args:
+            iterations: number of finished steps.
+            best: iteration and AbsRel of the best validation, if `network` is the best one.
 
         Without a test set the pictures are of the training data.
         """
         evaluation = None if self._images is None else self._evaluate(network)
         figures = self._figures(evaluation, pose_net)
-        iterations = self._config.schedule.iterations if best is None else best["iteration"]
-        summary = {"iterations": iterations, "best_validation": best, "figures": figures}
+        summary = {
+            "iterations": iterations if best is None else best["iteration"],
+            "best_validation": best,
+            "figures": figures,
+        }
         if evaluation is not None:
             summary |= evaluation.to_dict()
         write_values(summary, folder / METRICS)

@@ -55,9 +55,9 @@ class TrainingLog:
 
     def __init__(self, config: TrainConfig, folder: Path, iteration: int, batch_size: int, enabled: bool):
         self._config, self._batch_size = config.log, batch_size
-        self._iterations = config.schedule.iterations
         self._writer = SummaryWriter(folder) if enabled else None
-        self._bar = tqdm(total=self._iterations, initial=iteration, unit="it", disable=not enabled)
+        total = None if config.schedule.minutes is not None else config.schedule.iterations  # None: known after a step
+        self._bar = tqdm(total=total, initial=iteration, unit="it", disable=not enabled)
         self.start_clock()
 
     def __enter__(self) -> TrainingLog:
@@ -72,18 +72,19 @@ class TrainingLog:
         """Start to measure the speed for the next point of the curves."""
         self._since, self._steps, self._waited = time.perf_counter(), 0, 0.0
 
-    def step(self, progress: Progress, best: Mapping[str, float] | None) -> None:
-        """Log a step; `best` is the best validation so far."""
+    def step(self, progress: Progress, iterations: int, best: Mapping[str, float] | None) -> None:
+        """Log a step of `iterations` planned ones; `best` is the best validation so far."""
         if self._writer is None:
             return
         self._steps += 1
         self._waited += progress.waited
         if progress.iteration % self._config.every == 0:
-            self._log_curves(self._writer, progress, best)
+            self._log_curves(self._writer, progress, iterations, best)
             self.start_clock()
         views = progress.report.views
         if views is not None and progress.iteration % self._config.images_every == 0:
             self._log_views(self._writer, views, progress.iteration)
+        self._bar.total = iterations
         self._bar.update()
 
     def validation(self, iteration: int, figures: Mapping[str, float]) -> None:
@@ -95,12 +96,14 @@ class TrainingLog:
         if figures:
             tqdm.write(f"iteration {iteration}: " + ", ".join(f"{name} {value:.4f}" for name, value in figures.items()))
 
-    def _log_curves(self, writer: SummaryWriter, progress: Progress, best: Mapping[str, float] | None) -> None:
+    def _log_curves(
+        self, writer: SummaryWriter, progress: Progress, iterations: int, best: Mapping[str, float] | None
+    ) -> None:
         seconds = time.perf_counter() - self._since
         rate = self._steps * self._batch_size / seconds
         shown = "" if best is None else f", best {SELECTED_BY} {best[SELECTED_BY]:.4f}"
         self._bar.set_postfix_str(f"loss {progress.loss:.4f}, {rate:.1f} images/s{shown}")
-        remaining = self._iterations - progress.iteration
+        remaining = iterations - progress.iteration
         scalars = {
             "loss/total": progress.report.total,
             "speed/images_per_second": rate,

@@ -42,6 +42,9 @@ PICTURES = "pictures.png"
 #: The figure of a validation by which `BEST` is selected: the lowest is the best.
 SELECTED_BY = "abs_rel"
 
+#: Entries of a state besides its parts: finished steps, their time in seconds, whether BatchNorm's statistics are kept, and the
+#: best validation.
+PROGRESS = ("iteration", "seconds", "frozen", "best")
 #: Parts of a state that some runs do not have -> the setting that decides whether a run has the part.
 _OPTIONAL_PARTS = {"pose_net": "pose.network", "apx": "teacher", "scaler": "precision"}
 #: What reading and restoring a damaged or foreign state raises.
@@ -81,14 +84,14 @@ class RunFolder:
         """Write all settings of the run."""
         save_config(self._config, self.path / CONFIG)
 
-    def save_state(self, parts: Mapping[str, Any], iteration: int, best: dict[str, float] | None) -> None:
+    def save_state(self, parts: Mapping[str, Any], progress: Mapping[str, Any]) -> None:
         """Write what a resumed run needs; see `load_state`."""
         states = {name: None if part is None else part.state_dict() for name, part in parts.items()}
-        state = {"iteration": iteration, **states, "best": best}
+        state = {**states, **progress}
         write_atomically(self.path / STATE, lambda part: torch.save(state, part))
 
-    def load_state(self, parts: Mapping[str, Any]) -> tuple[int, dict[str, float] | None]:
-        """Restore `parts` from the saved state; returns the number of finished iterations and the best validation.
+    def load_state(self, parts: Mapping[str, Any]) -> dict[str, Any]:
+        """Restore `parts` from the saved state; returns the values of `PROGRESS`.
 
         Args:
             parts: objects with `state_dict` and `load_state_dict`, by name; None where the run has no such part.
@@ -108,7 +111,7 @@ class RunFolder:
             for name, part in parts.items():
                 if part is not None:
                     part.load_state_dict(state[name])
-            return state["iteration"], state["best"]
+            return {name: state[name] for name in PROGRESS}
         except (*_STATE_ERRORS, OSError) as error:
             raise TrainingError(f"{path}: not the state of this run: {error}") from error
 
@@ -160,7 +163,7 @@ class RunFolder:
 
 def _check_state(state: dict[str, Any], parts: Mapping[str, Any]) -> None:
     """Raises ValueError if resuming with `parts` would not continue the run that was saved."""
-    if missing := {"iteration", *parts, "best"} - state.keys():
+    if missing := {*PROGRESS, *parts} - state.keys():
         raise ValueError(f"it lacks {', '.join(sorted(missing))}; an older version wrote it, start a new run")
     for name, setting in _OPTIONAL_PARTS.items():
         if (parts[name] is None) != (state[name] is None):

@@ -37,7 +37,7 @@ from fadepth_core.training.config import TrainConfig
 from fadepth_core.training.loader import Augment, batches
 from fadepth_core.training.log import Progress, TrainingLog
 from fadepth_core.training.run_folder import BEST, CHECKPOINT, SELECTED_BY, STATE, RunFolder, TrainingError
-from fadepth_core.training.schedules import learning_rate_factor, step_seed
+from fadepth_core.training.schedules import Schedule, learning_rate_factor, step_seed
 from fadepth_core.training.teacher import build_distillation
 
 #: Number of images from which BatchNorms are rebuilt when training starts from a deployment checkpoint, which has none.
@@ -68,7 +68,7 @@ class Trainer:
         self.config, self.folder = config, RunFolder(config)
         self._dataset, self._augment, self._measure = dataset, augment, measure
         self.fabric, self.scaler = _build_fabric(config)
-        self.iteration = 0
+        self.iteration, self.schedule = 0, Schedule(config.schedule)
         self.best: dict[str, float] | None = None
 
         torch.manual_seed(config.seed)
@@ -86,7 +86,7 @@ class Trainer:
     # --------------------------------------------------------------------------------------------------------- the loop
 
     def fit(self, resume: bool = False, on_step: Callable[[Progress], None] | None = None) -> Path:
-        """Train to the configured number of iterations; returns the path of the last checkpoint.
+        """Train for the configured number of iterations or minutes; returns the path of the last checkpoint.
 
         Ctrl-C finishes the current step, saves, and raises KeyboardInterrupt; a second one raises it at once.
 
@@ -94,7 +94,7 @@ class Trainer:
             TrainingError: nothing to resume, a run already in the folder, or a loss that is not finite.
         """
         pyramid_loss, data = self._start(resume)
-        config, last = self.config, self.config.schedule.iterations
+        config, schedule = self.config, self.schedule
         log = TrainingLog(
             config, self.folder.path, self.iteration, self._batch_size, enabled=self.fabric.is_global_zero
         )
@@ -102,15 +102,18 @@ class Trainer:
             if self.iteration == 0:
                 self._validate(log)  # the untrained network, for comparison
                 log.start_clock()
-            while self.iteration < last:
+            started = time.monotonic() - schedule.seconds
+            while not schedule.finished(self.iteration):
                 progress = self._step(data, pyramid_loss)
-                log.step(progress, self.best)
+                self._update_schedule(time.monotonic() - started)
+                log.step(progress, schedule.iterations, self.best)
                 if on_step is not None:
                     on_step(progress)
-                validate = self.iteration == last or self.iteration % config.log.evaluate_every == 0
+                finished = schedule.finished(self.iteration)
+                validate = finished or self.iteration % config.log.evaluate_every == 0
                 if validate:
                     self._validate(log)
-                if self.iteration == last:
+                if finished:
                     break
                 if validate or interrupt.requested:  # after a validation, so that state and best checkpoint agree
                     self.save()
@@ -124,8 +127,8 @@ class Trainer:
         """One optimiser step, from the batch to the optimiser."""
         config, started, waited = self.config, time.perf_counter(), 0.0
         torch.manual_seed(step_seed(config.seed, self.fabric.global_rank, self.iteration))
-        set_drop_progress(self.network, self.iteration, config.schedule.iterations)
-        self.statistics.freeze(self.network, self.iteration)
+        set_drop_progress(self.network, self.iteration, self.schedule.iterations)
+        self.statistics.freeze(self.network, self.iteration, self.schedule.iterations)
         self._set_learning_rate()
         self.optimizer.zero_grad(set_to_none=True)
         for _ in range(config.accumulate):
@@ -149,9 +152,14 @@ class Trainer:
             gradient_scale=None if self.scaler is None else self.scaler.get_scale(),
         )
 
+    def _update_schedule(self, seconds: float) -> None:
+        if self.schedule.follows_time:  # all processes must take the same number of steps
+            seconds = self.fabric.broadcast(seconds)
+        self.schedule.update(self.iteration, seconds)
+
     def _set_learning_rate(self) -> None:
-        schedule = self.config.schedule
-        factor = learning_rate_factor(self.iteration, schedule.iterations, schedule.warmup, schedule.final)
+        warmup, final = self.config.schedule.warmup, self.config.schedule.final
+        factor = learning_rate_factor(self.iteration, self.schedule.iterations, warmup, final)
         for group in self.optimizer.param_groups:
             group["lr"] = factor * group["full_lr"]
 
@@ -196,12 +204,21 @@ class Trainer:
 
     def _save_state(self) -> None:
         if self.fabric.is_global_zero:
-            self.folder.save_state(self._parts(), self.iteration, self.best)
+            progress = {
+                "iteration": self.iteration,
+                "seconds": self.schedule.seconds,
+                "frozen": self.statistics.frozen,
+                "best": self.best,
+            }
+            self.folder.save_state(self._parts(), progress)
         self.fabric.barrier()
 
     def _resume(self) -> None:
         configured = [group["full_lr"] for group in self.optimizer.param_groups]
-        self.iteration, self.best = self.folder.load_state(self._parts())
+        progress = self.folder.load_state(self._parts())
+        self.iteration, self.best = progress["iteration"], progress["best"]
+        self.statistics.frozen = progress["frozen"]
+        self.schedule.update(self.iteration, progress["seconds"])
         for group, full_lr in zip(self.optimizer.param_groups, configured, strict=True):
             group["full_lr"] = full_lr  # the configuration may have another one than the saved state
 
