@@ -79,9 +79,12 @@ def serve_camera(size: tuple[int, int], rate: float) -> None:
     import numpy as np
     import rclpy
     from rclpy.qos import qos_profile_sensor_data
+    from rclpy.serialization import serialize_message
     from sensor_msgs.msg import CameraInfo, Image
 
-    from fadepth_ros.messages import Camera, CameraInfoWriter, ImageWriter, Stamp
+    from fadepth_core.messages.camera_info import read_camera_info
+    from fadepth_core.messages.cdr import Stamp
+    from fadepth_core.messages.outgoing import CameraInfoWriter, ImageWriter
 
     rclpy.init()
     node = rclpy.create_node("camera")
@@ -89,7 +92,8 @@ def serve_camera(size: tuple[int, int], rate: float) -> None:
     k = [float(w), 0.0, w / 2, 0.0, float(w), h / 2, 0.0, 0.0, 1.0]
     info = CameraInfo(height=h, width=w, k=k, r=[1.0, 0, 0, 0, 1.0, 0, 0, 0, 1.0], p=[0.0] * 12)
     image_writer = ImageWriter("camera", size, "rgb8")
-    info_writer = CameraInfoWriter("camera", size, Camera("camera", size, np.eye(3), info, np.eye(3)), lambda m: m)
+    camera = read_camera_info(serialize_message(info))
+    info_writer = CameraInfoWriter("camera", size, camera, lambda matrix: matrix)
     images = node.create_publisher(Image, "image", qos_profile_sensor_data)
     infos = node.create_publisher(CameraInfo, "camera_info", qos_profile_sensor_data)
     pixels = np.random.default_rng(0).integers(0, 256, (h, w, 3), dtype=np.uint8)
@@ -206,9 +210,10 @@ def steps(size: tuple[int, int], frames: int = 200) -> dict[str, float]:
     """Median time in ms of each step of a frame of `size`, with depth image and cloud."""
     import numpy as np
 
+    from fadepth_core.messages.cdr import Stamp
+    from fadepth_core.messages.outgoing import CloudWriter, ImageWriter
     from fadepth_core.runtime.engine import DepthEngine, FrameRequest
-    from fadepth_ros import messages
-    from fadepth_ros.messages import CloudWriter, ImageWriter, Stamp
+    from fadepth_ros.messages import read_image
 
     pixels = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
     raw = ImageWriter("camera", size, "rgb8").write(Stamp(0, 0), pixels)
@@ -220,7 +225,7 @@ def steps(size: tuple[int, int], frames: int = 200) -> dict[str, float]:
     image_writer = ImageWriter("camera", engine.framing.output_size, "32FC1")
     cloud_writer = CloudWriter("camera", engine.framing.output_size, coloured=True)
     tasks = {
-        "read the message": lambda: messages.read_image(raw),
+        "read the message": lambda: read_image(raw),
         "crop and resize": lambda: engine.framing.to_network(pixels),
         "network, depth": lambda: engine.infer(depth_only),
         "network, depth and points": lambda: engine.infer(with_points),

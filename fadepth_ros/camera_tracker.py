@@ -6,8 +6,9 @@ compared, as in depth_image_proc: many drivers leave that of CameraInfo empty, o
 
 from __future__ import annotations
 
-from fadepth_ros import messages
-from fadepth_ros.messages import MAX_COMPRESSED_PIXELS, Camera, Frame, MessageError
+from fadepth_core.messages.camera_info import Camera, read_camera_info
+from fadepth_core.messages.cdr import MessageError
+from fadepth_core.messages.images import MAX_COMPRESSED_PIXELS, Frame
 
 #: The stamp in a serialized message: 8 bytes after the 4 of encapsulation.
 _STAMP = slice(4, 12)
@@ -61,7 +62,7 @@ class CameraTracker:
     def _read(self, image_size: tuple[int, int] | None) -> None:
         self._image_size = image_size
         try:
-            self._camera, self._problem = messages.read_camera_info(self._raw, image_size), None
+            self._camera, self._problem = read_camera_info(self._raw, image_size), None
         except MessageError as error:
             self._camera, self._problem = None, MessageError(f"camera_info_{error.cause}", str(error))
 

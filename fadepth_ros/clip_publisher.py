@@ -16,6 +16,7 @@ from rclpy.clock import Clock, ClockType
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.qos import qos_profile_sensor_data
+from rclpy.serialization import serialize_message
 from sensor_msgs.msg import CameraInfo, Image
 
 import fadepth_core
@@ -24,7 +25,9 @@ from fadepth_core.common.documents import as_object, read_json, whole_number
 from fadepth_core.common.errors import DataError
 from fadepth_core.common.files import user_path
 from fadepth_core.common.video import VideoFile
-from fadepth_ros.messages import Camera, CameraInfoWriter, ImageWriter, Stamp
+from fadepth_core.messages import camera_info
+from fadepth_core.messages.cdr import Stamp
+from fadepth_core.messages.outgoing import CameraInfoWriter, ImageWriter
 from fadepth_ros.parameters import Spec, declare, warn_of_unknown_parameters
 from fadepth_ros.process import program
 
@@ -113,8 +116,7 @@ class ClipPublisher(Node):
         self._loop = values["loop"]
         info, clip_rate = read_camera_info(clip)
         size = (info.height, info.width)
-        info.header.frame_id = frame_id
-        camera = Camera(frame_id, size, np.eye(3), info, np.eye(3))
+        camera = camera_info.read_camera_info(serialize_message(info))
         self._clip, self._size = clip, size
         self._frames = read_frames(clip)
         self._image_writer = ImageWriter(frame_id, size, "rgb8")

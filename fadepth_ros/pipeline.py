@@ -19,13 +19,16 @@ from typing import Protocol
 import numpy as np
 
 from fadepth_core.common.framing import FramingError
+from fadepth_core.messages.camera_info import Camera
+from fadepth_core.messages.cdr import MessageError, Stamp
+from fadepth_core.messages.encodings import BitDepth
+from fadepth_core.messages.images import Frame, read_compressed
 from fadepth_core.runtime.engine import DepthEngine, DepthResult, EngineError, FrameRequest
-from fadepth_ros import messages
+from fadepth_core.runtime.output_writers import OutputWriters
 from fadepth_ros.camera_tracker import CameraTracker, unusual
 from fadepth_ros.engine_pool import EngineLease, EnginePool, EngineUnavailableError
 from fadepth_ros.ground_correction import GroundCorrection
-from fadepth_ros.messages import BitDepth, Camera, Frame, MessageError, Stamp
-from fadepth_ros.output_writers import OutputWriters
+from fadepth_ros.messages import read_image
 from fadepth_ros.parameters import Settings
 from fadepth_ros.statistics import Statistics
 
@@ -200,8 +203,8 @@ class Pipeline:
 
     def _decode(self, raw: bytes) -> Frame:
         if self._compressed:
-            return messages.read_compressed(raw, self._bit_depth, self._cameras.max_pixels)
-        return messages.read_image(raw, self._bit_depth)
+            return read_compressed(raw, self._bit_depth, self._cameras.max_pixels)
+        return read_image(raw, self._bit_depth)
 
     def _check_stamp(self, stamp: Stamp) -> None:
         now, last = stamp.nanoseconds, self._last_stamp
@@ -291,7 +294,15 @@ class Pipeline:
         if output == COLOR:
             return self._writers.color(frame, result.depth, settings.color_range)
         assert result.points is not None
-        return self._writers.points(frame, result.points, job.request.image, job.engine.framing, settings)
+        return self._writers.points(
+            frame,
+            result.points,
+            job.request.image,
+            job.engine.framing,
+            settings.points_stride,
+            settings.points_rgb,
+            settings.points_z_range,
+        )
 
     # ------------------------------------------------------------------------------------------------------------ problems
 

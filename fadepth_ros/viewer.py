@@ -27,7 +27,9 @@ from sensor_msgs.msg import Image, PointCloud2
 
 from fadepth_core.common.files import user_path
 from fadepth_core.common.folders import check_output, mark_output
-from fadepth_ros import messages
+from fadepth_core.messages.cdr import read_stamp
+from fadepth_core.messages.encodings import BitDepth
+from fadepth_ros.messages import read_image
 from fadepth_ros.parameters import Spec, declare, warn_of_unknown_parameters
 from fadepth_ros.process import has_screen, one_line, program, say
 
@@ -301,7 +303,7 @@ class Viewer(Node):
         self._period = 1.0 / 12.0 if mode == "page" else 0.0
         self._last_shown = 0.0
         self._waiting: dict[tuple[int, int], dict[str, bytes]] = {}
-        self._bit_depth = messages.BitDepth()
+        self._bit_depth = BitDepth()
         self._arrivals: deque[tuple[float, float]] = deque(maxlen=512)
         self._diagnostics: dict[str, str] = {}
         self._line_due = 0.0
@@ -333,7 +335,7 @@ class Viewer(Node):
 
     def _collect(self, topic: str, raw: bytes) -> None:
         """Keep a message until the others of its stamp are there; then show them."""
-        stamp = messages.read_stamp(raw)
+        stamp = read_stamp(raw)
         parts = self._waiting.setdefault(stamp, {})
         parts[topic] = raw
         if topic == "depth/points":
@@ -358,8 +360,8 @@ class Viewer(Node):
                 self._show(parts)
 
     def _show(self, parts: dict[str, bytes]) -> None:
-        frame = messages.read_image(parts["image"], self._bit_depth)
-        color = messages.read_image(parts["depth/color"])
+        frame = read_image(parts["image"], self._bit_depth)
+        color = read_image(parts["depth/color"])
         points, colors = cloud_arrays(deserialize_message(parts["depth/points"], PointCloud2))
         image = frame.encoding.to_rgb(frame.pixels)
         self._view.show(Scene(image, color.pixels, points, colors, self._status(), self._warning()))

@@ -22,18 +22,19 @@ ROOT = Path(__file__).parents[2]
 ALLOWED = {
     "common": set(),
     "geometry": set(),
+    "messages": {"common"},
     "models": {"common", "geometry"},
     "losses": {"common", "geometry", "models"},
     "rendering": set(),
     "synthetic": {"common", "rendering"},
     "data": {"common", "geometry", "synthetic"},
     "labels": {"common", "data", "geometry"},
-    "runtime": {"common", "geometry", "models"},
+    "runtime": {"common", "geometry", "messages", "models"},
     "evaluation": {"common", "data", "geometry", "losses", "models", "runtime"},
     "training": {"common", "data", "evaluation", "geometry", "losses", "models", "runtime"},
     "cli": {"common", "core", "data", "evaluation", "geometry", "labels", "models", "runtime", "training"},
     "core": {"common", "runtime"},
-    "fadepth_ros": {"common", "core", "runtime"},
+    "fadepth_ros": {"common", "core", "messages", "runtime"},
 }
 #: A module named in a string, for `importlib.import_module`: "fadepth_core.data.kitti:KittiDataset".
 MODULE_IN_STRING = re.compile(r"(fadepth_core|fadepth_ros)(\.\w+)+(:\w+)?")

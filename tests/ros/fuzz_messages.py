@@ -12,9 +12,12 @@ from rclpy.serialization import deserialize_message, serialize_message
 from sensor_msgs.msg import CameraInfo, CompressedImage
 
 from cards import FRAME_ID, image_message, info_message, noise
-from fadepth_ros import messages
+from fadepth_core.messages.cdr import MessageError, Stamp
+from fadepth_core.messages.encodings import ENCODINGS, BitDepth
+from fadepth_core.messages.images import read_compressed
+from fadepth_core.messages.outgoing import CameraInfoWriter
 from fadepth_ros.camera_tracker import CameraTracker
-from fadepth_ros.messages import BitDepth, CameraInfoWriter, MessageError, Stamp
+from fadepth_ros.messages import read_image
 from fadepth_ros.pipeline import DEPTH, INFO, POINTS
 from fakes import FakeEngine, RecordedOutputs, make_pipeline
 from fuzz import EDGES, Target, damage
@@ -52,7 +55,7 @@ def _check_frame(frame):
 
 @functools.cache
 def _raw_image(encoding: str) -> bytes:
-    kind = messages.ENCODINGS[encoding]
+    kind = ENCODINGS[encoding]
     shape = (int(SIZE[0] * kind.rows), SIZE[1], max(kind.channels, 1))
     message = image_message(np.resize(RGB, shape).astype(kind.dtype), encoding, 10**9)
     message.height = SIZE[0]
@@ -61,9 +64,9 @@ def _raw_image(encoding: str) -> bytes:
 
 def _make_image(rng):
     if rng.integers(0, 3):
-        return damage(_raw_image(str(rng.choice(list(messages.ENCODINGS)))), rng)
+        return damage(_raw_image(str(rng.choice(list(ENCODINGS)))), rng)
     # Undamaged, but its fields do not fit each other.
-    name = str(rng.choice([*messages.ENCODINGS, "rgb9", "", "RGB8", "bayer_rggb12", "32FC1"]))
+    name = str(rng.choice([*ENCODINGS, "rgb9", "", "RGB8", "bayer_rggb12", "32FC1"]))
     height, width = (int(rng.choice([*EDGES, *range(16, 40)])) for _ in range(2))
     step = int(rng.choice([width, 2 * width, 3 * width, *EDGES])) % 2**32
     data = rng.bytes(int(rng.choice([0, 100, 1000, 3000, 9000])))
@@ -78,11 +81,11 @@ _depth = BitDepth()
 
 @_outcome
 def _read_image(raw):
-    _check_frame(messages.read_image(raw, _depth))
+    _check_frame(read_image(raw, _depth))
 
 
 def _read_good_image():
-    frame = messages.read_image(_raw_image("rgb8"), _depth)
+    frame = read_image(_raw_image("rgb8"), _depth)
     np.testing.assert_array_equal(frame.encoding.to_rgb(frame.pixels), RGB)
 
 
@@ -132,11 +135,11 @@ def _make_compressed(rng):
 
 @_outcome
 def _read_compressed(raw):
-    _check_frame(messages.read_compressed(raw, _depth))
+    _check_frame(read_compressed(raw, _depth))
 
 
 def _read_good_compressed():
-    frame = messages.read_compressed(_compressed("rgb8; png compressed rgb8", _pictures()[3]))
+    frame = read_compressed(_compressed("rgb8; png compressed rgb8", _pictures()[3]))
     np.testing.assert_array_equal(frame.encoding.to_rgb(frame.pixels), RGB)
 
 
@@ -144,7 +147,7 @@ def _read_good_compressed():
 
 
 NUMBERS = (np.nan, np.inf, -np.inf, 1e308, -1e308, 1e12, 1e9, 1e6, 1e-300, 5e-324, 0.0, -0.0, 1.0, -1.0, 40.0)
-_frame = messages.read_image(_raw_image("rgb8"))
+_frame = read_image(_raw_image("rgb8"))
 _tracker = CameraTracker()
 _good_info = serialize_message(info_message(SIZE, focal=40.0))
 

@@ -6,10 +6,11 @@ import pytest
 from rclpy.serialization import serialize_message
 
 from cards import image_message, info_message, noise
-from fadepth_ros import messages
+from fadepth_core.messages.images import MAX_COMPRESSED_PIXELS
 from fadepth_ros.camera_tracker import CameraTracker, unusual
+from fadepth_ros.messages import read_image
 
-FRAME = messages.read_image(serialize_message(image_message(noise(), "rgb8", 1)))
+FRAME = read_image(serialize_message(image_message(noise(), "rgb8", 1)))
 
 
 def tracker_after(*infos):
@@ -34,7 +35,7 @@ def test_frame_ids_need_not_agree_but_a_difference_is_worth_a_line(frame_id):
 
 def test_a_camera_info_without_size_describes_images_of_every_size():
     tracker = tracker_after(info_message((0, 0), focal=150.0))
-    small = messages.read_image(serialize_message(image_message(noise((90, 200)), "rgb8", 2)))
+    small = read_image(serialize_message(image_message(noise((90, 200)), "rgb8", 2)))
     for frame in (FRAME, FRAME, small, FRAME):
         camera, problem = tracker.match(frame)
         assert problem is None
@@ -62,7 +63,7 @@ def test_a_camera_info_bounds_the_compressed_images_that_are_decoded():
         tracker_after(*infos).max_pixels
         for infos in ((), (info_message(),), (info_message((0, 0)),), (info_message((3000, 4000)),), (b"garbage",))
     ]
-    most = messages.MAX_COMPRESSED_PIXELS
+    most = MAX_COMPRESSED_PIXELS
     assert limits == [most, 16_000_000, most, 48_000_000, most]
 
 
@@ -96,5 +97,5 @@ def test_the_last_match_is_kept_while_the_camera_info_is_unusable():
     tracker.update(serialize_message(info_message((240, 320))))
     assert tracker.match(FRAME)[0] is None
     assert tracker.last_match(FRAME) is first
-    other = messages.read_image(serialize_message(image_message(noise((90, 200)), "rgb8", 2)))
+    other = read_image(serialize_message(image_message(noise((90, 200)), "rgb8", 2)))
     assert tracker.last_match(other) is None

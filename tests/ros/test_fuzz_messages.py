@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 import fuzz
-from fadepth_ros.quiet_decoder import is_quiet
+from fadepth_core.messages.quiet_decoder import is_quiet
 from fuzz_messages import TARGETS
 
 

@@ -13,9 +13,13 @@ from rclpy.serialization import deserialize_message, serialize_message
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image, PointCloud2, RegionOfInterest
 
 from cards import FRAME_ID, SIZE, image_message, info_message
-from fadepth_ros import messages
-from fadepth_ros.messages import BitDepth, CameraInfoWriter, CloudWriter, ImageWriter, MessageError, Stamp
-from fadepth_ros.quiet_decoder import is_quiet
+from fadepth_core.messages.camera_info import read_camera_info
+from fadepth_core.messages.cdr import MessageError, Stamp
+from fadepth_core.messages.encodings import ENCODINGS, BitDepth
+from fadepth_core.messages.images import read_compressed
+from fadepth_core.messages.outgoing import CameraInfoWriter, CloudWriter, ImageWriter
+from fadepth_core.messages.quiet_decoder import is_quiet
+from fadepth_ros.messages import read_image
 
 STAMP = 12_345_678_901
 
@@ -120,15 +124,15 @@ def encoded(encoding, padding=0):
 
 
 def test_every_encoding_of_the_table_is_tested():
-    assert set(ENCODE) == set(messages.ENCODINGS)
+    assert set(ENCODE) == set(ENCODINGS)
 
 
 @pytest.mark.parametrize("padding", [0, 1, 12])
 @pytest.mark.parametrize("encoding", ENCODE)
 def test_every_encoding_is_converted_to_rgb(encoding, padding):
-    if messages.ENCODINGS[encoding].chroma_step != 1.0:
+    if ENCODINGS[encoding].chroma_step != 1.0:
         padding = 0  # see test_planes_with_gaps_between_rows_are_read
-    frame = messages.read_image(serialize_message(encoded(encoding, padding)))
+    frame = read_image(serialize_message(encoded(encoding, padding)))
     assert frame.stamp == Stamp(12, 345_678_901)
     assert frame.frame_id == FRAME_ID
     assert frame.size == SIZE
@@ -152,14 +156,14 @@ def test_planes_with_gaps_between_rows_are_read(encoding):
     rest = np.pad(planes[SIZE[0] :].reshape(chroma), ((0, 0), (0, 16 * chroma[1] // SIZE[1])))
     message = image_message(first, encoding, STAMP)
     message.width, message.data = SIZE[1], first.tobytes() + rest.tobytes()
-    frame = messages.read_image(serialize_message(message))
+    frame = read_image(serialize_message(message))
     assert np.abs(frame.encoding.to_rgb(frame.pixels).astype(int) - card())[2:-2, 2:-2].max() <= 9
 
 
 def test_the_step_of_planar_images_may_count_all_planes():
     message = encoded("nv12")
     message.step = SIZE[1] * 3 // 2  # bytes of data divided by height
-    frame = messages.read_image(serialize_message(message))
+    frame = read_image(serialize_message(message))
     np.testing.assert_array_equal(frame.pixels, ENCODE["nv12"](card()))
 
 
@@ -169,7 +173,7 @@ def test_16_bit_images_of_the_other_byte_order_are_read(encoding):
     raw = [serialize_message(message)]
     message.data, message.is_bigendian = np.frombuffer(message.data, np.uint16).byteswap().tobytes(), 1
     raw.append(serialize_message(message))
-    little, big = (frame.encoding.to_rgb(frame.pixels) for frame in map(messages.read_image, raw))
+    little, big = (frame.encoding.to_rgb(frame.pixels) for frame in map(read_image, raw))
     np.testing.assert_array_equal(little, big)
 
 
@@ -182,7 +186,7 @@ def dark(bits, part=1.0):
 @pytest.mark.parametrize("encoding", ["mono16", "rgb16", "bayer_grbg16"])
 def test_the_bits_that_a_camera_leaves_zero_do_not_darken_its_images(encoding, bits):
     pixels = dark(bits) if encoding != "rgb16" else np.dstack([dark(bits)] * 3)
-    frame = messages.read_image(serialize_message(image_message(pixels, encoding, STAMP)))
+    frame = read_image(serialize_message(image_message(pixels, encoding, STAMP)))
     rgb = frame.encoding.to_rgb(frame.pixels)
     expected = np.linspace(0, 255, SIZE[0] * SIZE[1]).reshape(SIZE)
     assert np.abs(rgb[2:-2, 2:-2] - expected[2:-2, 2:-2, None]).max() <= 3
@@ -206,7 +210,7 @@ def test_defective_pixels_and_a_damaged_frame_do_not_darken_a_camera_for_good():
 
 def test_pixels_are_not_copied():
     raw = serialize_message(encoded("rgb8"))
-    frame = messages.read_image(raw)
+    frame = read_image(raw)
     assert np.shares_memory(frame.pixels, np.frombuffer(raw, np.uint8))
 
 
@@ -217,7 +221,7 @@ def test_big_endian_cdr_is_read():
     big = b"\0\0\0\0" + struct.pack(">iII", 12, 345_678_901, len(frame_id)) + frame_id
     big += b"\0" * (-(len(big) - 4) % 4) + struct.pack(">III", h, w, 5) + b"rgb8\0" + b"\0"
     big += b"\0" * (-(len(big) - 4) % 4) + struct.pack(">II", 3 * w, 3 * w * h)
-    a, b = messages.read_image(little), messages.read_image(big + card().tobytes())
+    a, b = read_image(little), read_image(big + card().tobytes())
     assert (a.stamp, a.frame_id, a.size) == (b.stamp, b.frame_id, b.size)
     assert np.array_equal(a.pixels, b.pixels)
 
@@ -242,7 +246,7 @@ def test_wrong_fields_are_named_in_the_error(change, cause, text):
     for name, value in change.items():
         setattr(message, name, value)
     with pytest.raises(MessageError, match=text) as error:
-        messages.read_image(serialize_message(message))
+        read_image(serialize_message(message))
     assert error.value.cause == cause
 
 
@@ -258,7 +262,7 @@ def test_wrong_fields_are_named_in_the_error(change, cause, text):
 )
 def test_malformed_images_are_refused_with_the_reason(raw, text):
     with pytest.raises(MessageError, match=text) as error:
-        messages.read_image(raw)
+        read_image(raw)
     assert error.value.cause == "malformed"
 
 
@@ -274,7 +278,7 @@ def compressed(data, kind=""):
 
 
 def decoded(data, kind=""):
-    frame = messages.read_compressed(compressed(data, kind))
+    frame = read_compressed(compressed(data, kind))
     assert (frame.stamp.sec, frame.frame_id, frame.size) == (7, FRAME_ID, SIZE)
     return frame.encoding.to_rgb(frame.pixels)
 
@@ -331,7 +335,7 @@ def test_compressed_grey_images_are_read_in_8_and_16_bits(kind):
 @pytest.mark.parametrize("bits", [8, 16])
 def test_compressed_mosaics_give_the_same_as_raw_ones(pattern, bits):
     name = f"bayer_{pattern}{bits}"
-    frame = messages.read_image(serialize_message(encoded(name)))
+    frame = read_image(serialize_message(encoded(name)))
     np.testing.assert_array_equal(
         decoded(ENCODE[name](card()), f"{name}; png compressed "), frame.encoding.to_rgb(frame.pixels)
     )
@@ -400,7 +404,7 @@ JPEG, PNG = picture(".jpg"), picture(".png")
 )
 def test_compressed_data_that_cannot_be_used_are_refused_with_the_reason(data, kind, text, capfd):
     with pytest.raises(MessageError, match=text) as error:
-        messages.read_compressed(compressed(data, kind))
+        read_compressed(compressed(data, kind))
     assert error.value.cause == "encoding"
     assert not capfd.readouterr().err
 
@@ -415,13 +419,13 @@ def test_compressed_data_that_cannot_be_used_are_refused_with_the_reason(data, k
 )
 def test_the_size_of_a_compressed_image_is_checked_before_it_is_decoded(data, text):
     with pytest.raises(MessageError, match=text) as error:
-        messages.read_compressed(compressed(data))
+        read_compressed(compressed(data))
     assert error.value.cause == "size"
 
 
 def test_a_jpeg_whose_data_end_too_early_is_decoded_with_the_decoders_complaint(capfd):
     """Many webcams lose the last blocks of each picture, and the picture is good."""
-    frame = messages.read_compressed(compressed(JPEG[:-40] + JPEG[-2:], "jpeg"))
+    frame = read_compressed(compressed(JPEG[:-40] + JPEG[-2:], "jpeg"))
     assert np.abs(frame.encoding.to_rgb(frame.pixels).astype(int) - card())[:100].max() <= 8
     printed = capfd.readouterr().err
     assert "premature end of data segment" in (frame.damage if is_quiet() else printed)
@@ -432,7 +436,7 @@ def test_compressed_images_are_decoded_where_proc_is_not_mounted():
     """The decoder's thread then cannot find its file descriptors."""
     program = """
 import os, cv2, numpy as np
-from fadepth_ros import quiet_decoder
+from fadepth_core.messages import quiet_decoder
 def listdir(path, real=os.listdir):
     if str(path).startswith("/proc"):
         raise FileNotFoundError(2, "No such file or directory", path)
@@ -519,7 +523,7 @@ def test_intrinsics_follow_region_and_binning():
     info = info_message((480, 640), focal=500.0)
     info.binning_x = info.binning_y = 2
     info.roi = RegionOfInterest(x_offset=100, y_offset=40, width=400, height=300)
-    camera = messages.read_camera_info(serialize_message(info))
+    camera = read_camera_info(serialize_message(info))
     assert camera.size == (150, 200)
     assert camera.matrix[0, 0] == pytest.approx(250.0)
     assert camera.matrix[0, 2] == pytest.approx((info.k[2] - 100 + 0.5) / 2 - 0.5)
@@ -528,15 +532,15 @@ def test_intrinsics_follow_region_and_binning():
 def test_p_is_used_instead_of_k_if_it_is_set():
     info = info_message()
     info.p[0] = 99.0
-    assert messages.read_camera_info(serialize_message(info)).matrix[0, 0] == 99.0
+    assert read_camera_info(serialize_message(info)).matrix[0, 0] == 99.0
     info.p = [0.0] * 12
-    assert messages.read_camera_info(serialize_message(info)).matrix[0, 0] == info.k[0]
+    assert read_camera_info(serialize_message(info)).matrix[0, 0] == info.k[0]
 
 
 def test_written_camera_info_has_converted_k_and_p():
     info = info_message()
     info.p[3] = -20.0
-    camera = messages.read_camera_info(serialize_message(info))
+    camera = read_camera_info(serialize_message(info))
     half = np.array([[0.5, 0, -0.25], [0, 0.5, -0.25], [0, 0, 1]])
     out = deserialize_message(
         CameraInfoWriter("cam", (60, 80), camera, lambda m: half @ m).write(Stamp(3, 4)), CameraInfo
@@ -552,14 +556,14 @@ def test_only_what_is_used_of_a_camera_info_is_judged():
     for index, value in ((1, 1e-12), (1, 50.0), (0, -5.0), (4, 1e-300), (8, 0.0)):
         info = info_message()
         info.k[index] = value
-        camera = messages.read_camera_info(serialize_message(info))
+        camera = read_camera_info(serialize_message(info))
         np.testing.assert_allclose(camera.matrix, info.p.reshape(3, 4)[:, :3])
         assert len(camera.notes) == (value != 1e-12)  # said where K is not published as it is
         np.testing.assert_allclose(camera.info.k, camera.matrix.ravel() if camera.notes else info.k)
     info = info_message()
     info.p[1] = info.k[1] = 0.01 * info.p[0]
     info.p[10] = 1 + 1e-9
-    camera = messages.read_camera_info(serialize_message(info))
+    camera = read_camera_info(serialize_message(info))
     assert camera.matrix[0, 1] == 0.0
     assert camera.notes == ("the skew of P, 1.4, is ignored",)
 
@@ -567,7 +571,7 @@ def test_only_what_is_used_of_a_camera_info_is_judged():
 def test_a_p_that_is_the_identity_is_not_set():
     info = info_message()
     info.p = np.eye(3, 4).ravel()
-    camera = messages.read_camera_info(serialize_message(info))
+    camera = read_camera_info(serialize_message(info))
     np.testing.assert_allclose(camera.matrix, info.k.reshape(3, 3))
     assert camera.notes == ("P is the identity, so K is used",)
 
@@ -575,13 +579,13 @@ def test_a_p_that_is_the_identity_is_not_set():
 def test_a_camera_info_without_size_takes_that_of_the_image():
     info = info_message()
     info.height = info.width = 0
-    assert messages.read_camera_info(serialize_message(info)).size == (0, 0)
-    camera = messages.read_camera_info(serialize_message(info), SIZE)
+    assert read_camera_info(serialize_message(info)).size == (0, 0)
+    camera = read_camera_info(serialize_message(info), SIZE)
     assert camera.size == SIZE
     assert camera.notes == ("it has no size; that of the image is used",)
     np.testing.assert_allclose(camera.matrix, info.k.reshape(3, 3))
     info.binning_x = info.binning_y = 2
-    camera = messages.read_camera_info(serialize_message(info), SIZE)
+    camera = read_camera_info(serialize_message(info), SIZE)
     assert camera.size == SIZE
     assert camera.matrix[0, 0] == info.k[0] / 2
 
@@ -630,5 +634,5 @@ def test_unusable_camera_info_is_refused(change, cause, text):
     info = info_message()
     change(info)
     with pytest.raises(MessageError, match=text) as error:
-        messages.read_camera_info(serialize_message(info))
+        read_camera_info(serialize_message(info))
     assert error.value.cause == cause

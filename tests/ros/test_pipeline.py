@@ -15,6 +15,7 @@ from sensor_msgs.msg import CameraInfo, CompressedImage, Image, PointCloud2, Reg
 
 from cards import SIZE, image_message, info_message, noise
 from fadepth_core.common.framing import Framing, focal_length
+from fadepth_core.messages.quiet_decoder import is_quiet
 from fadepth_core.runtime.checkpoint import Checkpoint
 from fadepth_core.runtime.engine import DepthEngine, EngineError
 from fadepth_core.runtime.export import export_checkpoint
@@ -23,7 +24,6 @@ from fadepth_ros import ground_correction
 from fadepth_ros.diagnostics import status_values, summary
 from fadepth_ros.engine_pool import load_engine
 from fadepth_ros.pipeline import COLOR, DEPTH, INFO, POINTS
-from fadepth_ros.quiet_decoder import is_quiet
 from fadepth_ros.statistics import Statistics
 from fakes import SECOND, EngineLoader, FakeEngine, FlatRoad, RecordedOutputs, make_pipeline, settings
 

@@ -1,6 +1,6 @@
 """Serializes the output messages of one camera.
 
-A writer holds the prepared parts of one message (see `messages.py`). It is used for all frames until frame_id, size or
+A writer holds the prepared parts of one message (see `messages/outgoing.py`). It is used for all frames until frame_id, size or
 encoding change.
 """
 
@@ -12,9 +12,10 @@ from typing import Any, TypeVar
 import numpy as np
 
 from fadepth_core.common.framing import Framing
+from fadepth_core.messages.camera_info import Camera
+from fadepth_core.messages.images import Frame
+from fadepth_core.messages.outgoing import CameraInfoWriter, CloudWriter, ImageWriter
 from fadepth_core.runtime.pictures import depth_to_color, depth_to_millimetres
-from fadepth_ros.messages import Camera, CameraInfoWriter, CloudWriter, Frame, ImageWriter
-from fadepth_ros.parameters import Settings
 
 _Writer = TypeVar("_Writer")
 
@@ -37,22 +38,34 @@ class OutputWriters:
         writer = self._writer("color", key, lambda: ImageWriter(*key))
         return writer.write(frame.stamp, depth_to_color(depth, *color_range))
 
-    def points(self, frame: Frame, points: np.ndarray, rgb: np.ndarray, framing: Framing, settings: Settings) -> bytes:
+    def points(
+        self,
+        frame: Frame,
+        points: np.ndarray,
+        rgb: np.ndarray,
+        framing: Framing,
+        stride: int = 1,
+        coloured: bool = True,
+        z_range: tuple[float, float] | None = None,
+    ) -> bytes:
         """Cloud of `points` [h, w, 3], metres.
 
         Args:
             rgb: [H, W, 3] uint8, the image that the engine got: at the network's size or the camera's.
+            stride: keep every n-th point of every n-th row.
+            coloured: whether the points get the image's colours.
+            z_range: nearest and farthest z to keep, metres; None keeps all.
         """
-        every = slice(None, None, settings.points_stride)
+        every = slice(None, None, stride)
         points = points[every, every]
         color = None
-        if settings.points_rgb:
+        if coloured:
             if rgb.shape[:2] != framing.output_size:
                 rgb = framing.output_pixels(frame.encoding.to_rgb(frame.pixels))
             color = rgb[every, every]
-        key = (frame.frame_id, points.shape[:2], settings.points_rgb)
+        key = (frame.frame_id, points.shape[:2], coloured)
         writer = self._writer("points", key, lambda: CloudWriter(*key))
-        return writer.write(frame.stamp, points, color, settings.points_z_range)
+        return writer.write(frame.stamp, points, color, z_range)
 
     def camera_info(self, frame: Frame, camera: Camera, framing: Framing) -> bytes:
         """CameraInfo of the depth image."""
