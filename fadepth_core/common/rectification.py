@@ -1,0 +1,222 @@
+"""Rectification: from the picture of a lens with distortion to that of a pinhole camera, by a sensor_msgs/CameraInfo.
+
+Distortion models are those of ROS (sensor_msgs/distortion_models.hpp), their formulas OpenCV's (modules calib3d and
+fisheye). Does not import torch or ROS.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import cv2
+import numpy as np
+
+from fadepth_core.common.errors import DataError
+
+#: Brown's polynomial with 4, 5, 8, 12 or 14 coefficients; with 8 and more it has a denominator.
+_POLYNOMIAL = {"plumb_bob", "rational_polynomial", "thin_prism", "brown_conrady", "radtan", "inverse_brown_conrady"}
+_POLYNOMIAL_COUNTS = (4, 5, 8, 12, 14)
+#: The angle of a viewing ray as an odd polynomial (Kannala and Brandt 2006), 4 coefficients.
+_FISHEYE = {"equidistant", "fisheye", "kannala_brandt4"}
+#: Largest angle between the optical axis and the sides of a picture whose K is chosen here, degrees. A pinhole picture of a
+#: wider angle would mostly consist of its stretched border.
+_WIDEST = 60.0
+#: In the name of a topic: its pictures are rectified already (image_proc: image_rect, image_rect_color).
+_RECTIFIED_NAME = re.compile(r"(?:^|[/_])rect(?:ified)?(?:[/_]|$)")
+#: Differences below this are rounding: of K and P, pixels; of a rotation, radians.
+_SAME_PIXELS, _SAME_ANGLE = 1e-3, 1e-6
+
+
+@dataclass(frozen=True, eq=False)
+class Calibration:
+    """A camera as sensor_msgs/CameraInfo describes it.
+
+    Attributes:
+        size: (height, width) of the pictures, pixels.
+        model: the distortion model's name.
+        distortion: D, the model's coefficients.
+        matrix: K [3, 3] of the picture with distortion, pixels.
+        rotation: R [3, 3] from the camera to the rectified camera.
+        projection: P [3, 4] of the rectified picture; zero where the message has none.
+        where: the topic or file that states it, for error messages.
+
+    Raises:
+        DataError: the model is not known, or numbers are missing, not finite or not those of a camera.
+    """
+
+    size: tuple[int, int]
+    model: str
+    distortion: np.ndarray
+    matrix: np.ndarray
+    rotation: np.ndarray
+    projection: np.ndarray
+    where: object = "camera_info"
+
+    def __post_init__(self) -> None:
+        if problem := self._problem():
+            raise DataError(f"{self.where}: {problem}")
+
+    def _problem(self) -> str | None:
+        values = (self.distortion, self.matrix, self.rotation, self.projection)
+        if not all(np.isfinite(value).all() for value in values):
+            return "a number is not finite"
+        if self.matrix[0, 0] == 0:
+            return "K is zero: the camera is not calibrated"
+        if not (self.matrix[0, 0] > 0 and self.matrix[1, 1] > 0):
+            return f"K states focal lengths of {self.matrix[0, 0]:g} and {self.matrix[1, 1]:g} pixels"
+        if not self.distorted:
+            return None
+        if self.model in _FISHEYE:
+            return (
+                None
+                if len(self.distortion) == 4
+                else f"'{self.model}' needs 4 coefficients, D has {len(self.distortion)}"
+            )
+        if self.model not in _POLYNOMIAL:
+            known = ", ".join(sorted(_POLYNOMIAL | _FISHEYE))
+            return (
+                f"distortion model '{self.model[:40]}' is not supported (known: {known}); rectify the pictures before"
+            )
+        if len(self.distortion) not in _POLYNOMIAL_COUNTS:
+            return f"'{self.model}' with {len(self.distortion)} coefficients; known are {_POLYNOMIAL_COUNTS}"
+        return None
+
+    @property
+    def distorted(self) -> bool:
+        """Whether the lens has distortion: a coefficient is not zero."""
+        return bool(np.any(self.distortion))
+
+    @property
+    def rectified_matrix(self) -> np.ndarray | None:
+        """The left part of P [3, 3], or None if the message has no P: zero, or the identity."""
+        matrix = self.projection[:, :3]
+        return None if matrix[0, 0] == 0 or np.array_equal(matrix, np.eye(3)) else matrix
+
+    @property
+    def baseline(self) -> float:
+        """Metres from the left camera of a stereo pair to this one, from P; 0 for a single camera and for the left one."""
+        return 0.0 if self.rectified_matrix is None else float(-self.projection[0, 3] / self.projection[0, 0])
+
+    def for_pictures(self, size: tuple[int, int], pictures: object) -> Calibration:
+        """The calibration of pictures that are reduced or enlarged as a whole.
+
+        Args:
+            size: (height, width) of the pictures.
+            pictures: what has this size, for error messages.
+
+        Raises:
+            DataError: one size is not a whole multiple of the other.
+        """
+        (height, width), (h, w) = self.size, size
+        if (height, width) == (h, w):
+            return self
+        small, large = sorted([(h, w), (height, width)])
+        if not all(small) or large[0] % small[0] or large[0] * small[1] != large[1] * small[0]:
+            raise DataError(
+                f"{self.where}: for {width}x{height} pixels, but {pictures} has {w}x{h}, which is neither this size nor a "
+                "whole multiple or part of it"
+            )
+        s = h / height
+        scale = np.array([[s, 0, (s - 1) / 2], [0, s, (s - 1) / 2], [0, 0, 1]])  # pixel centres at whole numbers
+        return replace(self, size=size, matrix=scale @ self.matrix, projection=scale @ self.projection)
+
+    def normalise(self, pixels: np.ndarray) -> np.ndarray:
+        """Viewing rays (x/z, y/z) of pixels with distortion, [N, 2] -> [N, 2], in the camera's frame."""
+        points = np.asarray(pixels, np.float64).reshape(-1, 1, 2)
+        if not self.distorted:
+            rays = (points - self.matrix[:2, 2]) / np.diag(self.matrix)[:2]
+        elif self.model in _FISHEYE:
+            rays = cv2.fisheye.undistortPoints(points, self.matrix, self.distortion)
+        else:
+            rays = cv2.undistortPoints(points, self.matrix, self.distortion)
+        return rays.reshape(-1, 2)
+
+
+def named_rectified(topic: str) -> bool:
+    """Whether a topic's name says that its pictures are rectified: `image_rect`, `image_rect_color`."""
+    return _RECTIFIED_NAME.search(topic) is not None
+
+
+class Rectification:
+    """The rectified pictures of a camera.
+
+    Args:
+        calibration: of the pictures that will be given.
+        rectified: these pictures are rectified already, so that P alone describes them.
+
+    Attributes:
+        size: (height, width) of the rectified pictures: that of the given ones.
+        matrix: K [3, 3] of the rectified pictures, pixels.
+        rotation: R [3, 3], from the camera's frame to that of the rectified pictures.
+        needed: False if the rectified picture is the given one.
+        chosen: whether `matrix` was chosen here, because the calibration has no P. Then all pixels are inside the given
+            picture, and pixels are square.
+    """
+
+    def __init__(self, calibration: Calibration, rectified: bool = False):
+        self._calibration = calibration
+        self.size = calibration.size
+        self.rotation = calibration.rotation if abs(np.linalg.det(calibration.rotation) - 1) < 0.1 else np.eye(3)
+        stated = calibration.rectified_matrix
+        self.chosen = stated is None and calibration.distorted and not rectified
+        if stated is not None:
+            self.matrix = stated
+        elif self.chosen:
+            self.matrix, self.rotation = _largest_inside(calibration), np.eye(3)
+        else:
+            self.matrix = calibration.matrix
+        same = np.abs(self.matrix - calibration.matrix).max() < _SAME_PIXELS
+        turned = np.abs(self.rotation - np.eye(3)).max() > _SAME_ANGLE
+        self.needed = not rectified and bool(calibration.distorted or turned or not same)
+
+    @cached_property
+    def maps(self) -> tuple[np.ndarray, np.ndarray]:
+        """For each rectified pixel, where it is in the given picture: OpenCV's maps for `cv2.remap`."""
+        calibration, (height, width) = self._calibration, self.size
+        make = cv2.fisheye.initUndistortRectifyMap if calibration.model in _FISHEYE else cv2.initUndistortRectifyMap
+        distortion = calibration.distortion if calibration.distorted else np.zeros(4)
+        return make(calibration.matrix, distortion, self.rotation, self.matrix, (width, height), cv2.CV_16SC2)
+
+    def __call__(self, picture: np.ndarray, interpolation: int = cv2.INTER_LINEAR) -> np.ndarray:
+        """Rectify a picture [H, W] or [H, W, C]; pixels outside the given picture become 0.
+
+        Raises:
+            DataError: it has another size than the calibration.
+        """
+        if picture.shape[:2] != self.size:
+            (h, w), (height, width) = picture.shape[:2], self.size
+            raise DataError(f"{self._calibration.where}: for {width}x{height} pixels, but a picture has {w}x{h}")
+        if not self.needed:
+            return picture
+        return cv2.remap(picture, *self.maps, interpolation, borderMode=cv2.BORDER_CONSTANT, borderValue=0)
+
+    @property
+    def inside(self) -> float:
+        """Share of the rectified picture that the given picture covers, from 0 to 1."""
+        if not self.needed:
+            return 1.0
+        return float((self(np.full(self.size, 255, np.uint8)) > 0).mean())
+
+
+def _largest_inside(calibration: Calibration) -> np.ndarray:
+    """K [3, 3] of the pinhole picture with square pixels that shows as much as possible without leaving the given picture."""
+    height, width = calibration.size
+    columns, rows = np.linspace(0, width - 1, 65), np.linspace(0, height - 1, 65)
+
+    def rays(x: np.ndarray | float, y: np.ndarray | float, axis: int) -> np.ndarray:
+        """Coordinate of the rays along a side; far outside where the model says nothing: a lens wider than 180 degrees."""
+        found = calibration.normalise(np.stack(np.broadcast_arrays(x, y), axis=-1))[:, axis]
+        far = np.sign([np.mean(x) - (width - 1) / 2, np.mean(y) - (height - 1) / 2][axis]) * 1e3
+        return np.where(np.isfinite(found) & (found * far > 0), found, far)
+
+    edge = np.tan(np.radians(_WIDEST))
+    left, right = max(rays(0, rows, 0).max(), -edge), min(rays(width - 1, rows, 0).min(), edge)
+    top, bottom = max(rays(columns, 0, 1).max(), -edge), min(rays(columns, height - 1, 1).min(), edge)
+    if not (left < 0 < right and top < 0 < bottom):
+        raise DataError(f"{calibration.where}: with this distortion no rectified picture lies inside the given one")
+    focal = max((width - 1) / (right - left), (height - 1) / (bottom - top))
+    # The part that is cropped, because pixels are square, is cropped on both sides alike.
+    centre = (width - 1) / 2 - focal * (left + right) / 2, (height - 1) / 2 - focal * (top + bottom) / 2
+    return np.array([[focal, 0.0, centre[0]], [0.0, focal, centre[1]], [0.0, 0.0, 1.0]])
