@@ -29,6 +29,10 @@ TRAIN = [
     "onnx>=1.16",  # export for robots without torch
     "numba>=0.60",  # renders the synthetic scenes
 ]
+ADAPT = [  # with TRAIN: teaches a network from a recording
+    "rosbags>=0.10",  # reads recordings: mcap, sqlite3, ROS 1; brings lz4 and Zstandard
+    "pycolmap>=3.12",  # camera motion from the pictures alone
+]
 QUANTIZE = ["nncf>=3.0", "onnxruntime>=1.20", "onnx>=1.16"]  # makes int8 graphs
 ODOMETRY = ["evo>=1.31"]  # compares trajectories; GPL-3.0, so nothing else may need it
 ASSETS = ["trimesh>=4.5", "pycollada>=0.8", "pillow>=10", "scipy>=1.11"]  # scenes made of 3D models
@@ -67,6 +71,7 @@ setup(
         "gpu": GPU,
         "tensorrt": TENSORRT,
         "train": TRAIN,
+        "adapt": ADAPT,
         "quantize": QUANTIZE,
         "view": VIEW,
         "odometry": ODOMETRY,
