@@ -9,7 +9,6 @@ import argparse
 import io
 import json
 import logging
-import math
 import os
 import signal
 import sys
@@ -23,6 +22,7 @@ import torch
 from tqdm import tqdm
 
 from fadepth_core import __version__
+from fadepth_core.cli_arguments import number, whole
 from fadepth_core.common.color import PIXEL_MEAN, PIXEL_STD, to_picture
 from fadepth_core.common.documents import parse_yaml, shown
 from fadepth_core.common.errors import DataError
@@ -163,7 +163,7 @@ def _ablate_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--only", nargs="+", default=[], metavar="NAME", help="variants to train and compare; default: all"
     )
-    parser.add_argument("--jobs", type=_whole(1, 64), default=1, metavar="N", help="number of runs at a time")
+    parser.add_argument("--jobs", type=whole(1, 64), default=1, metavar="N", help="number of runs at a time")
 
 
 def ablate(args: argparse.Namespace) -> None:
@@ -206,13 +206,13 @@ def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--camera-height",
-        type=_number(0, 1e4),
+        type=number(0, 1e4),
         metavar="METRES",
         help="also measure a flat ground this far below the camera",
     )
     parser.add_argument("--untrained", action="store_true", help="also measure the same network with random weights")
     parser.add_argument(
-        "--frames", type=_whole(1, 10_000), default=16, metavar="N", help="video: frames of each clip, evenly spread"
+        "--frames", type=whole(1, 10_000), default=16, metavar="N", help="video: frames of each clip, evenly spread"
     )
     _add_engine(parser, "plain PyTorch; the fastest backend if --precision is given")
     parser.add_argument("--out", type=user_path, default=Path("evaluation"), help="folder for figures and pictures")
@@ -350,7 +350,7 @@ def _odometry_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--format", choices=TRAJECTORY_FORMATS, default="kitti", help="default: kitti")
     parser.add_argument("--camera", type=user_path, help="JSON file of the camera, if there is none beside the clip")
     parser.add_argument(
-        "--stride", type=_whole(1, 1000), metavar="N", help="use every N-th frame; default: the clip's own"
+        "--stride", type=whole(1, 1000), metavar="N", help="use every N-th frame; default: the clip's own"
     )
 
 
@@ -402,7 +402,7 @@ def _pack_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--first", type=int, default=0, help="number of the first sample")
     parser.add_argument("--count", type=int, help="number of samples; default: to the end")
     parser.add_argument(
-        "--quality", type=_whole(1, 100), default=95, metavar="Q", help="quality of the JPEG files, 1 to 100"
+        "--quality", type=whole(1, 100), default=95, metavar="Q", help="quality of the JPEG files, 1 to 100"
     )
     parser.add_argument("--out", type=user_path, required=True, help="folder for the data set 'pictures'")
 
@@ -432,11 +432,11 @@ def _shrink_arguments(parser: argparse.ArgumentParser) -> None:
         "folder", type=user_path, help="folder of folders of pictures, each with or without an index.json"
     )
     parser.add_argument(
-        "--mebibytes", type=_number(0, 2**40), required=True, metavar="M", help="largest size of the whole copy"
+        "--mebibytes", type=number(0, 2**40), required=True, metavar="M", help="largest size of the whole copy"
     )
     parser.add_argument("--skip", nargs="*", default=[], metavar="PATH", help="subfolders that are left out")
     parser.add_argument(
-        "--quality", type=_whole(1, 100), default=80, metavar="Q", help="quality of the JPEG files, 1 to 100"
+        "--quality", type=whole(1, 100), default=80, metavar="Q", help="quality of the JPEG files, 1 to 100"
     )
     parser.add_argument("--out", type=user_path, required=True, help="folder for the copy")
 
@@ -452,10 +452,10 @@ def _label_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("pictures", type=user_path, help="folder of pictures, with or without an index.json")
     parser.add_argument("--teacher", type=user_path, required=True, help="checkpoint of the large network")
     parser.add_argument("--out", type=user_path, required=True, help="folder for the index and the depth pictures")
-    parser.add_argument("--every", type=_whole(1, 1000), default=1, metavar="N", help="use every N-th picture")
+    parser.add_argument("--every", type=whole(1, 1000), default=1, metavar="N", help="use every N-th picture")
     parser.add_argument(
         "--aspect",
-        type=_number(0, 100),
+        type=number(0, 100),
         help="least width / height of the input; of a taller picture only the middle rows are used",
     )
     parser.add_argument(
@@ -486,7 +486,7 @@ def _stereo_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--nearest",
-        type=_number(0, 1e4),
+        type=number(0, 1e4),
         default=4.0,
         help="least depth in metres, 4 by default; the largest is 30 times that",
     )
@@ -562,7 +562,7 @@ def _print_row(*cells: str | int) -> None:
 def _init_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", choices=sorted(MODELS))
     parser.add_argument("out", type=user_path, help="file, .safetensors")
-    parser.add_argument("--seed", type=_whole(0, 2**63 - 1), default=0)
+    parser.add_argument("--seed", type=whole(0, 2**63 - 1), default=0)
 
 
 def init(args: argparse.Namespace) -> None:
@@ -655,32 +655,6 @@ def _add_config(parser: argparse.ArgumentParser) -> None:
 def _add_engine(parser: argparse.ArgumentParser, default: str) -> None:
     parser.add_argument("--backend", choices=backends.NAMES, help=f"default: {default}")
     parser.add_argument("--precision", choices=tuple(CHECK_BOUNDS), help="default: the backend's own")
-
-
-def _whole(low: int, high: int) -> Callable[[str], int]:
-    """An argument's type: a whole number from `low` to `high`."""
-
-    def parse(text: str) -> int:
-        if not text.isdecimal() or len(text) > 20 or not low <= int(text) <= high:
-            raise argparse.ArgumentTypeError(f"expected a whole number from {low} to {high}, got {text}")
-        return int(text)
-
-    return parse
-
-
-def _number(low: float, high: float) -> Callable[[str], float]:
-    """An argument's type: a number above `low`, up to `high`."""
-
-    def parse(text: str) -> float:
-        try:
-            value = float(text)
-        except ValueError:
-            value = math.nan
-        if not low < value <= high:
-            raise argparse.ArgumentTypeError(f"expected a number above {low:g}, up to {high:g}, got {text}")
-        return value
-
-    return parse
 
 
 def _engine(args: argparse.Namespace) -> tuple[str, str]:
