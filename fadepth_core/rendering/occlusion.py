@@ -11,7 +11,7 @@ import math
 import cv2
 import numpy as np
 
-from fadepth_core.rendering.jit import jit
+from fadepth_core.common.jit import jit
 from fadepth_core.rendering.raster import SKY_DEPTH
 
 #: Number of sample points of a pixel.

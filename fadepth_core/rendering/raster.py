@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fadepth_core.rendering.jit import jit
+from fadepth_core.common.jit import jit
 
 #: Depth of the sky, metres. It is beyond the largest depth of every evaluation protocol, and small enough for float32.
 SKY_DEPTH = 1000.0

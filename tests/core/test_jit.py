@@ -1,4 +1,4 @@
-"""Where the renderer's compiled code is kept."""
+"""Where compiled code is kept."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 numba = pytest.importorskip("numba")
 
-from fadepth_core.rendering.jit import jit  # noqa: E402
+from fadepth_core.common.jit import jit  # noqa: E402
 
 
 def one_more(number):

@@ -10,10 +10,11 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
+from fadepth_core.common import jit
 from fadepth_core.data import collate
 from fadepth_core.geometry import relative_motion, reproject, sample
-from fadepth_core.rendering import jit, raster
 from fadepth_core.rendering import mesh as m
+from fadepth_core.rendering import raster
 from fadepth_core.rendering.raster import SKY_DEPTH
 from fadepth_core.rendering.textures import bark, build_atlas, fractal, parquet, planks
 from fadepth_core.synthetic.dataset import Scene, SyntheticDataset, SyntheticTest, Track, daylight, draw_street
@@ -209,7 +210,9 @@ def test_invalid_options_are_refused(options, message):
 
 def test_without_numba_the_error_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "numba", None)
-    with pytest.raises(ImportError, match=r"rendered scenes need numba: pip install 'fadepth_ros\[train\]'"):
+    with pytest.raises(
+        ImportError, match=r"rendered scenes and multi-view stereo need numba: pip install 'fadepth_ros\[train\]'"
+    ):
         runpy.run_path(jit.__file__)
 
 

@@ -1,4 +1,4 @@
-"""Compiles the renderer's functions with numba, and finds a folder for the compiled code."""
+"""Compiles functions with numba, and finds a folder for the compiled code."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 try:
     import numba
 except ImportError as error:  # pragma: no cover - depends on the installation
-    raise ImportError("rendered scenes need numba: pip install 'fadepth_ros[train]'") from error
+    raise ImportError("rendered scenes and multi-view stereo need numba: pip install 'fadepth_ros[train]'") from error
 
 _OPTIONS: dict[str, Any] = {"fastmath": True, "nogil": True, "error_model": "numpy"}
 
