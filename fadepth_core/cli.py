@@ -66,7 +66,6 @@ from fadepth_core.evaluation.odometry import (
 )
 from fadepth_core.evaluation.predictions import FORMATS, FPS
 from fadepth_core.geometry import MAX_DEPTH, MIN_DEPTH
-from fadepth_core.labels.stereo import write_stereo
 from fadepth_core.models import MODELS, DepthNetwork, build_model
 from fadepth_core.models.complexity import PRINTED, complexity
 from fadepth_core.models.depth_network import DeployedNetwork
@@ -487,19 +486,27 @@ def _stereo_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--nearest",
         type=number(0, 1e4),
-        default=4.0,
-        help="least depth in metres, 4 by default; the largest is 30 times that",
+        help="least depth in metres; the largest is 30 times that; by default it follows from points that are tracked",
     )
     parser.add_argument("--first", type=int, default=0, help="number of the first frame that is used")
     parser.add_argument("--every", type=int, default=1, help="measure every N-th frame")
+    parser.add_argument("--threads", type=int, default=1, help="number of frames that are measured at the same time")
 
 
 def stereo(args: argparse.Namespace) -> None:
     """Measure the depth of a video with known poses by multi-view stereo. A network can then be trained with it."""
+    # Imported here, because it needs numba, which the other commands do without.
+    from fadepth_core.labels.nearest import nearest_depth
+    from fadepth_core.labels.stereo import write_stereo
+
     keep_freed_memory()
     clip = _one_clip(args.clip, args.size, args.camera)
-    count = write_stereo(clip, args.out, args.nearest, args.first, args.every)
-    print(f'wrote {count} pictures to {args.out}; to use them, set "depth" in {clip.camera}')
+    nearest = args.nearest
+    if nearest is None:
+        nearest = nearest_depth(clip)
+        print(f"least depth: {nearest:.2g} m")
+    count = write_stereo(clip, args.out, nearest, args.first, args.every, threads=args.threads)
+    print(f'{count} pictures are in {args.out}; to use them, set "depth" in {clip.camera}')
 
 
 # ---------------------------------------------------------------------------------------------- networks and checkpoints

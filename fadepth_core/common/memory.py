@@ -20,9 +20,8 @@ def keep_freed_memory(bounded: bool = False) -> None:
 
     The kernel clears every page that it hands out again, and training on a CPU allocates and frees the same large
     tensors at every step. Measured at batch 4 and 128x416 on one thread: a step of pyramid level hr takes 6.4 s instead
-    of 19.8 s. The plane sweeps of `labels.stereo` are faster for the same reason. In the node, megabytes may be returned after
-    each frame, depending on the layout of the heap: at 1280x720 this happened in two of six runs, with 1700 page faults a frame,
-    which nearly doubled its processor time. C libraries without `mallopt` are not changed.
+    of 19.8 s. In the node, megabytes may be returned after each frame, depending on the layout of the heap: at 1280x720 this
+    happened in two of six runs, with 1700 page faults a frame, which nearly doubled its processor time. C libraries without `mallopt` are not changed.
 
     Args:
         bounded: keep at most 64 MB beyond what is in use, and return blocks of more than 32 MB; for programs that run for days.

@@ -41,7 +41,7 @@ def test_points_that_the_camera_does_not_see_are_left_out(step, missed):
     """
     lidar = box_before_wall(K, SIZE, 0.4, -0.25)[:: step[0], :: step[1]]
     u, v = np.meshgrid(np.arange(SIZE[1])[:: step[1]], np.arange(SIZE[0])[:: step[0]])
-    points = unproject(lidar, K, (u, v)) + (0.4, -0.25, 0)
+    points = unproject(lidar, K, (u, v)) + np.array([0.4, -0.25, 0])
     depth, truth = project_cloud(points.reshape(-1, 3), K, SIZE), box_before_wall(K, SIZE)
     pixels = np.rint(points[..., :2] / points[..., 2:] * 120 + (79.5, 47.5)).astype(int)
     inside = ((pixels >= 0) & (pixels < SIZE[::-1])).all(axis=-1)

@@ -11,6 +11,7 @@ import pytest
 from fadepth_core.data import DataError
 from fadepth_core.data.images import read_depth
 from fadepth_core.data.video import VideoDataset, open_clips
+from fadepth_core.labels.nearest import nearest_depth
 from fadepth_core.labels.stereo import write_stereo
 from street_canyon import GAP, SIZE, STEP, render_view, write_frames
 
@@ -64,7 +65,7 @@ def test_frames_before_the_first_are_not_used(tmp_path):
     for i in range(4):
         cv2.imwrite(str(tmp_path / "clip" / f"{i:03d}.png"), np.zeros(SIZE, np.uint8))
     write_stereo(clip, tmp_path / "again", nearest=GAP, first=4, every=3)
-    files = sorted((tmp_path / "depth").iterdir())
+    files = sorted((tmp_path / "depth").glob("*.png"))
     assert [f.name for f in files] == [f"{n:06d}.png" for n in range(4, 14, 3)]
     assert all(f.read_bytes() == (tmp_path / "again" / f.name).read_bytes() for f in files)
 
@@ -73,7 +74,7 @@ def test_frames_without_known_pose_are_not_measured(tmp_path):
     clip = write_clip(tmp_path / "clip")
     clip.poses[4:6] = np.nan
     write_stereo(clip, tmp_path / "depth", nearest=GAP, first=2, every=2)
-    assert [int(path.stem) for path in sorted((tmp_path / "depth").iterdir())] == [2, *range(6, clip.count, 2)]
+    assert [int(path.stem) for path in sorted((tmp_path / "depth").glob("*.png"))] == [2, *range(6, clip.count, 2)]
 
 
 def test_errors_name_clips_without_poses_or_motion(tmp_path):
@@ -81,3 +82,35 @@ def test_errors_name_clips_without_poses_or_motion(tmp_path):
         write_stereo(write_clip(tmp_path / "clip", poses=False), tmp_path / "depth")
     with pytest.raises(DataError, match=r"still: the camera never moves by 1\.2 m"):
         write_stereo(write_clip(tmp_path / "still", step=0.01), tmp_path / "depth")
+
+
+def test_an_interrupted_run_is_continued(tmp_path):
+    """Labels that are there are kept, those of other settings are replaced."""
+    clip, folder = write_clip(tmp_path / "clip"), tmp_path / "depth"
+    numbers = [4, 5, 6, 7]
+    assert write_stereo(clip, folder, nearest=GAP, numbers=numbers) == 4
+    depths = {n: (folder / f"{n:06d}.png").read_bytes() for n in numbers}
+    (folder / "000005.png").unlink()
+    (folder / "000006.png").write_bytes(b"kept")
+    assert write_stereo(clip, folder, nearest=GAP, numbers=numbers, threads=2) == 4
+    assert (folder / "000005.png").read_bytes() == depths[5]
+    assert (folder / "000006.png").read_bytes() == b"kept"
+    clip.poses[:, :3, 3] *= 1.1
+    write_stereo(clip, folder, nearest=GAP, numbers=numbers)
+    assert (folder / "000006.png").read_bytes() not in (b"kept", depths[6])
+
+
+@pytest.mark.parametrize("scale", [1, 0.1])
+def test_the_nearest_depth_follows_from_the_motion(tmp_path, scale):
+    """The nearest surfaces in the images are about 3 m away; in a model of the street at 1:10, 0.3 m."""
+    clip = write_clip(tmp_path / "clip")
+    clip.poses[:, :3, 3] *= scale
+    clip.poses[3] = np.nan
+    assert 0.4 * GAP * scale < nearest_depth(clip) < 1.2 * GAP * scale
+
+
+def test_the_nearest_depth_needs_motion(tmp_path):
+    with pytest.raises(DataError, match=r"still: only \d+ points could be triangulated"):
+        nearest_depth(write_clip(tmp_path / "still", step=0.001))
+    with pytest.raises(DataError, match="has no poses"):
+        nearest_depth(write_clip(tmp_path / "clip", poses=False))

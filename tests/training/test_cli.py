@@ -169,7 +169,7 @@ def test_stereo_measures_depth_that_fit_trains_with(tmp_path):
         "stereo", tmp_path / "clip", "--out", tmp_path / "clip" / "depth", "--size", *size, "--nearest", GAP
     )
     assert result.returncode == 0, result.stderr
-    assert f'wrote 14 pictures to {tmp_path / "clip" / "depth"}; to use them, set "depth" in' in result.stdout
+    assert f'14 pictures are in {tmp_path / "clip" / "depth"}; to use them, set "depth" in' in result.stdout
     camera = json.loads((tmp_path / "clip" / "camera.json").read_text())
     (tmp_path / "clip" / "camera.json").write_text(json.dumps(camera | {"depth": "depth"}))
     result = fadepth(
