@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from fadepth_core import __version__
 from fadepth_core.cli_arguments import number, whole
+from fadepth_core.cli_bags import extract, extract_arguments
 from fadepth_core.common.color import PIXEL_MEAN, PIXEL_STD, to_picture
 from fadepth_core.common.documents import parse_yaml, shown
 from fadepth_core.common.errors import DataError
@@ -739,6 +740,7 @@ _COMMANDS = {
     "odometry": _Command(
         odometry, _odometry_arguments, "drive.mp4 --pose runs/video/pose.safetensors --out trajectory.txt"
     ),
+    "extract": _Command(extract, extract_arguments, "drive.mcap --out my_clips/drive"),
     "pack": _Command(
         pack, _pack_arguments, "synthetic --option preset=indoor --count 800 --size 216 288 --out data/rooms"
     ),

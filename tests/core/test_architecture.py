@@ -28,7 +28,7 @@ ALLOWED = {
     "rendering": {"common"},
     "synthetic": {"common", "rendering"},
     "data": {"common", "geometry", "synthetic"},
-    "labels": {"common", "data"},
+    "labels": {"common", "data", "messages"},
     "runtime": {"common", "geometry", "messages", "models"},
     "evaluation": {"common", "data", "geometry", "losses", "models", "runtime"},
     "training": {"common", "data", "evaluation", "geometry", "losses", "models", "runtime"},
@@ -106,7 +106,8 @@ def package_of(module: str) -> str:
     top, _, rest = module.partition(".")
     if top == "fadepth_ros":
         return top
-    return {"": "core", "__main__": "cli"}.get(rest, rest.partition(".")[0])
+    name = rest.partition(".")[0]
+    return {"": "core", "__main__": "cli"}.get(name, "cli" if name.startswith("cli_") else name)
 
 
 def test_packages_import_only_what_they_may():
