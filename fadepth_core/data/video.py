@@ -265,22 +265,44 @@ class Clip:
             f"{self.name}:{centre}",
             None if self.speeds is None else torch.tensor(self.speeds[centre], dtype=torch.float32),
             poses,
-            None if self.depths is None else self._depth(centre),
+            None if self.depths is None else torch.from_numpy(self.depth(centre)),
         )
 
-    def _depth(self, number: int) -> torch.Tensor:
-        """Depth of a frame at the size for training, [h, w] metres, 0 where unknown."""
+    def stereo_pair(self, number: int) -> tuple[np.ndarray, np.ndarray]:
+        """Frames of the left and the right camera of a stereo pair as they are stored, RGB uint8 [H, W, 3].
+
+        Raises:
+            DataError: there is no right frame of this number, the clip is a video, or a frame cannot be read or has
+                another size.
+        """
+        path = None if self.right is None else self.right.get(number)
+        if path is None:
+            raise DataError(f"{self.path}: has no right picture of frame {number}")
+        if isinstance(self.source, _Video):
+            raise DataError(f"{self.path}: the left pictures of a stereo pair must be files in a folder, not a video")
+        left, right = self.source.stored_frame(number), read_rgb(path)
+        if right.shape != left.shape:
+            (h, w), (height, width) = right.shape[:2], left.shape[:2]
+            raise DataError(f"{path}: {w}x{h} pixels, the left picture has {width}x{height}")
+        return left, right
+
+    def depth(self, number: int) -> np.ndarray:
+        """Depth of a frame at the size for training, [h, w] float32 metres, 0 where unknown.
+
+        Raises:
+            DataError: its file cannot be read or has another size.
+        """
         framing = self.source.framing
         path = None if self.depths is None else self.depths.get(number)
         if path is None:
-            return torch.zeros(framing.network_size)
+            return np.zeros(framing.network_size, np.float32)
         depth = read_depth(path)
         if depth.shape == framing.network_size:
-            return torch.from_numpy(depth)
+            return depth
         if depth.shape != self.source.stored_size:
             (h, w), (height, width) = depth.shape, self.source.stored_size
             raise DataError(f"{path}: {w}x{h} pixels, the clip's frames have {width}x{height}")
-        return torch.from_numpy(framing.depth_to_network(depth))
+        return framing.depth_to_network(depth)
 
     # The following methods read one key of the JSON each; `values` are all its keys.
 
@@ -397,11 +419,15 @@ class _Folder:
         self.framing = Framing.plan(self.stored_size, size, crop_to_aspect=True)
 
     def frame(self, number: int) -> np.ndarray:
+        return self.framing.to_network(self.stored_frame(number))
+
+    def stored_frame(self, number: int) -> np.ndarray:
+        """RGB uint8 [H, W, 3] as it is stored."""
         image = read_rgb(self._files[number])
         if image.shape[:2] != self.stored_size:
             (h, w), (height, width) = image.shape[:2], self.stored_size
             raise DataError(f"{self._files[number]}: {w}x{h} pixels, the clip's first frame has {width}x{height}")
-        return self.framing.to_network(image)
+        return image
 
     def flow(self, stride: int) -> np.ndarray:
         if stride not in self._flows:
