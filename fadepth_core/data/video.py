@@ -30,7 +30,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import BinaryIO, Literal
@@ -175,6 +175,7 @@ class Clip:
         count, size: number of frames, and their (height, width) for training.
         source: `frame(number)` reads a frame as RGB uint8 at that size.
         intrinsics: K [3, 3] at that size.
+        stored_intrinsics: K [3, 3] of the stored frames, see `stored_frames`.
         times: seconds [N].
         speeds: metres per second [N], NaN where unknown, or None.
         poses: camera-to-world [N, 4, 4], metres, NaN where unknown, or None.
@@ -201,6 +202,7 @@ class Clip:
         self.count = count = self.source.count
         if count < 2 * self.stride + 1:
             raise DataError(f"{place}: {count} frames; a sample at stride {self.stride} needs {2 * self.stride + 1}")
+        self.stored_intrinsics = np.asarray(matrix, np.float64)
         self.intrinsics = self.source.framing.output_intrinsics(matrix)
         self.times = self._times(values)
         self.speeds = self._speeds(values)
@@ -240,6 +242,17 @@ class Clip:
             return self.speeds[centre] >= _MIN_SPEED
         flow = self.source.flow(self.stride)
         return min(flow[centre], flow[after]) >= min_flow
+
+    def stored_frames(self, numbers: Iterable[int]) -> Iterator[tuple[int, np.ndarray]]:
+        """Frames as they are stored, RGB uint8 [H, W, 3], without the crop and the resize for training.
+
+        Args:
+            numbers: frame numbers, ascending, because a video is decoded from its start.
+
+        Raises:
+            DataError: a frame cannot be read.
+        """
+        return self.source.stored_frames(numbers)
 
     def mark_speed_as_unknown(self) -> None:
         """Set missing speeds to NaN, for a data set in which other clips have speeds."""
@@ -421,6 +434,9 @@ class _Folder:
     def frame(self, number: int) -> np.ndarray:
         return self.framing.to_network(self.stored_frame(number))
 
+    def stored_frames(self, numbers: Iterable[int]) -> Iterator[tuple[int, np.ndarray]]:
+        return ((number, self.stored_frame(number)) for number in numbers)
+
     def stored_frame(self, number: int) -> np.ndarray:
         """RGB uint8 [H, W, 3] as it is stored."""
         image = read_rgb(self._files[number])
@@ -481,6 +497,16 @@ class _Video:
     def frame(self, number: int) -> np.ndarray:
         """RGB uint8 [h, w, 3] at the size for training."""
         return self._frames[number]
+
+    def stored_frames(self, numbers: Iterable[int]) -> Iterator[tuple[int, np.ndarray]]:
+        wanted = iter(numbers)
+        number = next(wanted, None)
+        for position, image in enumerate(VideoFile(self._path)):
+            if number is None:
+                return
+            if position == number:
+                yield number, image
+                number = next(wanted, None)
 
     def flow(self, stride: int) -> np.ndarray:
         """`_median_flow` of all frames, with a cache on disk."""
