@@ -6,6 +6,7 @@ clip -> point tracks -> check of the odometry -> odometry                    -> 
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +18,20 @@ from tqdm import tqdm
 
 from fadepth_core.common.errors import DataError
 from fadepth_core.data.video import Clip
+from fadepth_core.labels.chain import Chain, completed, joined
+from fadepth_core.labels.keyframes import Observations, load_or_observe
+from fadepth_core.labels.scale import (
+    FRAME_WINDOW,
+    PATH_WINDOW,
+    depth_factor,
+    ground_height,
+    is_constant,
+    path_factors,
+    rescaled,
+    smooth_factors,
+    step_lengths,
+)
+from fadepth_core.labels.structure import TRACKS, reconstruct, write_tracks
 from fadepth_core.labels.tracks import AGREES, MIN_TRACKS, Tracks, fitted_poses, follow, parallax, reprojection_errors
 
 Method = Literal["auto", "odometry", "structure"]
@@ -33,6 +48,13 @@ _STANDS, _TURNS = 3.0, 1.5
 _BAD_ERROR, _BAD_RATIO, _BAD_SHARE = 1.0, 2.0, 0.2
 #: A place at which fewer tracks agree with one rigid motion is filled with moving objects.
 _RIGID_SHARE = 0.5
+#: Keyframes in a piece of a trajectory, and how many of them it shares with the next. A piece is mapped at once, and the
+#: time for that grows faster than its length.
+_PIECE, _SHARED = 100, 12
+#: Median depth of the points when the scale is unknown.
+_UNKNOWN_DEPTH = 10.0
+#: Frames that are compared with a reference depth.
+_REFERENCES = 60
 #: Shortest baseline of stereo, in units of the nearest depth (the smallest of `labels.stereo`), and largest rotation in
 #: degrees between two frames that see the same.
 _BASELINE, _MAX_ROTATION = 0.3, 45.0
@@ -134,7 +156,16 @@ def estimate_motion(
         check = check_odometry(places, clip.poses, clip.intrinsics)
         if check.good or method == "odometry":
             return _from_odometry(clip, numbers, check)
-    raise DataError(f"{clip.path}: structure from motion is not available yet")
+        rejected: tuple[str, ...] = (
+            f"The odometry was not used: it disagrees with the images by {check.error:.2f} pixels (best possible "
+            f"{check.image_error:.2f}) and is wrong at {check.bad:.0%} of {check.places} places.",
+        )
+        figures = {"odometry error px": check.error, "wrong places": check.bad}
+    else:
+        rejected, figures = (), {}
+    observations, chain, notes = _structure(clip, work, numbers)
+    scale = _Scale(clip, observations, chain, speed, camera_height, scale_reference)
+    return _from_structure(clip, observations, chain, scale, rejected + notes, figures)
 
 
 def find_places(clip: Clip, frames: Sequence[int]) -> list[Place]:
@@ -269,6 +300,198 @@ def _from_odometry(clip: Clip, numbers: Sequence[int], check: OdometryCheck) -> 
             f"it is wrong at {check.bad:.0%} of {check.places} places."
         )
     return Motion(poses, "odometry", "odometry", (note,), figures)
+
+
+def _structure(clip: Clip, work: Path, numbers: Sequence[int]) -> tuple[Observations, Chain, tuple[str, ...]]:
+    """The largest trajectory that structure from motion finds, and notes."""
+    what = (
+        str(clip.path.resolve()),
+        clip.path.stat().st_mtime_ns,
+        clip.count,
+        clip.stored_intrinsics.tolist(),
+        numbers,
+    )
+    folder = work / f"structure-{hashlib.sha256(repr(what).encode()).hexdigest()[:12]}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"{folder}: cannot be made: {error.strerror}") from error
+    observations = load_or_observe(clip, numbers, folder / "observations.npz")
+    keyframes = observations.keyframes
+    starts = range(0, max(1, len(keyframes) - _SHARED), _PIECE - _SHARED)
+    pieces: dict[Path, Observations] = {}
+    for start in starts:
+        chosen = keyframes[start : start + _PIECE]
+        piece = observations.between(chosen[0], chosen[-1])
+        used = np.isin(piece.frames, chosen)
+        pieces[place := folder / f"piece-{start:05d}"] = piece
+        if not (place / TRACKS).is_file():
+            write_tracks(
+                place, piece.frames[used], piece.tracks[used], piece.pixels[used], piece.intrinsics, piece.size
+            )
+    results = reconstruct(list(pieces), clip.name)
+    failures = [result for result in results.values() if isinstance(result, str)]
+    chains = [
+        completed(model, pieces[place])
+        for place, models in results.items()
+        if not isinstance(models, str)
+        for model in models
+    ]
+    if not chains:
+        reason = failures[0] if failures else "no two frames have enough common points and parallax"
+        raise DataError(f"{clip.path}: structure from motion failed: {reason}")
+    found = joined(chains)
+    notes = []
+    if failures:
+        notes.append(f"Structure from motion failed in {len(failures)} of {len(pieces)} pieces: {failures[0]}.")
+    if len(found) > 1:
+        notes.append(
+            f"The trajectory is in {len(found)} parts that could not be joined; only the largest is used, "
+            f"{len(found[0].poses)} of {sum(len(chain.poses) for chain in found)} frames."
+        )
+    if observations.breaks:
+        notes.append(f"No point could be tracked into frames {shown_frames(observations.breaks)}.")
+    return observations, found[0], tuple(notes)
+
+
+class _Scale:
+    """Metric scale of a trajectory.
+
+    Attributes:
+        source: see `Motion.scale`.
+        frames, factors: measured factors, see `scale.smooth_factors`; none if unknown.
+        window: for `scale.smooth_factors`; None for one factor for the whole trajectory.
+        note: sentence for the report.
+    """
+
+    def __init__(
+        self,
+        clip: Clip,
+        observations: Observations,
+        chain: Chain,
+        speed: float | None,
+        camera_height: float | None,
+        reference: ScaleReference | None,
+    ):
+        self._clip, self._observations, self._chain = clip, observations, chain
+        self.source, self.note = "unknown", ""
+        self.window: int | None = None
+        self.frames: list[int] = []
+        self.factors = np.zeros(0)
+        speeds = clip.speeds if speed is None else np.full(clip.count, speed)
+        # What the user states counts first, then what is most exact.
+        if speed is not None:
+            self._from_path(speeds, None, "speed")
+        if camera_height is not None and not self.frames:
+            self._from_height(camera_height)
+        if clip.poses is not None and not self.frames:
+            self._from_path(None, clip.poses, "odometry")
+        if speeds is not None and not self.frames:
+            self._from_path(speeds, None, "speed")
+        if reference is not None and not self.frames:
+            self._from_depth(reference)
+        if not self.frames:
+            self.note = "The scale is unknown: lengths and depth are in an arbitrary unit."
+
+    def at(self, frames: Sequence[int]) -> np.ndarray:
+        """Factors at frames of the trajectory."""
+        if not self.frames:
+            depths = [self._chain.depths(self._observations, n)[1] for n in sorted(self._chain.keyframes)]
+            return np.full(len(frames), _UNKNOWN_DEPTH / np.median(np.concatenate(depths)))
+        if self.window is None:
+            return np.full(len(frames), np.exp(np.median(np.log(self.factors))))
+        return smooth_factors(self.frames, self.factors, frames, self.window)
+
+    def _from_path(self, speeds: np.ndarray | None, poses: np.ndarray | None, source: str) -> None:
+        frames = sorted(self._chain.keyframes)
+        lengths = step_lengths(frames, self._clip.times, speeds, poses)
+        positions = np.array([self._chain.poses[n][:3, 3] for n in frames])
+        self.frames, self.factors = path_factors(positions, lengths, frames)
+        if not self.frames:
+            return
+        self.source = source
+        if speeds is not None and is_constant(speeds):
+            # One speed for the whole clip is a mean, and says nothing about each step.
+            total = np.nansum(lengths) / np.linalg.norm(np.diff(positions, axis=0), axis=1)[np.isfinite(lengths)].sum()
+            self.frames, self.factors = [frames[0]], np.array([total])
+            self.note = f"The scale is from the mean speed, {speeds[np.isfinite(speeds)][0]:g} m/s."
+        else:
+            self.window = PATH_WINDOW
+            of = "the odometry's path length" if source == "odometry" else "the speed"
+            self.note = f"The scale is from {of}, at {len(self.frames)} steps."
+
+    def _from_height(self, camera_height: float) -> None:
+        self._measure(lambda n: _ground_factor(self._observations, self._chain, n, camera_height))
+        if self.frames:
+            self.source = "camera height"
+            self.note = (
+                f"The scale is from the camera's height, {camera_height:g} m; ground seen in {len(self.frames)} frames."
+            )
+
+    def _from_depth(self, reference: ScaleReference) -> None:
+        framing = self._clip.source.framing
+        (height, width), (h, w) = self._clip.source.stored_size, self._observations.size
+        stored = np.array([width / w, height / h])
+        to_network = framing.network_intrinsics(np.eye(3))
+
+        def measure(number: int) -> float | None:
+            pixels, depth = self._chain.depths(self._observations, number)
+            pixels = (pixels + 0.5) * stored - 0.5
+            pixels = pixels * to_network[[0, 1], [0, 1]] + to_network[:2, 2]
+            return depth_factor(pixels, depth, reference(number))
+
+        self._measure(measure, most=_REFERENCES)
+        if self.frames:
+            self.source = "reference depth"
+            self.note = f"The scale is from other depth of {len(self.frames)} frames."
+
+    def _measure(self, measure: Callable[[int], float | None], most: int | None = None) -> None:
+        """Measure the factor at the keyframes, or at `most` of them."""
+        frames = np.array(sorted(self._chain.keyframes))
+        if most is not None and len(frames) > most:
+            frames = frames[np.linspace(0, len(frames) - 1, most).astype(int)]
+        found = {int(n): factor for n in frames if (factor := measure(int(n))) is not None}
+        self.frames, self.factors, self.window = list(found), np.array(list(found.values())), FRAME_WINDOW
+
+
+def _ground_factor(observations: Observations, chain: Chain, number: int, camera_height: float) -> float | None:
+    """Metres per unit at a keyframe, from the points that it and the keyframes around it see."""
+    around = [n for n in observations.keyframes if n in chain.keyframes]
+    at = around.index(number)
+    names = np.unique(np.concatenate([observations.of(n)[0] for n in around[max(0, at - 2) : at + 6]]))
+    world = np.array([chain.points[name] for name in names if name in chain.points])
+    if not len(world):
+        return None
+    pose = chain.poses[number]
+    points = (world - pose[:3, 3]) @ pose[:3, :3]
+    nearest = points[(points[:, 2] > 0) & (points[:, 2] < 3 * np.median(points[:, 2]))]
+    height = ground_height(nearest)
+    return None if height is None else camera_height / height
+
+
+def _from_structure(
+    clip: Clip,
+    observations: Observations,
+    chain: Chain,
+    scale: _Scale,
+    notes: tuple[str, ...],
+    figures: dict[str, float],
+) -> Motion:
+    frames = list(chain.poses)
+    factors = scale.at(frames)
+    poses = np.full((clip.count, 4, 4), np.nan)
+    poses[frames] = rescaled(np.array(list(chain.poses.values())), factors)
+    known = dict(zip(frames, factors, strict=True))
+    depths = [known[n] * chain.depths(observations, n)[1] for n in sorted(chain.keyframes)]
+    figures = figures | {
+        "located frames": float(len(frames)),
+        "keyframes": float(len(chain.keyframes)),
+        "interpolated frames": float(chain.interpolated),
+        "near depth": float(np.median([np.percentile(depth, 5) for depth in depths if len(depth)])),
+        "scale drift": float(factors.max() / factors.min() - 1),
+    }
+    first = f"Structure from motion located {len(frames)} of {int(observations.frames[-1] - observations.frames[0] + 1)} frames."
+    return Motion(poses, "structure from motion", scale.source, (*notes, first, scale.note), figures)
 
 
 def _has_parallax(clip: Clip) -> Callable[[Tracks], bool]:
