@@ -18,7 +18,6 @@ from fadepth_core.evaluation.protocols import (
 from fadepth_core.evaluation.published import PublishedRow, published_rows
 from fadepth_core.evaluation.report import (
     compare_evenly,
-    map_from_above,
     picture_sheet,
     prediction_sheet,
     print_table,
@@ -27,6 +26,7 @@ from fadepth_core.evaluation.report import (
     write_sheet,
     write_values,
 )
+from fadepth_core.evaluation.tiles import map_from_above
 from fadepth_core.evaluation.video import FrameResult, VideoEvaluation, VideoFigures, choose_evenly, evaluate_video
 
 __all__ = [

@@ -31,7 +31,8 @@ from fadepth_core.evaluation import (
     write_json,
 )
 from fadepth_core.evaluation.baselines import ConstantDepth, GroundPlane
-from fadepth_core.evaluation.report import CAPTION_HEIGHT, MAP_SIZE, TILE_WIDTH, map_from_above
+from fadepth_core.evaluation.report import CAPTION_HEIGHT, TILE_WIDTH
+from fadepth_core.evaluation.tiles import MAP_SIZE, map_from_above
 from fadepth_core.models import SmallDepth
 from fadepth_core.models.depth_network import DepthFeatures
 from fadepth_core.runtime.engine import DepthEngine
@@ -447,7 +448,7 @@ def test_the_map_shows_points_at_their_positions():
     far[:, 64:] = 70.0
     x, z = red_on_the_map(far)
     assert x.max() <= 0, "points beyond the end of the map are not drawn"
-    assert set(z) == {40}
+    assert set(z) == {120}, "10 m ahead on a map of 20 m"
     right = np.arange(128) > 68
     beside = np.where(right, 5 * 64 / np.maximum(np.arange(128) - 63.5, 1), 70)[None].repeat(48, 0)
     x, z = red_on_the_map(beside)
