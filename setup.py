@@ -53,7 +53,10 @@ setup(
     description="Fast self-supervised monocular depth for ROS 2",
     license="Apache-2.0",
     packages=find_packages(include=["fadepth_core*", "fadepth_ros*"]),
-    package_data={"fadepth_core": ["py.typed", "assets/*", "data/splits/*.gz"], "fadepth_ros": ["py.typed"]},
+    package_data={
+        "fadepth_core": ["py.typed", "adaptation/*.html", "assets/*", "data/splits/*.gz"],
+        "fadepth_ros": ["py.typed"],
+    },
     data_files=[
         ("share/ament_index/resource_index/packages", [f"resource/{NAME}"]),
         (f"share/{NAME}", ["package.xml"]),

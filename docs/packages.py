@@ -22,13 +22,13 @@ BEGIN, END = "<!-- table: written by docs/packages.py -->", "<!-- end of table -
 #: Lines of each package before the redesign (commit b559a2d). The renderer was in `data`, the commands in training/run.py.
 BEFORE = {
     "common": 0, "messages": 0, "geometry": 277, "models": 2227, "losses": 1310, "rendering": 0, "synthetic": 0, "data": 4242, "labels": 0,
-    "evaluation": 1547, "runtime": 2565, "training": 1955, "cli": 528, "fadepth_ros": 2332,
+    "evaluation": 1547, "runtime": 2565, "training": 1955, "adaptation": 0, "cli": 528, "fadepth_ros": 2332,
 }  # fmt: skip
 #: (column, row) of each package in the picture. Arrows point to a lower row.
 PLACES = {
-    "cli": (0.5, 0), "training": (1.2, 1), "labels": (0.1, 2), "evaluation": (1.2, 2), "fadepth_ros": (2.6, 2),
-    "data": (0.4, 3), "losses": (1.4, 3), "runtime": (2.4, 3),
-    "synthetic": (-0.2, 4), "models": (2, 4), "rendering": (-0.2, 5), "geometry": (1.9, 5), "messages": (2.9, 4), "common": (0.9, 5),
+    "cli": (0.5, 0), "adaptation": (0.9, 1), "training": (1.2, 2), "labels": (0.1, 3), "evaluation": (1.2, 3), "fadepth_ros": (2.6, 3),
+    "data": (0.4, 4), "losses": (1.4, 4), "runtime": (2.4, 4),
+    "synthetic": (-0.2, 5), "models": (2, 5), "rendering": (-0.2, 6), "geometry": (1.9, 6), "messages": (2.9, 5), "common": (0.9, 6),
 }  # fmt: skip
 COLUMN, ROW, WIDTH, HEIGHT, MARGIN = 190, 92, 140, 48, 84
 

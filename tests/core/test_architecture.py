@@ -32,6 +32,7 @@ ALLOWED = {
     "runtime": {"common", "geometry", "messages", "models"},
     "evaluation": {"common", "data", "geometry", "losses", "models", "runtime"},
     "training": {"common", "data", "evaluation", "geometry", "losses", "models", "runtime"},
+    "adaptation": {"common", "evaluation"},
     "cli": {"common", "core", "data", "evaluation", "geometry", "labels", "models", "runtime", "training"},
     "core": {"common", "runtime"},
     "fadepth_ros": {"common", "core", "messages", "runtime"},
