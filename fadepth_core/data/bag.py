@@ -85,8 +85,6 @@ class Recording:
     Attributes:
         path: the folder or file.
         topics: by name. A topic that was recorded with several types is left out.
-        notes: what is unusual about the recording and which part of it cannot be read, one sentence each. More can be added
-            while messages are read.
 
     Raises:
         DataError: no such file, not a recording, or nothing of it can be read.
@@ -95,7 +93,8 @@ class Recording:
 
     def __init__(self, path: Path):
         self.path = path = user_path(path)
-        self.notes: list[str] = []
+        self._notes: list[str] = []
+        self._damage: dict[Path, tuple[int, str]] = {}
         if not path.exists():
             raise DataError(f"{path}: no such file or folder")
         if not is_bag(path):
@@ -108,6 +107,14 @@ class Recording:
         if not any(topic.messages for topic in self.topics.values()):
             raise DataError(f"{path}: no messages in it{self._because()}")
 
+    @property
+    def notes(self) -> list[str]:
+        """What is unusual about the recording and which part of it cannot be read, one sentence each.
+
+        Damage is found while messages are read.
+        """
+        return [*self._notes, *(text for _, text in self._damage.values())]
+
     def messages(self, names: Collection[str]) -> Iterator[Message]:
         """The messages of some topics, one at a time, mostly in the order in which they were recorded.
 
@@ -115,10 +122,6 @@ class Recording:
         """
         for file in self._files:
             yield from file.messages(names)
-
-    def first(self, name: str) -> bytes | None:
-        """The first message of a topic, or None."""
-        return next((message.raw for message in self.messages([name])), None)
 
     def decode(self, message: Message) -> Any:
         """The fields of a message of a standard type.
@@ -136,8 +139,14 @@ class Recording:
         return f" ({'; '.join(self.notes)})" if self.notes else ""
 
     def _note(self, text: str) -> None:
-        if text not in self.notes:  # each pass over the recording finds the damage again
-            self.notes.append(text)
+        if text not in self._notes:  # each pass over the recording finds the same
+            self._notes.append(text)
+
+    def _note_damage(self, path: Path, read: int, total: int, reason: str) -> None:
+        """Note where reading of a file ended; of several passes, the one that asked for the most messages counts."""
+        if total > self._damage.get(path, (0, ""))[0]:
+            text = f"{path.name}: damaged after {read} of {total} messages, read up to there: {reason}"
+            self._damage[path] = total, text
 
     def _merge(self, topics: Iterable[Topic]) -> dict[str, Topic]:
         merged: dict[str, Topic] = {}
@@ -182,7 +191,7 @@ class Recording:
         except _Unreadable as error:
             scanned = _ScannedFile(path, self)
             if not scanned.topics:
-                raise DataError(f"{path}: {error}{self._because()}") from None
+                raise DataError(f"{path}: {error}, and without its index no message can be read") from None
             self._note(f"{path.name}: {error}; it is read without its index")
             return scanned
 
@@ -241,9 +250,7 @@ class _IndexedFile:
             raise
         except Exception as error:  # see `__init__`
             total = sum(connection.msgcount for connection in connections)
-            self._recording._note(
-                f"{self._path.name}: damaged after {count} of {total} messages, read up to there: {_sentence(error)}"
-            )
+            self._recording._note_damage(self._path, count, total, _sentence(error))
 
 
 class _ScannedFile:

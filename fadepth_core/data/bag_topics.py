@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -39,8 +41,8 @@ _DEPTH_ENCODINGS = ("16UC1", "32FC1")
 _TRANSPORTS = {"compressed", "compressedDepth", "theora", "ffmpeg", "raw", "zstd"}
 _LIDAR_NAME = re.compile(r"lidar|laser|velodyne|ouster|livox|hesai|rslidar|robosense|pandar", re.IGNORECASE)
 _COMMAND_NAME = re.compile(r"cmd|command|desired|target|reference|goal", re.IGNORECASE)
-#: How many messages of a camera_info are searched for a calibrated one.
-_MOST_INFOS = 100
+#: How many messages of a topic are tried until one can be used.
+_MOST_TRIED = 20
 #: Topics whose numbers of messages differ less than this are equally frequent.
 _SAME_COUNT = 0.1
 #: A camera further to the side than this is the right one of a stereo pair, metres.
@@ -109,12 +111,15 @@ class Sources:
     missing: dict[str, str] = field(default_factory=dict)
 
 
+_Kind = Literal["colour", "grey", "depth"]
+
+
 @dataclass(frozen=True)
 class _Picture:
     """What the first message of a topic of pictures says."""
 
     topic: Topic
-    kind: Literal["colour", "grey", "depth"]
+    kind: _Kind
     size: tuple[int, int]
     frame: str
 
@@ -173,7 +178,8 @@ class _Chooser:
             return self._camera(picture, self._choice.camera_info)
         pictures = [picture for picture in self._pictures.values() if picture and picture.kind != "depth"]
         if not pictures:
-            raise DataError(f"{self._recording.path}: no pictures of a camera in it{self._listing()}")
+            because = "".join(f"; {note}" for note in (*self.notes, *self._recording.notes)[:2])
+            raise DataError(f"{self._recording.path}: no pictures of a camera in it{self._listing()}{because}")
         cameras: list[Camera] = []
         problems: list[str] = []
         for picture in pictures:
@@ -351,41 +357,21 @@ class _Chooser:
         return f"; it has {shown}"
 
     def _first_picture(self, topic: Topic) -> _Picture | None:
-        """What the first message says; None if it is not a picture."""
-        message = self._first(topic)
-        if message is None:
-            return None
-        frame = frame_name(message.header.frame_id)
-        if topic.type == IMAGE:
-            encoding = message.encoding
-            depth = encoding in _DEPTH_ENCODINGS or (encoding == "mono16" and "depth" in topic.name)
-            grey = encoding.startswith(("mono", "8UC1"))
-            return _Picture(
-                topic, "depth" if depth else "grey" if grey else "colour", (message.height, message.width), frame
-            )
-        data = message.data.tobytes()
-        form = message.format.lower()
-        depth = "compresseddepth" in form or form.startswith(tuple(name.lower() for name in _DEPTH_ENCODINGS))
-        if "compresseddepth" in form:
-            data = data[data.find(b"\x89PNG") :]
-        try:
-            size = read_picture_header(data).size
-        except PictureError as error:
-            self.notes.append(f"{topic.name}: '{message.format[:40]}' cannot be decoded, so it is not used: {error}")
-            return None
-        if "mono" in form:
-            return _Picture(topic, "grey", size, frame)
-        return _Picture(topic, "depth" if depth else "colour", size, frame)
-
-    def _first(self, topic: Topic) -> Any:
-        """The first message that can be decoded, or None."""
-        for message in self._recording.messages([topic.name]):
+        """What the first message says that can be read; None if none of the first ones is a picture."""
+        problem = ""
+        for message in self._first_messages(topic):
             try:
-                return self._recording.decode(message)
-            except DataError as error:
-                self.notes.append(str(error))
-                return None
+                return _raw_picture(topic, message) if topic.type == IMAGE else _compressed_picture(topic, message)
+            except PictureError as error:
+                problem = problem or f"{topic.name}: '{message.format[:40]}' cannot be decoded: {error}"
+        self._note(problem or f"{topic.name}: no message can be read")
         return None
+
+    def _first_messages(self, topic: Topic) -> Iterator[Any]:
+        """The first messages of a topic, without those that cannot be decoded."""
+        for message in islice(self._recording.messages([topic.name]), _MOST_TRIED):
+            with suppress(DataError):  # it is counted where all messages are read
+                yield self._recording.decode(message)
 
     def _camera(self, picture: _Picture, info: str | None = None) -> Camera:
         """The camera of a topic of pictures; `info` is the topic or file of its calibration, None if it is to be found.
@@ -426,7 +412,7 @@ class _Chooser:
         return same[0] if len(same) == 1 else None
 
     def _frame_of(self, topic: Topic) -> str | None:
-        message = self._first(topic)
+        message = next(self._first_messages(topic), None)
         return None if message is None else frame_name(message.header.frame_id)
 
     def _calibration(self, info: Topic, picture: _Picture) -> Calibration:
@@ -435,15 +421,30 @@ class _Chooser:
         Raises:
             DataError: there is none; the message has the first one's problem.
         """
-        problem = f"{info.name}: no message"
-        for number, message in enumerate(self._recording.messages([info.name])):
+        problem = ""
+        for message in self._first_messages(info):
             try:
-                return calibration_of(self._recording.decode(message), picture.size, info.name)
+                return calibration_of(message, picture.size, info.name)
             except DataError as error:
-                problem = problem if number else str(error)
-            if number >= _MOST_INFOS:
-                break
-        raise DataError(problem)
+                problem = problem or str(error)
+        raise DataError(problem or f"{info.name}: no message can be read")
+
+
+def _raw_picture(topic: Topic, message: Any) -> _Picture:
+    encoding, size = message.encoding, (message.height, message.width)
+    is_depth = encoding in _DEPTH_ENCODINGS or (encoding == "mono16" and "depth" in topic.name)
+    kind: _Kind = "depth" if is_depth else "grey" if encoding.startswith(("mono", "8UC1")) else "colour"
+    return _Picture(topic, kind, size, frame_name(message.header.frame_id))
+
+
+def _compressed_picture(topic: Topic, message: Any) -> _Picture:
+    """Raises PictureError."""
+    data, form = message.data.tobytes(), message.format.lower()
+    is_depth = "compresseddepth" in form or form.startswith(tuple(name.lower() for name in _DEPTH_ENCODINGS))
+    if "compresseddepth" in form:
+        data = data[data.find(b"\x89PNG") :]
+    kind: _Kind = "depth" if is_depth else "grey" if "mono" in form else "colour"
+    return _Picture(topic, kind, read_picture_header(data).size, frame_name(message.header.frame_id))
 
 
 def calibration_of(info: Any, size: tuple[int, int], where: object) -> Calibration:

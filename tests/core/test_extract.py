@@ -416,6 +416,9 @@ def test_only_own_folders_are_replaced(tmp_path, monkeypatch):
     extract(tmp_path / "a.mcap", tmp_path / "clip")
     with pytest.raises(DataError, match="has a clip already; --overwrite replaces it"):
         extract(tmp_path / "a.mcap", tmp_path / "clip")
+    with pytest.raises(DataError, match="no such file or folder"):
+        extract(tmp_path / "none.mcap", tmp_path / "clip", overwrite=True)
+    assert len(list((tmp_path / "clip").glob("*.jpg"))) == COUNT
     extract(tmp_path / "a.mcap", tmp_path / "clip", every=3, overwrite=True)
     assert len(list((tmp_path / "clip").glob("*.jpg"))) == COUNT // 3
     shutil.rmtree(tmp_path / "clip")
