@@ -43,7 +43,7 @@ _CURVE_MARGIN = (56, 44)
 
 @dataclass(frozen=True)
 class Table:
-    """A table of texts.
+    """A table of texts. More than five columns do not fit on a phone, where the table is moved sideways.
 
     Attributes:
         title: heading above the table; may be empty.
