@@ -75,7 +75,8 @@ def scan(path: Path, note: Callable[[str], None]) -> Iterator[ScannedMessage]:
             if isinstance(error, _Incomplete):
                 note(f"{path.name}: cut after {size} bytes, before its end; the messages up to there are used")
             else:
-                note(f"{path.name}: damaged near byte {stream.tell()} of {size}, read up to there: {one_line(error)}")
+                reason = "a channel that was not announced" if isinstance(error, LookupError) else one_line(error)
+                note(f"{path.name}: damaged near byte {stream.tell()} of {size}, read up to there: {reason}")
 
 
 def _other_format(path: Path, start: bytes) -> str:

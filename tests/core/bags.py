@@ -21,8 +21,9 @@ from rosbags.rosbag2 import Writer as Writer2
 from rosbags.typesys import Stores, get_types_from_msg, get_typestore
 
 STORES = {True: get_typestore(Stores.ROS1_NOETIC), False: get_typestore(Stores.ROS2_JAZZY)}
-# rosbags has no tf2_msgs of ROS 1.
-STORES[True].register(get_types_from_msg("geometry_msgs/TransformStamped[] transforms", "tf2_msgs/msg/TFMessage"))
+# rosbags has neither type of ROS 1.
+for name in ("tf2_msgs/msg/TFMessage", "tf/msg/tfMessage"):
+    STORES[True].register(get_types_from_msg("geometry_msgs/TransformStamped[] transforms", name))
 #: From a frame with x forward, y left, z up (REP-103) to the optical frame of a camera that looks forward.
 OPTICAL = np.array([[0.0, -1, 0, 0], [0, 0, -1, 0], [1, 0, 0, 0], [0, 0, 0, 1]])
 SECOND = 1_000_000_000
@@ -177,13 +178,13 @@ class BagWriter:
             topic, self.make("sensor_msgs/NavSatFix", header=header, status=status, **position, **covariance), stamp
         )
 
-    def transform(self, stamp, matrix, parent, child, topic="/tf"):
+    def transform(self, stamp, matrix, parent, child, topic="/tf", kind="tf2_msgs/TFMessage"):
         """`matrix` [4, 4]: from `child` to `parent`."""
         translation = self.vector(*matrix[:3, 3])
         moved = self.make("geometry_msgs/Transform", translation=translation, rotation=self.quaternion(matrix))
         header = self.header(stamp, parent)
         stamped = self.make("geometry_msgs/TransformStamped", header=header, child_frame_id=child, transform=moved)
-        self.write(topic, self.make("tf2_msgs/TFMessage", transforms=[stamped]), stamp)
+        self.write(topic, self.make(kind, transforms=[stamped]), stamp)
 
     def static_transform(self, matrix, parent, child, stamp=START):
         self.transform(stamp, matrix, parent, child, "/tf_static")

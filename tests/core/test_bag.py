@@ -80,6 +80,25 @@ def test_of_a_cut_recording_the_first_part_is_read(tmp_path, name, compression):
     assert len(set(recording.notes)) == len(recording.notes)
 
 
+def test_a_recording_of_ros_1_that_was_not_finished_is_read(tmp_path):
+    path = cut(write(tmp_path / "a.bag", count=20), 0.9).rename(tmp_path / "a.bag.active")
+    assert is_bag(path)
+    found = speeds(Recording(path))
+    assert found == list(range(len(found)))
+    assert len(found) > 10
+
+
+def test_the_old_name_of_tf_is_known(tmp_path):
+    with BagWriter(tmp_path / "a.bag") as bag:
+        bag.transform(START, np.diag([1.0, 1, 1, 1]), "odom", "base_link", kind="tf/tfMessage")
+    recording = Recording(tmp_path / "a.bag")
+    (message,) = recording.messages(["/tf"])
+    assert recording.topics["/tf"].type == "tf2_msgs/msg/TFMessage"
+    (transform,) = recording.decode(message).transforms
+    assert (transform.header.frame_id, transform.child_frame_id) == ("odom", "base_link")
+    assert transform.header.stamp.sec * SECOND == START
+
+
 def test_a_folder_without_metadata_is_read(tmp_path):
     folder = write(tmp_path / "drive", count=5)
     (folder / "metadata.yaml").unlink()
