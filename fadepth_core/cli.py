@@ -23,7 +23,13 @@ from tqdm import tqdm
 
 from fadepth_core import __version__
 from fadepth_core.cli_arguments import number, whole
-from fadepth_core.cli_bags import extract, extract_arguments
+from fadepth_core.cli_bags import (
+    add_predict_arguments,
+    check_no_bag_options,
+    extract,
+    extract_arguments,
+    predict_bag,
+)
 from fadepth_core.common.color import PIXEL_MEAN, PIXEL_STD, to_picture
 from fadepth_core.common.documents import parse_yaml, shown
 from fadepth_core.common.errors import DataError
@@ -31,6 +37,7 @@ from fadepth_core.common.files import user_cache, user_path
 from fadepth_core.common.framing import FramingError
 from fadepth_core.common.memory import keep_freed_memory
 from fadepth_core.common.sample import LabelledImage
+from fadepth_core.data.bag import is_bag
 from fadepth_core.data.clip_cache import LIMIT, ClipCache, limit_bytes
 from fadepth_core.data.frames import Frames
 from fadepth_core.data.pictures import write_pictures
@@ -307,8 +314,13 @@ def _label(args: argparse.Namespace, checkpoint: Checkpoint) -> str:
 
 
 def _predict_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("source", type=user_path, help="picture, folder of pictures, or video")
-    parser.add_argument("--out", type=user_path, required=True, help="folder for depth and coloured pictures")
+    parser.add_argument("source", type=user_path, help="picture, folder of pictures, video, or recording (bag)")
+    parser.add_argument(
+        "--out",
+        type=user_path,
+        required=True,
+        help="folder for depth and coloured pictures; of a recording: .mcap, .db3, or a folder of rosbag2",
+    )
     parser.add_argument("--checkpoint", type=user_path, help="default: the shipped one")
     camera = parser.add_mutually_exclusive_group()
     camera.add_argument("--intrinsics", type=float, nargs=4, metavar=("FX", "FY", "CX", "CY"), help="pixels")
@@ -316,24 +328,29 @@ def _predict_arguments(parser: argparse.ArgumentParser) -> None:
         "--camera", type=user_path, help="JSON file with fx, fy, cx, cy; default: the one beside the source"
     )
     parser.add_argument(
-        "--format", choices=FORMATS, default="png", help="png: 16 bits, millimetres, 0 unknown; npy: float32, metres"
+        "--format", choices=FORMATS, help="png, the default: 16 bits, millimetres, 0 unknown; npy: float32, metres"
     )
     _add_engine(parser, "the fastest")
+    add_predict_arguments(parser)
 
 
 def predict(args: argparse.Namespace) -> None:
-    """Write the depth of a picture, a folder of pictures or a video."""
-    frames = Frames(args.source)
-    place = (frames.path if frames.path.is_dir() or frames.is_video else frames.path.parent).resolve()
-    if place in [(args.out / name).resolve() for name in ("depth", "color", "color.mp4")]:
-        raise DataError(f"--out {args.out}: the results would replace {args.source}; choose another folder")
+    """Write the depth of a picture, a folder of pictures, a video or a recording."""
     intrinsics = None
     if args.intrinsics:
         fx, fy, cx, cy = args.intrinsics
         intrinsics = np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1]])
+    if args.source.exists() and is_bag(args.source):
+        predict_bag(args, intrinsics, *_engine(args))
+        return
+    check_no_bag_options(args)
+    frames = Frames(args.source)
+    place = (frames.path if frames.path.is_dir() or frames.is_video else frames.path.parent).resolve()
+    if place in [(args.out / name).resolve() for name in ("depth", "color", "color.mp4")]:
+        raise DataError(f"--out {args.out}: the results would replace {args.source}; choose another folder")
     depths = run_prediction(frames, Checkpoint(args.checkpoint), intrinsics, args.camera, *_engine(args))
     fps = (frames.fps or FPS) if frames.is_video else None
-    write_predictions(tqdm(depths, unit="frame"), args.out, args.format, fps)
+    write_predictions(tqdm(depths, unit="frame"), args.out, args.format or FORMATS[0], fps)
     if frames.damage:
         raise DataError(f"{frames.damage}; the depth of these frames is in {args.out / 'depth'}")
     print(f"wrote {args.out / 'depth'} and {args.out / ('color.mp4' if frames.is_video else 'color')}")

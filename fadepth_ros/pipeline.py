@@ -20,12 +20,12 @@ import numpy as np
 
 from fadepth_core.common.framing import FramingError
 from fadepth_core.messages.camera_info import Camera
+from fadepth_core.messages.camera_tracker import CameraTracker, unusual
 from fadepth_core.messages.cdr import MessageError, Stamp
 from fadepth_core.messages.encodings import BitDepth
 from fadepth_core.messages.images import Frame, read_compressed
+from fadepth_core.runtime.camera_messages import OutputWriters, rgb_for
 from fadepth_core.runtime.engine import DepthEngine, DepthResult, EngineError, FrameRequest
-from fadepth_core.runtime.output_writers import OutputWriters
-from fadepth_ros.camera_tracker import CameraTracker, unusual
 from fadepth_ros.engine_pool import EngineLease, EnginePool, EngineUnavailableError
 from fadepth_ros.ground_correction import GroundCorrection
 from fadepth_ros.messages import read_image
@@ -245,7 +245,7 @@ class Pipeline:
         request = None
         if outputs:
             request = FrameRequest(
-                _rgb_for(engine, frame),
+                rgb_for(engine, frame),
                 None if scale_camera is None else scale_camera.matrix,
                 points,
                 scale=settings.depth_scale * self.ground.factor,
@@ -393,13 +393,3 @@ def _process_batch(engine: DepthEngine, batch: list[tuple[Pipeline, FrameJob]]) 
             pipeline.publish(job, result)
         except Exception as error:
             pipeline._drop_frame(error)
-
-
-def _rgb_for(engine: DepthEngine, frame: Frame) -> np.ndarray:
-    """The frame as [h, w, 3] uint8 RGB, at the network's size if that is what the engine takes."""
-    to_rgb = frame.encoding.to_rgb
-    if not engine.takes_network_size:
-        return to_rgb(frame.pixels)
-    if frame.encoding.resizable:  # fewer pixels to convert
-        return to_rgb(engine.framing.to_network(frame.pixels))
-    return engine.framing.to_network(to_rgb(frame.pixels))

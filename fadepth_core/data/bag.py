@@ -20,6 +20,7 @@ from fadepth_core.common.folders import natural_order
 from fadepth_core.data.bag_scan import scan, unzstd
 
 if TYPE_CHECKING:
+    from rosbags.interfaces import Connection, Qos
     from rosbags.typesys.store import Typestore
 
 #: Suffixes of the files of recordings.
@@ -39,11 +40,17 @@ class Topic(NamedTuple):
         name: `/camera/image_raw`.
         type: `sensor_msgs/msg/Image`, also of ROS 1.
         messages: number of messages.
+        definition: the text that defines the type, as it was recorded; empty if it was not, and for ROS 1.
+        digest: the hash of the definition (REP-2011), empty if it was not recorded.
+        qos: the quality of service with which the topic was published; empty if it was not recorded.
     """
 
     name: str
     type: str
     messages: int
+    definition: str = ""
+    digest: str = ""
+    qos: tuple[Qos, ...] = ()
 
 
 class Message(NamedTuple):
@@ -101,7 +108,7 @@ class Recording:
             raise DataError(
                 f"{path}: not a recording: expected a folder of rosbag2, or a file {', '.join(sorted(BAGS))}"
             )
-        self._types = _typestore()
+        self._types = typestore()
         self._files = self._open_folder() if path.is_dir() else [self._open_file(path)]
         self.topics = self._merge(topic for file in self._files for topic in file.topics)
         if not any(topic.messages for topic in self.topics.values()):
@@ -231,7 +238,7 @@ class _IndexedFile:
         except Exception as error:
             raise _Unreadable(_sentence(error)) from None
         self.topics = [
-            Topic(connection.topic, _same_type(connection.msgtype), connection.msgcount)
+            Topic(connection.topic, _same_type(connection.msgtype), connection.msgcount, *_published_as(connection))
             for connection in self._reader.connections
         ]
 
@@ -276,13 +283,19 @@ class _ScannedFile:
 
 
 @cache  # it takes half a second
-def _typestore() -> Typestore:
+def typestore() -> Typestore:
     """The standard message types. Those that are read here are the same in all distributions of ROS 2."""
     try:
         from rosbags.typesys import Stores, get_typestore
     except ImportError as error:
         raise ImportError(f"recordings are read with rosbags: pip install 'fadepth_ros[adapt]' ({error})") from None
     return get_typestore(Stores.ROS2_JAZZY)
+
+
+def _published_as(connection: Connection) -> tuple[str, str, tuple[Qos, ...]]:
+    """`Topic.definition`, `digest` and `qos` of a topic of ROS 2; nothing of a topic of ROS 1."""
+    qos = getattr(connection.ext, "offered_qos_profiles", None)
+    return ("", "", ()) if qos is None else (connection.msgdef.data, connection.digest, tuple(qos))
 
 
 def _storage_files(folder: Path) -> Iterator[Path]:

@@ -162,6 +162,33 @@ def choose_topics(recording: Recording, choice: Choice) -> Sources:
     return sources
 
 
+@dataclass(frozen=True)
+class CameraTopics:
+    """The topics of one camera, which need not be calibrated.
+
+    Attributes:
+        image: topic of its pictures.
+        info: topic of its camera_info; None if there is none.
+        notes: choices that were made, one sentence each.
+    """
+
+    image: Topic
+    info: Topic | None
+    notes: tuple[str, ...]
+
+
+def find_camera(recording: Recording, image: str | None = None, camera_info: str | None = None) -> CameraTopics:
+    """The camera that `choose_topics` chooses. If none has a usable calibration, the one with the most pictures.
+
+    Args:
+        image, camera_info: topics that the user names; None: found.
+
+    Raises:
+        DataError: no camera, or a topic that the user names is not there or has another type.
+    """
+    return _Chooser(recording, Choice(image, camera_info)).camera_topics()
+
+
 class _Chooser:
     def __init__(self, recording: Recording, choice: Choice):
         self._recording, self._choice = recording, choice
@@ -210,6 +237,21 @@ class _Chooser:
         if others:
             self.notes.append(f"several cameras, {best.topic.name} is used; --image names another: {', '.join(others)}")
         return best
+
+    def camera_topics(self) -> CameraTopics:
+        info = self._named(self._choice.camera_info, (CAMERA_INFO,)) if self._choice.camera_info else None
+        if self._choice.image:
+            picture: _Picture | None = self._named_picture(self._choice.image)
+        else:
+            try:
+                picture = self._pictures[self.image().topic.name]
+            except DataError:
+                pictures = [picture for picture in self._pictures.values() if picture and picture.kind != "depth"]
+                if not pictures:
+                    raise
+                picture = max(pictures, key=lambda picture: (picture.topic.messages, picture.kind == "colour"))
+        assert picture is not None  # a camera has pictures that can be read
+        return CameraTopics(picture.topic, info or self._info_of(picture), tuple(self.notes))
 
     def right(self, image: Camera) -> Camera | None:
         name = self._choice.right

@@ -55,6 +55,13 @@ class Camera:
     roi_matrix: np.ndarray
     notes: tuple[str, ...] = ()
 
+    @classmethod
+    def pinhole(cls, matrix: np.ndarray, size: tuple[int, int], frame_id: str = "") -> Camera:
+        """A camera without distortion: K [3, 3] for images of `size` (height, width)."""
+        k, p = matrix.ravel(), np.column_stack([matrix, np.zeros(3)]).ravel()
+        info = CameraInfo(frame_id, *size, "plumb_bob", np.zeros(5), k, np.eye(3).ravel(), p)
+        return cls(frame_id, size, matrix, info, np.eye(3))
+
 
 #: Larger numbers in a CameraInfo are damage.
 _LARGEST_NUMBER = 1e9

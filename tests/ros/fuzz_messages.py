@@ -12,11 +12,11 @@ from rclpy.serialization import deserialize_message, serialize_message
 from sensor_msgs.msg import CameraInfo, CompressedImage
 
 from cards import FRAME_ID, image_message, info_message, noise
+from fadepth_core.messages.camera_tracker import CameraTracker
 from fadepth_core.messages.cdr import MessageError, Stamp
 from fadepth_core.messages.encodings import ENCODINGS, BitDepth
 from fadepth_core.messages.images import read_compressed
 from fadepth_core.messages.outgoing import CameraInfoWriter
-from fadepth_ros.camera_tracker import CameraTracker
 from fadepth_ros.messages import read_image
 from fadepth_ros.pipeline import DEPTH, INFO, POINTS
 from fakes import FakeEngine, RecordedOutputs, make_pipeline

@@ -6,8 +6,8 @@ import pytest
 from rclpy.serialization import serialize_message
 
 from cards import image_message, info_message, noise
+from fadepth_core.messages.camera_tracker import CameraTracker, unusual
 from fadepth_core.messages.images import MAX_COMPRESSED_PIXELS
-from fadepth_ros.camera_tracker import CameraTracker, unusual
 from fadepth_ros.messages import read_image
 
 FRAME = read_image(serialize_message(image_message(noise(), "rgb8", 1)))

@@ -1,4 +1,4 @@
-"""Serializes the output messages of one camera.
+"""From the messages of one camera to the engine, and from its depth to the output messages: for the node and for recordings.
 
 A writer holds the prepared parts of one message (see `messages/outgoing.py`). It is used for all frames until frame_id, size or
 encoding change.
@@ -15,9 +15,20 @@ from fadepth_core.common.framing import Framing
 from fadepth_core.messages.camera_info import Camera
 from fadepth_core.messages.images import Frame
 from fadepth_core.messages.outgoing import CameraInfoWriter, CloudWriter, ImageWriter
+from fadepth_core.runtime.engine import DepthEngine
 from fadepth_core.runtime.pictures import depth_to_color, depth_to_millimetres
 
 _Writer = TypeVar("_Writer")
+
+
+def rgb_for(engine: DepthEngine, frame: Frame) -> np.ndarray:
+    """The frame as [h, w, 3] uint8 RGB, at the network's size if that is what the engine takes."""
+    to_rgb = frame.encoding.to_rgb
+    if not engine.takes_network_size:
+        return to_rgb(frame.pixels)
+    if frame.encoding.resizable:  # fewer pixels to convert
+        return to_rgb(engine.framing.to_network(frame.pixels))
+    return engine.framing.to_network(to_rgb(frame.pixels))
 
 
 class OutputWriters:
