@@ -27,7 +27,7 @@ ALLOWED = {
     "losses": {"common", "geometry", "models"},
     "rendering": {"common"},
     "synthetic": {"common", "rendering"},
-    "data": {"common", "geometry", "messages", "synthetic"},
+    "data": {"common", "geometry", "synthetic"},
     "labels": {"common", "data", "messages"},
     "runtime": {"common", "geometry", "messages", "models"},
     "evaluation": {"common", "data", "geometry", "losses", "messages", "models", "runtime"},
