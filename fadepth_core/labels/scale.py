@@ -14,9 +14,10 @@ import numpy as np
 #: A factor is the median over this many measurements on either side: for path lengths, and for measurements of one
 #: frame, which are less exact.
 PATH_WINDOW, FRAME_WINDOW = 8, 30
-#: The ground: largest angle between its normal and the camera's downward axis in degrees, points that define it, and
-#: largest distance of a point from it as a share of the camera's height.
-_MAX_TILT, _MIN_GROUND, _ON_GROUND = 20.0, 25, 0.05
+#: The ground: largest roll of the camera, points that define it, and largest distance of a point from it as a share of
+#: the camera's height. Points are used to a distance of ten heights; those beyond are not exact enough.
+#: Measured on KITTI odometry 00 at 416x128: median of the factor 1.001, quartiles 0.95 and 1.03.
+_MAX_ROLL, _MIN_GROUND, _ON_GROUND, _MIN_SLOPE = np.radians(20.0), 25, 0.08, 0.1
 _TRIALS = 200
 
 
@@ -69,48 +70,46 @@ def path_factors(positions: np.ndarray, lengths: np.ndarray, frames: Sequence[in
     return [int(frames[int(i)]) for i in chosen], lengths[chosen] / steps[chosen]
 
 
-def ground_height(points: np.ndarray, seed: int = 0) -> float | None:
-    """Height of a camera above the ground, in the unit of the points.
+def ground_height(points: np.ndarray, direction: np.ndarray, seed: int = 0) -> float | None:
+    """Height of a camera above the ground on which it moves, in the unit of the points.
 
-    The ground is the plane with the most points (RANSAC) among those below the camera whose normal is near the camera's
-    downward axis.
+    The ground is parallel to the camera's motion, as for a camera on wheels, so that only its height and its roll are
+    unknown: a line among the points seen along the motion. The line with the most points is taken (RANSAC).
 
     Args:
         points: [P, 3] in the camera's frame (x right, y down, z forward).
+        direction: [3] of the camera's motion, in the same frame.
 
     Returns:
-        None if no plane has enough points.
+        None if no line has enough points, or the motion is vertical.
     """
-    below = points[(points[:, 1] > 0.05 * points[:, 2]) & (points[:, 2] > 0)]
+    forward = direction / np.linalg.norm(direction)
+    down = np.array([0.0, 1.0, 0.0]) - forward[1] * forward
+    if np.linalg.norm(down) < 0.5:
+        return None
+    down /= np.linalg.norm(down)
+    below = points[(points @ down > _MIN_SLOPE * np.linalg.norm(points, axis=1)) & (points[:, 2] > 0)]
     if len(below) < _MIN_GROUND:
         return None
+    x, y = below @ np.cross(down, forward), below @ down
     random = np.random.default_rng(seed)
     best, most = np.zeros(len(below), bool), 0
     for _ in range(_TRIALS):
-        plane = _plane(below[random.choice(len(below), 3, replace=False)])
-        if plane is None:
+        i, j = random.choice(len(below), 2, replace=False)
+        slope = (y[j] - y[i]) / (x[j] - x[i]) if x[j] != x[i] else np.inf
+        height = y[i] - slope * x[i]
+        if abs(slope) > np.tan(_MAX_ROLL) or not height > 0:
             continue
-        normal, height = plane
-        near = np.abs(below @ normal - height) < _ON_GROUND * height
-        # Nothing is below the ground, up to noise and wrong points: a plane through bonnets or bushes is not the ground.
-        under = (below @ normal > height * (1 + 4 * _ON_GROUND)).sum()
-        if near.sum() - under > most:
-            best, most = near, int(near.sum() - under)
+        above = slope * x + height - y
+        near = np.abs(above) < _ON_GROUND * height
+        # Nothing is below the ground but wrong points. A surface with many points below it is a bonnet or a bush.
+        count = int(near.sum() - (above < -4 * _ON_GROUND * height).sum())
+        if count > most:
+            best, most = near, count
     if best.sum() < _MIN_GROUND:
         return None
-    fitted = _plane(below[best])
-    return None if fitted is None else fitted[1]
-
-
-def _plane(points: np.ndarray) -> tuple[np.ndarray, float] | None:
-    """Plane n·X = h through points, n downwards; None if it is too steep or above the camera."""
-    centre = points.mean(0)
-    normal = np.linalg.svd(points - centre)[2][2]
-    normal = normal * (1.0 if normal[1] > 0 else -1.0)
-    height = float(normal @ centre)
-    if height <= 0 or normal[1] < np.cos(np.radians(_MAX_TILT)):
-        return None
-    return normal, height
+    slope, height = np.polyfit(x[best], y[best], 1)
+    return float(height * np.cos(np.arctan(slope)))
 
 
 def depth_factor(pixels: np.ndarray, depth: np.ndarray, reference: np.ndarray) -> float | None:

@@ -172,11 +172,13 @@ def inverse_depths(tracks: Tracks, poses: np.ndarray, intrinsics: np.ndarray) ->
 def fitted_poses(tracks: Tracks, intrinsics: np.ndarray) -> np.ndarray | None:
     """Camera-to-world poses [3, 4, 4] of three frames that explain the tracks best; lengths in units of the baseline.
 
-    The first and the last frame by an essential matrix (five points, RANSAC), the second by its points' depths (PnP).
+    The first and the last frame by an essential matrix (five points, RANSAC with local optimisation), the second by its points' depths (PnP).
     None if no motion fits.
     """
     first, middle, last = (np.ascontiguousarray(points, np.float64) for points in tracks.points)
-    essential, inliers = cv2.findEssentialMat(first, last, intrinsics, cv2.RANSAC, 0.999, 0.5)
+    essential, inliers = cv2.findEssentialMat(
+        first, last, intrinsics, method=cv2.USAC_ACCURATE, prob=0.999, threshold=0.5, maxIters=1000
+    )
     if essential is None or essential.shape != (3, 3):
         return None
     _, rotation, shift, _ = cv2.recoverPose(essential, first, last, intrinsics, mask=inliers)
