@@ -119,7 +119,7 @@ def predict_recording(
     image, info = topics.image.name, topics.info.name if topics.info else None
     if info is not None:
         # CameraInfo is often recorded just after the first image.
-        predictor.use_camera_info(recording.first(info) or b"")
+        predictor.use_camera_info(next((message.raw for message in recording.messages([info])), b""))
     used = {image} if info is None else {image, info}
     for message in recording.messages(copied | used):
         if message.topic in copied:
