@@ -47,7 +47,7 @@ class PassThroughEngine:
 
     description = "pass-through"
     takes_network_size, follows_camera, batches = True, False, False
-    failures, degraded = (), False
+    failures, degraded, building = (), False, False
 
     def __init__(self, _settings, camera_size, _logger):
         import numpy as np

@@ -20,18 +20,19 @@ def camera_status(name: str, pipeline: Pipeline | None) -> DiagnosticStatus:
     if pipeline is None:
         return DiagnosticStatus(name=name, level=DiagnosticStatus.OK, message="not active")
     report = pipeline.statistics.report()
-    level, text = summary(report, pipeline.engine.status.degraded)
+    level, text = summary(report, pipeline.engine.status.degraded, pipeline.engine.rejection)
     values = [KeyValue(key=key, value=value) for key, value in status_values(report, pipeline).items()]
     return DiagnosticStatus(
         name=name, level=level, message=text, hardware_id=pipeline.engine.status.description, values=values
     )
 
 
-def summary(report: Report, degraded: bool) -> tuple[bytes, str]:
+def summary(report: Report, degraded: bool, rejection: str = "") -> tuple[bytes, str]:
     """Level and text: the most frequent warning among the present drops and problems, serious causes first.
 
     Args:
         degraded: whether a backend failed and another one runs.
+        rejection: why former settings are used instead of the present ones.
     """
     counts = {**report.problems, **report.dropped}
     counts = {cause: n for cause, n in counts.items() if cause in report.errors}
@@ -41,6 +42,8 @@ def summary(report: Report, degraded: bool) -> tuple[bytes, str]:
         return DiagnosticStatus.ERROR if serious else DiagnosticStatus.WARN, report.errors[cause]
     if report.silent:
         return DiagnosticStatus.STALE, "no images arrive"
+    if rejection:
+        return DiagnosticStatus.WARN, "running with former settings, see 'settings not used'"
     if degraded:
         return DiagnosticStatus.WARN, "running on a fallback backend, see 'passed over'"
     if report.dropped.get("no_subscriber"):
@@ -60,6 +63,8 @@ def status_values(report: Report, pipeline: Pipeline) -> dict[str, str]:
     engine = pipeline.engine.status
     values["engine"] = engine.description
     values["checkpoint"] = engine.checkpoint
+    if pipeline.engine.rejection:
+        values["settings not used"] = pipeline.engine.rejection
     scale = pipeline.ground.scale
     if scale is not None:
         seen = "" if scale.seen else ", no ground in view"

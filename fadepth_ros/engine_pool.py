@@ -5,6 +5,9 @@ backend can. An engine that no camera uses any more is kept for a while, since t
 threads. A camera that has no engine waits for its build. A camera whose frames change size does not: other frames of the
 thread that serves it would wait, too, and one odd frame is no reason for that. An engine that failed is built again after
 `RETRY_PERIOD` seconds at the earliest.
+
+When engine settings change, e.g. the checkpoint, the present engine serves until the new one is ready. If the new one cannot
+be built, the former settings stay in use.
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ from typing import NamedTuple
 from weakref import WeakValueDictionary
 
 from fadepth_core.common.framing import Framing, FramingError
-from fadepth_core.runtime.checkpoint import CheckpointError
+from fadepth_core.runtime.checkpoint import Checkpoint, CheckpointError
 from fadepth_core.runtime.engine import DepthEngine, EngineError
 from fadepth_ros.parameters import EngineSettings
 
@@ -85,6 +88,20 @@ def check_engine(settings: EngineSettings, logger: logging.Logger) -> None:
         raise EngineError(str(error)) from error
 
 
+def check_trained(checkpoint: str) -> None:
+    """Find out whether a checkpoint, by its path or name, may replace one that serves.
+
+    Raises:
+        EngineError: it cannot be used, or it is untrained.
+    """
+    try:
+        opened = Checkpoint(checkpoint or None)
+    except CheckpointError as error:
+        raise EngineError(str(error)) from error
+    if not opened.description.trained:
+        raise EngineError(f"{opened.path} is untrained; deactivate the node to use it nevertheless")
+
+
 @dataclass(eq=False)
 class SharedEngine:
     """An engine and its key. All cameras that use it hold this object; `engine` is None once the engine has failed."""
@@ -112,6 +129,7 @@ class EnginePool:
         retry_period: seconds between two attempts to build an engine that fails.
         build_wait: see `BUILD_WAIT`.
         size_period: see `SIZE_PERIOD`.
+        change_wait: seconds that the first frame after a change of settings waits for the new engine.
         check: see `check_engine`. It changes nothing that serves.
 
     Attributes:
@@ -125,15 +143,17 @@ class EnginePool:
         retry_period: float = RETRY_PERIOD,
         build_wait: float = BUILD_WAIT,
         size_period: float = SIZE_PERIOD,
+        change_wait: float = 0.0,
         check: Callable[[EngineSettings, logging.Logger], None] = check_engine,
     ):
         self.retry_period = retry_period
         self.check = check
         self._load = load
-        self._build_wait, self._size_period = build_wait, size_period
+        self._build_wait, self._size_period, self._change_wait = build_wait, size_period, change_wait
         self._shared: WeakValueDictionary[EngineKey, SharedEngine] = WeakValueDictionary()
         self.kept: dict[EngineKey, tuple[SharedEngine, float]] = {}
         self._builds: dict[EngineKey, Future[DepthEngine]] = {}
+        self._abandoned: list[Future[DepthEngine]] = []  # still running, but their settings have changed
         self._failed: dict[EngineKey, _Failure] = {}
         self._next_size = 0.0  # time of the next build for a changed size
 
@@ -142,7 +162,7 @@ class EnginePool:
 
         Raises:
             EngineUnavailableError: it cannot be built, or an attempt failed less than `retry_period` seconds ago.
-            FramingError: see `load_engine`. It is remembered until `retry` or `release_kept`.
+            FramingError: see `load_engine`. It is remembered until `retry` or `change`.
         """
         if (shared := self._known(key)) is not None:
             return shared
@@ -164,9 +184,10 @@ class EnginePool:
         height, width = key[1]
         build, patience = self._builds.get(key), 0.0
         if build is None:
-            now = time.monotonic()
-            if now < self._next_size or any(not other.done() for other in self._builds.values()):
-                text = f"sizes change too often; frames of {width}x{height} are dropped until there is time for their engine"
+            now, busy = time.monotonic(), self._is_building()
+            if busy or now < self._next_size:
+                cause = "another engine is being built" if busy else "sizes change too often"
+                text = f"{cause}; frames of {width}x{height} are dropped until there is time for their engine"
                 raise EngineUnavailableError(text, "resize")
             self._next_size = now + self._size_period
             build, patience = self._start(key, logger), self._build_wait
@@ -175,6 +196,31 @@ class EnginePool:
                 f"frames of {width}x{height} are dropped until their engine is built", "resize"
             )
         return self._finish(key)
+
+    def share_when_built(self, key: EngineKey, logger: logging.Logger) -> SharedEngine | None:
+        """The engine for `key`, for a camera that has an engine with other settings; None until it is built.
+
+        One engine at a time is built in this way: a build takes processor time from the engines that serve.
+
+        Raises:
+            EngineUnavailableError, FramingError: see `share`.
+        """
+        if (shared := self._known(key)) is not None:
+            return shared
+        build, patience = self._builds.get(key), 0.0
+        if build is None:
+            if self._is_building():
+                return None
+            build, patience = self._start(key, logger), self._change_wait
+        if not wait([build], patience).done:
+            return None
+        try:
+            return self._finish(key)
+        except (EngineUnavailableError, FramingError):
+            raise
+        except Exception as error:  # not expected, e.g. MemoryError
+            logger.warning("an engine cannot be built", exc_info=error)
+            raise EngineUnavailableError(str(error) or type(error).__name__) from error
 
     def keep(self, shared: SharedEngine) -> None:
         """Keep an engine that a camera has stopped using, until it is old or others are kept."""
@@ -186,6 +232,7 @@ class EnginePool:
 
     def release_old(self) -> None:
         """Release kept engines that nobody has used for `KEEP_PERIOD`, and take over finished builds."""
+        self._abandoned = [build for build in self._abandoned if not build.done()]
         if not self.kept and not self._builds:
             return
         now = time.monotonic()
@@ -198,12 +245,17 @@ class EnginePool:
             except Exception:
                 continue  # `_finish` has noted the failure, for the next frame of that size
 
-    def release_kept(self) -> None:
-        """Release all engines that no camera uses, finished or not."""
+    def change(self, settings: EngineSettings) -> None:
+        """Release engines that no camera uses, and abandon builds for other settings than `settings`.
+
+        A build that has begun goes on until its engine is loaded. The engine is then released at once, which cancels what
+        it compiles in the background.
+        """
         self.kept.clear()
-        self._builds.clear()
         self._failed.clear()
         self._next_size = 0.0
+        for key in [key for key in self._builds if key[0] != settings]:
+            self._abandoned.append(self._builds.pop(key))
 
     def discard(self, shared: SharedEngine, error: Exception) -> None:
         """Remove an engine that failed while running; no camera uses it any more."""
@@ -216,6 +268,9 @@ class EnginePool:
     def retry(self) -> None:
         """Allow the next attempt to build any engine at once."""
         self._failed.clear()
+
+    def _is_building(self) -> bool:
+        return any(not build.done() for build in (*self._builds.values(), *self._abandoned))
 
     def _known(self, key: EngineKey) -> SharedEngine | None:
         """The engine for `key` if there is one. Raises the error of the last attempt if it may not be repeated yet."""
@@ -302,12 +357,16 @@ class EngineLease:
 
     Attributes:
         status: for /diagnostics.
+        rejection: why the present settings are not used, but those of the engine that serves; "" if they are.
     """
 
     def __init__(self, pool: EnginePool, logger: logging.Logger):
         self.status = EngineStatus("no engine yet")
+        self.rejection = ""
         self._pool, self._logger = pool, logger
         self._shared: SharedEngine | None = None
+        self._next: SharedEngine | None = None  # has the present settings, but still compiles its preferred backend
+        self._replaced: dict[EngineSettings, EngineSettings] = {}  # by rejected settings: those used instead
 
     @property
     def key(self) -> EngineKey | None:
@@ -347,26 +406,49 @@ class EngineLease:
             FramingError: the size is impossible.
         """
         self._pool.release_old()
-        key, held = (settings, camera_size), self._shared
-        if held is not None and held.engine is not None:
-            if held.key == key:
-                return held.engine
-            if held.key[0] == settings:
-                self._shared = self._pool.share_beside(key, self._logger)
-                self._pool.keep(held)
-                return self._use(self._shared)
-        del held
-        self._shared = None  # releases an engine with other settings, whose memory the new one may need
+        key, held = (self._replaced.get(settings, settings), camera_size), self._shared
+        if held is None or held.engine is None:
+            try:
+                return self._use(self._pool.share(key, self._logger, closed))
+            except EngineUnavailableError:
+                self.status = replace(self.status, description="no engine")
+                raise
+        if held.key == key:
+            return held.engine
+        if held.key[1] == camera_size:
+            return self._change_settings(held, key)
+        return self._change_size(held, key)
+
+    def _change_settings(self, held: SharedEngine, key: EngineKey) -> DepthEngine:
+        """The engine for `key` if it is ready, otherwise the one that is held, of the same size."""
+        assert held.engine is not None
         try:
-            self._shared = self._pool.share(key, self._logger, closed)
-        except EngineUnavailableError:
-            self.status = replace(self.status, description="no engine")
-            raise
-        return self._use(self._shared)
+            if self._next is None or self._next.key != key:
+                self._next = self._pool.share_when_built(key, self._logger)
+        except (EngineUnavailableError, FramingError) as error:
+            self.rejection = str(error)
+            self._replaced = {key[0]: held.key[0]}
+            return held.engine
+        if self._next is None or self._next.engine is None or self._next.engine.building:
+            return held.engine
+        return self._use(self._next)
+
+    def _change_size(self, held: SharedEngine, key: EngineKey) -> DepthEngine:
+        """The engine for `key`; with the settings of the engine that is held, of another size, if only that can be built."""
+        try:
+            shared = self._pool.share_beside(key, self._logger)
+        except EngineUnavailableError as error:
+            if error.cause != "engine" or held.key[0] == key[0]:
+                raise
+            shared = self._pool.share_beside((held.key[0], key[1]), self._logger)
+        if shared.key[0] == held.key[0]:
+            self._pool.keep(held)
+        return self._use(shared)
 
     def _use(self, shared: SharedEngine) -> DepthEngine:
         engine = shared.engine
         assert engine is not None  # the pool holds no discarded engines
+        self._shared, self._next = shared, None
         self.status = EngineStatus.of(engine)
         return engine
 
@@ -375,13 +457,14 @@ class EngineLease:
         if engine.description != self.status.description:
             self.status = EngineStatus.of(engine)
 
-    def release(self) -> None:
-        """Stop using the engine, whose settings have changed. It is deleted if no other camera uses it."""
-        self._shared = None
-        self._pool.release_kept()
+    def change(self, settings: EngineSettings) -> None:
+        """Use other settings. The present engine serves until one with these settings is ready."""
+        self._next = None
+        self._pool.change(settings)
 
     def retry(self) -> None:
-        """Allow the next attempt to build an engine at once."""
+        """Allow the next attempt to build an engine at once, also with settings that were rejected."""
+        self.rejection, self._replaced = "", {}
         self._pool.retry()
 
     def fail(self, error: Exception) -> None:

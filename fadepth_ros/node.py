@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import gc
+import inspect
 import logging
 import time
 import traceback
@@ -203,10 +204,12 @@ class DepthNode(LifecycleNode):
             pipeline.offer_image(raw, superseded)
 
     def _refusal(self, settings: Settings) -> str | None:
-        """Why the cameras cannot use other settings; None if they can."""
+        """Why the cameras cannot use other settings; None if they can. Also called in a thread, so a camera may be deactivated
+        meanwhile."""
         try:
-            for camera in self._cameras if self._active else ():
-                camera.active_pipeline.validate(settings)
+            for camera in tuple(self._cameras):
+                if (pipeline := camera.pipeline) is not None:
+                    pipeline.validate(settings)
         except EngineError as error:
             return str(error)
         return None
@@ -257,9 +260,10 @@ def _answer_all_requests(node: LifecycleNode) -> None:
     would wait for ever: for example for a lifecycle transition that is not allowed in the present state."""
 
     def answering(service: Any, callback: Callable) -> Callable:
-        def answer(request: Any, response: Any) -> Any:
+        async def answer(request: Any, response: Any) -> Any:
             try:
-                return callback(request, response)
+                answered = callback(request, response)
+                return await answered if inspect.isawaitable(answered) else answered
             except Exception as error:
                 node.get_logger().error(f"{service.srv_name}: {one_line(error)}")
                 return response

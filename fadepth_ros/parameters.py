@@ -4,22 +4,27 @@ node is active. If a value is refused, `ros2 param set` prints the reason. `docs
 
 from __future__ import annotations
 
+import os
 import re
 import sys
-from collections.abc import Callable, Iterable, Sequence
+import threading
+from collections.abc import Callable, Generator, Iterable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
 
 from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor, SetParametersResult
-from rcl_interfaces.srv import SetParameters
+from rcl_interfaces.msg import Parameter as ParameterMessage
+from rcl_interfaces.srv import SetParameters, SetParametersAtomically
+from rclpy.callback_groups import MutuallyExclusiveCallbackGroup
 from rclpy.exceptions import ParameterUninitializedException
 from rclpy.node import Node
 from rclpy.parameter import Parameter
 
 from fadepth_core.common.framing import STRIDE
 from fadepth_core.runtime import backends
-from fadepth_core.runtime.checkpoint import Checkpoint, CheckpointError
+from fadepth_core.runtime.checkpoint import Checkpoint, CheckpointError, find_checkpoint
 from fadepth_core.runtime.verification import CHECK_BOUNDS
 
 
@@ -219,11 +224,26 @@ _BY_NAME = {spec.name: spec for spec in SPECS}
 _ORDERED = (("min_depth", "max_depth"), ("color.near", "color.far"))
 
 
+def _file_state(checkpoint: str) -> tuple[int, ...]:
+    """Differs after the checkpoint's file has been written or replaced; () if it cannot be looked at."""
+    try:
+        status = os.stat(find_checkpoint(checkpoint))
+    except (OSError, ValueError):  # ValueError: a null character
+        return ()
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+
+
 @dataclass(frozen=True)
 class EngineSettings:
-    """The settings that an engine is built with. When one changes, another engine is built."""
+    """The settings that an engine is built with. When one changes, another engine is built.
+
+    Attributes:
+        file_state: of the checkpoint's file when the parameter was set. Setting the parameter again to the same value thus
+            builds another engine if the file has been replaced.
+    """
 
     checkpoint: str
+    file_state: tuple[int, ...]
     backend: str
     precision: str
     threads: int
@@ -252,8 +272,8 @@ class Settings:
     qos: dict[str, TopicQos]
 
     @classmethod
-    def from_values(cls, values: dict[str, Any]) -> Settings:
-        """The settings that the parameter values, by name, stand for."""
+    def from_values(cls, values: dict[str, Any], file_state: tuple[int, ...] = ()) -> Settings:
+        """The settings that the parameter values, by name, stand for; `file_state` is that of `EngineSettings`."""
         size = tuple(values["network_size"])
         min_z, max_z = values["points.min_z"], values["points.max_z"] or float("inf")
         rate = values["points.max_rate"]
@@ -261,6 +281,7 @@ class Settings:
         return cls(
             engine=EngineSettings(
                 checkpoint=values["checkpoint"],
+                file_state=file_state,
                 backend=values["backend"],
                 precision=values["precision"],
                 threads=values["threads"],
@@ -287,13 +308,24 @@ class Settings:
         )
 
 
+@dataclass(frozen=True)
+class _Checked:
+    """Parameter values, and why they are refused; None if they are accepted."""
+
+    values: dict[str, Any]
+    reason: str | None
+
+
 class Parameters:
     """Declares `SPECS` on a node and keeps a `Settings` up to date.
+
+    Values that come from a service are checked in a thread, because opening a checkpoint and running it takes seconds. The
+    executor delivers images meanwhile.
 
     Args:
         node: any rclpy node.
         is_active: whether the node is active; parameters that are not live are then locked.
-        refusal: returns why new settings cannot be used, or None.
+        refusal: returns why new settings cannot be used, or None. Called in a thread, or in that of `set_parameters`.
         on_change: called with the new settings after an accepted change.
     """
 
@@ -309,7 +341,9 @@ class Parameters:
         reason = _pairs_refusal_reason(self._values)
         if reason:
             raise ValueError(f"parameter {reason}")
-        self.settings = Settings.from_values(self._values)
+        self.settings = Settings.from_values(self._values, _file_state(self._values["checkpoint"]))
+        self._checked: _Checked | None = None  # by the service call that is being answered
+        self._check_done = node.create_guard_condition(lambda: None)  # wakes the executor
         node.add_on_set_parameters_callback(self._validate)
         # A change is applied after all callbacks have accepted it.
         if hasattr(node, "add_post_set_parameters_callback"):
@@ -319,9 +353,16 @@ class Parameters:
             # way would apply values before they are checked. The end of the list comes after all checks, before the values are
             # stored: https://github.com/ros2/rclpy/blob/humble/rclpy/rclpy/node.py, _set_parameters_atomically
             node._parameters_callbacks.append(self._apply)  # type: ignore[attr-defined]
+        # A group of their own: requests are answered one after the other, and all else is served while one waits for a check.
+        group = MutuallyExclusiveCallbackGroup()
         for service in node.services:
+            if service.srv_type in (SetParameters, SetParametersAtomically):
+                service.callback_group = group
+                group.add_entity(service)
             if service.srv_type is SetParameters:
                 service.callback = self._set_together(service.callback)
+            elif service.srv_type is SetParametersAtomically:
+                service.callback = self._set_checked(service.callback)
 
     @property
     def autostart(self) -> bool:
@@ -335,13 +376,14 @@ class Parameters:
         color.far can then be refused in one order although both values fit each other.
         """
 
-        def answer(request: SetParameters.Request, response: SetParameters.Response) -> SetParameters.Response:
+        async def answer(request: SetParameters.Request, response: SetParameters.Response) -> SetParameters.Response:
             ours = [p for p in request.parameters if p.name in _BY_NAME]
             others = SetParameters.Request(parameters=[p for p in request.parameters if p.name not in _BY_NAME])
             results = iter(set_each(others, SetParameters.Response()).results)
             together = SetParametersResult(successful=True)
             if ours:
                 try:
+                    await self._check_in_thread(ours)
                     together = self._node.set_parameters_atomically([Parameter.from_parameter_msg(p) for p in ours])
                 except Exception as error:  # whatever it is, the caller waits for an answer
                     together = SetParametersResult(successful=False, reason=str(error))
@@ -353,27 +395,82 @@ class Parameters:
 
         return answer
 
+    def _set_checked(self, set_atomically: Callable) -> Callable:
+        """The service `set_parameters_atomically`, with a check in a thread before it sets the parameters."""
+
+        async def answer(
+            request: SetParametersAtomically.Request, response: SetParametersAtomically.Response
+        ) -> SetParametersAtomically.Response:
+            await self._check_in_thread(request.parameters)
+            return set_atomically(request, response)
+
+        return answer
+
+    async def _check_in_thread(self, messages: Sequence[ParameterMessage]) -> None:
+        """Check values in a thread if an engine has to be tried for them. `_validate` then uses the result."""
+        ours = _ours([Parameter.from_parameter_msg(message) for message in messages])
+        # The types are checked by rclpy, after this.
+        if any(type(value) is not type(self._values[name]) for name, value in ours.items()):
+            return
+        if "checkpoint" in ours or self._changed(ours).engine != self.settings.engine:
+            self._checked = await _InThread(lambda: self._check(ours), self._check_done.trigger)
+
+    def _check(self, ours: dict[str, Any]) -> _Checked:
+        """Whether these changes are accepted, whatever the state of the node."""
+        values = self._values | ours
+        reason = _refusal_reason(ours, SPECS) or _pairs_refusal_reason(values)
+        if ours and not reason:
+            reason = self._refusal(self._changed(ours))
+        return _Checked(values, reason)
+
+    def _changed(self, ours: dict[str, Any]) -> Settings:
+        """The settings after these changes. The state of the checkpoint's file is that of the last time it was set."""
+        values = self._values | ours
+        state = _file_state(values["checkpoint"]) if "checkpoint" in ours else self.settings.engine.file_state
+        return Settings.from_values(values, state)
+
     def _validate(self, changes: list[Parameter]) -> SetParametersResult:
         ours = _ours(changes)
+        checked, self._checked = self._checked, None
         if self._is_active():
             locked = [name for name, value in ours.items() if not _BY_NAME[name].live and value != self._values[name]]
             if locked:
                 return SetParametersResult(
                     successful=False, reason=f"{locked[0]} cannot change while the node is active; deactivate it first"
                 )
-        values = self._values | ours
-        reason = _refusal_reason(ours, SPECS) or _pairs_refusal_reason(values)
-        if ours and not reason:
-            reason = self._refusal(Settings.from_values(values))
-        return SetParametersResult(successful=not reason, reason=reason or "")
+        if checked is None or checked.values != self._values | ours:
+            checked = self._check(ours)
+        return SetParametersResult(successful=not checked.reason, reason=checked.reason or "")
 
     def _apply(self, changes: list[Parameter]) -> SetParametersResult:
         ours = _ours(changes)
         if ours:
+            self.settings = self._changed(ours)
             self._values = self._values | ours
-            self.settings = Settings.from_values(self._values)
             self._on_change(self.settings)
         return SetParametersResult(successful=True)
+
+
+class _InThread:
+    """The result of `function`, which runs in a thread, for a coroutine that awaits it. `wake` is called at its end."""
+
+    def __init__(self, function: Callable[[], _Checked], wake: Callable[[], None]):
+        self._future: Future[_Checked] = Future()
+        self._function, self._wake = function, wake
+
+    def __await__(self) -> Generator[None, None, _Checked]:
+        # Not a daemon thread: a process that ends while such a thread is in native code is aborted.
+        threading.Thread(target=self._run, name="checking parameters").start()
+        while not self._future.done():  # rclpy's executor resumes the coroutine whenever it is woken
+            yield
+        return self._future.result()
+
+    def _run(self) -> None:
+        try:
+            self._future.set_result(self._function())
+        except BaseException as error:
+            self._future.set_exception(error)
+        self._wake()
 
 
 def _ours(changes: list[Parameter]) -> dict[str, Any]:

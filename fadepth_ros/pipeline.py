@@ -26,7 +26,7 @@ from fadepth_core.messages.encodings import BitDepth
 from fadepth_core.messages.images import Frame, read_compressed
 from fadepth_core.runtime.camera_messages import OutputWriters, rgb_for
 from fadepth_core.runtime.engine import DepthEngine, DepthResult, EngineError, FrameRequest
-from fadepth_ros.engine_pool import EngineLease, EnginePool, EngineUnavailableError
+from fadepth_ros.engine_pool import EngineLease, EnginePool, EngineUnavailableError, check_trained
 from fadepth_ros.ground_correction import GroundCorrection
 from fadepth_ros.messages import read_image
 from fadepth_ros.parameters import Settings
@@ -171,15 +171,20 @@ class Pipeline:
         """Find out whether other parameter values can be used. Changes nothing: the present engine goes on serving.
 
         Raises:
-            EngineError: no engine can be built for them; the message is the reason.
+            EngineError: no engine can be built for them, or the checkpoint is another one and untrained; the message is the
+                reason.
         """
-        if settings.engine != self._settings.engine:
-            self.engine.check(settings.engine)
+        new, present = settings.engine, self._settings.engine
+        if (new.checkpoint, new.file_state) != (present.checkpoint, present.file_state):
+            check_trained(new.checkpoint)
+        if new != present:
+            self.engine.check(new)
 
     def configure(self, settings: Settings) -> None:
-        """Use other parameter values from the next frame on. `validate` has accepted them."""
+        """Use other parameter values from the next frame on, those of the engine once it is built. `validate` has accepted
+        them."""
         if settings.engine != self._settings.engine:
-            self.engine.release()  # now: before this camera's next frame, another camera may build the new engine
+            self.engine.change(settings.engine)
         if settings.points_period != self._settings.points_period:
             self._cloud_due = 0.0
         self._settings = settings
@@ -225,7 +230,16 @@ class Pipeline:
         if key is not None and key[1] != frame.size:
             (h0, w0), (h, w) = key[1], frame.size
             self.statistics.warning(f"{self._image_topic}: frames changed from {w0}x{h0} to {w}x{h}", "resize")
-        return self.engine.acquire(self._settings.engine, frame.size, self._outputs.closed)
+        rejection = self.engine.rejection
+        engine = self.engine.acquire(self._settings.engine, frame.size, self._outputs.closed)
+        status = self.engine.status
+        if self.engine.rejection and not rejection:
+            text = f"the changed settings are not used: {self.engine.rejection}; {status.checkpoint} goes on serving"
+            self.statistics.warning(f"{self._image_topic}: {text}", "settings")
+        elif key is not None and self.engine.key is not None and self.engine.key[0] != key[0]:
+            text = f"depth comes from {status.checkpoint} on {status.description} from now on"
+            self.statistics.note(f"{self._image_topic}: {text}", "settings")
+        return engine
 
     def _plan(self, frame: Frame, engine: DepthEngine, subscribed: set[str], arrival: float) -> FrameJob:
         """Decide what to compute from a frame and what to publish."""

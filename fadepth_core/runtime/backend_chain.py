@@ -115,6 +115,11 @@ class BackendChain:
         serving = f"{self.serving.name} {self.serving.precision} on {self.serving.backend.device}"
         return serving if self._build is None else f"{serving} ({self._build.name} is being built)"
 
+    @property
+    def building(self) -> bool:
+        """Whether a backend is being built in the background."""
+        return self._build is not None and not self._build.result.done()
+
     def wait_for_build(self) -> None:
         """Wait until the build in the background, if there is one, has finished or failed."""
         if self._build is not None:

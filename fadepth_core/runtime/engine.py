@@ -226,6 +226,11 @@ class DepthEngine:
         """Whether one of the other backends was tried and failed. An unavailable backend does not count."""
         return self._chain.degraded
 
+    @property
+    def building(self) -> bool:
+        """Whether a backend that is preferred to the serving one is being built in the background."""
+        return self._chain.building
+
     def wait_for_build(self) -> None:
         """Wait until the backend that is being built in the background, if any, is ready or has failed.
 

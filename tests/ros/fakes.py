@@ -69,7 +69,7 @@ class FakeEngine:
 
     takes_network_size, follows_camera, batches = True, False, False
     backend_name, precision, description = "fake", "fp32", "fake fp32"
-    failures, degraded = (), False
+    failures, degraded, building = (), False, False
 
     def __init__(self, engine_settings, camera_size, _logger):
         self.checkpoint = _shipped()
@@ -133,8 +133,9 @@ class EngineLoader:
 
 
 def patient_pool(loader, retry_period=1000.0) -> EnginePool:
-    """A pool of engines in which a frame of another size waits for its engine, however busy the machine is."""
-    return EnginePool(loader, retry_period, build_wait=PATIENCE, size_period=0.0)
+    """A pool of engines in which a frame of another size or with other settings waits for its engine, however busy the
+    machine is."""
+    return EnginePool(loader, retry_period, build_wait=PATIENCE, size_period=0.0, change_wait=PATIENCE)
 
 
 def make_pipeline(outputs, loader=FakeEngine, retry_period=1000.0, camera_info=True, **changes) -> Pipeline:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import logging
 import time
-import weakref
 from dataclasses import replace
 
 import numpy as np
@@ -121,24 +120,6 @@ def test_an_engine_is_kept_while_one_camera_uses_it(rig, loader):
     rig.offer()  # rear uses it again; its own of the other size is kept for a while
     rig.offer(sizes={"rear": OTHER_SIZE})
     assert [engine.calls for engine in loader.engines] == [[2, 1, 2, 1], [1, 1]]
-
-
-def test_other_engine_settings_release_the_old_engine_before_the_new_one_is_built():
-    built = []
-
-    class Counted(BatchingEngine):
-        def __init__(self, *arguments):
-            built.append(weakref.ref(self))
-            assert sum(engine() is not None for engine in built) == 1
-            super().__init__(*arguments)
-
-    rig = Rig("front", "rear", loader=Counted)
-    rig.offer()
-    for pipeline in rig.pipelines.values():
-        pipeline.configure(settings(full_resolution=True))
-    rig.offer()
-    assert len(built) == 2
-    assert rig.depth("front").shape == rig.depth("rear").shape == SIZE
 
 
 def test_without_batches_a_frame_is_published_before_the_next_is_inferred():

@@ -44,7 +44,12 @@ def make_node():
 def call(node, kind, **request):
     """What the node's service of this type answers."""
     (service,) = [service for service in node.services if service.srv_type is kind]
-    return service.callback(kind.Request(**request), kind.Response())
+    answer = service.callback(kind.Request(**request), kind.Response())
+    while True:
+        try:
+            answer.send(None)
+        except StopIteration as end:
+            return end.value
 
 
 def load_parameters(node, **values):

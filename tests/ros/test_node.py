@@ -74,6 +74,13 @@ def show(robot, stamp_ns, pixels=None, encoding="rgb8", outputs=ALL):
     return {name: next(m for m in robot.received[name] if stamp_of(m) == stamp_ns) for name in outputs}
 
 
+def show_until(robot, stamp_ns, accepted):
+    """Publish frames until `accepted` holds for the outputs of one: the former engine serves until the new one is ready."""
+    while not accepted(answer := show(robot, stamp_ns)):
+        stamp_ns += SECOND // 1000
+    return answer
+
+
 @pytest.fixture(scope="module")
 def clip_robot(start_robot, tmp_path_factory):
     """A node that got twelve frames of the demo clip, one after the other, and its outputs for each.
@@ -241,8 +248,7 @@ def test_parameters_change_outputs_while_running(robot):
 
 def test_depth_and_intrinsics_at_the_cameras_size(robot):
     assert set_parameter(robot, "full_resolution", True)[0]
-    answer = show(robot, 20 * SECOND)
-    assert {(m.height, m.width) for m in answer.values()} == {SIZE}
+    answer = show_until(robot, 20 * SECOND, lambda answer: {(m.height, m.width) for m in answer.values()} == {SIZE})
     np.testing.assert_allclose(answer["depth/camera_info"].k, info_message().k)
     assert set_parameter(robot, "full_resolution", False)[0]
 
@@ -250,22 +256,34 @@ def test_depth_and_intrinsics_at_the_cameras_size(robot):
 def test_network_size_and_crop(robot):
     assert set_parameter(robot, "network_size", [64, 128])[0]
     assert set_parameter(robot, "crop_to_aspect", True)[0]
-    answer = show(robot, 30 * SECOND)
-    k, source = answer["depth/camera_info"].k.reshape(3, 3), info_message().k.reshape(3, 3)
-    assert (answer["depth/image"].height, answer["depth/image"].width) == (64, 128)
-    assert k[1, 1] / k[0, 0] == pytest.approx(source[1, 1] / source[0, 0]), "cropped, not stretched"
+    source = info_message().k.reshape(3, 3)
+
+    def cropped(answer):
+        k, depth = answer["depth/camera_info"].k.reshape(3, 3), answer["depth/image"]
+        # A stretched image has another ratio of focal lengths.
+        return (depth.height, depth.width) == (64, 128) and k[1, 1] / k[0, 0] == pytest.approx(
+            source[1, 1] / source[0, 0]
+        )
+
+    show_until(robot, 30 * SECOND, cropped)
     assert set_parameter(robot, "network_size", [0, 0])[0]
     assert set_parameter(robot, "crop_to_aspect", False)[0]
 
 
 def test_backend_changes_while_running(robot):
-    before = depth_of(show(robot, 40 * SECOND)["depth/image"])
+    by_default = show_until(robot, 40 * SECOND, lambda answer: answer["depth/image"].height == 192)
+    before = depth_of(by_default["depth/image"])
     assert set_parameter(robot, "backend", "torch")[0]
-    after = depth_of(show(robot, 41 * SECOND)["depth/image"])
-    robot.wait_for(lambda: robot.diagnostics.get("engine", "").startswith("torch fp32"))
+
+    def served_by_torch(answer):
+        robot.spin(1.0)  # a new status
+        return robot.diagnostics["engine"].startswith("torch fp32")
+
+    show_until(robot, 41 * SECOND, served_by_torch)
+    after = depth_of(show(robot, 42 * SECOND)["depth/image"])
     np.testing.assert_allclose(after, before, rtol=2e-3)
     assert set_parameter(robot, "backend", "auto")[0]
-    show(robot, 42 * SECOND)
+    show(robot, 43 * SECOND)
 
 
 @pytest.mark.parametrize(
