@@ -15,6 +15,7 @@ import numpy as np
 from tqdm import tqdm
 
 from fadepth_core.common.errors import DataError
+from fadepth_core.data.images import read_rgb
 from fadepth_core.data.video import Clip
 from fadepth_core.labels.folder import LabelFolder
 
@@ -55,16 +56,27 @@ def write_pair_depth(clip: Clip, folder: Path, numbers: Sequence[int]) -> int:
     if clip.right is None or clip.baseline is None:
         raise DataError(f"{clip.camera}: has no right and baseline, which a stereo pair needs")
     wanted = [number for number in sorted(set(numbers)) if number in clip.right]
-    framing = clip.source.framing
-    top, left, height, width = framing.crop
-    focal = float(clip.intrinsics[0, 0]) * width / framing.network_size[1]
+    top, left, height, width = clip.source.framing.crop
+    focal = float(clip.stored_intrinsics[0, 0])
     settings = {"method": "pair", "focal": focal, "baseline": clip.baseline, "size": list(clip.size)}
     labels = LabelFolder(folder, settings)
-    for number in tqdm(labels.missing(wanted), unit="frame", desc=f"stereo pairs of {clip.name}"):
-        depth = pair_depth(*clip.stereo_pair(number), focal, clip.baseline)[top : top + height, left : left + width]
+    missing = labels.missing(wanted)
+    frames = clip.stored_frames(missing)
+    for number, frame in tqdm(frames, total=len(missing), unit="frame", desc=f"stereo pairs of {clip.name}"):
+        depth = pair_depth(frame, _right_frame(clip.right[number], frame), focal, clip.baseline)
+        depth = depth[top : top + height, left : left + width]
         # Not averaged, because depth must not be interpolated across edges.
         labels.write(number, cv2.resize(depth, clip.size[::-1], interpolation=cv2.INTER_NEAREST_EXACT))
     return len(labels.kept(wanted))
+
+
+def _right_frame(path: Path, left: np.ndarray) -> np.ndarray:
+    """The right frame, RGB uint8 of the size of the left one."""
+    right = read_rgb(path)
+    if right.shape != left.shape:
+        (h, w), (height, width) = right.shape[:2], left.shape[:2]
+        raise DataError(f"{path}: {w}x{h} pixels, the left frame has {width}x{height}")
+    return right
 
 
 def pair_depth(left: np.ndarray, right: np.ndarray, focal: float, baseline: float) -> np.ndarray:
