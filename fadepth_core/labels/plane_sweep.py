@@ -73,14 +73,15 @@ class PlaneSweep:
         return inverse * np.float32(1 / (self._nearest * (PLANES - 1))), cost
 
 
-def consistency_mask(
+def consistent_inverse(
     inverse: np.ndarray,
     others: Sequence[np.ndarray],
     motions: Sequence[np.ndarray],
     intrinsics: np.ndarray,
     nearest: float,
 ) -> np.ndarray:
-    """Pixels of a view whose depth is confirmed by two or more other views and by half or more of those that see it.
+    """Inverse depth of the pixels of a view that are confirmed by two or more other views and by half or more of those
+    that see them, as the mean over the view and those that confirm it.
 
     Args:
         inverse: inverse depth of the view, [H, W] float32 in 1/m.
@@ -90,12 +91,12 @@ def consistency_mask(
         nearest: depth of the nearest plane, metres.
 
     Returns:
-        bool [H, W].
+        [H, W] float32 in 1/m, 0 where it is not confirmed.
     """
     if len(others) < 2:
-        return np.zeros(inverse.shape, bool)
+        return np.zeros_like(inverse)
     rotations, shifts = _pixel_motions(motions, intrinsics)
-    return _consistent(inverse, np.stack(others), rotations, shifts, nearest)
+    return _confirmed(inverse, np.stack(others), rotations, shifts, nearest)
 
 
 def _pixel_motions(motions: Sequence[np.ndarray], intrinsics: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -395,17 +396,18 @@ def _cheapest(costs: np.ndarray, total: np.ndarray) -> tuple[np.ndarray, np.ndar
 
 
 @jit
-def _consistent(
+def _confirmed(
     inverse: np.ndarray, others: np.ndarray, rotations: np.ndarray, shifts: np.ndarray, nearest: float
 ) -> np.ndarray:
-    """`consistency_mask` with `_pixel_motions`."""
+    """`consistent_inverse` with `_pixel_motions`."""
     height, width = inverse.shape
-    mask = np.empty((height, width), np.bool_)
+    confirmed = np.zeros((height, width), np.float32)
     least = 0.2 / (MAX_DEPTH_RATIO * nearest)
     for y in range(height):
         for x in range(width):
             depth = 1 / max(inverse[y, x], least)
             agreeing = seeing = 0
+            total = 1.0  # of the ratios of measured and expected inverse depth, with that of the view itself
             for n in range(len(others)):
                 rotation, shift = rotations[n], shifts[n]
                 z = (rotation[2, 0] * x + rotation[2, 1] * y + rotation[2, 2]) * depth + shift[2]
@@ -420,5 +422,7 @@ def _consistent(
                 seeing += 1
                 if abs(measured - 1 / z) < max(_TOLERANCE / z, _MIN_TOLERANCE / nearest):
                     agreeing += 1
-            mask[y, x] = agreeing >= 2 and 2 * agreeing >= seeing
-    return mask
+                    total += measured * z
+            if agreeing >= 2 and 2 * agreeing >= seeing:
+                confirmed[y, x] = inverse[y, x] * (total / (1 + agreeing))
+    return confirmed

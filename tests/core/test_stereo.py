@@ -84,6 +84,16 @@ def test_errors_name_clips_without_poses_or_motion(tmp_path):
         write_stereo(write_clip(tmp_path / "still", step=0.01), tmp_path / "depth")
 
 
+def test_a_single_frame_is_measured_like_all(tmp_path):
+    """The check of consistency takes frames near it, whether they are wanted or not."""
+    clip = write_clip(tmp_path / "clip")
+    assert write_stereo(clip, tmp_path / "one", nearest=GAP, numbers=[6]) == 1
+    assert write_stereo(clip, tmp_path / "all", nearest=GAP, numbers=range(14)) == 14
+    one, among_all = (read_depth(tmp_path / name / "000006.png") for name in ("one", "all"))
+    np.testing.assert_array_equal(one, among_all)
+    assert (one > 0).mean() > 0.5
+
+
 def test_an_interrupted_run_is_continued(tmp_path):
     """Labels that are there are kept, those of other settings are replaced."""
     clip, folder = write_clip(tmp_path / "clip"), tmp_path / "depth"
