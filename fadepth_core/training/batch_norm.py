@@ -37,7 +37,8 @@ class BatchNormStatistics:
         self._config, self._dataset, self._augment = config, dataset, augment
         self._images: list[Tensor] | None = None
         self._copy: tuple[int, DepthNetwork] | None = None  # with the iteration it was made at
-        #: Whether the statistics of the trained network are kept from now on (`freeze`).
+        #: Whether the statistics of the trained network are kept: from some step on (`freeze`), or those of the checkpoint that
+        #: training starts from.
         self.frozen = False
 
     def batches(self, size: int, device: torch.device) -> Iterator[Tensor]:

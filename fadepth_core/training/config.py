@@ -208,7 +208,8 @@ class ModelConfig(_Strict):
         le=1,
         description="share of the iterations after which BatchNorm's statistics are recomputed over the statistics images and "
         "then kept, so that the rest of the training normalises as deployment does; null: never. Use it for small "
-        "batches of several data sets, where the statistics of a batch are far from those of all images",
+        "batches of several data sets, where the statistics of a batch are far from those of all images. 0 with `start`: "
+        "the statistics of that checkpoint are kept, so that training starts from exactly its network",
     )
     residual_drop: float = Field(0.9, ge=0, lt=1, description="P_A of Table V")
     downsample_drop: float = Field(0.0, ge=0, lt=1, description="P_B of Table V")

@@ -306,6 +306,7 @@ class Trainer:
             network.set_start_depth(model.start_depth)
         if model.start is not None:
             self._load_start(network, Checkpoint(model.start))
+            self.statistics.frozen = model.freeze_statistics == 0
         return network
 
     def _load_start(self, network: DepthNetwork, checkpoint: Checkpoint) -> None:

@@ -81,6 +81,22 @@ def test_statistics_do_not_depend_on_the_order_of_a_mixture(tmp_path, monkeypatc
     assert float((found / expected).log().abs().mean()) < 0.05
 
 
+def test_with_statistics_frozen_from_the_start_training_starts_from_exactly_the_checkpoints_network(tmp_path):
+    shipped = Checkpoint()
+    options = [
+        f"model.start={shipped.path}",
+        "data.statistics_images=8",
+        "model.freeze_statistics=0",
+        "loss.levels=[cr]",
+    ]
+    trainer = Trainer(short_run(tmp_path, *options, "schedule.iterations=1", "optimizer.lr=1e-30"), DarkThenBright())
+    trainer.fit()
+    images = torch.randn(2, 3, 64, 96)  # of quite another kind than those of which statistics would be computed
+    with torch.no_grad():
+        expected, found = load_network(shipped)(images), trainer.evaluation_copy()(images).disparities[0]
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-5)
+
+
 def test_frozen_statistics_stay_also_in_a_resumed_run(tmp_path):
     """Statistics are frozen from half of the run on."""
 
