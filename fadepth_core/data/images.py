@@ -15,6 +15,8 @@ from fadepth_core.common.framing import Framing
 
 #: Suffixes of the image files that are read.
 PICTURES = {".png", ".jpg", ".jpeg"}
+#: Depth with at least this share of known pixels counts as dense.
+_DENSE = 0.4
 
 
 def read_rgb(path: Path) -> np.ndarray:
@@ -36,6 +38,26 @@ def read_depth(path: Path) -> np.ndarray:
     if raw.dtype != np.uint16 or raw.ndim != 2:
         raise DataError(f"{path}: expected one channel of 16 bits, found {raw.shape} of {raw.dtype}")
     return raw.astype(np.float32) / 256
+
+
+def read_depth_at(framing: Framing, path: Path) -> np.ndarray:
+    """Read a depth image and bring it to the network's size, float32 metres [h, w], 0 where unknown.
+
+    Dense depth is resized by nearest neighbour. In sparse depth, the smallest of all values that fall into a pixel is
+    kept. This is not done with dense depth, because it would widen foreground objects.
+
+    Raises:
+        DataError: not a depth image, or its size differs from that of its picture.
+    """
+    depth = read_depth(path)
+    if depth.shape != framing.camera_size:
+        height, width = framing.camera_size
+        raise DataError(f"{path}: {depth.shape[1]}x{depth.shape[0]} pixels, its picture has {width}x{height}")
+    top, left, height, width = framing.crop
+    part = depth[top : top + height, left : left + width]
+    if np.count_nonzero(part) < _DENSE * part.size:
+        return framing.depth_to_network(depth)
+    return cv2.resize(part, framing.network_size[::-1], interpolation=cv2.INTER_NEAREST_EXACT)
 
 
 def is_depth(path: Path) -> bool:

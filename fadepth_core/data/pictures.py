@@ -28,14 +28,12 @@ from fadepth_core.common.folders import files_in, folders_below, mark_output
 from fadepth_core.common.framing import Framing
 from fadepth_core.common.sample import Sample, SampleDataset
 from fadepth_core.data.folder import INDEX, camera_values, read_index, read_values, write_index
-from fadepth_core.data.images import PICTURES, frames_and_intrinsics, read_depth, read_rgb, write_depth
+from fadepth_core.data.images import PICTURES, frames_and_intrinsics, read_depth_at, read_rgb, write_depth
 
 #: Horizontal field of view assumed for images with unknown intrinsics, degrees. Its value has no effect on training:
 #: these images are labelled by a teacher, whose depth is scaled to one focal length (`data.focal`), and augmentation
 #: only uses the ratio of the focal lengths before and after the change.
 _ASSUMED_VIEW = 60.0
-#: Depth with at least this share of known pixels counts as dense.
-_DENSE = 0.4
 
 
 @dataclass(frozen=True)
@@ -91,26 +89,6 @@ class PictureDataset(Dataset[Sample]):
             framing = Framing.plan(image.shape[:2], self._size, crop_to_aspect=True)
             depth = torch.from_numpy(read_depth_at(framing, picture.depth))
         return Sample(frames, matrix, torch.tensor(0.0), picture.name, depth=depth, sharp=torch.tensor(self._sharp))
-
-
-def read_depth_at(framing: Framing, path: Path) -> np.ndarray:
-    """Read a depth image and bring it to the network's size, float32 metres [h, w], 0 where unknown.
-
-    Dense depth is resized by nearest neighbour. In sparse depth, the smallest of all values that fall into a pixel is
-    kept. This is not done with dense depth, because it would widen foreground objects.
-
-    Raises:
-        DataError: not a depth image, or its size differs from that of its picture.
-    """
-    depth = read_depth(path)
-    if depth.shape != framing.camera_size:
-        height, width = framing.camera_size
-        raise DataError(f"{path}: {depth.shape[1]}x{depth.shape[0]} pixels, its picture has {width}x{height}")
-    top, left, height, width = framing.crop
-    part = depth[top : top + height, left : left + width]
-    if np.count_nonzero(part) < _DENSE * part.size:
-        return framing.depth_to_network(depth)
-    return cv2.resize(part, framing.network_size[::-1], interpolation=cv2.INTER_NEAREST_EXACT)
 
 
 def write_pictures(dataset: SampleDataset, out: Path, numbers: Iterable[int], quality: int = 95) -> int:

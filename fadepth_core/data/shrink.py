@@ -13,8 +13,8 @@ from fadepth_core.common.errors import DataError
 from fadepth_core.common.folders import mark_output
 from fadepth_core.common.framing import PIXELS, Framing, choose_network_size
 from fadepth_core.data.folder import camera_values, write_index
-from fadepth_core.data.images import encode_depth, read_rgb
-from fadepth_core.data.pictures import Picture, picture_folders, pictures_of, read_depth_at
+from fadepth_core.data.images import encode_depth, read_depth_at, read_rgb
+from fadepth_core.data.pictures import Picture, picture_folders, pictures_of
 
 #: Depth is rounded to powers of this number (steps of 1.2 %), which halves the size of its PNG files.
 _DEPTH_STEP = 1.012

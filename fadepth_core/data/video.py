@@ -50,7 +50,7 @@ from fadepth_core.common.framing import Framing
 from fadepth_core.common.sample import Sample
 from fadepth_core.common.video import VideoFile
 from fadepth_core.data.clip_cache import ClipCache
-from fadepth_core.data.images import PICTURES, is_depth, read_depth, read_rgb
+from fadepth_core.data.images import PICTURES, is_depth, read_depth, read_depth_at, read_rgb
 
 log = logging.getLogger(__name__)
 
@@ -281,6 +281,24 @@ class Clip:
             None if self.depths is None else torch.from_numpy(self.depth(centre)),
         )
 
+    def stereo_pair(self, number: int) -> tuple[np.ndarray, np.ndarray]:
+        """Frames of the left and the right camera of a stereo pair as they are stored, RGB uint8 [H, W, 3].
+
+        Raises:
+            DataError: there is no right frame of this number, the clip is a video, or a frame cannot be read or has
+                another size.
+        """
+        path = None if self.right is None else self.right.get(number)
+        if path is None:
+            raise DataError(f"{self.path}: has no right picture of frame {number}")
+        if isinstance(self.source, _Video):
+            raise DataError(f"{self.path}: the left pictures of a stereo pair must be files in a folder, not a video")
+        left, right = self.source.stored_frame(number), read_rgb(path)
+        if right.shape != left.shape:
+            (h, w), (height, width) = right.shape[:2], left.shape[:2]
+            raise DataError(f"{path}: {w}x{h} pixels, the left picture has {width}x{height}")
+        return left, right
+
     def depth(self, number: int) -> np.ndarray:
         """Depth of a frame at the size for training, [h, w] float32 metres, 0 where unknown.
 
@@ -297,7 +315,7 @@ class Clip:
         if depth.shape != self.source.stored_size:
             (h, w), (height, width) = depth.shape, self.source.stored_size
             raise DataError(f"{path}: {w}x{h} pixels, the clip's frames have {width}x{height}")
-        return framing.depth_to_network(depth)
+        return read_depth_at(framing, path)
 
     # The following methods read one key of the JSON each; `values` are all its keys.
 
