@@ -32,6 +32,7 @@ TRAIN = [
 ADAPT = [  # with TRAIN: teaches a network from a recording
     "rosbags>=0.10",  # reads recordings: mcap, sqlite3, ROS 1; brings lz4 and Zstandard
     "pycolmap>=4.0",  # camera motion from the pictures alone
+    "jinja2>=3",  # the page that compares before and after
 ]
 QUANTIZE = ["nncf>=3.0", "onnxruntime>=1.20", "onnx>=1.16"]  # makes int8 graphs
 ODOMETRY = ["evo>=1.31"]  # compares trajectories; GPL-3.0, so nothing else may need it

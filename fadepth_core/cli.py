@@ -22,6 +22,7 @@ import torch
 from tqdm import tqdm
 
 from fadepth_core import __version__
+from fadepth_core.cli_adapt import adapt_arguments, run_adapt
 from fadepth_core.cli_arguments import number, whole
 from fadepth_core.cli_bags import (
     add_predict_arguments,
@@ -743,6 +744,7 @@ class _Command(NamedTuple):
 
 
 _COMMANDS = {
+    "adapt": _Command(run_adapt, adapt_arguments, "drive.mcap --out robot.safetensors --minutes 30"),
     "fit": _Command(fit, _fit_arguments, "--config config/training/synthetic.yaml"),
     "distill": _Command(
         distill,

@@ -32,8 +32,8 @@ ALLOWED = {
     "runtime": {"common", "geometry", "messages", "models"},
     "evaluation": {"common", "data", "geometry", "losses", "messages", "models", "runtime"},
     "training": {"common", "data", "evaluation", "geometry", "losses", "models", "runtime"},
-    "adaptation": {"common", "evaluation"},
-    "cli": {"common", "core", "data", "evaluation", "geometry", "labels", "models", "runtime", "training"},
+    "adaptation": {"common", "data", "evaluation", "labels", "runtime", "training"},
+    "cli": {"adaptation", "common", "core", "data", "evaluation", "geometry", "labels", "models", "runtime", "training"},
     "core": {"common", "runtime"},
     "fadepth_ros": {"common", "core", "messages", "runtime"},
 }

@@ -1,0 +1,127 @@
+"""The command `fadepth adapt`: from recordings of a robot to a network that is better there."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from fadepth_core.adaptation.adapt import OUTPUTS, adapt, predictor, use_command
+from fadepth_core.adaptation.prepare import Prepared, PrepareOptions, prepare
+from fadepth_core.cli_arguments import number, whole
+from fadepth_core.cli_bags import add_topic_arguments, topic_choice
+from fadepth_core.common.errors import DataError
+from fadepth_core.common.files import user_path
+from fadepth_core.common.folders import check_output, mark_output
+from fadepth_core.common.framing import PIXELS
+from fadepth_core.common.memory import keep_freed_memory
+from fadepth_core.labels.extract import LONGEST_SIDE
+from fadepth_core.runtime.checkpoint import Checkpoint, CheckpointError
+
+
+def adapt_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of `run_adapt`."""
+    parser.add_argument("recordings", nargs="+", type=user_path, help="bags, videos, or folders of frames")
+    parser.add_argument("--out", type=user_path, required=True, help="checkpoint to write, .safetensors")
+    parser.add_argument("--checkpoint", type=user_path, help="network to start from; default: the shipped one")
+    parser.add_argument(
+        "--minutes",
+        type=number(0, 1e5),
+        default=30.0,
+        help="time of the training, 30 by default; the labels come before",
+    )
+    parser.add_argument(
+        "--work", type=user_path, help="folder for the results of each stage; default: beside --out, named after it"
+    )
+    motion = parser.add_argument_group("motion of the camera")
+    motion.add_argument(
+        "--motion",
+        choices=("auto", "odometry", "structure"),
+        default="auto",
+        help="odometry of the recording, structure from motion, or what fits the images (default)",
+    )
+    motion.add_argument(
+        "--constant-speed",
+        type=number(0, 1e3),
+        metavar="M/S",
+        help="speed of the camera all the time, if the recording does not say it",
+    )
+    motion.add_argument("--camera-height", type=number(0, 1e3), help="height of the camera above the ground, metres")
+    labels = parser.add_argument_group("depth that teaches, and that judges")
+    labels.add_argument(
+        "--nearest", type=number(0, 1e4), help="depth of the nearest surfaces, metres; default: measured"
+    )
+    labels.add_argument(
+        "--frames",
+        type=whole(20, 100_000),
+        default=600,
+        help="most frames of each recording that teach, 600 by default",
+    )
+    labels.add_argument(
+        "--withhold-depth", action="store_true", help="depth of the recording's LiDAR or depth camera judges only"
+    )
+    labels.add_argument(
+        "--judge-last", type=number(0, 0.9), metavar="SHARE", help="hold back the last part, not blocks all over"
+    )
+    parser.add_argument("--licence", help="licence of the result; default: that of the network before")
+    add_topic_arguments(parser)
+    parser.add_argument(
+        "--longest-side", type=whole(32, 16384), default=LONGEST_SIDE, help="reduce larger frames; default: %(default)s"
+    )
+
+
+def run_adapt(args: argparse.Namespace) -> None:
+    """Teach a network on recordings of a robot: bags, or videos; writes a checkpoint and a page with the comparison."""
+    if args.out.suffix != ".safetensors":
+        raise CheckpointError(f"{args.out}: a checkpoint's name ends in .safetensors; its graph is written beside it")
+    keep_freed_memory()
+    work = args.work or args.out.with_name(f"{args.out.stem}_adaptation")
+    work.mkdir(parents=True, exist_ok=True)
+    check_output(work, OUTPUTS)
+    mark_output(work, OUTPUTS)
+    start = Checkpoint(args.checkpoint)
+    options = PrepareOptions(
+        topic_choice(args),
+        args.longest_side,
+        args.motion,
+        args.constant_speed,
+        args.camera_height,
+        args.nearest,
+        args.frames,
+        args.withhold_depth,
+        args.judge_last,
+    )
+    network = predictor(start, (1, PIXELS))
+    prepared: list[Prepared] = []
+    for name, source in _names(args.recordings).items():
+        prepared.append(prepare(source, name, work, options, network))
+        _print_prepared(prepared[-1])
+    result = adapt(prepared, work, start, args.out, args.minutes, args.licence)
+    print(result.verdict)
+    for name, by_scaling in result.figures.items():
+        for label, (before, after) in by_scaling.items():
+            print(f"  AbsRel, {name + ', ' + label:<32}{before:.3f} -> {after:.3f}")
+    print(f"page: {result.report}")
+    if result.better is False:
+        raise DataError(f"the network did not become better, so {args.out} was not written; it is {result.checkpoint}")
+    print(f"wrote {args.out}; in the running node: {use_command(args.out)}")
+
+
+def _names(recordings: list[Path]) -> dict[str, Path]:
+    """A name for each recording that no other one has."""
+    names: dict[str, Path] = {}
+    for path in recordings:
+        name = path.stem or "recording"
+        while name in names:
+            name += "_"
+        names[name] = path
+    return names
+
+
+def _print_prepared(recording: Prepared) -> None:
+    counts = recording.counts
+    print(
+        f"{recording.name}: {counts['frames']} frames; {counts['teach']} teach, {counts['validate']} choose the best "
+        f"network, {counts['judge']} judge it by {recording.truth}"
+    )
+    for note in recording.notes:
+        print(f"  {note}")

@@ -1,0 +1,133 @@
+"""Adaptation: labelled pictures of a recording, and what happens when the network became better or worse."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import cv2
+import numpy as np
+import pytest
+
+from fadepth_core.adaptation import adapt as adapt_module
+from fadepth_core.adaptation import teaching
+from fadepth_core.adaptation.adapt import adapt, predictor
+from fadepth_core.adaptation.prepare import Prepared, PrepareOptions, prepare
+from fadepth_core.common.errors import DataError
+from fadepth_core.data.folder import read_index
+from fadepth_core.data.images import read_depth, write_depth
+from fadepth_core.data.pictures import PictureDataset
+from fadepth_core.runtime.checkpoint import Checkpoint
+from street_canyon import render_view, write_frames
+
+STEP = 0.1
+
+
+@pytest.fixture(autouse=True)
+def few_scenes(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    for module in (teaching, adapt_module):
+        for name in ("TEACHING", "FORGOTTEN"):
+            scenes = [replace(scene, count=2, size=(64, 96)) for scene in getattr(teaching, name)]
+            monkeypatch.setattr(module, name, tuple(scenes))
+
+
+@pytest.fixture
+def recording(tmp_path):
+    """A clip of 120 frames with measured depth in all of them but the first."""
+    folder = tmp_path / "drive"
+    write_frames(folder, count=120, step=STEP)
+    (folder / "measured").mkdir()
+    for number in range(1, 120):
+        write_depth(folder / "measured" / f"{number:06d}.png", render_view(STEP * number)[1])
+    values = json.loads((folder / "camera.json").read_text())
+    (folder / "camera.json").write_text(json.dumps({**values, "depth": "measured"}))
+    return folder
+
+
+def network():
+    return predictor(Checkpoint(), (64, 96))
+
+
+def test_measured_depth_teaches_and_judges(recording, tmp_path):
+    prepared = prepare(recording, "drive", tmp_path / "work", PrepareOptions(), network())
+    assert (prepared.labels, prepared.truth, prepared.measured, prepared.metric) == (
+        *["measured depth"] * 2,
+        True,
+        True,
+    )
+    assert prepared.counts["frames"] == 120
+    frames = {}
+    for kind in ("teach", "validate", "judge"):
+        entries = read_index(tmp_path / "work" / kind / "drive")
+        assert len(entries) == prepared.counts[kind] > 0
+        frames[kind] = {entry.name for entry in entries}
+    assert not frames["teach"] & frames["judge"]
+    assert not frames["teach"] & frames["validate"]
+    sample = PictureDataset(tmp_path / "work/teach/drive", prepared.size)[0]
+    truth = cv2.resize(render_view(STEP * int(sample.name))[1], prepared.size[::-1], interpolation=cv2.INTER_NEAREST)
+    error = np.abs(sample.depth.numpy() - truth) / truth
+    assert np.median(error) < 0.02
+
+    def unexpected(*_arguments):
+        raise AssertionError("prepared again")
+
+    assert prepare(recording, "drive", tmp_path / "work", PrepareOptions(), unexpected) == prepared
+
+
+def test_too_few_labelled_frames_are_an_error_that_says_how_many(recording, tmp_path):
+    for path in sorted((recording / "measured").iterdir())[35:]:
+        write_depth(path, np.zeros((64, 96)))
+    with pytest.raises(DataError, match=r"drive: depth could be measured in \d+ frames, 20 are needed"):
+        prepare(recording, "drive", tmp_path / "work", PrepareOptions(judge_last=0.5), network())
+
+
+@pytest.mark.parametrize("better", [True, False])
+def test_a_network_that_became_worse_is_not_written(better, tmp_path, monkeypatch):
+    """The true depth is what the better one of two networks predicts."""
+    start, taught = Checkpoint("smalldepth_nc"), Checkpoint("smalldepth")
+    right = taught if better else start
+    work = tmp_path / "work"
+    for kind in ("teach", "validate", "judge"):
+        folder = work / kind / "drive"
+        folder.mkdir(parents=True)
+        picture = cv2.cvtColor(render_view(0.0)[0], cv2.COLOR_GRAY2RGB)
+        matrix = np.array([[70.0, 0, 47], [0, 70, 24], [0, 0, 1]])
+        depth = 1 / predictor(right, (64, 96))(picture, matrix)
+        cv2.imwrite(str(folder / "0.png"), picture)
+        write_depth(folder / "0_depth.png", depth)
+        entry = {"id": "0", "rgb": "0.png", "depth": "0_depth.png", "fx": 70, "fy": 70, "cx": 47, "cy": 24}
+        (folder / "index.json").write_text(json.dumps([entry]))
+    counts = {"frames": 3, "teach": 1, "validate": 1, "judge": 1}
+    prepared = Prepared(
+        "drive", "drive.mcap", (64, 96), "stereo pairs", "measured depth", True, True, counts, (), {}, ()
+    )
+
+    def teach(*_arguments):
+        return teaching.Taught(taught.path, 5, False, ((0.0, 0.3), (1.0, 0.2)))
+
+    monkeypatch.setattr(adapt_module, "teach", teach)
+    out = tmp_path / "robot.safetensors"
+    result = adapt([prepared], work, start, out, minutes=1.0)
+    assert result.better is better
+    assert ("fell" in result.verdict and "did not" not in result.verdict) is better
+    assert out.is_file() is better
+    page = result.report.read_text(encoding="utf-8")
+    assert f"ros2 param set /depth checkpoint {out if better else taught.path}" in page
+    if better:
+        written, expected = Checkpoint(out), read_depth(work / "judge/drive/0_depth.png")
+        picture = cv2.imread(str(work / "judge/drive/0.png"))
+        found = 1 / predictor(written, (64, 96))(picture, matrix)
+        assert np.abs(found / expected - 1).mean() < 0.01
+
+
+def test_what_was_adapted_is_stated_in_the_checkpoint(tmp_path, recording):
+    """The configuration can be used, and starts from exactly the given network."""
+    config = teaching.teaching_config(
+        Checkpoint(), {tmp_path: 1.0}, tmp_path, tmp_path, {tmp_path: (64, 96)}, 3.0, True, {"adapted": "drive"}
+    )
+    assert config.schedule.minutes == 3.0
+    assert config.data.focal_length == Checkpoint().description.focal_length
+    assert config.model.freeze_statistics == 0
+    assert config.provenance == {"adapted": "drive"}
+    assert sum(source.share for source in config.data.train) == pytest.approx(1.0)
