@@ -281,24 +281,6 @@ class Clip:
             None if self.depths is None else torch.from_numpy(self.depth(centre)),
         )
 
-    def stereo_pair(self, number: int) -> tuple[np.ndarray, np.ndarray]:
-        """Frames of the left and the right camera of a stereo pair as they are stored, RGB uint8 [H, W, 3].
-
-        Raises:
-            DataError: there is no right frame of this number, the clip is a video, or a frame cannot be read or has
-                another size.
-        """
-        path = None if self.right is None else self.right.get(number)
-        if path is None:
-            raise DataError(f"{self.path}: has no right picture of frame {number}")
-        if isinstance(self.source, _Video):
-            raise DataError(f"{self.path}: the left pictures of a stereo pair must be files in a folder, not a video")
-        left, right = self.source.stored_frame(number), read_rgb(path)
-        if right.shape != left.shape:
-            (h, w), (height, width) = right.shape[:2], left.shape[:2]
-            raise DataError(f"{path}: {w}x{h} pixels, the left picture has {width}x{height}")
-        return left, right
-
     def depth(self, number: int) -> np.ndarray:
         """Depth of a frame at the size for training, [h, w] float32 metres, 0 where unknown.
 
