@@ -11,7 +11,6 @@ from fadepth_core.common.errors import DataError
 from fadepth_core.data.video import Clip
 from fadepth_core.labels.folder import LabelFolder
 from fadepth_core.labels.nearest import nearest_depth
-from fadepth_core.labels.stereo import write_stereo
 from fadepth_core.labels.stereo_pair import write_pair_depth
 
 Source = Literal["measured", "pair", "stereo"]
@@ -85,6 +84,9 @@ def write_labels(
     elif source == "pair":
         count = write_pair_depth(clip, folder, wanted)
     else:
+        # Imported here, because it needs numba, which the other sources do without.
+        from fadepth_core.labels.stereo import write_stereo
+
         if nearest is None:
             nearest = nearest_depth(clip)
             notes.append(f"The nearest depth of multi-view stereo is {nearest:.2g} m, by tracked points.")
@@ -93,7 +95,9 @@ def write_labels(
         raise DataError(f"{clip.path}: {_NAMES[source]} gave no frame enough depth for a label")
     left_out = len(wanted) - count
     if left_out:
-        notes.append(f"{left_out} of {len(wanted)} frames have no label: {_NAMES[source]} gave them too little depth.")
+        notes.append(
+            f"{left_out} of {len(wanted)} frames have no label: {_NAMES[source]} gave them no depth or too little."
+        )
     return Labels(source, count, left_out, tuple(notes))
 
 
