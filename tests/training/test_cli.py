@@ -15,7 +15,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from fadepth_core import cli
 from fadepth_core.common.color import to_picture
-from fadepth_core.evaluation.report import MAP_SIZE, TILE_WIDTH
+from fadepth_core.evaluation.report import TILE_WIDTH
+from fadepth_core.evaluation.tiles import MAP_SIZE
 from fadepth_core.models import MODELS, SmallDepth
 from fadepth_core.models.posenet import build_pose_net
 from fadepth_core.runtime.checkpoint import Checkpoint, save_checkpoint
