@@ -140,7 +140,8 @@ def _definition(topic: Topic) -> tuple[str, str] | None:
     store = typestore()
     if topic.type in store.fielddefs:
         return store.generate_msgdef(topic.type, ros_version=2)[0], store.hash_rihs01(topic.type)
-    return (topic.definition, digest) if (digest := _digest(topic)) else None
+    digest = _digest(topic) if topic.definition else ""
+    return (topic.definition, digest) if digest else None
 
 
 def _digest(topic: Topic) -> str:

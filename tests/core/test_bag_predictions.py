@@ -13,9 +13,12 @@ import pytest
 pytest.importorskip("rosbags")
 
 from rosbags.highlevel import AnyReader
+from rosbags.typesys import get_types_from_msg
 
-from bags import OPTICAL, SECOND, START, BagWriter
+from bags import OPTICAL, SECOND, START, STORES, BagWriter
 from fadepth_core.cli import main
+from fadepth_core.data.bag import Topic
+from fadepth_core.data.bag_writer import RecordingWriter
 from fadepth_core.evaluation import bag_predictions
 from fadepth_core.messages.images import read_image
 from fadepth_core.runtime.engine import DepthEngine, FrameRequest
@@ -133,6 +136,31 @@ def test_all_other_messages_are_copied_unchanged(one_engine, tmp_path):
     with AnyReader([out]) as reader:
         qos = {connection.topic: connection.ext.offered_qos_profiles for connection in reader.connections}
     assert [profile.durability.name for profile in qos["/tf_static"]] == ["TRANSIENT_LOCAL"]
+
+
+def test_message_types_of_the_user_are_copied_with_their_definition(one_engine, tmp_path, capsys):
+    STORES[False].register(get_types_from_msg("float64 metres", "robot_msgs/msg/Level"))
+    bag, out = tmp_path / "drive.mcap", tmp_path / "out.mcap"
+    with BagWriter(bag) as writer:
+        writer.image(IMAGE, START, FRAMES[0])
+        writer.image(DEPTH, START, FRAMES[0])
+        writer.write("/level", writer.make("robot_msgs/Level", metres=1.5), START)
+    assert main(["predict", str(bag), "--out", str(out), "--copy"]) == 0
+    found = read_bag(out)
+    assert found["/level"][0][1].metres == 1.5
+    assert len(found[DEPTH]) == 1
+    assert f"{DEPTH} of the recording is not copied" in capsys.readouterr().err
+
+
+def test_a_type_without_recorded_hash_is_written_and_one_without_definition_is_not(tmp_path):
+    """Recordings of ROS 2 Humble have no hashes."""
+    with RecordingWriter(tmp_path / "out.mcap") as writer:
+        assert writer.add(Topic("/level", "robot_msgs/msg/Level", 1, "float64 metres"))
+        assert not writer.add(Topic("/other", "robot_msgs/msg/Other", 1))
+        writer.write(
+            "/level", START, bytes(STORES[False].serialize_cdr(SimpleNamespace(metres=2.5), "robot_msgs/msg/Level"))
+        )
+    assert read_bag(tmp_path / "out.mcap")["/level"][0][1].metres == 2.5
 
 
 def test_images_that_cannot_be_decoded_are_counted_and_the_rest_is_written(one_engine, tmp_path, capsys):
