@@ -149,6 +149,9 @@ def estimate_motion(
     numbers = range(clip.count) if frames is None else frames
     if not numbers or numbers[0] < 0 or numbers[-1] >= clip.count:
         raise DataError(f"{clip.path}: has frames 0 to {clip.count - 1}, asked for the poses of {numbers}")
+    for value, what in ((speed, "speed"), (camera_height, "camera height")):
+        if value is not None and not 0 < value < np.inf:
+            raise DataError(f"the {what} must be positive, got {value:g}")
     if method == "odometry" and clip.poses is None:
         raise DataError(f"{clip.camera}: has no poses")
     places = find_places(clip, numbers)
@@ -156,11 +159,8 @@ def estimate_motion(
         check = check_odometry(places, clip.poses, clip.intrinsics)
         if check.good or method == "odometry":
             return _from_odometry(clip, numbers, check)
-        rejected: tuple[str, ...] = (
-            f"The odometry was not used: it disagrees with the images by {check.error:.2f} pixels (best possible "
-            f"{check.image_error:.2f}) and is wrong at {check.bad:.0%} of {check.places} places.",
-        )
-        figures = {"odometry error px": check.error, "wrong places": check.bad}
+        rejected: tuple[str, ...] = (f"The odometry was not used. {_described(check)}",)
+        figures = _figures(check)
     else:
         rejected, figures = (), {}
     observations, chain, notes = _structure(clip, work, numbers)
@@ -287,20 +287,28 @@ def _from_odometry(clip: Clip, numbers: Sequence[int], check: OdometryCheck) -> 
     assert clip.poses is not None
     poses = np.full((clip.count, 4, 4), np.nan)
     poses[list(numbers)] = clip.poses[list(numbers)]
-    figures = {
+    note = _described(check)
+    return Motion(poses, "odometry", "odometry", (note,), _figures(check))
+
+
+def _described(check: OdometryCheck) -> str:
+    if not check.places:
+        return "The odometry could not be compared with the images: it is unknown wherever the camera moves."
+    return (
+        f"The odometry agrees with the images to {check.error:.2f} pixels (best possible {check.image_error:.2f}); it is "
+        f"wrong at {check.bad:.0%} of {check.places} places."
+    )
+
+
+def _figures(check: OdometryCheck) -> dict[str, float]:
+    if not check.places:
+        return {"places": 0.0}
+    return {
         "odometry error px": check.error,
         "image error px": check.image_error,
         "wrong places": check.bad,
         "places": float(check.places),
     }
-    if not check.places:
-        note = "The odometry could not be compared with the images."
-    else:
-        note = (
-            f"The odometry agrees with the images to {check.error:.2f} pixels (best possible {check.image_error:.2f}); "
-            f"it is wrong at {check.bad:.0%} of {check.places} places."
-        )
-    return Motion(poses, "odometry", "odometry", (note,), figures)
 
 
 def _structure(clip: Clip, work: Path, numbers: Sequence[int]) -> tuple[Observations, Chain, tuple[str, ...]]:

@@ -104,6 +104,19 @@ def test_a_video_is_decoded_once_and_read_by_a_loader_process(tmp_path, open_vid
     assert not torch.equal(batch.frames[0, 0], batch.frames[0, 1])
 
 
+def test_stored_frames_are_whole_and_have_intrinsics_of_their_own(tmp_path):
+    write_folder(tmp_path / "clips" / "folder", pictures())
+    write_video(tmp_path / "clips" / "drive.mp4", pictures())
+    (tmp_path / "clips" / "drive.json").write_text(json.dumps(CAMERA))
+    for clip in open_clips(tmp_path / "clips", SIZE, cache=tmp_path / "cache"):
+        found = dict(clip.stored_frames([2, 7]))
+        assert list(found) == [2, 7]
+        for number, frame in found.items():
+            difference = frame[..., ::-1].astype(int) - pictures()[number]
+            assert np.median(np.abs(difference)) < 6, clip.name  # a video is compressed
+        assert clip.stored_intrinsics[0] == pytest.approx([100, 0, 60])
+
+
 def test_the_frame_rate_of_a_video_is_used_if_the_json_has_none(tmp_path, open_video):
     write_video(tmp_path / "drive.mp4", pictures())
     (tmp_path / "drive.json").write_text(json.dumps({k: v for k, v in CAMERA.items() if k != "fps"}))
