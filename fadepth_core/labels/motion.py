@@ -31,7 +31,7 @@ from fadepth_core.labels.scale import (
     smooth_factors,
     step_lengths,
 )
-from fadepth_core.labels.structure import TRACKS, reconstruct, write_tracks
+from fadepth_core.labels.structure import TRACKS, VERSION, reconstruct, write_tracks
 from fadepth_core.labels.tracks import AGREES, MIN_TRACKS, Tracks, fitted_poses, follow, parallax, reprojection_errors
 
 Method = Literal["auto", "odometry", "structure"]
@@ -314,6 +314,7 @@ def _figures(check: OdometryCheck) -> dict[str, float]:
 def _structure(clip: Clip, work: Path, numbers: Sequence[int]) -> tuple[Observations, Chain, tuple[str, ...]]:
     """The largest trajectory that structure from motion finds, and notes."""
     what = (
+        VERSION,
         str(clip.path.resolve()),
         clip.path.stat().st_mtime_ns,
         clip.count,
@@ -401,6 +402,8 @@ class _Scale:
             self._from_depth(reference)
         if not self.frames:
             self.note = "The scale is unknown: lengths and depth are in an arbitrary unit."
+            if camera_height is not None:
+                self.note += " The ground has too few points to use the camera's height."
 
     def at(self, frames: Sequence[int]) -> np.ndarray:
         """Factors at frames of the trajectory."""
