@@ -1,7 +1,7 @@
 """Shows the depth node's outputs: as a page in a browser or, without a screen, as a video and a contact sheet.
 
-Subscribes to `image`, `depth/color`, `depth/points` and `/diagnostics`, and prints a status line with frames per second,
-latency and drops. Part of the demo.
+Subscribes to `image` or `image/compressed`, `depth/points` and `/diagnostics`, and prints a status line with frames per
+second, latency and drops. Part of the demo. It also shows recordings of `fadepth predict` that are played.
 """
 
 from __future__ import annotations
@@ -23,12 +23,14 @@ from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.qos import QoSProfile, qos_profile_sensor_data
 from rclpy.serialization import deserialize_message
-from sensor_msgs.msg import Image, PointCloud2
+from sensor_msgs.msg import CompressedImage, Image, PointCloud2
 
 from fadepth_core.common.files import user_path
 from fadepth_core.common.folders import check_output, mark_output
 from fadepth_core.messages.cdr import read_stamp
 from fadepth_core.messages.encodings import BitDepth
+from fadepth_core.messages.images import read_compressed
+from fadepth_core.runtime.pictures import depth_to_color
 from fadepth_ros.messages import read_image
 from fadepth_ros.parameters import Spec, declare, warn_of_unknown_parameters
 from fadepth_ros.process import has_screen, one_line, program, say
@@ -38,6 +40,7 @@ SPECS = (
     # By default only this machine can open the page, because camera images are private.
     Spec("host", "localhost", "Address that the page is served on; 0.0.0.0 for the whole network."),
     Spec("port", 8080, "Port of the page; if it is in use, the next free one.", limits=(1, 65535)),
+    Spec("image_transport", "raw", "Topic type of the images, as in the node.", choices=("raw", "compressed")),
     Spec("directory", "demo_output", "Folder of the files."),
     Spec("fps", 25.0, "Frames per second of the video.", limits=(0.1, 1000.0)),
 )
@@ -45,6 +48,10 @@ SPECS = (
 _MOST_WAITING = 8
 #: Of them, those kept when depth arrives.
 _NEWEST = 4
+#: Nearest (red) and farthest (blue) depth of the colours, metres: the node's defaults.
+_COLOR_RANGE = (2.0, 80.0)
+#: Larger latencies are those of a recording that is played: its stamps are old. Seconds.
+_MOST_LATENCY = 60.0
 #: Seconds between two lines about messages that cannot be shown.
 _COMPLAINT_PERIOD = 5.0
 #: Seconds for finishing the video and the contact sheet after a signal.
@@ -265,19 +272,24 @@ def draw_points(points: np.ndarray, colors: np.ndarray, size: tuple[int, int]) -
     return picture
 
 
-def cloud_arrays(cloud: PointCloud2) -> tuple[np.ndarray, np.ndarray]:
-    """The finite points [N, 3] float32 of the depth node's cloud, and their colours [N, 3] uint8 (grey without rgb)."""
+def cloud_arrays(cloud: PointCloud2) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The depth node's cloud as arrays.
+
+    Returns:
+        The finite points [N, 3] float32, their colours [N, 3] uint8 (grey without rgb), and the depth image [h, w] float32.
+    """
     floats = np.frombuffer(cloud.data, np.float32).reshape(-1, cloud.point_step // 4)
     points = floats[:, :3]
+    depth = points[:, 2].reshape(cloud.height, cloud.width)
     colors = (
         floats[:, 3:4].view(np.uint8)[:, 2::-1] if floats.shape[1] > 3 else np.full((len(points), 3), 200, np.uint8)
     )
     finite = np.isfinite(points).all(1)
-    return points[finite], colors[finite]
+    return points[finite], colors[finite], depth
 
 
 class Viewer(Node):
-    """Collects image, depth and points of one stamp and shows them. Its parameters are `SPECS`.
+    """Collects image and points of one stamp and shows them. Its parameters are `SPECS`.
 
     A message that cannot be read or shown is reported and skipped.
 
@@ -308,12 +320,15 @@ class Viewer(Node):
         self._diagnostics: dict[str, str] = {}
         self._line_due = 0.0
         self._complaint_due = 0.0
-        for kind, topic, qos in (
-            (Image, "image", qos_profile_sensor_data),
-            (Image, "depth/color", QoSProfile(depth=2)),
-            (PointCloud2, "depth/points", QoSProfile(depth=2)),
+        self._compressed = values["image_transport"] == "compressed"
+        image: tuple[Any, str] = (Image, "image")
+        if self._compressed:  # the base name is remapped, as image_transport does it
+            image = (CompressedImage, f"{self.resolve_topic_name('image')}/compressed")
+        for part, (kind, topic), qos in (
+            ("image", image, qos_profile_sensor_data),
+            ("depth/points", (PointCloud2, "depth/points"), QoSProfile(depth=2)),
         ):
-            self.create_subscription(kind, topic, functools.partial(self._on_part, topic), qos, raw=True)
+            self.create_subscription(kind, topic, functools.partial(self._on_part, part), qos, raw=True)
         self.create_subscription(DiagnosticArray, "/diagnostics", self._on_diagnostics, 10)
 
     def close(self) -> None:
@@ -350,7 +365,7 @@ class Viewer(Node):
         elif len(arrived) > _MOST_WAITING:
             # Depth may come many frames later, and then for one of the older images.
             del self._waiting[arrived[-2]]
-        if len(parts) == 3:
+        if len(parts) == 2:
             for older in list(self._waiting):
                 del self._waiting[older]
                 if older == stamp:
@@ -360,11 +375,10 @@ class Viewer(Node):
                 self._show(parts)
 
     def _show(self, parts: dict[str, bytes]) -> None:
-        frame = read_image(parts["image"], self._bit_depth)
-        color = read_image(parts["depth/color"])
-        points, colors = cloud_arrays(deserialize_message(parts["depth/points"], PointCloud2))
-        image = frame.encoding.to_rgb(frame.pixels)
-        self._view.show(Scene(image, color.pixels, points, colors, self._status(), self._warning()))
+        frame = (read_compressed if self._compressed else read_image)(parts["image"], self._bit_depth)
+        points, colors, depth = cloud_arrays(deserialize_message(parts["depth/points"], PointCloud2))
+        image, color = frame.encoding.to_rgb(frame.pixels), depth_to_color(depth, *_COLOR_RANGE)
+        self._view.show(Scene(image, color, points, colors, self._status(), self._warning()))
 
     def _on_diagnostics(self, message: DiagnosticArray) -> None:
         for status in message.status:
@@ -377,14 +391,18 @@ class Viewer(Node):
         if not recent:
             return "waiting for depth"
         span = max(now - recent[0][0], 0.5)
-        latency = 1e3 * float(np.median([age for _, age in recent]))
+        texts = [f"{len(recent) / span:5.1f} frames/s"]
+        latency = float(np.median([age for _, age in recent]))
+        if abs(latency) < _MOST_LATENCY:
+            texts.append(f"latency {1e3 * latency:5.1f} ms")
+        if not self._diagnostics:  # nothing computes depth: it was recorded
+            return "   ".join(texts)
         dropped = sum(
             int(n)
             for key, n in self._diagnostics.items()
             if key.startswith("dropped:") and "no_subscriber" not in key and n.isdecimal()
         )
-        engine = self._diagnostics.get("engine", "engine starting")
-        return f"{len(recent) / span:5.1f} frames/s   latency {latency:5.1f} ms   dropped {dropped}   {engine}"
+        return "   ".join([*texts, f"dropped {dropped}", self._diagnostics.get("engine", "engine starting")])
 
     def _warning(self) -> str:
         untrained = self._diagnostics.get("checkpoint", "").endswith("(untrained)")

@@ -18,11 +18,12 @@ import rclpy
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.serialization import serialize_message
-from sensor_msgs.msg import Image, PointCloud2
+from sensor_msgs.msg import CompressedImage, Image, PointCloud2
 
 from cards import PATIENCE, SIZE, image_message, noise
 from fadepth_core.common.errors import DataError
 from fadepth_core.common.folders import visible
+from fadepth_core.runtime.pictures import depth_to_color
 from fadepth_ros.clip_publisher import DEMO_CLIP, ClipError, ClipPublisher, read_camera_info, read_frames
 from fadepth_ros.viewer import FileView, Scene, Viewer, draw_points
 
@@ -221,7 +222,7 @@ def test_a_message_that_cannot_be_shown_does_not_end_the_viewer(tmp_path, monkey
     monkeypatch.delenv("DISPLAY", raising=False)
     arguments = ["--ros-args", "-r", "__ns:=/viewer", "-p", "mode:=files", "-p", f"directory:={tmp_path}"]
     viewer, camera = Viewer(cli_args=arguments), rclpy.create_node("camera", namespace="/viewer")
-    kinds = {"image": Image, "depth/color": Image, "depth/points": PointCloud2}
+    kinds = {"image": Image, "depth/points": PointCloud2}
     publishers = {topic: camera.create_publisher(kind, topic, 10) for topic, kind in kinds.items()}
     diagnostics = camera.create_publisher(DiagnosticArray, "/diagnostics", 10)
     executor = SingleThreadedExecutor()
@@ -233,7 +234,6 @@ def test_a_message_that_cannot_be_shown_does_not_end_the_viewer(tmp_path, monkey
         cloud.header.stamp.sec = second
         for topic, message in (
             ("image", image_message(noise(size), "rgb8", second * 10**9)),
-            ("depth/color", image_message(noise(), "rgb8", second * 10**9)),
             ("depth/points", cloud),
         ):
             if topic == "image":
@@ -265,6 +265,39 @@ def test_a_message_that_cannot_be_shown_does_not_end_the_viewer(tmp_path, monkey
     assert "cannot be shown" in capsys.readouterr().out
     viewer.destroy_node()
     camera.destroy_node()
+
+
+def test_recorded_depth_is_shown_beside_compressed_images(tmp_path, monkeypatch):
+    """Without a node: there is no `depth/color`, and the stamps are old."""
+    options = ["-r", "image:=/camera/image_raw", "-p", "image_transport:=compressed", "-p", "mode:=files"]
+    arguments = ["--ros-args", "-r", "__ns:=/played", *options, "-p", f"directory:={tmp_path}"]
+    viewer, player = Viewer(cli_args=arguments), rclpy.create_node("player")
+    publishers = [
+        player.create_publisher(CompressedImage, "/camera/image_raw/compressed", 10),
+        player.create_publisher(PointCloud2, "/played/depth/points", 10),
+    ]
+    executor = SingleThreadedExecutor()
+    executor.add_node(viewer)
+    shown = []
+    monkeypatch.setattr(FileView, "show", lambda view, scene: shown.append(scene))
+    points = np.full((3, 4, 4), 1, np.float32)
+    points[..., 2] = np.linspace(2, 80, 12).reshape(3, 4)
+    points[0, 0, 2] = np.nan
+    image = CompressedImage(format="png", data=cv2.imencode(".png", noise(SIZE))[1].tobytes())
+    cloud = PointCloud2(height=3, width=4, point_step=16, row_step=64, data=points.tobytes())
+
+    def played():
+        for publisher, message in zip(publishers, (image, cloud), strict=True):
+            publisher.publish(message)
+            executor.spin_once(timeout_sec=0.05)
+        return shown
+
+    wait_for(played)
+    np.testing.assert_array_equal(shown[0].depth, depth_to_color(points[..., 2], 2.0, 80.0))
+    assert shown[0].points.shape == (11, 3)
+    assert "latency" not in shown[0].status
+    viewer.destroy_node()
+    player.destroy_node()
 
 
 def test_drawn_points_are_not_mirrored_and_near_points_hide_far_ones():
