@@ -140,8 +140,9 @@ def _start(folder: Path) -> subprocess.Popen:
 
 
 def _last_line(folder: Path, status: int) -> str:
-    lines = (folder / _LOG).read_text(errors="replace").split("\n")
-    said = next((line.strip() for line in reversed(lines) if line.strip()), "it wrote nothing")
+    lines = [line.strip() for line in (folder / _LOG).read_text(errors="replace").splitlines()]
+    # pycolmap prints a stack of machine addresses when it crashes.
+    said = next((line for line in reversed(lines) if line and not line.startswith(("@", "***", "PC:"))), "no message")
     return f"{said} (signal {-status})" if status < 0 else said
 
 

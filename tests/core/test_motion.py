@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import cv2
 import numpy as np
@@ -156,11 +157,18 @@ def test_structure_from_motion_finds_the_path_and_resumes(hall, tmp_path, monkey
     assert lengths[1] == pytest.approx(lengths[0], rel=0.05)
 
 
-@pytest.mark.skipif(not available(), reason="pycolmap is not installed")
-def test_failure_of_the_process_is_one_line(hall, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("script", "reason"),
+    [("exit 1", "no message"), ("echo no memory; echo '@ 0x7f Py_RunMain'; kill -ABRT $$", "no memory (signal 6)")],
+)
+def test_failure_of_the_process_is_one_line(hall, tmp_path, monkeypatch, script, reason):
     clip, _ = hall
-    monkeypatch.setattr("sys.executable", "false")
-    with pytest.raises(DataError, match=r"structure from motion failed: .*wrote nothing"):
+    process = tmp_path / "process"
+    process.write_text(f"#!/bin/sh\n{script}\n")
+    process.chmod(0o755)
+    monkeypatch.setattr("sys.executable", str(process))
+    monkeypatch.setattr("fadepth_core.labels.structure.available", lambda: True)
+    with pytest.raises(DataError, match=rf"^{clip.path}: structure from motion failed: {re.escape(reason)}$"):
         estimate_motion(clip, tmp_path, "structure")
 
 
