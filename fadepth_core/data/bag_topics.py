@@ -43,6 +43,8 @@ _LIDAR_NAME = re.compile(r"lidar|laser|velodyne|ouster|livox|hesai|rslidar|robos
 _COMMAND_NAME = re.compile(r"cmd|command|desired|target|reference|goal", re.IGNORECASE)
 #: How many messages of a topic are tried until one can be used.
 _MOST_TRIED = 20
+#: How many pictures of a topic are compared: the first ones of a camera that starts may be damaged or of another size.
+_MOST_COMPARED = 5
 #: Topics whose numbers of messages differ less than this are equally frequent.
 _SAME_COUNT = 0.1
 #: A camera further to the side than this is the right one of a stereo pair, metres.
@@ -116,7 +118,7 @@ _Kind = Literal["colour", "grey", "depth"]
 
 @dataclass(frozen=True)
 class _Picture:
-    """What the first message of a topic of pictures says."""
+    """What the first messages of a topic of pictures say."""
 
     topic: Topic
     kind: _Kind
@@ -193,7 +195,7 @@ class _Chooser:
     def __init__(self, recording: Recording, choice: Choice):
         self._recording, self._choice = recording, choice
         self.notes: list[str] = []
-        self._pictures = {topic.name: self._first_picture(topic) for topic in self._of(IMAGE, COMPRESSED)}
+        self._pictures = {topic.name: self._usual_picture(topic) for topic in self._of(IMAGE, COMPRESSED)}
 
     # One method for each of the sources.
 
@@ -390,7 +392,7 @@ class _Chooser:
         topic = self._named(name, (IMAGE, COMPRESSED))
         picture = self._pictures[topic.name]
         if picture is None:
-            raise DataError(f"{topic.name}: its first message is not a picture that can be read")
+            raise DataError(f"{topic.name}: none of its first {_MOST_TRIED} messages is a picture that can be read")
         return picture
 
     def _listing(self) -> str:
@@ -398,16 +400,23 @@ class _Chooser:
         shown = ", ".join(topics[:12]) + (f" and {len(topics) - 12} more" if len(topics) > 12 else "")
         return f"; it has {shown}"
 
-    def _first_picture(self, topic: Topic) -> _Picture | None:
-        """What the first message says that can be read; None if none of the first ones is a picture."""
+    def _usual_picture(self, topic: Topic) -> _Picture | None:
+        """What most of the first messages say that can be read; None if none of them is a picture."""
         problem = ""
+        found: list[_Picture] = []
         for message in self._first_messages(topic):
             try:
-                return _raw_picture(topic, message) if topic.type == IMAGE else _compressed_picture(topic, message)
+                found.append(
+                    _raw_picture(topic, message) if topic.type == IMAGE else _compressed_picture(topic, message)
+                )
             except PictureError as error:
                 problem = problem or f"{topic.name}: '{message.format[:40]}' cannot be decoded: {error}"
-        self._note(problem or f"{topic.name}: no message can be read")
-        return None
+            if len(found) == _MOST_COMPARED:
+                break
+        if not found:
+            self._note(problem or f"{topic.name}: no message can be read")
+            return None
+        return max(found, key=found.count)  # of several, the first one
 
     def _first_messages(self, topic: Topic) -> Iterator[Any]:
         """The first messages of a topic, without those that cannot be decoded."""

@@ -91,7 +91,7 @@ class BagWriter:
             "width": data.shape[1],
             "encoding": encoding,
             "is_bigendian": 0,
-            "step": data.nbytes // data.shape[0],
+            "step": data.nbytes // max(data.shape[0], 1),
             "data": data.view(np.uint8).ravel(),
         }
         message = self.make("sensor_msgs/Image", header=self.header(stamp, frame), **fields)

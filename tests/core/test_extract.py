@@ -359,6 +359,26 @@ def test_damaged_pictures_are_counted(tmp_path):
     assert (tmp_path / "clip" / f"{len(kept) - 1:06d}.jpg").is_file()
 
 
+@pytest.mark.parametrize("transport", ["raw", "compressed"])
+def test_damaged_pictures_at_the_start_are_counted(tmp_path, transport):
+    """A camera that starts may publish empty messages: they do not decide the size."""
+
+    def write_camera(bag, number, stamp):
+        topic = "/front/image"
+        bag.camera_info("/front/camera_info", stamp, K, SIZE)
+        if transport == "compressed":
+            data = cv2.imencode(".png", picture(number))[1].tobytes() if number > 1 else b""
+            bag.compressed_bytes(f"{topic}/compressed", stamp, data)
+        else:
+            bag.image(topic, stamp, picture(number)[: None if number > 1 else 0])
+
+    write(tmp_path / "a.mcap", extra=write_camera)
+    image = "/front/image" + ("/compressed" if transport == "compressed" else "")
+    result = extract(tmp_path / "a.mcap", tmp_path / "clip", Choice(image=image))
+    assert result.frames == COUNT - 2
+    assert any(text.startswith(f"2 messages of {image} are left out: ") for text in result.notes)
+
+
 def test_a_cut_recording_gives_a_shorter_clip(tmp_path):
     write(tmp_path / "a.mcap")
     data = (tmp_path / "a.mcap").read_bytes()
