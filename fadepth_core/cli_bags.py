@@ -20,6 +20,7 @@ from fadepth_core.evaluation.bag_predictions import BagPrediction, BagReport, pr
 from fadepth_core.labels.extract import LONGEST_SIDE, Extraction
 from fadepth_core.labels.extract import extract as run_extraction
 from fadepth_core.runtime.checkpoint import Checkpoint
+from fadepth_core.runtime.engine import EngineError
 
 _SOURCES = {
     "image": "topic of the pictures, raw or compressed; default: the camera with the most pictures",
@@ -148,15 +149,23 @@ def predict_bag(args: argparse.Namespace, intrinsics: np.ndarray | None, backend
         precision,
     )
     report = BagReport()
+    failure: EngineError | DataError | None = None
     with target as writer:
         steps = predict_recording(recording, topics, writer, options, report)
-        for _ in tqdm(steps, total=topics.image.messages, unit="frame"):
-            pass
+        try:
+            for _ in tqdm(steps, total=topics.image.messages, unit="frame"):
+                pass
+        except (EngineError, DataError) as error:
+            if not report.frames:
+                raise
+            failure = error  # the depth before is kept
         if not report.frames:
             raise DataError(
                 f"{args.source}: no depth: {_dropped(report) or f'{topics.image.name} has no images to read'}"
             )
     _print_report(args.out, report, [*topics.notes, *recording.notes], points)
+    if failure is not None:
+        raise DataError(f"stopped at image {report.images} of {topics.image.messages}: {failure}") from failure
 
 
 def _print_report(out: Path, report: BagReport, notes: list[str], points: bool) -> None:

@@ -21,7 +21,7 @@ from fadepth_core.data.bag import Topic
 from fadepth_core.data.bag_writer import RecordingWriter
 from fadepth_core.evaluation import bag_predictions
 from fadepth_core.messages.images import read_image
-from fadepth_core.runtime.engine import DepthEngine, FrameRequest
+from fadepth_core.runtime.engine import DepthEngine, EngineError, FrameRequest
 
 SIZE = (96, 128)
 K = np.array([[100.0, 0, 63.5], [0, 100.0, 47.5], [0, 0, 1]])
@@ -174,6 +174,28 @@ def test_images_that_cannot_be_decoded_are_counted_and_the_rest_is_written(one_e
     assert main(["predict", str(bag), "--out", str(out)]) == 0
     assert [stamp_of(message) for _, message, _ in read_bag(out)[DEPTH]] == [stamps()[0], stamps()[2]]
     assert "1 of 3 images have no depth (encoding 1); image 2: " in capsys.readouterr().err
+
+
+def test_depth_before_a_failure_of_the_engine_is_kept(monkeypatch, tmp_path, capsys):
+    engine = _load(camera_size=SIZE, backend="auto", precision="auto", full_resolution=False)
+    requests = []
+
+    class Failing:
+        framing, takes_network_size, follows_camera = engine.framing, engine.takes_network_size, engine.follows_camera
+
+        def infer(self, request):
+            requests.append(request)
+            if len(requests) == 3:
+                raise EngineError("the GPU is gone")
+            return engine.infer(request)
+
+    monkeypatch.setattr(bag_predictions, "DepthEngine", SimpleNamespace(load=lambda *_, **__: Failing()))
+    bag, out = record(tmp_path / "drive.mcap"), tmp_path / "out.mcap"
+    assert main(["predict", str(bag), "--out", str(out)]) == 1
+    assert [stamp_of(message) for _, message, _ in read_bag(out)[DEPTH]] == stamps()[:2]
+    printed = capsys.readouterr()
+    assert f"wrote 2 depth images and 2 clouds to {out}" in printed.out
+    assert "error: stopped at image 3 of 3: the GPU is gone" in printed.err
 
 
 def test_the_readable_part_of_a_cut_recording_is_used_and_said(one_engine, tmp_path, capsys):
