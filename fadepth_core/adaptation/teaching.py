@@ -161,7 +161,7 @@ def teaching_config(
             "depth": 1.0,
             "depth_error": "log",
         },
-        "optimizer": {"lr": 1e-3, "weight_decay": 0.02},
+        "optimizer": {"lr": 3e-4, "weight_decay": 0.02},
         "schedule": {"minutes": minutes, "warmup": 20},
         "validation": {
             "data": {"name": "folder", "root": str(validation)},
