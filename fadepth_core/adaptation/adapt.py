@@ -19,7 +19,7 @@ from typing import Any
 from fadepth_core.adaptation.prepare import Prepared, judging_samples
 from fadepth_core.adaptation.report import Report, Row, Table, write_report
 from fadepth_core.adaptation.stages import run_stage
-from fadepth_core.adaptation.teaching import FORGOTTEN, TEACHING, Taught, render_scenes, teach
+from fadepth_core.adaptation.teaching import FORGOTTEN, TEACHING, Taught, render_scenes, teach, teaching_config
 from fadepth_core.common.errors import DataError
 from fadepth_core.common.folders import mark_output
 from fadepth_core.data.registry import build_test_set
@@ -108,12 +108,7 @@ def adapt(
     for scenes in TEACHING:
         render_scenes(scenes)
     rendering = time.monotonic() - rendering
-    settings = {
-        "start": start.weights_sha256,
-        "recordings": [asdict(replace(recording, seconds={})) for recording in recordings],
-        "minutes": minutes,
-    }
-    taught = _teach(recordings, work, start, minutes, metric, licence, settings)
+    taught = _teach(recordings, work, start, minutes, licence)
     adapted = Checkpoint(taught.checkpoint)
 
     tests = {}
@@ -169,39 +164,38 @@ def adapt(
 
 
 def _teach(
-    recordings: Sequence[Prepared],
-    work: Path,
-    start: Checkpoint,
-    minutes: float,
-    metric: bool,
-    licence: str | None,
-    settings: dict[str, Any],
+    recordings: Sequence[Prepared], work: Path, start: Checkpoint, minutes: float, licence: str | None
 ) -> Taught:
     """The training, or its result if it has finished with the same settings."""
-    folder = work / "teaching"
     frames = sum(recording.counts["teach"] for recording in recordings)
-    provenance = {
-        "adapted": f"{frames} frames of {', '.join(Path(recording.source).name for recording in recordings)}",
-        "labels": ", ".join(dict.fromkeys(recording.labels for recording in recordings)),
-        **({"licence": licence} if licence else {}),
+    folders = {recording.name: work / "teach" / recording.name for recording in recordings}
+    config = teaching_config(
+        start,
+        {folders[recording.name]: recording.counts["teach"] / frames for recording in recordings},
+        work / "validate",
+        work / "teaching",
+        {folders[recording.name]: recording.size for recording in recordings},
+        minutes,
+        all(recording.metric for recording in recordings),
+        {
+            "adapted": f"{frames} frames of {', '.join(Path(recording.source).name for recording in recordings)}",
+            "labels": ", ".join(dict.fromkeys(recording.labels for recording in recordings)),
+            **({"licence": licence} if licence else {}),
+        },
+    )
+    settings = {
+        "start": start.weights_sha256,
+        "recordings": [recording.digest for recording in recordings],
+        "config": config.model_dump(mode="json"),
     }
 
-    def compute() -> dict[str, Any]:
-        taught = teach(
-            start,
-            {work / "teach" / recording.name: recording.counts["teach"] / frames for recording in recordings},
-            work / "validate",
-            folder,
-            {work / "teach" / recording.name: recording.size for recording in recordings},
-            minutes,
-            metric,
-            provenance,
-        )
-        return {**asdict(taught), "checkpoint": str(taught.checkpoint)}
-
     def clear() -> dict[str, Any]:
-        shutil.rmtree(folder, ignore_errors=True)  # a run with other settings cannot be continued
+        shutil.rmtree(config.output, ignore_errors=True)  # a run with other settings cannot be continued
         return {}
+
+    def compute() -> dict[str, Any]:
+        taught = teach(config)
+        return {**asdict(taught), "checkpoint": str(taught.checkpoint)}
 
     run_stage(work, "teaching-settings", settings, clear)
     result = run_stage(work, TAUGHT, settings, compute).result

@@ -8,6 +8,8 @@ can be prepared at a time, on several machines.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
@@ -97,6 +99,7 @@ class Prepared:
         counts: frames by their use.
         judged: numbers of the frames that judge.
         seconds: time of each stage.
+        digest: of the recording's files and the options.
         notes: what was found, what is missing and its consequence.
     """
 
@@ -110,6 +113,7 @@ class Prepared:
     counts: dict[str, int]
     judged: tuple[int, ...]
     seconds: dict[str, float]
+    digest: str
     notes: tuple[str, ...]
 
     @classmethod
@@ -200,6 +204,7 @@ class _Preparation:
             counts,
             tuple(judged),
             self._seconds,
+            hashlib.sha256(json.dumps(self._settings, default=str).encode()).hexdigest(),
             tuple(self._notes),
         )
 

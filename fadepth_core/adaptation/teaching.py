@@ -77,33 +77,13 @@ def render_scenes(scenes: Scenes) -> Path:
     return folder
 
 
-def teach(
-    start: Checkpoint,
-    recordings: dict[Path, float],
-    validation: Path,
-    folder: Path,
-    sizes: dict[Path, tuple[int, int]],
-    minutes: float,
-    metric: bool,
-    provenance: dict[str, str],
-) -> Taught:
-    """Train for some minutes; an interrupted run is continued.
-
-    Args:
-        start: the checkpoint to start from.
-        recordings: folders of labelled pictures, with their shares.
-        validation: folder of labelled pictures (`data.folder`) that choose the best network.
-        folder: the run's folder.
-        sizes: (height, width) of the network's input for each recording.
-        minutes: time of the training.
-        metric: whether the labels are in metres.
-        provenance: entries of the checkpoint's description.
+def teach(config: TrainConfig) -> Taught:
+    """Train as configured by `teaching_config`; an interrupted run is continued.
 
     Raises:
         TrainingError: it was interrupted before the first validation.
     """
-    config = teaching_config(start, recordings, validation, folder, sizes, minutes, metric, provenance)
-    interrupted = False
+    folder, interrupted = config.output, False
     try:
         fit(config, resume=(folder / STATE).is_file())
     except KeyboardInterrupt:
@@ -126,7 +106,18 @@ def teaching_config(
     metric: bool,
     provenance: dict[str, str],
 ) -> TrainConfig:
-    """The configuration of `teach`, with the same arguments."""
+    """The configuration of `teach`.
+
+    Args:
+        start: the checkpoint to start from.
+        recordings: folders of labelled pictures, with their shares.
+        validation: folder of labelled pictures (`data.folder`) that choose the best network.
+        folder: the run's folder.
+        sizes: (height, width) of the network's input for each recording.
+        minutes: time of the training.
+        metric: whether the labels are in metres.
+        provenance: entries of the checkpoint's description.
+    """
     rest = 1 - sum(scenes.share for scenes in TEACHING)
     sources: list[dict[str, Any]] = [
         {"name": "pictures", "root": str(root), "share": rest * share, "size": sizes[root]}

@@ -100,10 +100,10 @@ def test_a_network_that_became_worse_is_not_written(better, tmp_path, monkeypatc
         (folder / "index.json").write_text(json.dumps([entry]))
     counts = {"frames": 3, "teach": 1, "validate": 1, "judge": 1}
     prepared = Prepared(
-        "drive", "drive.mcap", (64, 96), "stereo pairs", "measured depth", True, True, counts, (), {}, ()
+        "drive", "drive.mcap", (64, 96), "stereo pairs", "measured depth", True, True, counts, (), {}, "", ()
     )
 
-    def teach(*_arguments):
+    def teach(_config):
         return teaching.Taught(taught.path, 5, False, ((0.0, 0.3), (1.0, 0.2)))
 
     monkeypatch.setattr(adapt_module, "teach", teach)
