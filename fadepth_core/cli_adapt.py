@@ -12,7 +12,6 @@ from fadepth_core.cli_bags import add_topic_arguments, topic_choice
 from fadepth_core.common.errors import DataError
 from fadepth_core.common.files import user_path
 from fadepth_core.common.folders import check_output, mark_output
-from fadepth_core.common.framing import PIXELS
 from fadepth_core.common.memory import keep_freed_memory
 from fadepth_core.labels.extract import LONGEST_SIDE
 from fadepth_core.runtime.checkpoint import Checkpoint, CheckpointError
@@ -90,7 +89,7 @@ def run_adapt(args: argparse.Namespace) -> None:
         args.withhold_depth,
         args.judge_last,
     )
-    network = predictor(start, (1, PIXELS))
+    network = predictor(start)
     prepared: list[Prepared] = []
     for name, source in _names(args.recordings).items():
         prepared.append(prepare(source, name, work, options, network))

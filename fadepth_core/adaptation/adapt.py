@@ -75,11 +75,9 @@ def use_command(checkpoint: Path) -> str:
     return f"ros2 param set /depth checkpoint {shlex.quote(str(checkpoint.resolve()))}"
 
 
-def predictor(checkpoint: Checkpoint, size: tuple[int, int]) -> NetworkPredictor:
-    """The network of a checkpoint, for pictures of about `size` (height, width)."""
-    description = checkpoint.description
-    network = load_network(checkpoint).eval()
-    return NetworkPredictor(network, None, size[0] * size[1], focal=description.focal_length)
+def predictor(checkpoint: Checkpoint) -> NetworkPredictor:
+    """The network of a checkpoint, which keeps the aspect ratio of pictures as recordings do."""
+    return NetworkPredictor(load_network(checkpoint).eval(), focal=checkpoint.description.focal_length)
 
 
 def adapt(
@@ -101,7 +99,6 @@ def adapt(
     """
     if not recordings:
         raise DataError("no recording could be used")
-    first = recordings[0]
     metric = all(recording.metric for recording in recordings)
     rendering = time.monotonic()
     forgotten = {f"rendered {scenes.preset}": render_scenes(scenes) for scenes in FORGOTTEN}
@@ -115,7 +112,7 @@ def adapt(
     if judged := [recording for recording in recordings if recording.counts["judge"]]:
         tests["held back"] = build_test_set("folder", root=work / "judge")
     tests |= {name: build_test_set("folder", root=folder) for name, folder in forgotten.items()}
-    networks = [predictor(start, first.size), predictor(adapted, first.size)]
+    networks = [predictor(start), predictor(adapted)]
     measured = {
         name: {
             label: [evaluate(network, images, replace(PROTOCOLS["folder"], scaling=scaling)) for network in networks]

@@ -244,7 +244,7 @@ def write_bag(clip, out, camera, motion="odometry", lidar=None):
     roof = np.eye(4)  # from the LiDAR to base_link
     roof[:3, 3] = [0.3, 0.0, 1.73]
     with BagWriter(out) as bag:
-        if motion == "odometry" and poses is not None:
+        if motion == "odometry" and (poses is not None or lidar):
             bag.static_transform(mount, "base_link", "camera_optical")
             bag.static_transform(roof, "base_link", "lidar")
         for number, (_, rgb) in enumerate(frames):

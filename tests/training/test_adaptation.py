@@ -46,7 +46,7 @@ def recording(tmp_path):
 
 
 def network():
-    return predictor(Checkpoint(), (64, 96))
+    return predictor(Checkpoint())
 
 
 def test_measured_depth_teaches_and_judges(recording, tmp_path):
@@ -93,7 +93,7 @@ def test_a_network_that_became_worse_is_not_written(better, tmp_path, monkeypatc
         folder.mkdir(parents=True)
         picture = cv2.cvtColor(render_view(0.0)[0], cv2.COLOR_GRAY2RGB)
         matrix = np.array([[70.0, 0, 47], [0, 70, 24], [0, 0, 1]])
-        depth = 1 / predictor(right, (64, 96))(picture, matrix)
+        depth = 1 / predictor(right)(picture, matrix)
         cv2.imwrite(str(folder / "0.png"), picture)
         write_depth(folder / "0_depth.png", depth)
         entry = {"id": "0", "rgb": "0.png", "depth": "0_depth.png", "fx": 70, "fy": 70, "cx": 47, "cy": 24}
@@ -117,7 +117,7 @@ def test_a_network_that_became_worse_is_not_written(better, tmp_path, monkeypatc
     if better:
         written, expected = Checkpoint(out), read_depth(work / "judge/drive/0_depth.png")
         picture = cv2.imread(str(work / "judge/drive/0.png"))
-        found = 1 / predictor(written, (64, 96))(picture, matrix)
+        found = 1 / predictor(written)(picture, matrix)
         assert np.abs(found / expected - 1).mean() < 0.01
 
 
