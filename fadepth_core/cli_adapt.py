@@ -100,7 +100,7 @@ def run_adapt(args: argparse.Namespace) -> None:
         for label, (before, after) in by_scaling.items():
             print(f"  AbsRel, {name + ', ' + label:<32}{before:.3f} -> {after:.3f}")
     print(f"page: {result.report}")
-    if result.better is False:
+    if not result.better:
         raise DataError(f"the network did not become better, so {args.out} was not written; it is {result.checkpoint}")
     print(f"wrote {args.out}; in the running node: {use_command(args.out)}")
 

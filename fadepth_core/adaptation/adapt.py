@@ -7,7 +7,6 @@ Everything is kept in a work folder, so that the same command continues after an
 
 from __future__ import annotations
 
-import logging
 import shlex
 import shutil
 import time
@@ -22,6 +21,7 @@ from fadepth_core.adaptation.stages import run_stage
 from fadepth_core.adaptation.teaching import FORGOTTEN, TEACHING, Taught, render_scenes, teach, teaching_config
 from fadepth_core.common.errors import DataError
 from fadepth_core.common.folders import mark_output
+from fadepth_core.common.sample import LabelledImage
 from fadepth_core.data.registry import build_test_set
 from fadepth_core.evaluation import (
     PROTOCOLS,
@@ -35,8 +35,6 @@ from fadepth_core.evaluation import (
 from fadepth_core.runtime.checkpoint import Checkpoint
 from fadepth_core.runtime.export import export_checkpoint
 from fadepth_core.runtime.network import load_network
-
-log = logging.getLogger(__name__)
 
 #: Everything that is written into the work folder.
 OUTPUTS = ("recordings", "teach", "validate", "judge", "teaching", "teaching-settings.json", "taught.json")
@@ -56,14 +54,14 @@ class Adapted:
     """Result of an adaptation.
 
     Attributes:
-        better: whether the network is better on the frames held back; None: there was no frame to judge it by.
+        better: whether the network is better on the frames held back.
         verdict: one sentence.
         checkpoint: the adapted network.
         report: the page.
         figures: AbsRel before and after, by test set and scaling.
     """
 
-    better: bool | None
+    better: bool
     verdict: str
     checkpoint: Path
     report: Path
@@ -100,45 +98,39 @@ def adapt(
     if not recordings:
         raise DataError("no recording could be used")
     metric = all(recording.metric for recording in recordings)
-    rendering = time.monotonic()
-    forgotten = {f"rendered {scenes.preset}": render_scenes(scenes) for scenes in FORGOTTEN}
+    started = time.monotonic()
     for scenes in TEACHING:
         render_scenes(scenes)
-    rendering = time.monotonic() - rendering
+    tests = {"held back": build_test_set("folder", root=work / "judge")}
+    tests |= {f"rendered {scenes.preset}": build_test_set("folder", root=render_scenes(scenes)) for scenes in FORGOTTEN}
+    rendering = time.monotonic() - started
     taught = _teach(recordings, work, start, minutes, licence)
     adapted = Checkpoint(taught.checkpoint)
 
-    tests = {}
-    if judged := [recording for recording in recordings if recording.counts["judge"]]:
-        tests["held back"] = build_test_set("folder", root=work / "judge")
-    tests |= {name: build_test_set("folder", root=folder) for name, folder in forgotten.items()}
-    networks = [predictor(start), predictor(adapted)]
-    measured = {
-        name: {
-            label: [evaluate(network, images, replace(PROTOCOLS["folder"], scaling=scaling)) for network in networks]
-            for label, scaling in _SCALINGS.items()
-        }
-        for name, images in tests.items()
-    }
+    networks = (predictor(start), predictor(adapted))
+    measured = {name: _measure(networks, images) for name, images in tests.items()}
     figures = {
         name: {label: [result.metrics.abs_rel for result in pair] for label, pair in by_scaling.items()}
         for name, by_scaling in measured.items()
     }
-    better, verdict = _verdict(figures.get("held back"), judged, metric)
-    rows = []
-    if judged:
-        protocol = replace(PROTOCOLS["folder"], scaling="none" if metric else "median")
-        pairs = (compare_evenly(network, tests["held back"], protocol, _PICTURES) for network in networks)
-        rows = [Row(before, after) for before, after in zip(*pairs, strict=True)]
+    label = "in metres" if metric else "scaled"
+    before, after = figures["held back"][label]
+    better = after < before
+    verdict = (
+        f"AbsRel ({label}) on {len(tests['held back'])} frames held back {'fell' if better else 'did not fall'}: {before:.3f} "
+        f"before, {after:.3f} after."
+    )
+    protocol = replace(PROTOCOLS["folder"], scaling=_SCALINGS[label])
+    shown = (compare_evenly(network, tests["held back"], protocol, _PICTURES) for network in networks)
     report = Report(
         title=", ".join(Path(recording.source).name for recording in recordings),
         verdict=verdict,
-        better=better is not False,
-        truth=" and ".join(dict.fromkeys(_truth(recording) for recording in judged)),
-        rows=tuple(rows),
+        better=better,
+        truth=" and ".join(dict.fromkeys(_truth(recording) for recording in recordings)),
+        rows=tuple(Row(before, after) for before, after in zip(*shown, strict=True)),
         tables=(
             _metrics_table(measured),
-            *_video_table(judged, work, networks, metric),
+            *_video_table(recordings, work, networks, metric),
             _recordings_table(recordings),
             _times_table(recordings, rendering, taught, minutes),
             _licences_table(start, adapted),
@@ -149,15 +141,27 @@ def adapt(
             for recording in recordings
             for note in recording.notes
         ),
-        command=use_command(taught.checkpoint if better is False else out),
+        command=use_command(out if better else taught.checkpoint),
     )
     write_report(report, work / REPORT)
     write_values({"better": better, "verdict": verdict, "figures": figures, "minutes": minutes}, work / RESULT)
     mark_output(work, [REPORT, RESULT])
-    if better is not False:
+    if better:
         out.parent.mkdir(parents=True, exist_ok=True)
         export_checkpoint(load_network(adapted), adapted.description, out)
     return Adapted(better, verdict, taught.checkpoint, work / REPORT, figures)
+
+
+def _measure(
+    networks: tuple[NetworkPredictor, NetworkPredictor], images: Sequence[LabelledImage]
+) -> dict[str, tuple[Evaluation, Evaluation]]:
+    """Results of the network before and of the adapted one, by the name of the scaling."""
+    before, after = networks
+    results = {}
+    for label, scaling in _SCALINGS.items():
+        protocol = replace(PROTOCOLS["folder"], scaling=scaling)
+        results[label] = (evaluate(before, images, protocol), evaluate(after, images, protocol))
+    return results
 
 
 def _teach(
@@ -203,30 +207,11 @@ def _teach(
     )
 
 
-def _verdict(
-    figures: Mapping[str, list[float]] | None, judged: Sequence[Prepared], metric: bool
-) -> tuple[bool | None, str]:
-    """Whether the network became better, and the sentence that says it."""
-    if figures is None:
-        return (
-            None,
-            "No frame of the recording could be held back with known depth, so nothing says whether it is better.",
-        )
-    label = "in metres" if metric else "scaled"
-    before, after = figures[label]
-    count = sum(recording.counts["judge"] for recording in judged)
-    change = "fell" if after < before else "did not fall"
-    return (
-        after < before,
-        f"AbsRel ({label}) on {count} frames held back {change}: {before:.3f} before, {after:.3f} after.",
-    )
-
-
 def _truth(recording: Prepared) -> str:
     return recording.truth if recording.measured else "multi-view stereo (an estimate from the same recording)"
 
 
-def _metrics_table(measured: Mapping[str, Mapping[str, Sequence[Evaluation]]]) -> Table:
+def _metrics_table(measured: Mapping[str, Mapping[str, tuple[Evaluation, Evaluation]]]) -> Table:
     rows = []
     for name, by_scaling in measured.items():
         for label, (before, after) in by_scaling.items():
@@ -245,12 +230,12 @@ def _metrics_table(measured: Mapping[str, Mapping[str, Sequence[Evaluation]]]) -
 
 
 def _video_table(
-    judged: Sequence[Prepared], work: Path, networks: Sequence[NetworkPredictor], metric: bool
+    recordings: Sequence[Prepared], work: Path, networks: tuple[NetworkPredictor, NetworkPredictor], metric: bool
 ) -> list[Table]:
     """Self-supervised figures of recordings without measured depth."""
     samples = [
         (recording.name, sample)
-        for recording in judged
+        for recording in recordings
         if not recording.measured
         for sample in judging_samples(recording, work, _VIDEO_FRAMES)
     ]

@@ -189,9 +189,9 @@ class _Preparation:
             raise DataError(
                 f"{self._source}: depth could be measured in {counts['teach']} frames, {_LEAST_TEACHING} are needed"
             )
-        if not counts["validate"]:
+        if not counts["validate"] or not counts["judge"]:
             raise DataError(
-                f"{self._source}: no frame is left to choose the best network by; the recording is too short"
+                f"{self._source}: too short: no frame with depth is left to choose the best network, or to judge it by"
             )
         return Prepared(
             self._name,
