@@ -35,6 +35,7 @@ ADAPT = [  # with TRAIN: teaches a network from a recording
     "jinja2>=3",  # the page that compares before and after
 ]
 QUANTIZE = ["nncf>=3.0", "onnxruntime>=1.20", "onnx>=1.16"]  # makes int8 graphs
+CLUSTER = ["ray>=2.30"]  # commands over many recordings, on several machines
 ODOMETRY = ["evo>=1.31"]  # compares trajectories; GPL-3.0, so nothing else may need it
 ASSETS = ["trimesh>=4.5", "pycollada>=0.8", "pillow>=10", "scipy>=1.11"]  # scenes made of 3D models
 DEV = [
@@ -78,6 +79,7 @@ setup(
         "adapt": ADAPT,
         "quantize": QUANTIZE,
         "view": VIEW,
+        "cluster": CLUSTER,
         "odometry": ODOMETRY,
         "assets": ASSETS,
         "dev": DEV,

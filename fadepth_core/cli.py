@@ -31,6 +31,7 @@ from fadepth_core.cli_bags import (
     extract_arguments,
     predict_bag,
 )
+from fadepth_core.cli_jobs import add_job_arguments, bags_below, expand, run_each
 from fadepth_core.common.color import PIXEL_MEAN, PIXEL_STD, to_picture
 from fadepth_core.common.documents import parse_yaml, shown
 from fadepth_core.common.errors import DataError
@@ -315,7 +316,9 @@ def _label(args: argparse.Namespace, checkpoint: Checkpoint) -> str:
 
 
 def _predict_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("source", type=user_path, help="picture, folder of pictures, video, or recording (bag)")
+    parser.add_argument(
+        "source", type=user_path, nargs="+", help="picture, folder of pictures, video, or recording (bag)"
+    )
     parser.add_argument(
         "--out",
         type=user_path,
@@ -333,10 +336,21 @@ def _predict_arguments(parser: argparse.ArgumentParser) -> None:
     )
     _add_engine(parser, "the fastest")
     add_predict_arguments(parser)
+    add_job_arguments(parser)
 
 
 def predict(args: argparse.Namespace) -> None:
     """Write the depth of a picture, a folder of pictures, a video or a recording."""
+    # A folder with recordings in it is not one of pictures.
+    sources = [bag for path in expand(args.source) for bag in bags_below(path) or [path]]
+    if sources != args.source or len(sources) > 1:
+        run_each(_predict_one, args, "source", sources)
+        return
+    (args.source,) = sources
+    _predict_one(args)
+
+
+def _predict_one(args: argparse.Namespace) -> None:
     intrinsics = None
     if args.intrinsics:
         fx, fy, cx, cy = args.intrinsics
@@ -495,7 +509,10 @@ def label(args: argparse.Namespace) -> None:
 
 def _stereo_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "clip", type=user_path, help="video or folder of frames, with a JSON file of its camera and poses beside it"
+        "clip",
+        type=user_path,
+        nargs="+",
+        help="video or folder of frames, with a JSON file of its camera and poses beside it",
     )
     parser.add_argument("--out", type=user_path, required=True, help="folder for depth pictures")
     parser.add_argument("--camera", type=user_path, help="JSON file of the camera, if there is none beside the clip")
@@ -510,10 +527,25 @@ def _stereo_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--first", type=int, default=0, help="number of the first frame that is used")
     parser.add_argument("--every", type=int, default=1, help="measure every N-th frame")
     parser.add_argument("--threads", type=int, default=1, help="number of frames that are measured at the same time")
+    add_job_arguments(parser)
 
 
 def stereo(args: argparse.Namespace) -> None:
     """Measure the depth of a video with known poses by multi-view stereo. A network can then be trained with it."""
+    clips: list[tuple[Path, Path | None]] = []  # with the camera's file
+    for path in expand(args.clip):
+        try:
+            clips += [(clip.path, clip.camera) for clip in open_clips(path, args.size, args.camera)]
+        except DataError:
+            clips.append((path, args.camera))  # fails below, where it does not end the others
+    if len(clips) > 1:
+        run_each(_stereo_one, args, "clip", [path for path, _ in clips], [{"camera": camera} for _, camera in clips])
+        return
+    args.clip, args.camera = clips[0]
+    _stereo_one(args)
+
+
+def _stereo_one(args: argparse.Namespace) -> None:
     # Imported here, because it needs numba, which the other commands do without.
     from fadepth_core.labels.nearest import nearest_depth
     from fadepth_core.labels.stereo import write_stereo

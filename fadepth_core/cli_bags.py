@@ -11,6 +11,7 @@ import numpy as np
 from tqdm import tqdm
 
 from fadepth_core.cli_arguments import whole
+from fadepth_core.cli_jobs import add_job_arguments, find_bags, run_each
 from fadepth_core.common.errors import DataError
 from fadepth_core.common.files import user_path
 from fadepth_core.data.bag import Recording
@@ -57,7 +58,7 @@ def topic_choice(args: argparse.Namespace) -> Choice:
 
 
 def extract_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("bag", type=user_path, help="folder of rosbag2, or file: .mcap, .db3, .bag (ROS 1)")
+    parser.add_argument("bag", type=user_path, nargs="+", help="folder of rosbag2, or file: .mcap, .db3, .bag (ROS 1)")
     parser.add_argument("--out", type=user_path, required=True, help="folder for the clip")
     add_topic_arguments(parser)
     parser.add_argument(
@@ -69,10 +70,20 @@ def extract_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--every", type=whole(1, 1_000_000), default=1, metavar="N", help="take every N-th picture")
     parser.add_argument("--overwrite", action="store_true", help="replace a clip that was extracted before")
+    add_job_arguments(parser)
 
 
 def extract(args: argparse.Namespace) -> None:
-    """Write a recording (rosbag2, ROS 1) as a clip: rectified pictures, camera, poses, speed, measured depth."""
+    """Write recordings (rosbag2, ROS 1) as clips: rectified pictures, camera, poses, speed, measured depth."""
+    bags = find_bags(args.bag)
+    if bags != args.bag or len(bags) > 1:
+        run_each(_extract_one, args, "bag", bags)
+        return
+    (args.bag,) = bags
+    _extract_one(args)
+
+
+def _extract_one(args: argparse.Namespace) -> None:
     print_extraction(
         run_extraction(args.bag, args.out, topic_choice(args), args.longest_side, args.every, args.overwrite)
     )
