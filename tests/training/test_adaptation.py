@@ -91,16 +91,16 @@ def test_a_network_that_became_worse_is_not_written(better, tmp_path, monkeypatc
     for kind in ("teach", "validate", "judge"):
         folder = work / kind / "drive"
         folder.mkdir(parents=True)
-        picture = cv2.cvtColor(render_view(0.0)[0], cv2.COLOR_GRAY2RGB)
-        matrix = np.array([[70.0, 0, 47], [0, 70, 24], [0, 0, 1]])
+        picture = cv2.resize(cv2.cvtColor(render_view(0.0)[0], cv2.COLOR_GRAY2RGB), (288, 192))
+        matrix = np.array([[210.0, 0, 142], [0, 210, 73], [0, 0, 1]])
         depth = 1 / predictor(right)(picture, matrix)
         cv2.imwrite(str(folder / "0.png"), picture)
         write_depth(folder / "0_depth.png", depth)
-        entry = {"id": "0", "rgb": "0.png", "depth": "0_depth.png", "fx": 70, "fy": 70, "cx": 47, "cy": 24}
+        entry = {"id": "0", "rgb": "0.png", "depth": "0_depth.png", "fx": 210, "fy": 210, "cx": 142, "cy": 73}
         (folder / "index.json").write_text(json.dumps([entry]))
     counts = {"frames": 3, "teach": 1, "validate": 1, "judge": 1}
     prepared = Prepared(
-        "drive", "drive.mcap", (64, 96), "stereo pairs", "measured depth", True, True, counts, (), {}, "", ()
+        "drive", "drive.mcap", (192, 288), "stereo pairs", "measured depth", True, True, counts, (), {}, "", ()
     )
 
     def teach(_config):
