@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from fadepth_core.adaptation.adapt import OUTPUTS, adapt, predictor, use_command
 from fadepth_core.adaptation.prepare import Prepared, PrepareOptions, prepare
 from fadepth_core.cli_arguments import number, whole
 from fadepth_core.cli_bags import add_topic_arguments, topic_choice
+from fadepth_core.cli_jobs import add_job_arguments, bags_below, expand, unique_names
 from fadepth_core.common.errors import DataError
 from fadepth_core.common.files import user_path
 from fadepth_core.common.folders import check_output, mark_output
+from fadepth_core.common.jobs import Outcome, run_jobs
 from fadepth_core.common.memory import keep_freed_memory
 from fadepth_core.labels.extract import LONGEST_SIDE
 from fadepth_core.runtime.checkpoint import Checkpoint, CheckpointError
@@ -61,6 +65,7 @@ def adapt_arguments(parser: argparse.ArgumentParser) -> None:
     labels.add_argument(
         "--judge-last", type=number(0, 0.9), metavar="SHARE", help="hold back the last part, not blocks all over"
     )
+    add_job_arguments(parser)
     parser.add_argument("--licence", help="licence of the result; default: that of the network before")
     add_topic_arguments(parser)
     parser.add_argument(
@@ -89,11 +94,14 @@ def run_adapt(args: argparse.Namespace) -> None:
         args.withhold_depth,
         args.judge_last,
     )
-    network = predictor(start)
-    prepared: list[Prepared] = []
-    for name, source in _names(args.recordings).items():
-        prepared.append(prepare(source, name, work, options, network))
-        _print_prepared(prepared[-1])
+    sources = [source for path in expand(args.recordings) for source in bags_below(path) or [path]]
+    tasks = {
+        name: _Task(source.absolute(), name, work.absolute(), options, start.path)
+        for name, source in zip(unique_names(sources), sources, strict=True)
+    }
+    prepared = _prepare_all(tasks, args.jobs, args.cluster)
+    for recording in prepared:
+        _print_prepared(recording)
     result = adapt(prepared, work, start, args.out, args.minutes, args.licence)
     print(result.verdict)
     for name, by_scaling in result.figures.items():
@@ -105,15 +113,40 @@ def run_adapt(args: argparse.Namespace) -> None:
     print(f"wrote {args.out}; in the running node: {use_command(args.out)}")
 
 
-def _names(recordings: list[Path]) -> dict[str, Path]:
-    """A name for each recording that no other one has."""
-    names: dict[str, Path] = {}
-    for path in recordings:
-        name = path.stem or "recording"
-        while name in names:
-            name += "_"
-        names[name] = path
-    return names
+@dataclass(frozen=True)
+class _Task:
+    """A recording to prepare, with the arguments of `prepare`; `checkpoint` is the network before."""
+
+    source: Path
+    name: str
+    work: Path
+    options: PrepareOptions
+    checkpoint: Path
+
+    def run(self) -> Prepared:
+        return prepare(self.source, self.name, self.work, self.options, predictor(Checkpoint(self.checkpoint)))
+
+
+def _prepare_all(tasks: Mapping[str, _Task], jobs: int, cluster: str | None) -> list[Prepared]:
+    """Prepare recordings; of several, those that can be used."""
+    if len(tasks) == 1:
+        return [task.run() for task in tasks.values()]
+    logs = next(iter(tasks.values())).work / "logs"
+    logs.mkdir(exist_ok=True)
+    outcomes = run_jobs(_prepare, tasks, jobs, cluster, logs, lambda outcome: print(_row(outcome)))
+    used = [tasks[outcome.name].run() for outcome in outcomes if not outcome.failed]  # reads the results
+    if len(used) < len(tasks):
+        print(f"{len(used)} of {len(tasks)} recordings can be used; the logs are in {logs}")
+    return used
+
+
+def _prepare(task: _Task) -> str:
+    counts = task.run().counts
+    return f"{counts['teach']} of {counts['frames']} frames teach"
+
+
+def _row(outcome: Outcome) -> str:
+    return f"{'failed' if outcome.failed else 'ok':<8}{outcome.name:<24}{outcome.seconds:6.0f} s  {outcome.text}"
 
 
 def _print_prepared(recording: Prepared) -> None:

@@ -37,7 +37,7 @@ from fadepth_core.runtime.export import export_checkpoint
 from fadepth_core.runtime.network import load_network
 
 #: Everything that is written into the work folder.
-OUTPUTS = ("recordings", "teach", "validate", "judge", "teaching", "teaching-settings.json", "taught.json")
+OUTPUTS = ("recordings", "teach", "validate", "judge", "teaching", "logs", "teaching-settings.json", "taught.json")
 TAUGHT = "taught"
 REPORT = "report.html"
 RESULT = "adaptation.json"

@@ -18,7 +18,7 @@ pytest.importorskip("rosbags")
 
 
 @pytest.mark.slow
-def test_a_bag_with_odometry_teaches_the_network(tmp_path, monkeypatch, capsys):
+def test_a_bag_with_odometry_teaches_the_network_beside_one_that_cannot_be_used(tmp_path, monkeypatch, capsys):
     """A street between two walls, 12 s of it. Stereo measures it well, and the shipped network has never seen such walls."""
     from bags import write_bag
 
@@ -30,9 +30,12 @@ def test_a_bag_with_odometry_teaches_the_network(tmp_path, monkeypatch, capsys):
     clip, out = tmp_path / "clip", tmp_path / "robot.safetensors"
     write_frames(clip, count=120, step=0.15)
     write_bag(clip, tmp_path / "drive.mcap", clip / "camera.json", motion="tf")
-    command = ["adapt", str(tmp_path / "drive.mcap"), "--out", str(out), "--minutes", "0.5", "--frames", "30"]
-    assert main([*command, "--nearest", "3"]) == 0
+    (tmp_path / "cut.mcap").write_bytes((tmp_path / "drive.mcap").read_bytes()[:100])
+    recordings = [str(tmp_path / name) for name in ("drive.mcap", "cut.mcap")]
+    assert main(["adapt", *recordings, "--out", str(out), "--minutes", "0.5", "--frames", "30", "--nearest", "3"]) == 0
     output = capsys.readouterr().out
+    assert "1 of 2 recordings can be used" in output
+    assert "failed  cut" in output
     assert "120 frames" in output
     assert "The odometry agrees with the images" in output
     work = tmp_path / "robot_adaptation"
