@@ -217,8 +217,9 @@ class _Preparation:
             def compute() -> dict[str, Any]:
                 shutil.rmtree(path, ignore_errors=True)
                 found = extract(self._source, path, self._options.topics, self._options.longest_side)
-                sources = [f"{what} from {where}." for what, where in found.sources.items()]
-                return {"notes": [*sources, *found.missing, *found.notes]}
+                sources = [f"{what}: {where}" for what, where in found.sources.items()]
+                texts = (*sources, *found.missing, *found.notes)
+                return {"notes": [f"{text[:1].upper()}{text[1:].rstrip('.')}." for text in texts]}
 
             self._notes += self._stage("extract", self._settings, compute)["notes"]
         return _open_clip(path)
