@@ -33,7 +33,8 @@ from fadepth_core.data.bag_topics import Choice
 from fadepth_core.data.images import read_depth
 from fadepth_core.data.pictures import write_pictures
 from fadepth_core.data.video import Clip, open_clips
-from fadepth_core.evaluation import NetworkPredictor
+from fadepth_core.evaluation import PROTOCOLS, NetworkPredictor
+from fadepth_core.evaluation.protocols import valid_pixels
 from fadepth_core.labels.choose import Source, write_labels
 from fadepth_core.labels.extract import LONGEST_SIDE, extract
 from fadepth_core.labels.motion import Method, Motion, estimate_motion, usable_frames
@@ -55,6 +56,8 @@ _MISSING: dict[Source, str] = {
 #: Frames from which the scale of depth is taken if the motion has none.
 _SCALE_FRAMES = 12
 _LEAST_TEACHING = 20
+#: Fewer pixels of a frame are too few to compare a prediction with. Depth beyond the protocol's 80 m does not count.
+_LEAST_PIXELS = 50
 
 
 @dataclass(frozen=True)
@@ -178,12 +181,15 @@ class _Preparation:
         labels, labelled_by, scale = self._label(clip, roles, may_teach)
         judged_by_measured = bool(measured.intersection(roles.judge))
         truth = clip.depths if judged_by_measured and clip.depths else labels
-        judged = _thinned(roles.judge, truth, MOST_JUDGING)
+        truth_scale = 1.0 if judged_by_measured else scale
+        judged = _thinned(roles.judge, truth, MOST_JUDGING, truth_scale)
         counts = {
             "frames": clip.count,
-            "teach": self._pack("teach", clip, labels, _thinned(roles.teach, labels, options.frames), scale),
-            "validate": self._pack("validate", clip, labels, _thinned(roles.validate, labels, MOST_VALIDATING), scale),
-            "judge": self._pack("judge", clip, truth, judged, 1.0 if judged_by_measured else scale),
+            "teach": self._pack("teach", clip, labels, _thinned(roles.teach, labels, options.frames, scale), scale),
+            "validate": self._pack(
+                "validate", clip, labels, _thinned(roles.validate, labels, MOST_VALIDATING, scale), scale
+            ),
+            "judge": self._pack("judge", clip, truth, judged, truth_scale),
         }
         if counts["teach"] < _LEAST_TEACHING:
             raise DataError(
@@ -372,10 +378,11 @@ class _LabelledFrames(Dataset[Sample]):
         )
 
 
-def _thinned(numbers: list[int], labels: Mapping[int, Path], most: int) -> list[int]:
-    """Up to `most` of the frames that have a label with known depth, evenly spread."""
+def _thinned(numbers: list[int], labels: Mapping[int, Path], most: int, scale: float) -> list[int]:
+    """Up to `most` of the frames, evenly spread, whose label times `scale` can be compared with a prediction."""
     chosen = _spread([number for number in numbers if number in labels], most)
-    return [number for number in chosen if read_depth(labels[number]).any()]
+    protocol = PROTOCOLS["folder"]
+    return [n for n in chosen if valid_pixels(read_depth(labels[n]) * scale, protocol).sum() >= _LEAST_PIXELS]
 
 
 def _spread(numbers: list[int], most: int) -> list[int]:
