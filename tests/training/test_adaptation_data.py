@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -56,6 +57,27 @@ def test_a_stage_is_computed_again_only_if_its_settings_change(tmp_path):
     (tmp_path / "labels.json").write_text("{damaged")
     assert run_stage(tmp_path, "labels", {"nearest": 2.0, "size": (1, 2)}, compute).result == {"count": 3}
     assert json.loads((tmp_path / "labels.json").read_text())["result"] == {"count": 3}
+
+
+@pytest.mark.parametrize("damage", [Path.unlink, lambda path: path.write_bytes(b"cu")])
+def test_a_stage_is_computed_again_if_its_files_are_damaged(tmp_path, damage):
+    folder, written = tmp_path / "labels", []
+
+    def compute():
+        folder.mkdir(exist_ok=True)
+        for name in ("0.png", "1.png"):
+            if not (folder / name).exists():  # as an interrupted stage is continued
+                written.append(name)
+                (folder / name).write_bytes(b"picture")
+        return {}
+
+    for _ in range(2):
+        run_stage(tmp_path, "stage", {}, compute, [folder])
+    damage(folder / "1.png")
+    for _ in range(2):
+        run_stage(tmp_path, "stage", {}, compute, [folder])
+    assert written == ["0.png", "1.png", "1.png"]
+    assert (folder / "1.png").read_bytes() == b"picture"
 
 
 def test_a_stage_that_fails_leaves_no_result(tmp_path):
