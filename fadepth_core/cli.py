@@ -836,6 +836,9 @@ def main(arguments: list[str] | None = None) -> int:
             return 128 + signal.SIGPIPE  # as other programs whose reader has ended, e.g. `head`
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("error: interrupted", file=sys.stderr)
+        return 128 + signal.SIGINT
     return 0
 
 

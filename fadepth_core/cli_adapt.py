@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,11 +78,27 @@ def run_adapt(args: argparse.Namespace) -> None:
     """Teach a network on recordings of a robot: bags, or videos; writes a checkpoint and a page with the comparison."""
     if args.out.suffix != ".safetensors":
         raise CheckpointError(f"{args.out}: a checkpoint's name ends in .safetensors; its graph is written beside it")
+    if args.out.is_dir():
+        raise CheckpointError(f"{args.out}: a folder; name the file of the checkpoint")
+    try:
+        _run_adapt(args)
+    except KeyboardInterrupt:
+        raise DataError("interrupted; the same command continues") from None
+
+
+def _run_adapt(args: argparse.Namespace) -> None:
     keep_freed_memory()
+    sources = [source for path in expand(args.recordings) for source in bags_below(path) or [path]]
+    for source in sources:
+        if not source.exists():
+            raise DataError(f"{source}: no such file or folder")
     work = args.work or args.out.with_name(f"{args.out.stem}_adaptation")
     work.mkdir(parents=True, exist_ok=True)
     check_output(work, OUTPUTS)
     mark_output(work, OUTPUTS)
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=args.out.parent):  # an error here costs least
+        pass
     start = Checkpoint(args.checkpoint)
     options = PrepareOptions(
         topic_choice(args),
@@ -94,7 +111,6 @@ def run_adapt(args: argparse.Namespace) -> None:
         args.withhold_depth,
         args.judge_last,
     )
-    sources = [source for path in expand(args.recordings) for source in bags_below(path) or [path]]
     tasks = {
         name: _Task(source.absolute(), name, work.absolute(), options, start.path)
         for name, source in zip(unique_names(sources), sources, strict=True)
@@ -109,7 +125,9 @@ def run_adapt(args: argparse.Namespace) -> None:
             print(f"  AbsRel, {name + ', ' + label:<32}{before:.3f} -> {after:.3f}")
     print(f"page: {result.report}")
     if not result.better:
-        raise DataError(f"the network did not become better, so {args.out} was not written; it is {result.checkpoint}")
+        raise DataError(
+            f"the network did not become better, so {args.out} was not written; the taught network is {result.checkpoint}"
+        )
     print(f"wrote {args.out}; in the running node: {use_command(args.out)}")
 
 

@@ -20,7 +20,6 @@ from fadepth_core.adaptation.report import Report, Row, Table, write_report
 from fadepth_core.adaptation.stages import run_stage
 from fadepth_core.adaptation.teaching import FORGOTTEN, TEACHING, Taught, render_scenes, teach, teaching_config
 from fadepth_core.common.errors import DataError
-from fadepth_core.common.folders import mark_output
 from fadepth_core.common.sample import LabelledImage
 from fadepth_core.data.registry import build_test_set
 from fadepth_core.evaluation import (
@@ -35,12 +34,16 @@ from fadepth_core.evaluation import (
 from fadepth_core.runtime.checkpoint import Checkpoint
 from fadepth_core.runtime.export import export_checkpoint
 from fadepth_core.runtime.network import load_network
+from fadepth_core.training.run_folder import DEPLOYED
 
-#: Everything that is written into the work folder.
-OUTPUTS = ("recordings", "teach", "validate", "judge", "teaching", "logs", "teaching-settings.json", "taught.json")
 TAUGHT = "taught"
 REPORT = "report.html"
 RESULT = "adaptation.json"
+#: Everything that is written into the work folder.
+OUTPUTS = (
+    *("recordings", "teach", "validate", "judge", "teaching", "logs"),
+    *("teaching-settings.json", f"{TAUGHT}.json", REPORT, RESULT),
+)
 #: Rows of pictures in the report.
 _PICTURES = 8
 #: Samples of each recording that `_video_table` measures.
@@ -145,7 +148,6 @@ def adapt(
     )
     write_report(report, work / REPORT)
     write_values({"better": better, "verdict": verdict, "figures": figures, "minutes": minutes}, work / RESULT)
-    mark_output(work, [REPORT, RESULT])
     if better:
         out.parent.mkdir(parents=True, exist_ok=True)
         export_checkpoint(load_network(adapted), adapted.description, out)
@@ -199,7 +201,7 @@ def _teach(
         return {**asdict(taught), "checkpoint": str(taught.checkpoint)}
 
     run_stage(work, "teaching-settings", settings, clear)
-    result = run_stage(work, TAUGHT, settings, compute).result
+    result = run_stage(work, TAUGHT, settings, compute, [config.output / DEPLOYED]).result
     if result["interrupted"]:
         (work / f"{TAUGHT}.json").unlink()  # the same command continues it
     return Taught(

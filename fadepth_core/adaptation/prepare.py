@@ -151,7 +151,14 @@ def prepare(source: Path, name: str, work: Path, options: PrepareOptions, networ
     def compute() -> dict[str, Any]:
         return asdict(_Preparation(source, name, work, options, network, settings).run())
 
-    return Prepared.from_values(run_stage(folder, "prepared", settings, compute).result)
+    packed = [work / kind / name for kind in ("teach", "validate", "judge")]
+    try:
+        return Prepared.from_values(run_stage(folder, "prepared", settings, compute, packed).result)
+    except DataError as error:
+        text, clip = str(error), f"{folder / CLIP}: "
+        if text.startswith(clip):  # the user knows the recording, not the clip
+            raise DataError(f"{source}: {text.removeprefix(clip)}") from error
+        raise
 
 
 class _Preparation:
@@ -178,6 +185,12 @@ class _Preparation:
         measured = set(clip.depths or ())
         may_teach = not options.withhold_depth and len(measured) >= _ENOUGH
         roles = assign_roles(clip.times, () if may_teach else measured, options.judge_last)
+        if len(roles.teach) < _LEAST_TEACHING or not roles.validate or not roles.judge:
+            raise DataError(
+                f"{self._source}: too short: of {clip.count} frames in {clip.times[-1] - clip.times[0]:.1f} s, {len(roles.teach)} "
+                f"may teach ({_LEAST_TEACHING} are needed), {len(roles.validate)} choose the best network, "
+                f"{len(roles.judge)} judge it"
+            )
         labels, labelled_by, scale = self._label(clip, roles, may_teach)
         judged_by_measured = bool(measured.intersection(roles.judge))
         truth = clip.depths if judged_by_measured and clip.depths else labels
@@ -227,7 +240,7 @@ class _Preparation:
                 texts = (*sources, *found.missing, *found.notes)
                 return {"notes": [f"{text[:1].upper()}{text[1:].rstrip('.')}." for text in texts]}
 
-            self._notes += self._stage("extract", self._settings, compute)["notes"]
+            self._notes += self._stage("extract", self._settings, compute, path)["notes"]
         return _open_clip(path)
 
     def _label(self, clip: Clip, roles: Roles, measured: bool) -> tuple[dict[int, Path], str, float]:
@@ -259,8 +272,8 @@ class _Preparation:
             threads = len(os.sched_getaffinity(0))
             return asdict(write_labels(clip, folder, numbers, method, nearest, threads=threads))
 
-        self._notes += self._stage("labels", {**self._settings, "numbers": numbers}, compute)["notes"]
-        labels = {int(path.stem): path for path in files_in(folder, {".png"})}
+        self._notes += self._stage("labels", {**self._settings, "numbers": numbers}, compute, folder)["notes"]
+        labels = {number: path for path in files_in(folder, {".png"}) if (number := int(path.stem)) in set(numbers)}
         scale = 1.0
         if method == "stereo" and self._motion(clip).scale == "unknown":
             scale = self._scale_of_network(clip, labels, roles.validate)
@@ -298,7 +311,7 @@ class _Preparation:
             np.save(path, motion.poses)
             return {"source": motion.source, "scale": motion.scale, "notes": motion.notes, "figures": motion.figures}
 
-        result = self._stage("motion", self._settings, compute)
+        result = self._stage("motion", self._settings, compute, path)
         return Motion(np.load(path), result["source"], result["scale"], tuple(result["notes"]), result["figures"])
 
     def _scale_of_network(self, clip: Clip, labels: dict[int, Path], numbers: list[int]) -> float:
@@ -321,8 +334,10 @@ class _Preparation:
             write_pictures(_LabelledFrames(clip, scale), folder, tqdm(numbers, f"{kind}: writing", unit="frame"))
         return len(numbers)
 
-    def _stage(self, name: str, settings: dict[str, Any], compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        stage = run_stage(self._folder, name, settings, compute)
+    def _stage(
+        self, name: str, settings: dict[str, Any], compute: Callable[[], dict[str, Any]], *outputs: Path
+    ) -> dict[str, Any]:
+        stage = run_stage(self._folder, name, settings, compute, outputs)
         self._seconds[name] = stage.seconds
         return stage.result
 

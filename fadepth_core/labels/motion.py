@@ -195,7 +195,9 @@ def find_places(clip: Clip, frames: Sequence[int]) -> list[Place]:
         places.append(Place(tracks, float(np.median(errors)), float((errors < AGREES).mean()), moved))
     if not places:
         if nothing > len(starts) / 2:
-            raise DataError(f"{clip.path}: points can be tracked nowhere; the images are too dark, blurred or uniform")
+            raise DataError(
+                f"{clip.path}: points can be tracked nowhere; the images are too dark, blurred or uniform, or full of moving objects"
+            )
         raise DataError(f"{clip.path}: the camera {'only turns' if turning else 'never moves'}")
     if np.median([place.rigid for place in places]) < _RIGID_SHARE:
         share = np.median([place.rigid for place in places])

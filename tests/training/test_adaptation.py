@@ -9,10 +9,13 @@ import cv2
 import numpy as np
 import pytest
 
+from fadepth_core import cli_adapt
 from fadepth_core.adaptation import adapt as adapt_module
+from fadepth_core.adaptation import prepare as prepare_module
 from fadepth_core.adaptation import teaching
 from fadepth_core.adaptation.adapt import adapt, predictor
 from fadepth_core.adaptation.prepare import Prepared, PrepareOptions, prepare
+from fadepth_core.cli import main
 from fadepth_core.common.errors import DataError
 from fadepth_core.data.folder import read_index
 from fadepth_core.data.images import read_depth, write_depth
@@ -80,6 +83,74 @@ def test_too_few_labelled_frames_are_an_error_that_says_how_many(recording, tmp_
         write_depth(path, np.zeros((64, 96)))
     with pytest.raises(DataError, match=r"drive: depth could be measured in \d+ frames, 20 are needed"):
         prepare(recording, "drive", tmp_path / "work", PrepareOptions(judge_last=0.5), network())
+
+
+def _own_work(folder):
+    (folder / "work" / "teach").mkdir(parents=True)
+    (folder / "work" / "teach" / "notes.txt").write_text("mine")
+
+
+def _own_page(folder):
+    (folder / "work").mkdir()
+    (folder / "work" / "report.html").write_text("mine")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "prepare_folder", "message"),
+    [
+        (["drive", "--out", "robot.onnx"], None, "robot.onnx: a checkpoint's name ends in .safetensors"),
+        (["drive", "--out", "r.safetensors"], lambda f: (f / "r.safetensors").mkdir(), "r.safetensors: a folder"),
+        (
+            ["drive", "--out", "r.safetensors", "--work", "work"],
+            _own_work,
+            "work/teach: exists, and fadepth did not write",
+        ),
+        (
+            ["drive", "--out", "r.safetensors", "--work", "work"],
+            _own_page,
+            "work/report.html: exists, and fadepth did not",
+        ),
+        (["none.mcap", "--out", "r.safetensors"], None, "none.mcap: no such file or folder"),
+        (
+            ["short", "--out", "r.safetensors"],
+            None,
+            "short: too short: of 15 frames in 1.4 s, 0 may teach (20 are needed)",
+        ),
+    ],
+)
+def test_what_cannot_be_used_is_refused_in_one_line_before_all_work(
+    tmp_path, monkeypatch, capsys, arguments, prepare_folder, message
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "drive").mkdir()
+    write_frames(tmp_path / "short", count=15)
+    if prepare_folder:
+        prepare_folder(tmp_path)
+    before = sorted(path.read_bytes() for path in tmp_path.glob("work/**/*.*") if path.is_file())
+    assert main(["adapt", *arguments]) == 1
+    (error,) = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
+    assert message in error
+    assert not (tmp_path / "r.safetensors").is_file()
+    assert sorted(path.read_bytes() for path in tmp_path.glob("work/**/*.*") if path.is_file()) == before
+
+
+def test_ctrl_c_is_one_line_and_the_same_command_continues(recording, tmp_path, monkeypatch, capsys):
+    """The stage that was interrupted is continued; those before it are not repeated."""
+    monkeypatch.chdir(tmp_path)
+    command = ["adapt", "drive", "--out", "r.safetensors", "--frames", "24"]
+
+    def interrupt(*_arguments, **_options):
+        raise KeyboardInterrupt
+
+    for place in ("write_labels", "write_pictures"):
+        with monkeypatch.context() as patch:
+            patch.setattr(prepare_module, place, interrupt)
+            assert main(command) == 1
+        assert "error: interrupted; the same command continues\n" in capsys.readouterr().err
+    monkeypatch.setattr(prepare_module, "write_labels", None)  # the labels are finished
+    monkeypatch.setattr(cli_adapt, "adapt", interrupt)
+    assert main(command) == 1
+    assert len(read_index(tmp_path / "r_adaptation/teach/drive")) == 24
 
 
 @pytest.mark.parametrize("better", [True, False])
