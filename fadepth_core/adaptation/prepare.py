@@ -28,6 +28,7 @@ from fadepth_core.common.errors import DataError
 from fadepth_core.common.folders import files_below, files_in
 from fadepth_core.common.framing import choose_network_size
 from fadepth_core.common.sample import Sample, evenly_spread
+from fadepth_core.common.version import version
 from fadepth_core.data.bag import is_bag
 from fadepth_core.data.bag_topics import Choice
 from fadepth_core.data.images import read_depth
@@ -146,7 +147,7 @@ def prepare(source: Path, name: str, work: Path, options: PrepareOptions, networ
     """
     folder = work / "recordings" / name
     folder.mkdir(parents=True, exist_ok=True)
-    settings = {"source": _fingerprint(source), "options": asdict(options)}
+    settings = {"version": version(), "source": _fingerprint(source), "options": asdict(options)}
 
     def compute() -> dict[str, Any]:
         return asdict(_Preparation(source, name, work, options, network, settings).run())

@@ -64,7 +64,7 @@ def test_a_cluster_needs_ray(monkeypatch):
 
 
 SLEEPS = """
-import sys, time
+import signal, sys, time
 from pathlib import Path
 from fadepth_core.common.jobs import run_jobs
 
@@ -77,6 +77,7 @@ def sleep(path):
     return ""
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background
     folder = Path(sys.argv[1])
     run_jobs(sleep, {name: folder / name for name in "abc"}, jobs=2)
 """
