@@ -7,6 +7,7 @@ uninterrupted one. A loss that is not finite stops the run.
 from __future__ import annotations
 
 import math
+import os
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -257,7 +258,9 @@ class Trainer:
         """Prepare the folder, the processes and the networks; returns the loss and the batches of this process."""
         keep_freed_memory()
         self.folder.create(resume)
-        self.fabric.launch()
+        # `fabric run` has started all processes, and says so in this variable. Fabric then refuses to start them.
+        if os.environ.get("LT_CLI_USED") != "1":
+            self.fabric.launch()
         network, pose_net = self._set_up()
         if resume:
             self._resume()
