@@ -173,7 +173,7 @@ def _on_cluster(
         raise ImportError(f"{error}; a cluster needs: pip install 'fadepth_ros[cluster]'") from error
     try:
         ray.init(address=cluster, log_to_driver=logs is None, logging_level="ERROR")
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except (ConnectionError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
         raise DataError(
             f"no Ray cluster at '{cluster}': {_one_line(error)}; start one with 'ray start --head'"
         ) from error
