@@ -13,7 +13,7 @@ from tqdm import tqdm
 from fadepth_core.cli_arguments import whole
 from fadepth_core.cli_jobs import add_job_arguments, find_bags, run_each
 from fadepth_core.common.errors import DataError
-from fadepth_core.common.files import user_path
+from fadepth_core.common.files import errors_name, user_path
 from fadepth_core.data.bag import Recording
 from fadepth_core.data.bag_topics import Choice, find_camera
 from fadepth_core.data.bag_writer import STORAGES, RecordingWriter
@@ -84,9 +84,9 @@ def extract(args: argparse.Namespace) -> None:
 
 
 def _extract_one(args: argparse.Namespace) -> None:
-    print_extraction(
-        run_extraction(args.bag, args.out, topic_choice(args), args.longest_side, args.every, args.overwrite)
-    )
+    with errors_name(args.out):
+        result = run_extraction(args.bag, args.out, topic_choice(args), args.longest_side, args.every, args.overwrite)
+    print_extraction(result)
 
 
 def print_extraction(result: Extraction) -> None:
@@ -161,7 +161,7 @@ def predict_bag(args: argparse.Namespace, intrinsics: np.ndarray | None, backend
     )
     report = BagReport()
     failure: EngineError | DataError | None = None
-    with target as writer:
+    with errors_name(args.out), target as writer:
         steps = predict_recording(recording, topics, writer, options, report)
         try:
             for _ in tqdm(steps, total=topics.image.messages, unit="frame"):

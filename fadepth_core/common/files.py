@@ -7,7 +7,7 @@ import os
 import secrets
 import stat
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 
@@ -38,6 +38,17 @@ def write_atomically(path: str | os.PathLike, write: Callable[[str], object]) ->
         raise
     with contextlib.suppress(OSError):  # some file systems cannot sync a folder
         _sync(path.parent)
+
+
+@contextlib.contextmanager
+def errors_name(path: Path) -> Iterator[None]:
+    """Add `path` to an OSError that names no file: an error while data are written, e.g. of a full disk, does not."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None and error.filename is None:
+            error.filename = str(path)
+        raise
 
 
 def _sync(path: Path) -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import re
 import shutil
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -13,6 +16,7 @@ import pytest
 pytest.importorskip("rosbags", reason="rosbags is not installed: pip install 'fadepth_ros[adapt]'")
 
 from bags import OPTICAL, SECOND, START, BagWriter
+from fadepth_core.cli import main
 from fadepth_core.common.errors import DataError
 from fadepth_core.data.bag_topics import NONE, Choice
 from fadepth_core.data.images import read_depth, read_rgb
@@ -423,6 +427,21 @@ def test_intrinsics_may_come_from_a_file(tmp_path):
     (tmp_path / "k.json").write_text(json.dumps({"fx": 90, "fy": 91, "cx": 60, "cy": 44}))
     extract(tmp_path / "a.mcap", tmp_path / "clip", Choice(camera_info=str(tmp_path / "k.json")))
     assert json.loads((tmp_path / "clip" / "camera.json").read_text())["fy"] == 91
+
+
+def test_a_full_disk_is_one_line_that_says_where(tmp_path, monkeypatch, capsys):
+    write(tmp_path / "a.mcap")
+
+    def full(*_arguments):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # as write() does, without a name
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    out = tmp_path / "clip"
+    for command in ("extract", "adapt"):
+        result = out if command == "extract" else tmp_path / "robot.safetensors"
+        assert main([command, str(tmp_path / "a.mcap"), "--out", str(result)]) == 1
+        where = out if command == "extract" else tmp_path / "robot_adaptation"
+        assert capsys.readouterr().err.endswith(f"No space left on device: '{where}'\n")
 
 
 def test_only_own_folders_are_replaced(tmp_path, monkeypatch):
