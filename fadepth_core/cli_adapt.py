@@ -14,7 +14,7 @@ from fadepth_core.cli_arguments import number, whole
 from fadepth_core.cli_bags import add_topic_arguments, topic_choice
 from fadepth_core.cli_jobs import add_job_arguments, bags_below, expand, unique_names
 from fadepth_core.common.errors import DataError
-from fadepth_core.common.files import user_path
+from fadepth_core.common.files import errors_name, user_path
 from fadepth_core.common.folders import check_output, mark_output
 from fadepth_core.common.jobs import Outcome, run_jobs
 from fadepth_core.common.memory import keep_freed_memory
@@ -81,9 +81,14 @@ def run_adapt(args: argparse.Namespace) -> None:
     if args.out.is_dir():
         raise CheckpointError(f"{args.out}: a folder; name the file of the checkpoint")
     try:
-        _run_adapt(args)
+        with errors_name(_work(args)):
+            _run_adapt(args)
     except KeyboardInterrupt:
         raise DataError("interrupted; the same command continues") from None
+
+
+def _work(args: argparse.Namespace) -> Path:
+    return args.work or args.out.with_name(f"{args.out.stem}_adaptation")
 
 
 def _run_adapt(args: argparse.Namespace) -> None:
@@ -92,7 +97,7 @@ def _run_adapt(args: argparse.Namespace) -> None:
     for source in sources:
         if not source.exists():
             raise DataError(f"{source}: no such file or folder")
-    work = args.work or args.out.with_name(f"{args.out.stem}_adaptation")
+    work = _work(args)
     work.mkdir(parents=True, exist_ok=True)
     check_output(work, OUTPUTS)
     mark_output(work, OUTPUTS)
@@ -119,6 +124,8 @@ def _run_adapt(args: argparse.Namespace) -> None:
     for recording in prepared:
         _print_prepared(recording)
     result = adapt(prepared, work, start, args.out, args.minutes, args.licence)
+    if result.interrupted:
+        print("interrupted: the best network so far is compared; the same command continues the teaching")
     print(result.verdict)
     for name, by_scaling in result.figures.items():
         for label, (before, after) in by_scaling.items():

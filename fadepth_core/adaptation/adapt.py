@@ -62,6 +62,7 @@ class Adapted:
         checkpoint: the adapted network.
         report: the page.
         figures: AbsRel before and after, by test set and scaling.
+        interrupted: whether the teaching was stopped before its time.
     """
 
     better: bool
@@ -69,6 +70,7 @@ class Adapted:
     checkpoint: Path
     report: Path
     figures: dict[str, dict[str, list[float]]]
+    interrupted: bool
 
 
 def use_command(checkpoint: Path) -> str:
@@ -151,7 +153,7 @@ def adapt(
     if better:
         out.parent.mkdir(parents=True, exist_ok=True)
         export_checkpoint(load_network(adapted), adapted.description, out)
-    return Adapted(better, verdict, taught.checkpoint, work / REPORT, figures)
+    return Adapted(better, verdict, taught.checkpoint, work / REPORT, figures, taught.interrupted)
 
 
 def _measure(

@@ -179,6 +179,7 @@ class _Preparation:
         self._options, self._network, self._settings = options, network, settings
         self._seconds: dict[str, float] = {}
         self._notes: list[str] = []
+        self._left_out = 0  # pictures that could not be used
 
     def run(self) -> Prepared:
         options = self._options
@@ -187,10 +188,13 @@ class _Preparation:
         may_teach = not options.withhold_depth and len(measured) >= _ENOUGH
         roles = assign_roles(clip.times, () if may_teach else measured, options.judge_last)
         if len(roles.teach) < _LEAST_TEACHING or not roles.validate or not roles.judge:
+            lost = (
+                f"; {self._left_out} more pictures cannot be used, fadepth extract says why" if self._left_out else ""
+            )
             raise DataError(
                 f"{self._source}: too short: of {clip.count} frames in {clip.times[-1] - clip.times[0]:.1f} s, {len(roles.teach)} "
                 f"may teach ({_LEAST_TEACHING} are needed), {len(roles.validate)} choose the best network, "
-                f"{len(roles.judge)} judge it"
+                f"{len(roles.judge)} judge it{lost}"
             )
         labels, labelled_by, scale = self._label(clip, roles, may_teach)
         judged_by_measured = bool(measured.intersection(roles.judge))
@@ -239,9 +243,14 @@ class _Preparation:
                 found = extract(self._source, path, self._options.topics, self._options.longest_side)
                 sources = [f"{what}: {where}" for what, where in found.sources.items()]
                 texts = (*sources, *found.missing, *found.notes)
-                return {"notes": [f"{text[:1].upper()}{text[1:].rstrip('.')}." for text in texts]}
+                return {
+                    "notes": [f"{text[:1].upper()}{text[1:].rstrip('.')}." for text in texts],
+                    "left_out": found.left_out,
+                }
 
-            self._notes += self._stage("extract", self._settings, compute, path)["notes"]
+            extracted = self._stage("extract", self._settings, compute, path)
+            self._notes += extracted["notes"]
+            self._left_out = extracted["left_out"]
         return _open_clip(path)
 
     def _label(self, clip: Clip, roles: Roles, measured: bool) -> tuple[dict[int, Path], str, float]:

@@ -17,6 +17,9 @@ from fadepth_core.evaluation import write_values
 
 log = logging.getLogger(__name__)
 
+#: Raise it when the results of a stage change: those of another version of this program are computed again.
+_FORMAT = 1
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -51,7 +54,7 @@ def run_stage(
     if path.is_file():
         try:
             stored = read_json(path)
-            if stored["settings"] == settings:
+            if stored["settings"] == settings and stored["format"] == _FORMAT:
                 stage, sizes = Stage(stored["result"], stored["seconds"]), stored["files"]
                 if not (damaged := _differing(folder, sizes, outputs)):
                     return stage
@@ -68,7 +71,8 @@ def run_stage(
     seconds = time.monotonic() - started
     folder.mkdir(parents=True, exist_ok=True)
     files = {os.path.relpath(file, folder): size for file, size in _sizes(outputs).items()}
-    write_values({"settings": settings, "seconds": seconds, "result": result, "files": files}, path)
+    record = {"format": _FORMAT, "settings": settings, "seconds": seconds, "result": result, "files": files}
+    write_values(record, path)
     return Stage(json.loads(json.dumps(result)), seconds)
 
 

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from fadepth_core.common.files import user_cache
 from fadepth_core.data.pictures import write_pictures
 from fadepth_core.data.registry import build_dataset
-from fadepth_core.runtime.checkpoint import Checkpoint
+from fadepth_core.runtime.checkpoint import Checkpoint, CheckpointError
 from fadepth_core.runtime.export import export_checkpoint
 from fadepth_core.runtime.network import load_network
 from fadepth_core.training.config import TrainConfig, validated
@@ -81,11 +81,16 @@ def teach(config: TrainConfig) -> Taught:
     """Train as configured by `teaching_config`; an interrupted run is continued.
 
     Raises:
-        TrainingError: it was interrupted before the first validation.
+        TrainingError: it was interrupted before the first validation, or a file of the run to continue is damaged.
     """
     folder, interrupted = config.output, False
+    resume = (folder / STATE).is_file()
     try:
-        fit(config, resume=(folder / STATE).is_file())
+        fit(config, resume)
+    except (TrainingError, CheckpointError) as error:
+        if not resume:
+            raise
+        raise TrainingError(f"{error}; remove {folder} to teach from the start again") from error
     except KeyboardInterrupt:
         if not (folder / BEST).is_file():
             raise TrainingError("interrupted before the first validation; the same command continues") from None

@@ -297,7 +297,7 @@ def _described(check: OdometryCheck) -> str:
     if not check.places:
         return "The odometry could not be compared with the images: it is unknown wherever the camera moves."
     return (
-        f"The odometry agrees with the images to {check.error:.2f} pixels (best possible {check.image_error:.2f}); it is "
+        f"The odometry fits the images to {check.error:.2f} pixels (best possible {check.image_error:.2f}); it is "
         f"wrong at {check.bad:.0%} of {check.places} places."
     )
 

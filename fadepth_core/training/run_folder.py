@@ -24,6 +24,7 @@ import torch
 from torch import nn
 
 from fadepth_core.common.color import PIXEL_MEAN, PIXEL_STD
+from fadepth_core.common.documents import one_line
 from fadepth_core.common.files import write_atomically
 from fadepth_core.common.sample import Sample
 from fadepth_core.models import DepthNetwork
@@ -113,7 +114,7 @@ class RunFolder:
                     part.load_state_dict(state[name])
             return {name: state[name] for name in PROGRESS}
         except (*_STATE_ERRORS, OSError) as error:
-            raise TrainingError(f"{path}: not the state of this run: {error}") from error
+            raise TrainingError(f"{path}: not the state of this run: {one_line(error)}") from error
 
     def save_checkpoint(self, name: str, network: DepthNetwork, iteration: int, batch_size: int) -> Path:
         """Write a depth network as checkpoint `name`; returns its path.

@@ -37,7 +37,7 @@ def test_a_bag_with_odometry_teaches_the_network_beside_one_that_cannot_be_used(
     assert "1 of 2 recordings can be used" in output
     assert "failed  cut" in output
     assert "120 frames" in output
-    assert "The odometry agrees with the images" in output
+    assert "The odometry fits the images" in output
     work = tmp_path / "robot_adaptation"
     result = json.loads((work / "adaptation.json").read_text())
     before, after = result["figures"]["held back"]["in metres"]

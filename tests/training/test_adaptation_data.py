@@ -1,4 +1,4 @@
-"""Adaptation: which frames teach and which judge, and stages that are computed once."""
+"""Adaptation: which frames teach and which judge, and stages that are computed once or continued."""
 
 from __future__ import annotations
 
@@ -8,8 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from fadepth_core.adaptation import teaching
 from fadepth_core.adaptation.hold_back import GAP, assign_roles
 from fadepth_core.adaptation.stages import run_stage
+from fadepth_core.training.config import TrainConfig
+from fadepth_core.training.run_folder import STATE, TrainingError
 
 FPS = 10
 
@@ -56,7 +59,10 @@ def test_a_stage_is_computed_again_only_if_its_settings_change(tmp_path):
     assert run_stage(tmp_path, "labels", {"nearest": 2.0, "size": (1, 2)}, compute).result == {"count": 2}
     (tmp_path / "labels.json").write_text("{damaged")
     assert run_stage(tmp_path, "labels", {"nearest": 2.0, "size": (1, 2)}, compute).result == {"count": 3}
-    assert json.loads((tmp_path / "labels.json").read_text())["result"] == {"count": 3}
+    record = json.loads((tmp_path / "labels.json").read_text())
+    assert record["result"] == {"count": 3}
+    (tmp_path / "labels.json").write_text(json.dumps({**record, "format": 0}))  # of an older version
+    assert run_stage(tmp_path, "labels", {"nearest": 2.0, "size": (1, 2)}, compute).result == {"count": 4}
 
 
 @pytest.mark.parametrize("damage", [Path.unlink, lambda path: path.write_bytes(b"cu")])
@@ -78,6 +84,18 @@ def test_a_stage_is_computed_again_if_its_files_are_damaged(tmp_path, damage):
         run_stage(tmp_path, "stage", {}, compute, [folder])
     assert written == ["0.png", "1.png", "1.png"]
     assert (folder / "1.png").read_bytes() == b"picture"
+
+
+def test_a_damaged_run_says_what_to_remove(tmp_path, monkeypatch):
+    (tmp_path / STATE).write_bytes(b"cut")
+
+    def fit(_config, resume):
+        assert resume
+        raise TrainingError("state.pt: damaged")
+
+    monkeypatch.setattr(teaching, "fit", fit)
+    with pytest.raises(TrainingError, match=f"damaged; remove {tmp_path} to teach from the start again"):
+        teaching.teach(TrainConfig(output=tmp_path))
 
 
 def test_a_stage_that_fails_leaves_no_result(tmp_path):
