@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
@@ -24,6 +23,7 @@ from tqdm import tqdm
 
 from fadepth_core.adaptation.hold_back import Roles, assign_roles
 from fadepth_core.adaptation.stages import run_stage
+from fadepth_core.common.cpus import usable_cpus
 from fadepth_core.common.errors import DataError
 from fadepth_core.common.folders import files_below, files_in
 from fadepth_core.common.framing import choose_network_size
@@ -279,7 +279,7 @@ class _Preparation:
         folder, nearest = self._folder / "labels", self._options.nearest
 
         def compute() -> dict[str, Any]:
-            threads = len(os.sched_getaffinity(0))
+            threads = usable_cpus()
             return asdict(write_labels(clip, folder, numbers, method, nearest, threads=threads))
 
         self._notes += self._stage("labels", {**self._settings, "numbers": numbers}, compute, folder)["notes"]
