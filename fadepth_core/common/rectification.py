@@ -1,7 +1,8 @@
 """Rectification: from the picture of a lens with distortion to that of a pinhole camera, by a sensor_msgs/CameraInfo.
 
 Distortion models are those of ROS (sensor_msgs/distortion_models.hpp), their formulas OpenCV's (modules calib3d and
-fisheye). Does not import torch or ROS.
+fisheye). `Rectification` gives pictures of the camera's size, `RectifiedFraming` the network's input in one step. Does not
+import torch or ROS.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import cv2
 import numpy as np
 
 from fadepth_core.common.errors import DataError
+from fadepth_core.common.framing import Framing
 
 #: Brown's polynomial with 4, 5, 8, 12 or 14 coefficients; with 8 and more it has a denominator.
 _POLYNOMIAL = {"plumb_bob", "rational_polynomial", "thin_prism", "brown_conrady", "radtan", "inverse_brown_conrady"}
@@ -25,6 +27,9 @@ _FISHEYE = {"equidistant", "fisheye", "kannala_brandt4"}
 _WIDEST = 60.0
 #: In the name of a topic: its pictures are rectified already (image_proc: image_rect, image_rect_color).
 _RECTIFIED_NAME = re.compile(r"(?:^|[/_])rect(?:ified)?(?:[/_]|$)")
+#: How `RectifiedFraming` samples: a halved picture stays this much finer than the network's input; up to this much finer, one
+#: sample a pixel is enough.
+_FINER, _SAME_SCALE = 1.6, 1.2
 #: Differences below this are rounding: of K and P, pixels; of a rotation, radians.
 _SAME_PIXELS, _SAME_ANGLE = 1e-3, 1e-6
 
@@ -174,10 +179,30 @@ class Rectification:
     @cached_property
     def maps(self) -> tuple[np.ndarray, np.ndarray]:
         """For each rectified pixel, where it is in the given picture: OpenCV's maps for `cv2.remap`."""
-        calibration, (height, width) = self._calibration, self.size
+        return self._maps(self.matrix, self.size, cv2.CV_16SC2)
+
+    def positions(self, matrix: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+        """Where the pixels of a pinhole picture are in the given picture.
+
+        Args:
+            matrix: K [3, 3] of the pinhole picture, which has the rotation of the rectified one.
+            size: (height, width) of the pinhole picture.
+
+        Returns:
+            (x, y) [height, width, 2] float32, pixels of the given picture; far outside it where the lens model says
+            nothing.
+        """
+        height, width = self.size
+        positions = np.stack(self._maps(matrix, size, cv2.CV_32FC1), axis=-1)
+        # A whole pixel outside is enough to be told from the border; OpenCV's remap takes 16-bit coordinates.
+        outside = np.array([2 * width, 2 * height], np.float32)
+        return np.clip(np.nan_to_num(positions, nan=-width), -outside, outside, dtype=np.float32)
+
+    def _maps(self, matrix: np.ndarray, size: tuple[int, int], kind: int) -> tuple[np.ndarray, np.ndarray]:
+        calibration = self._calibration
         make = cv2.fisheye.initUndistortRectifyMap if calibration.model in _FISHEYE else cv2.initUndistortRectifyMap
         distortion = calibration.distortion if calibration.distorted else np.zeros(4)
-        return make(calibration.matrix, distortion, self.rotation, self.matrix, (width, height), cv2.CV_16SC2)
+        return make(calibration.matrix, distortion, self.rotation, matrix, size[::-1], kind)
 
     def __call__(self, picture: np.ndarray, interpolation: int = cv2.INTER_LINEAR) -> np.ndarray:
         """Rectify a picture [H, W] or [H, W, C]; pixels outside the given picture become 0.
@@ -198,6 +223,86 @@ class Rectification:
         if not self.needed:
             return 1.0
         return float((self(np.full(self.size, 255, np.uint8)) > 0).mean())
+
+
+class RectifiedFraming:
+    """Rectifies, crops and resizes pictures of a camera in one step.
+
+    Several pixels of the picture are averaged for each pixel of the network, as in `Framing.to_network`. The picture is first
+    halved (2x2 averages), as often as it stays at least 1.6 times finer than the network's input. It is then sampled at twice
+    the network's size, and 2x2 samples are averaged. At 1280x720 this differs as little from the exact average over each
+    pixel's area as one sampling at three times the network's size, in about half the time.
+
+    Args:
+        rectification: of the camera's pictures.
+        framing: from the rectified pictures to the network's input; its `camera_size` is that of the pictures.
+
+    Attributes:
+        outside: [h, w] bool at the framing's output size, true where the picture shows nothing: its depth means nothing. None
+            if the picture covers all.
+    """
+
+    def __init__(self, rectification: Rectification, framing: Framing):
+        self._rectification, self._framing = rectification, framing
+        shrinking = self._shrinking()
+        self._halvings = 0
+        while shrinking >= 2 * _FINER:
+            shrinking /= 2
+            self._halvings += 1
+        self._samples = 1 if shrinking < _SAME_SCALE else 2
+        h, w = framing.network_size
+        positions = (self._positions((self._samples * h, self._samples * w)) + 0.5) / 2**self._halvings - 0.5
+        self._maps = cv2.convertMaps(positions[..., 0], positions[..., 1], cv2.CV_16SC2)
+        outside = self._not_covered()
+        self.outside = outside if outside.any() else None
+
+    def to_network(self, picture: np.ndarray) -> np.ndarray:
+        """[H, W] or [H, W, C], 8 or 16 bit, at the camera's size -> [h, w] or [h, w, C] at the network's size.
+
+        Pixels outside the picture get the colour of its border. A black area would have an edge that is not in the scene.
+        """
+        for _ in range(self._halvings):
+            h, w = picture.shape[0] // 2, picture.shape[1] // 2
+            picture = cv2.resize(picture[: 2 * h, : 2 * w], (w, h), interpolation=cv2.INTER_AREA)
+        positions, weights = self._maps
+        picture = cv2.remap(picture, positions, weights, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+        if self._samples == 1:
+            return picture
+        return cv2.resize(picture, self._framing.network_size[::-1], interpolation=cv2.INTER_AREA)
+
+    def to_camera(self, picture: np.ndarray) -> np.ndarray:
+        """The rectified picture at the camera's size, for engines that crop and resize it themselves."""
+        return self._rectification(picture)
+
+    def _positions(self, size: tuple[int, int]) -> np.ndarray:
+        """`Rectification.positions` of the rectified picture's crop, resized to `size` (height, width)."""
+        matrix = replace(self._framing, network_size=size).network_intrinsics(self._rectification.matrix)
+        return self._rectification.positions(matrix, size)
+
+    def _shrinking(self) -> float:
+        """Pixels of the picture to a side of a pixel of the network: the median over the network's input."""
+        areas = np.abs(_jacobian(self._positions(self._framing.network_size)))
+        return float(np.sqrt(np.median(areas)))
+
+    def _not_covered(self) -> np.ndarray:
+        """`outside`, also where it is true nowhere."""
+        height, width = self._rectification.size
+        positions = self._positions(self._framing.output_size)
+        x, y = positions[..., 0], positions[..., 1]
+        covered = (x > -0.5) & (y > -0.5) & (x < width - 0.5) & (y < height - 0.5)
+        # Beyond a certain angle many polynomials lead back into the picture, first mirrored, then turned. So only the pixels
+        # around the optical axis are counted, up to the first one where the map is mirrored.
+        covered &= _jacobian(positions) > 0
+        _, areas = cv2.connectedComponents(covered.astype(np.uint8), connectivity=4)
+        axis = self._framing.output_intrinsics(self._rectification.matrix) @ self._rectification.rotation[:, 2]
+        column, row = np.clip(np.rint(axis[:2] / axis[2]), 0, np.array(covered.shape[::-1]) - 1).astype(int)
+        return ~covered if areas[row, column] == 0 else areas != areas[row, column]
+
+
+def _jacobian(positions: np.ndarray) -> np.ndarray:
+    """Determinant of the derivative of a map [h, w, 2], [h, w]: how much larger areas are in the picture it leads to."""
+    rows, columns = np.gradient(positions, axis=(0, 1))
+    return columns[..., 0] * rows[..., 1] - columns[..., 1] * rows[..., 0]
 
 
 def _largest_inside(calibration: Calibration) -> np.ndarray:

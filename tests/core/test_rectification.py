@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from fadepth_core.common.errors import DataError
-from fadepth_core.common.rectification import Calibration, Rectification, named_rectified
+from fadepth_core.common.framing import Framing
+from fadepth_core.common.rectification import Calibration, Rectification, RectifiedFraming, named_rectified
 
 SIZE = (240, 320)
 K = np.array([[200.0, 0, 161], [0, 205, 118], [0, 0, 1]])
@@ -80,6 +81,62 @@ def test_rectified_pictures_are_left_alone(options, rectified):
     assert not lens.needed
     assert lens(picture) is picture
     np.testing.assert_array_equal(lens.matrix, K)
+
+
+@pytest.mark.parametrize(
+    "options", [{"network_size": (32, 64)}, {"network_size": (96, 96), "crop_to_aspect": True}, {}]
+)
+@pytest.mark.parametrize("model", MODELS)
+def test_a_point_is_where_the_network_expects_it(model, options):
+    turn = cv2.Rodrigues(np.array([0.02, -0.03, 0.01]))[0]
+    lens = Rectification(calibration(model, MODELS[model], rotation=turn, projection=np.hstack([K, np.zeros((3, 1))])))
+    framing = Framing.plan(SIZE, **options)
+    to_network = RectifiedFraming(lens, framing).to_network
+    for x, y in [(0, 0), (0.25, -0.2), (-0.3, 0.2)]:
+        ray = np.array([x, y, 1.0])
+        u, v = distorted_pixels(model, MODELS[model], ray)[0]
+        columns, rows = np.meshgrid(np.arange(SIZE[1]), np.arange(SIZE[0]))
+        blob = 60000 * np.exp(-((columns - u) ** 2 + (rows - v) ** 2) / 40)
+        found = to_network(blob.astype(np.uint16)).astype(float)
+        assert found.shape == framing.network_size
+        expected = framing.network_intrinsics(lens.matrix) @ lens.rotation @ ray
+        columns, rows = np.meshgrid(np.arange(found.shape[1]), np.arange(found.shape[0]))
+        assert (found * columns).sum() / found.sum() == pytest.approx(expected[0] / expected[2], abs=0.2)
+        assert (found * rows).sum() / found.sum() == pytest.approx(expected[1] / expected[2], abs=0.2)
+
+
+@pytest.mark.parametrize("size", [(240, 320), (361, 481), (720, 1280)])
+def test_details_finer_than_the_network_are_averaged(size):
+    """Squares of one pixel: they become grey, not a pattern of their own."""
+    matrix = np.array([[0.6 * size[1], 0, size[1] / 2], [0, 0.6 * size[1], size[0] / 2], [0, 0, 1]])
+    lens = Rectification(calibration("plumb_bob", MODELS["plumb_bob"], size=size, matrix=matrix))
+    squares = 255 * (np.indices(size).sum(axis=0) % 2).astype(np.uint8)
+    found = RectifiedFraming(lens, Framing.plan(size, (64, 96))).to_network(squares)
+    assert found.std() < 12
+    assert found.mean() == pytest.approx(127.5, abs=3)
+
+
+@pytest.mark.parametrize("full_resolution", [False, True])
+@pytest.mark.parametrize(("model", "coefficients"), [*MODELS.items(), ("plumb_bob", [-0.3, 0, 0, 0])])
+def test_what_the_lens_does_not_show_is_marked(model, coefficients, full_resolution):
+    """A P with a wider view than the lens. The last polynomial leads rays at more than 46 degrees back into the picture."""
+    wide = np.array([[60.0, 0, 161, 0], [0, 60, 118, 0], [0, 0, 1, 0]])
+    lens = Rectification(calibration(model, coefficients, projection=wide))
+    framing = Framing.plan(SIZE, (64, 96), full_resolution=full_resolution)
+    outside = RectifiedFraming(lens, framing).outside
+    assert outside.shape == framing.output_size
+    rows, columns = np.indices(outside.shape)
+    rays = (
+        np.stack([columns, rows, np.ones(outside.shape)], axis=-1)
+        @ np.linalg.inv(framing.output_intrinsics(wide[:, :3])).T
+    )
+    seen = distorted_pixels(model, coefficients, rays.reshape(-1, 3)).reshape(*outside.shape, 2)
+    expected = ((seen < -0.5) | (seen > np.array(SIZE[::-1]) - 0.5)).any(axis=-1)
+    if len(coefficients) == 4 and model == "plumb_bob":
+        expected |= np.hypot(rays[..., 0], rays[..., 1]) > np.sqrt(1 / 0.9)
+    assert 0.1 < expected.mean() < 0.9
+    assert (outside != expected).mean() < 0.03  # along the border
+    assert RectifiedFraming(Rectification(calibration(model, coefficients)), framing).outside is None
 
 
 def test_names_of_rectified_topics():
