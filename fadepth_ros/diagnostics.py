@@ -63,6 +63,7 @@ def status_values(report: Report, pipeline: Pipeline) -> dict[str, str]:
     engine = pipeline.engine.status
     values["engine"] = engine.description
     values["checkpoint"] = engine.checkpoint
+    values["rectification"] = pipeline.rectifier.status
     if pipeline.engine.rejection:
         values["settings not used"] = pipeline.engine.rejection
     scale = pipeline.ground.scale

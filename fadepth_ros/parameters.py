@@ -25,6 +25,7 @@ from rclpy.parameter import Parameter
 from fadepth_core.common.framing import STRIDE
 from fadepth_core.runtime import backends
 from fadepth_core.runtime.checkpoint import Checkpoint, CheckpointError, find_checkpoint
+from fadepth_core.runtime.rectifier import MODES as RECTIFY_MODES
 from fadepth_core.runtime.verification import CHECK_BOUNDS
 
 
@@ -188,6 +189,13 @@ SPECS: tuple[Spec, ...] = (
         choices=("raw", "compressed"),
         live=False,
     ),
+    Spec(
+        "rectify",
+        "auto",
+        "Rectify images of a lens with distortion, by D, R and P of `camera_info`. auto: if D is not 0, unless the topic's name "
+        "says that the images are rectified (image_rect); on: whatever the name, also if only P or R differ; off: never.",
+        choices=RECTIFY_MODES,
+    ),
     Spec("depth_scale", 1.0, "Factor on depth, to correct the scale for a camera.", limits=(1e-3, 1e3)),
     Spec(
         "camera_height",
@@ -260,6 +268,7 @@ class Settings:
     engine: EngineSettings
     cameras: tuple[str, ...]
     image_transport: str
+    rectify: str
     depth_scale: float
     camera_height: float
     limits: tuple[float, float]
@@ -292,6 +301,7 @@ class Settings:
             ),
             cameras=cameras,
             image_transport=values["image_transport"],
+            rectify=values["rectify"],
             depth_scale=values["depth_scale"],
             camera_height=values["camera_height"],
             limits=(values["min_depth"], values["max_depth"]),

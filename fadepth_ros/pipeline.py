@@ -19,6 +19,7 @@ from typing import Protocol
 import numpy as np
 
 from fadepth_core.common.framing import FramingError
+from fadepth_core.common.rectification import RectifiedFraming
 from fadepth_core.messages.camera_info import Camera
 from fadepth_core.messages.camera_tracker import CameraTracker, unusual
 from fadepth_core.messages.cdr import MessageError, Stamp
@@ -26,6 +27,7 @@ from fadepth_core.messages.encodings import BitDepth
 from fadepth_core.messages.images import Frame, read_compressed
 from fadepth_core.runtime.camera_messages import OutputWriters, rgb_for
 from fadepth_core.runtime.engine import DepthEngine, DepthResult, EngineError, FrameRequest
+from fadepth_core.runtime.rectifier import RectifiedCamera, Rectifier
 from fadepth_ros.engine_pool import EngineLease, EnginePool, EngineUnavailableError, check_trained
 from fadepth_ros.ground_correction import GroundCorrection
 from fadepth_ros.messages import read_image
@@ -62,7 +64,8 @@ class FrameJob:
         arrival: monotonic clock, seconds.
         settings: the parameter values when it arrived.
         outputs: what to publish, in this order.
-        camera: the frame's intrinsics; None if unknown or not needed.
+        camera: the intrinsics of the (rectified) frame; None if unknown or not needed.
+        rectified: how the frame is rectified; None if it is not.
         request: for `engine`; None if no output needs depth.
         measure_ground: whether to measure the ground in the frame's depth.
     """
@@ -72,6 +75,7 @@ class FrameJob:
     settings: Settings
     outputs: tuple[str, ...]
     camera: Camera | None
+    rectified: RectifiedFraming | None
     engine: DepthEngine
     request: FrameRequest | None
     measure_ground: bool
@@ -88,7 +92,7 @@ class Pipeline:
         engines: shared with the other cameras of the node.
 
     Attributes:
-        statistics, engine, ground: for /diagnostics.
+        statistics, engine, ground, rectifier: for /diagnostics.
     """
 
     def __init__(
@@ -105,6 +109,7 @@ class Pipeline:
         self.ground = GroundCorrection()
         self._settings, self._outputs = settings, outputs
         self._image_topic, self._info_topic = image_topic, info_topic
+        self.rectifier = Rectifier(settings.rectify, image_topic, info_topic)
         self._compressed = settings.image_transport == "compressed"
         self._bit_depth = BitDepth()
         self._cameras = CameraTracker()
@@ -155,6 +160,8 @@ class Pipeline:
         """Publish the outputs of a job; `result` is None if it has no request."""
         if result is not None:
             self.engine.refresh_status(job.engine)
+            if job.rectified is not None and job.rectified.outside is not None:
+                result = result.without(job.rectified.outside)
             if job.measure_ground:
                 self.ground.measure(result, job.arrival)
                 result = result.limited(job.settings.limits)
@@ -187,6 +194,8 @@ class Pipeline:
             self.engine.change(settings.engine)
         if settings.points_period != self._settings.points_period:
             self._cloud_due = 0.0
+        if settings.rectify != self._settings.rectify:
+            self.rectifier = Rectifier(settings.rectify, self._image_topic, self._info_topic)
         self._settings = settings
         self.engine.retry()  # the change may have removed the cause of a failure
 
@@ -247,7 +256,15 @@ class Pipeline:
         needs_camera = engine.follows_camera or settings.camera_height > 0
         camera = self._match_camera(frame, needs_camera) if needs_camera or subscribed & {POINTS, INFO} else None
         # Without a usable CameraInfo there is no cloud, but depth keeps the scale of the last usable one.
-        scale_camera = self._cameras.last_match(frame) if camera is None and needs_camera else camera
+        rectify = settings.rectify != "off"
+        scale_camera = camera
+        if camera is None and (needs_camera or rectify):
+            scale_camera = self._cameras.match(frame)[0] or self._cameras.last_match(frame)
+        rectified = None
+        if scale_camera is not None and rectify:
+            prepared = self._rectified(scale_camera, engine)
+            camera = None if camera is None else prepared.camera
+            scale_camera, rectified = prepared.camera, prepared.framing
 
         self.ground.configure(settings.camera_height, settings.depth_scale, self.engine.key)
         measure_ground = scale_camera is not None and self.ground.is_due(arrival)
@@ -259,7 +276,7 @@ class Pipeline:
         request = None
         if outputs:
             request = FrameRequest(
-                rgb_for(engine, frame),
+                rgb_for(engine, frame, rectified),
                 None if scale_camera is None else scale_camera.matrix,
                 points,
                 scale=settings.depth_scale * self.ground.factor,
@@ -268,7 +285,20 @@ class Pipeline:
             )
         if INFO in subscribed and camera is not None:
             outputs.append(INFO)
-        return FrameJob(frame, arrival, settings, tuple(outputs), camera, engine, request, measure_ground)
+        return FrameJob(frame, arrival, settings, tuple(outputs), camera, rectified, engine, request, measure_ground)
+
+    def _rectified(self, camera: Camera, engine: DepthEngine) -> RectifiedCamera:
+        """The camera as the engine sees it. Logs what is new: it may be wrong for a driver that rectifies its images."""
+        before = self.rectifier.status
+        prepared = self.rectifier.prepare(camera, engine.framing)
+        if prepared.problem is not None:
+            self.report_problem(f"{prepared.problem}; straight lines are bent in the cloud", "rectification")
+        elif prepared.framing is not None and prepared.status != before:
+            text = (
+                f"{self._image_topic}: images are rectified ({prepared.status}); set rectify to off if they already are"
+            )
+            self.statistics.note(text, "rectification")
+        return prepared
 
     def _match_camera(self, frame: Frame, scales_depth: bool) -> Camera | None:
         """The camera of this frame; None, with a warning, if there is none.
@@ -316,6 +346,7 @@ class Pipeline:
             settings.points_stride,
             settings.points_rgb,
             settings.points_z_range,
+            job.rectified,
         )
 
     # ------------------------------------------------------------------------------------------------------------ problems

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from fadepth_core.common.camera import MESSAGE_BOUNDS
+from fadepth_core.common.rectification import Calibration
 from fadepth_core.messages.cdr import CdrReader, MessageError
 
 
@@ -61,6 +62,36 @@ class Camera:
         k, p = matrix.ravel(), np.column_stack([matrix, np.zeros(3)]).ravel()
         info = CameraInfo(frame_id, *size, "plumb_bob", np.zeros(5), k, np.eye(3).ravel(), p)
         return cls(frame_id, size, matrix, info, np.eye(3))
+
+    def calibration(self, where: object = "camera_info") -> Calibration:
+        """The lens with which the image was taken, in pixels of the image.
+
+        Args:
+            where: the topic, for error messages.
+
+        Raises:
+            DataError: the distortion model is not known, or D has another number of coefficients.
+        """
+        info, projection = self.info, np.zeros((3, 4))
+        if self.has_projection:
+            projection[:, :3] = self.matrix
+            projection[:, 3] = self.roi_matrix @ info.p.reshape(3, 4)[:, 3]
+        matrix = self.roi_matrix @ info.k.reshape(3, 3)
+        model = info.distortion_model.strip().lower()
+        return Calibration(self.size, model, info.d, matrix, info.r.reshape(3, 3), projection, where)
+
+    def rectified(self, matrix: np.ndarray) -> Camera:
+        """The camera of the rectified images: K [3, 3] is `matrix`, without distortion, rotation, region and binning."""
+        p = np.column_stack([matrix, self.roi_matrix @ self.info.p.reshape(3, 4)[:, 3]])
+        info = CameraInfo(
+            self.frame_id, *self.size, "plumb_bob", np.zeros(5), matrix.ravel(), np.eye(3).ravel(), p.ravel()
+        )
+        return Camera(self.frame_id, self.size, matrix, info, np.eye(3), self.notes)
+
+    @property
+    def has_projection(self) -> bool:
+        """Whether the message has a P. It is zero, or the identity, in messages of many uncalibrated drivers."""
+        return self.info.p[0] != 0.0
 
 
 #: Larger numbers in a CameraInfo are damage.

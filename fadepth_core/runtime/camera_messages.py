@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from fadepth_core.common.framing import Framing
+from fadepth_core.common.rectification import RectifiedFraming
 from fadepth_core.messages.camera_info import Camera
 from fadepth_core.messages.images import Frame
 from fadepth_core.messages.outgoing import CameraInfoWriter, CloudWriter, ImageWriter
@@ -21,14 +22,20 @@ from fadepth_core.runtime.pictures import depth_to_color, depth_to_millimetres
 _Writer = TypeVar("_Writer")
 
 
-def rgb_for(engine: DepthEngine, frame: Frame) -> np.ndarray:
-    """The frame as [h, w, 3] uint8 RGB, at the network's size if that is what the engine takes."""
+def rgb_for(engine: DepthEngine, frame: Frame, rectified: RectifiedFraming | None = None) -> np.ndarray:
+    """The frame as [h, w, 3] uint8 RGB, at the network's size if that is what the engine takes.
+
+    Args:
+        rectified: makes the rectified images; None if they are the camera's own.
+    """
     to_rgb = frame.encoding.to_rgb
     if not engine.takes_network_size:
-        return to_rgb(frame.pixels)
+        rgb = to_rgb(frame.pixels)
+        return rgb if rectified is None else rectified.to_camera(rgb)
+    to_network = engine.framing.to_network if rectified is None else rectified.to_network
     if frame.encoding.resizable:  # fewer pixels to convert
-        return to_rgb(engine.framing.to_network(frame.pixels))
-    return engine.framing.to_network(to_rgb(frame.pixels))
+        return to_rgb(to_network(frame.pixels))
+    return to_network(to_rgb(frame.pixels))
 
 
 class OutputWriters:
@@ -58,6 +65,7 @@ class OutputWriters:
         stride: int = 1,
         coloured: bool = True,
         z_range: tuple[float, float] | None = None,
+        rectified: RectifiedFraming | None = None,
     ) -> bytes:
         """Cloud of `points` [h, w, 3], metres.
 
@@ -66,13 +74,15 @@ class OutputWriters:
             stride: keep every n-th point of every n-th row.
             coloured: whether the points get the image's colours.
             z_range: nearest and farthest z to keep, metres; None keeps all.
+            rectified: as for `rgb_for`.
         """
         every = slice(None, None, stride)
         points = points[every, every]
         color = None
         if coloured:
             if rgb.shape[:2] != framing.output_size:
-                rgb = framing.output_pixels(frame.encoding.to_rgb(frame.pixels))
+                whole = frame.encoding.to_rgb(frame.pixels)
+                rgb = framing.output_pixels(whole if rectified is None else rectified.to_camera(whole))
             color = rgb[every, every]
         key = (frame.frame_id, points.shape[:2], coloured)
         writer = self._writer("points", key, lambda: CloudWriter(*key))

@@ -74,6 +74,12 @@ class DepthResult:
             points = np.where(np.isfinite(depth)[..., None], points, np.float32(np.nan))
         return DepthResult(depth, points, self.intrinsics)
 
+    def without(self, pixels: np.ndarray) -> DepthResult:
+        """The same result with NaN where `pixels` [h, w] bool is true."""
+        nan = np.float32(np.nan)
+        points = None if self.points is None else np.where(pixels[..., None], nan, self.points)
+        return DepthResult(np.where(pixels, nan, self.depth), points, self.intrinsics)
+
 
 class _PreparedRequest(NamedTuple):
     """A validated request.

@@ -138,14 +138,16 @@ def patient_pool(loader, retry_period=1000.0) -> EnginePool:
     return EnginePool(loader, retry_period, build_wait=PATIENCE, size_period=0.0, change_wait=PATIENCE)
 
 
-def make_pipeline(outputs, loader=FakeEngine, retry_period=1000.0, camera_info=True, **changes) -> Pipeline:
+def make_pipeline(
+    outputs, loader=FakeEngine, retry_period=1000.0, camera_info=True, image_topic="image", **changes
+) -> Pipeline:
     """A pipeline with `changes` of the default parameter values.
 
     Args:
         camera_info: whether it has received `info_message()`.
     """
     engines = patient_pool(loader, retry_period)
-    pipeline = Pipeline(settings(**changes), outputs, logging.getLogger("test"), engines=engines)
+    pipeline = Pipeline(settings(**changes), outputs, logging.getLogger("test"), image_topic, engines=engines)
     if camera_info:
         pipeline.offer_camera_info(serialize_message(info_message()))
     return pipeline
