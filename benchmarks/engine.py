@@ -60,7 +60,7 @@ def eager(network: torch.nn.Module, device: str = "cpu") -> Candidate:
 
     @torch.inference_mode()
     def run(image: np.ndarray):
-        depth, points = graph(torch.from_numpy(image).to(device), *others)
+        depth, points, *_ = graph(torch.from_numpy(image).to(device), *others)
         return depth.cpu(), points.cpu()
 
     return run

@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 from fadepth_core.models.baselines import PAPER_BASELINES, BaselineDepth
-from fadepth_core.models.depth_network import DepthFeatures, DepthNetwork
+from fadepth_core.models.depth_network import DepthFeatures, DepthNetwork, add_confidence
 from fadepth_core.models.hqdec import HQDecv2
 from fadepth_core.models.smalldepth import LAYOUTS, SmallDepth
 
@@ -19,11 +19,12 @@ MODELS: dict[str, Callable[..., DepthNetwork]] = {
 }
 
 
-def build_model(name: str, **options: Any) -> DepthNetwork:
+def build_model(name: str, confidence: bool = False, **options: Any) -> DepthNetwork:
     """Build the training form of the depth network `name`. Weights are random unless an option names a weights file.
 
     Args:
         name: a name in `MODELS`.
+        confidence: with a confidence head.
         options: arguments of the network's class.
 
     Raises:
@@ -31,7 +32,10 @@ def build_model(name: str, **options: Any) -> DepthNetwork:
     """
     if name not in MODELS:
         raise ValueError(f"unknown model '{name}'; known models: {', '.join(sorted(MODELS))}")
-    return MODELS[name](**options)
+    network = MODELS[name](**options)
+    if confidence:
+        add_confidence(network)
+    return network
 
 
 __all__ = [
@@ -42,5 +46,6 @@ __all__ = [
     "DepthNetwork",
     "HQDecv2",
     "SmallDepth",
+    "add_confidence",
     "build_model",
 ]

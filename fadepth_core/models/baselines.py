@@ -63,6 +63,7 @@ class BaselineDepth(BackboneDepthNetwork):
         # centred on pixel 1.
         self.feature_offset = 1 if encoder.startswith("tf_") else 0
         self.decoder = SkipDecoder(widths)
+        self.decoder_widths = DECODER_WIDTHS
         self.heads = ModuleList(ReflectConv(width, 1) for width in DECODER_WIDTHS[:3])
         config = etm_config(etm)
         if config is not None:
@@ -84,10 +85,11 @@ class BaselineDepth(BackboneDepthNetwork):
 
 
 class FusedBaselineDepth(DeployedBackboneNetwork):
-    """Deployment form of `BaselineDepth`: image [B, 3, H, W] -> disparity x in (0, 1) [B, 1, H, W]."""
+    """Deployment form of `BaselineDepth`."""
 
-    def forward(self, image: Tensor) -> Tensor:
-        return torch.sigmoid(self.head(self.decoder(self.encoder(image), image)[0]))
+    def maps(self, image: Tensor) -> tuple[Tensor, list[Tensor]]:
+        decoder = self.decoder(self.encoder(image), image)
+        return torch.sigmoid(self.head(decoder[0])), decoder
 
 
 class SkipDecoder(nn.Module):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from fadepth_core.geometry import MAX_DEPTH, MIN_DEPTH, depth_to_disparity
 from fadepth_core.models.layers.backbone import with_fixed_padding
+from fadepth_core.models.layers.confidence import ConfidenceHead
 from fadepth_core.models.layers.folding import without_batch_norm
 from fadepth_core.models.layers.module_list import ModuleList
 
@@ -32,14 +34,47 @@ class DepthFeatures:
 
 
 class DeployedNetwork(nn.Module):
-    """Base class of the deployment forms: image [B, 3, H, W] -> finest disparity x in (0, 1) [B, 1, H, W].
+    """Base class of the deployment forms.
 
     Attributes:
-        min_depth, max_depth: as for `DepthNetwork`.
+        min_depth, max_depth, confidence: as for `DepthNetwork`.
+        decoder_widths: channels of the decoder maps R_1, R_2, ...
+
+    Args:
+        trained: the training form, which is not changed.
     """
 
     min_depth: float
     max_depth: float
+    decoder_widths: tuple[int, ...]
+    confidence: ConfidenceHead | None
+
+    def __init__(self, trained: DepthNetwork):
+        super().__init__()
+        self.min_depth, self.max_depth = trained.min_depth, trained.max_depth
+        self.decoder_widths = trained.decoder_widths
+        self.confidence = copy.deepcopy(trained.confidence)
+
+    def maps(self, image: Tensor) -> tuple[Tensor, Sequence[Tensor]]:
+        """Finest disparity x in (0, 1) [B, 1, H, W] and the decoder maps R_1.. of a normalised image [B, 3, H, W]."""
+        raise NotImplementedError
+
+    def forward(self, image: Tensor, with_confidence: bool = False) -> Any:
+        """Finest disparity x in (0, 1) [B, 1, H, W] of a normalised image [B, 3, H, W]; `with_confidence` returns x and
+        the confidence in (0, 1) [B, 1, H, W] as a pair."""
+        # One `forward` for both, because the ONNX exporter names nodes after modules that are called, not after methods.
+        x, decoder = self.maps(image)
+        if not with_confidence:
+            return x
+        if self.confidence is None:
+            raise ValueError("this network has no confidence head")
+        return x, self.confidence(decoder)
+
+
+def add_confidence(network: DepthNetwork | DeployedNetwork) -> ConfidenceHead:
+    """Give a network without confidence an untrained confidence head, which is returned."""
+    network.confidence = ConfidenceHead(network.decoder_widths).train(network.training)
+    return network.confidence
 
 
 def halved_size(size: Sequence[int], halvings: int) -> tuple[int, ...]:
@@ -53,6 +88,9 @@ class DepthNetwork(nn.Module):
     Attributes:
         heads: set by subclasses: three disparity heads, finest first, each with a convolution `conv` before the
             sigmoid.
+        decoder_widths: set by subclasses: channels of the decoder maps R_1, R_2, ...
+        confidence: predicts the errors of depth; None if there is no such head. `add_confidence` adds it. Both forms of
+            a network have the same head.
 
     Args:
         min_depth, max_depth: depth range in metres; disparity 1 stands for `min_depth`, disparity 0 for `max_depth`.
@@ -68,10 +106,13 @@ class DepthNetwork(nn.Module):
     initial_gate = 1.0
 
     heads: ModuleList[Any]
+    decoder_widths: tuple[int, ...]
+    confidence: ConfidenceHead | None
 
     def __init__(self, min_depth: float = MIN_DEPTH, max_depth: float = MAX_DEPTH):
         super().__init__()
         self.min_depth, self.max_depth = min_depth, max_depth
+        self.confidence = None
 
     def forward(self, image: Tensor) -> DepthFeatures:
         raise NotImplementedError
@@ -129,8 +170,7 @@ class DeployedBackboneNetwork(DeployedNetwork):
     """Base class of their deployment forms: BatchNorm folded, finest disparity only. `trained` is not changed."""
 
     def __init__(self, trained: BackboneDepthNetwork):
-        super().__init__()
-        self.min_depth, self.max_depth = trained.min_depth, trained.max_depth
+        super().__init__(trained)
         self.encoder = with_fixed_padding(without_batch_norm(trained.encoder))
         self.decoder = without_batch_norm(trained.decoder)
         self.head = without_batch_norm(trained.heads[0])

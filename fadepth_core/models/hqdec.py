@@ -83,6 +83,7 @@ class HQDecv2(BackboneDepthNetwork):
         widths = encoder_widths(encoder)
         self.encoder = timm_backbone(encoder, weights, features_only=True)
         self.decoder = HQDecoder(widths)
+        self.decoder_widths = DECODER_WIDTHS
         self.heads = ModuleList(
             AttentionDisparityHead(width, tokens) for width, tokens in zip(DECODER_WIDTHS, HEAD_TOKENS, strict=False)
         )
@@ -165,7 +166,8 @@ def _refined(cin: int, cout: int, tokens: TokenConfig) -> nn.Sequential:
 
 
 class FusedHQDecv2(DeployedBackboneNetwork):
-    """Deployment form of `HQDecv2`: image [B, 3, H, W] -> disparity x in (0, 1) [B, 1, H, W]; H, W multiples of 32."""
+    """Deployment form of `HQDecv2`; the sides of images are multiples of 32."""
 
-    def forward(self, image: Tensor) -> Tensor:
-        return self.head(self.decoder(self.encoder(image))[0])
+    def maps(self, image: Tensor) -> tuple[Tensor, list[Tensor]]:
+        decoder = self.decoder(self.encoder(image))
+        return self.head(decoder[0]), decoder

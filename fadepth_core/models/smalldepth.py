@@ -122,6 +122,7 @@ class SmallDepth(DepthNetwork):
         widths = [table.full_channels] + [stage.channels for stage in table.stages]
         # ups[i] is SU_{i+1}: from stage i+1 to the resolution and width of stage i.
         self.ups = ModuleList(SparseUpsample(widths[i + 1], widths[i], etm=etm) for i in range(len(table.stages)))
+        self.decoder_widths = tuple(widths[:-1])
         self.heads = ModuleList(DisparityHead(widths[j], etm=etm) for j in range(3))
 
     def forward(self, image: Tensor) -> DepthFeatures:
@@ -176,12 +177,11 @@ class SmallDepth(DepthNetwork):
 
 
 class FusedSmallDepth(DeployedNetwork):
-    """Deployment form of `SmallDepth`: image [B, 3, H, W] -> disparity x in (0, 1) [B, 1, H, W]."""
+    """Deployment form of `SmallDepth`."""
 
     def __init__(self, trained: SmallDepth):
-        super().__init__()
+        super().__init__(trained)
         self.layout_name = trained.layout_name
-        self.min_depth, self.max_depth = trained.min_depth, trained.max_depth
         with torch.no_grad():
             stem, *downs = trained.downs
             self.downs: ModuleList[Any] = ModuleList(
@@ -194,8 +194,9 @@ class FusedSmallDepth(DeployedNetwork):
             self.head = trained.heads[0].fuse()
         self.eval().requires_grad_(False)
 
-    def forward(self, image: Tensor) -> Tensor:
-        return self.head(_decode(self.ups, _encode(self.downs, self.blocks, image), image)[0])
+    def maps(self, image: Tensor) -> tuple[Tensor, list[Tensor]]:
+        decoder = _decode(self.ups, _encode(self.downs, self.blocks, image), image)
+        return self.head(decoder[0]), decoder
 
 
 def _encode(downs: nn.ModuleList, blocks: nn.ModuleList, image: Tensor) -> list[Tensor]:

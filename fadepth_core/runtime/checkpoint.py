@@ -101,6 +101,11 @@ class Description:
         text = " ".join(self.provenance.get("licence", "").split())
         return "".join(character for character in text if character.isprintable())
 
+    @property
+    def has_confidence(self) -> bool:
+        """Whether the network has a confidence head."""
+        return self.options.get("confidence", False)
+
     @classmethod
     def from_json(cls, text: str) -> Description:
         """Parse and check. Raises ValueError with the reason."""
@@ -278,7 +283,7 @@ class Checkpoint:
         )
         self.weights = {name: value for name, value in tensors.items() if not name.startswith(_GOLDEN)}
         self.golden = {name.removeprefix(_GOLDEN): v for name, v in tensors.items() if name.startswith(_GOLDEN)}
-        if self.description.form == "deploy" and set(self.golden) != {"image", "depth"}:
+        if self.description.form == "deploy" and not {"image", "depth"} <= set(self.golden):
             raise CheckpointError(f"{self.path}: a deployment checkpoint without its golden image and depth")
         if self.golden:
             self._check_golden()
@@ -289,10 +294,13 @@ class Checkpoint:
                 raise CheckpointError(f"{self.path}: tensor {shown(name)} has values that are not finite")
 
     def _check_golden(self) -> None:
-        """Raises CheckpointError unless the golden frame, if there is one, is an image and its depth."""
-        image, depth = self.golden.get("image"), self.golden.get("depth")
-        if set(self.golden) != {"image", "depth"} or image is None or depth is None:
+        """Raises CheckpointError unless the golden frame is an image and its depth and, if the network has a confidence
+        head, its confidence."""
+        image, depth, confidence = (self.golden.get(name) for name in ("image", "depth", "confidence"))
+        if set(self.golden) - {"image", "depth", "confidence"} or image is None or depth is None:
             raise CheckpointError(f"{self.path}: its golden frame is not an image and a depth")
+        if (confidence is not None) != self.description.has_confidence:
+            raise CheckpointError(f"{self.path}: its golden frame does not fit its option 'confidence'")
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
             raise CheckpointError(f"{self.path}: its golden image is {image.dtype} {list(image.shape)}")
         try:
@@ -303,6 +311,13 @@ class Checkpoint:
             raise CheckpointError(f"{self.path}: its golden depth is {depth.dtype} {list(depth.shape)}")
         if not (np.isfinite(depth) & (depth > 0)).all():
             raise CheckpointError(f"{self.path}: its golden depth has values that are not positive and finite")
+        if confidence is not None:
+            if confidence.dtype != np.float32 or confidence.shape != depth.shape:
+                raise CheckpointError(
+                    f"{self.path}: its golden confidence is {confidence.dtype} {list(confidence.shape)}"
+                )
+            if not ((confidence >= 0) & (confidence <= 1)).all():  # NaN, too
+                raise CheckpointError(f"{self.path}: its golden confidence has values outside 0 to 1")
 
     @property
     def onnx_path(self) -> Path:

@@ -11,7 +11,7 @@ import operator
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -39,6 +39,8 @@ class FrameRequest:
         points: whether to compute points, too. They need intrinsics.
         scale: factor on depth.
         limits: nearest and farthest depth that count as measured, metres.
+        confidence: whether to compute confidence, too. It needs a checkpoint with a confidence head
+            (`DepthEngine.has_confidence`).
     """
 
     image: np.ndarray
@@ -46,6 +48,7 @@ class FrameRequest:
     points: bool = True
     scale: float = 1.0
     limits: tuple[float, float] = (0.0, np.inf)
+    confidence: bool = False
 
 
 @dataclass(frozen=True)
@@ -57,11 +60,14 @@ class DepthResult:
         points: [h, w, 3] float32, metres, optical frame (x right, y down, z forward), NaN where depth is not finite;
             None if the request has no intrinsics or its `points` is false.
         intrinsics: [3, 3] float64, K of `depth`; None when the request has no intrinsics.
+        confidence: [h, w] float32 in (0, 1): 1 / (1 + u), where u is the expected relative error of depth. None if the
+            request's `confidence` is false or the checkpoint has no confidence head.
     """
 
     depth: np.ndarray
     points: np.ndarray | None
     intrinsics: np.ndarray | None
+    confidence: np.ndarray | None = None
 
     def limited(self, limits: tuple[float, float]) -> DepthResult:
         """The same result with other limits (nearest, farthest, metres), inside those it was computed with."""
@@ -72,7 +78,19 @@ class DepthResult:
         points = self.points
         if points is not None:
             points = np.where(np.isfinite(depth)[..., None], points, np.float32(np.nan))
-        return DepthResult(depth, points, self.intrinsics)
+        return replace(self, depth=depth, points=points)
+
+    def confident(self, least: float) -> DepthResult:
+        """The same result with depth and points NaN where confidence is below `least`. Without confidence, the same
+        result."""
+        if self.confidence is None:
+            return self
+        unsure = self.confidence < np.float32(least)
+        depth = np.where(unsure, np.float32(np.nan), self.depth)
+        points = self.points
+        if points is not None:
+            points = np.where(unsure[..., None], np.float32(np.nan), points)
+        return replace(self, depth=depth, points=points)
 
     def without(self, pixels: np.ndarray) -> DepthResult:
         """The same result with NaN where `pixels` [h, w] bool is true."""
@@ -213,6 +231,11 @@ class DepthEngine:
         return self.checkpoint.description.focal_length is not None
 
     @property
+    def has_confidence(self) -> bool:
+        """Whether the checkpoint has a confidence head. Without one, results have no confidence."""
+        return self.checkpoint.description.has_confidence
+
+    @property
     def batches(self) -> bool:
         """Whether `infer_batch` runs several frames together, faster than one after the other."""
         return self._chain.serving is not None and self._chain.serving.backend.supports_batch
@@ -256,7 +279,7 @@ class DepthEngine:
         self._chain.use_finished_build(request.image.shape[:2])
         while True:
             try:
-                return DepthResult(*self._run(prepared), prepared.intrinsics)
+                return _result(self._run(prepared), prepared)
             except Exception as error:
                 self._chain.fall_back(error)
 
@@ -274,7 +297,7 @@ class DepthEngine:
         while True:
             try:
                 outputs = self._run_batch(prepared)
-                return [DepthResult(*output, p.intrinsics) for output, p in zip(outputs, prepared, strict=True)]
+                return [_result(output, p) for output, p in zip(outputs, prepared, strict=True)]
             except Exception as error:
                 self._chain.fall_back(error)
 
@@ -308,7 +331,7 @@ class DepthEngine:
         while True:
             try:
                 for output in self._chain.backend.stream(self._resized(prepared.frame) for prepared in reader):
-                    yield DepthResult(*output, reader.unanswered.popleft().intrinsics)
+                    yield _result(output, reader.unanswered.popleft())
                 break
             except Exception as error:
                 self._chain.fall_back(error)
@@ -325,14 +348,15 @@ class DepthEngine:
             raise TypeError(f"expected a FrameRequest, got {type(request).__name__}")
         framing, image, intrinsics = self.framing, self._checked_image(request.image), request.intrinsics
         scale, limits = _checked_scale(request.scale), _checked_limits(request.limits)
+        confidence = bool(request.confidence) and self.has_confidence
         if intrinsics is None:
-            return _PreparedRequest(FrameInput(image, None, scale, limits), None)
+            return _PreparedRequest(FrameInput(image, None, scale, limits, confidence), None)
         intrinsics = _checked_intrinsics(intrinsics)
         published = framing.output_intrinsics(intrinsics)
         trained_focal_length = self.checkpoint.description.focal_length
         if trained_focal_length is not None:
             scale = _checked_scale(scale * focal_length(framing.network_intrinsics(intrinsics)) / trained_focal_length)
-        frame = FrameInput(image, published if request.points else None, scale, limits)
+        frame = FrameInput(image, published if request.points else None, scale, limits, confidence)
         return _PreparedRequest(frame, published)
 
     def _checked_image(self, image: np.ndarray) -> np.ndarray:
@@ -368,6 +392,10 @@ class DepthEngine:
         if frame.image.shape[:2] == self._chain.frame_size:
             return frame
         return frame._replace(image=self.framing.to_network(frame.image))
+
+
+def _result(output: FrameOutput, prepared: _PreparedRequest) -> DepthResult:
+    return DepthResult(output.depth, output.points, prepared.intrinsics, output.confidence)
 
 
 #: Largest value of K, pixels: far more than that of any lens, and exact enough in float32.

@@ -48,7 +48,10 @@ def export_checkpoint(network: DeployedNetwork, description: Description, path: 
     weights = {name: value.half().numpy() for name, value in network.state_dict().items()}
     golden = golden_frame(network)
     # An existing int8 graph has the old weights; `quantize_checkpoint` makes a new one.
-    description = replace(description, form="deploy", onnx_weights=path.name, int8_sha256="")
+    options = {name: value for name, value in description.options.items() if name != "confidence"}
+    if network.confidence is not None:
+        options["confidence"] = True
+    description = replace(description, form="deploy", options=options, onnx_weights=path.name, int8_sha256="")
     write_onnx(network, onnx_path, path.name, tensor_places(checkpoint_bytes(weights, description, golden)))
     digest = hashlib.sha256(onnx_path.read_bytes()).hexdigest()
     save_checkpoint(path, weights, replace(description, onnx_sha256=digest), golden)
@@ -69,16 +72,20 @@ def ensure_onnx(checkpoint: Checkpoint, directory: Path) -> Path:
 
 
 def golden_frame(network: DeployedNetwork) -> dict[str, np.ndarray]:
-    """A smooth coloured frame [H, W, 3] uint8 and its depth [H, W] computed by `network` in float32 PyTorch."""
+    """A smooth coloured frame [H, W, 3] uint8 with its depth and, if `network` has a confidence head, its confidence
+    [H, W], computed by `network` in float32 PyTorch."""
     h, w = GOLDEN_SIZE
     v, u = np.mgrid[0:h, 0:w]
     waves = [np.sin(u / 9 + phase) * np.cos(v / 7 - phase) + 0.5 * np.sin((u * v) / 211) for phase in (0.0, 1.3, 2.6)]
     image = np.clip(127 + 80 * np.stack(waves, -1), 0, 255).astype(np.uint8)
     with torch.inference_mode():
-        depth, _ = DepthGraph(network)(
+        depth, _, *confidence = DepthGraph(network)(
             torch.from_numpy(image), torch.eye(3), torch.ones(1), torch.tensor([0.0, torch.inf])
         )
-    return {"image": image, "depth": depth.numpy()}
+    golden = {"image": image, "depth": depth.numpy()}
+    if confidence:
+        golden["confidence"] = confidence[0].numpy()
+    return golden
 
 
 def write_onnx(
@@ -95,6 +102,7 @@ def write_onnx(
             (external data). Tensors without a place are stored in the ONNX file.
     """
     h, w = GOLDEN_SIZE
+    outputs = ["depth", "points"] + (["confidence"] if network.confidence is not None else [])
     inputs = (
         torch.zeros(h, w, 3, dtype=torch.uint8),
         torch.eye(3),
@@ -115,12 +123,11 @@ def write_onnx(
                 dynamo=False,
                 opset_version=18,
                 input_names=["image", "intrinsics", "scale", "limits", "output_grid"],
-                output_names=["depth", "points"],
+                output_names=outputs,
                 dynamic_axes={
                     "image": {0: "height", 1: "width"},
                     "output_grid": {0: "output_height", 1: "output_width"},
-                    "depth": {0: "output_height", 1: "output_width"},
-                    "points": {0: "output_height", 1: "output_width"},
+                    **{name: {0: "output_height", 1: "output_width"} for name in outputs},
                 },
             ),
         )

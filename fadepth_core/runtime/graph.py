@@ -1,11 +1,14 @@
 """`DepthGraph`: from a camera frame to metric depth and points, as one module to export.
 
 uint8 frame -> crop, resize -> normalise -> fused network -> disparity -> (resize) -> depth in metres -> points.
+A network with a confidence head also gives the confidence of each pixel, at the same size as depth.
 Every backend compiles this graph. So data is copied to the device and back only once, and one comparison with plain PyTorch
 verifies preprocessing, network and unprojection together.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -39,7 +42,7 @@ class DepthGraph(nn.Module):
         self.register_buffer("mean", 255.0 * torch.tensor(PIXEL_MEAN).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", 255.0 * torch.tensor(PIXEL_STD).view(1, 3, 1, 1), persistent=False)
 
-    def forward(self, image: Tensor, intrinsics: Tensor, scale: Tensor, limits: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, image: Tensor, intrinsics: Tensor, scale: Tensor, limits: Tensor) -> tuple[Tensor, ...]:
         """Estimate depth of one frame or, if every argument has a leading dimension B, of a batch.
 
         Args:
@@ -51,17 +54,22 @@ class DepthGraph(nn.Module):
         Returns:
             depth [h, w] float32 in metres along the optical axis, -inf nearer and +inf farther than `limits` (REP-117);
             points [h, w, 3] float32, x right, y down, z forward in metres (REP-103 optical), NaN where depth is not
-            finite.
+            finite;
+            confidence [h, w] float32 in (0, 1), only if the network has a confidence head: 1 / (1 + expected relative
+            error of depth).
         """
         x = self.channels_first(image)
         if self.framing is not None:
             x = resize_to_network(x, self.framing)
-        disparity = self.network(((x - self.mean) / self.std).to(self.dtype)).float()
+        disparity, *confidence = self.network_maps(((x - self.mean) / self.std).to(self.dtype))
         size = self.output_size(disparity)
         if size != tuple(disparity.shape[-2:]):
             # Disparity, not depth, is interpolated, as in the published evaluation protocols.
-            disparity = F.interpolate(disparity, size=size, mode="bilinear", align_corners=False)
-        return self.depth_and_points(disparity if image.dim() == 4 else disparity[0], intrinsics, scale, limits)
+            disparity, *confidence = (_interpolated(x, size) for x in (disparity, *confidence))
+        if image.dim() != 4:
+            disparity, *confidence = (x[0] for x in (disparity, *confidence))
+        depth, points = self.depth_and_points(disparity, intrinsics, scale, limits)
+        return (depth, points, *(c.squeeze(-3) for c in confidence))
 
     def example_inputs(self, camera_size: tuple[int, int], batch: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Arguments of `forward` for a batch of frames of `camera_size` (height, width), to export or compile the graph with."""
@@ -78,6 +86,13 @@ class DepthGraph(nn.Module):
         # Converted first, because TensorRT supports uint8 only as the type of an input.
         x = image.to(self.mean.dtype)
         return x.permute(0, 3, 1, 2) if image.dim() == 4 else x.permute(2, 0, 1).unsqueeze(0)
+
+    def network_maps(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Disparity and, if the network has a confidence head, confidence, float32 [B, 1, h, w], of a normalised image."""
+        if self.network.confidence is None:
+            return (self.network(x).float(),)
+        disparity, confidence = self.network(x, True)
+        return disparity.float(), confidence.float()
 
     def depth_and_points(
         self, disparity: Tensor, intrinsics: Tensor, scale: Tensor, limits: Tensor
@@ -104,16 +119,21 @@ class ShapeCarriedGraph(DepthGraph):
 
     def forward(  # type: ignore[override]  # one input more
         self, image: Tensor, intrinsics: Tensor, scale: Tensor, limits: Tensor, output_grid: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, ...]:
         """Estimate depth of one frame, see `DepthGraph.forward`.
 
         Args:
             image: [h, w, 3] uint8 RGB at the network's size.
             output_grid: [H, W] uint8, of which only the shape is used: the size of the published depth.
         """
-        x = self.network((self.channels_first(image) - self.mean) / self.std)
-        disparity = F.interpolate(x, size=output_grid.shape, mode="bilinear", align_corners=False)
-        return self.depth_and_points(disparity[0], intrinsics, scale, limits)
+        maps = self.network_maps((self.channels_first(image) - self.mean) / self.std)
+        disparity, *confidence = (_interpolated(x, output_grid.shape)[0] for x in maps)
+        depth, points = self.depth_and_points(disparity, intrinsics, scale, limits)
+        return (depth, points, *(c.squeeze(-3) for c in confidence))
+
+
+def _interpolated(x: Tensor, size: Sequence[int]) -> Tensor:
+    return F.interpolate(x, size=size, mode="bilinear", align_corners=False)
 
 
 def resize_to_network(x: Tensor, framing: Framing) -> Tensor:

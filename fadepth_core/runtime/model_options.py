@@ -69,7 +69,10 @@ def _etm(value: Any) -> str | None:
     return f"must be one of {', '.join(ETM_NAMES)}, or an object with its settings"
 
 
+#: Of every network: whether it has a confidence head.
+_HEAD: dict[str, _Check] = {"confidence": _flag}
 _SMALLDEPTH: dict[str, _Check] = {
+    **_HEAD,
     "residual_drop": _rate,
     "downsample_drop": _rate,
     "constant_drop": _flag,
@@ -79,10 +82,10 @@ _SMALLDEPTH: dict[str, _Check] = {
 MODEL_OPTIONS: dict[str, dict[str, _Check]] = {
     "smalldepth": _SMALLDEPTH,
     "smalldepth_k5": _SMALLDEPTH,
-    "hqdecv2": {"encoder": _one_of(*(name for name in ENCODERS if name.startswith("tf_efficientnet")))},
-    "resnet18": {"etm": _etm},
-    "mobilenetv3": {"etm": _etm},
-    "unet": {"encoder": _one_of(*ENCODERS), "etm": _etm},
+    "hqdecv2": {"encoder": _one_of(*(name for name in ENCODERS if name.startswith("tf_efficientnet"))), **_HEAD},
+    "resnet18": {"etm": _etm, **_HEAD},
+    "mobilenetv3": {"etm": _etm, **_HEAD},
+    "unet": {"encoder": _one_of(*ENCODERS), "etm": _etm, **_HEAD},
 }
 
 

@@ -54,7 +54,8 @@ def check_golden_frame(backend_type: BackendType, spec: BackendSpec) -> None:
         return
     size = golden["image"].shape[:2]
     backend = backend_type.create(replace(spec, framing=Framing.plan(size, size), batch=1))
-    _check_output(backend.infer(FrameInput(golden["image"], _CHECK_K)), golden["depth"], spec.precision)
+    frame = FrameInput(golden["image"], _CHECK_K, confidence=checkpoint.description.has_confidence)
+    _check_output(backend.infer(frame), FrameOutput(golden["depth"], None, golden.get("confidence")), spec.precision)
     _verified.add(key)
 
 
@@ -64,10 +65,12 @@ def check_reference(backend: Backend, spec: BackendSpec) -> None:
     Raises:
         VerificationError: they differ by more than `CHECK_BOUNDS`.
     """
-    from fadepth_core.runtime.backends.torch import reference_depth
+    from fadepth_core.runtime.backends.torch import reference_output
 
-    image = _test_pattern(spec.framing.camera_size)
-    _check_output(backend.infer(FrameInput(image, _CHECK_K)), reference_depth(spec, image), spec.precision)
+    frame = FrameInput(
+        _test_pattern(spec.framing.camera_size), _CHECK_K, confidence=spec.checkpoint.description.has_confidence
+    )
+    _check_output(backend.infer(frame), reference_output(spec, frame), spec.precision)
 
 
 def check_batch(backend: Backend, spec: BackendSpec) -> None:
@@ -79,10 +82,14 @@ def check_batch(backend: Backend, spec: BackendSpec) -> None:
     if spec.batch < 2 or not backend.supports_batch:
         return
     image = _test_pattern(spec.framing.network_size if backend.takes_network_size else spec.framing.camera_size)
-    frames = [FrameInput(np.roll(image, 16 * i, axis=1), _CHECK_K, scale=1.0 + i) for i in range(spec.batch)]
-    expected = [backend.infer(frame).depth.copy() for frame in frames]
-    for output, depth in zip(backend.infer_batch(frames), expected, strict=True):
-        _check_output(output, depth, spec.precision)
+    confidence = spec.checkpoint.description.has_confidence
+    frames = [
+        FrameInput(np.roll(image, 16 * i, axis=1), _CHECK_K, scale=1.0 + i, confidence=confidence)
+        for i in range(spec.batch)
+    ]
+    expected = [backend.infer(frame).copy() for frame in frames]
+    for output, single in zip(backend.infer_batch(frames), expected, strict=True):
+        _check_output(output, single, spec.precision)
 
 
 def _test_pattern(size: tuple[int, int]) -> np.ndarray:
@@ -92,18 +99,27 @@ def _test_pattern(size: tuple[int, int]) -> np.ndarray:
     return (127 + 60 * np.stack(waves, -1)).astype(np.uint8)
 
 
-def _check_output(output: FrameOutput, expected: np.ndarray, precision: str) -> None:
-    """Raise VerificationError unless depth is `expected` [h, w] up to `CHECK_BOUNDS`, and points are its unprojection
-    with `_CHECK_K`."""
-    depth, points = output
-    median, tail = np.quantile(np.abs(depth - expected) / expected, (0.5, 0.99))
-    median_bound, tail_bound = CHECK_BOUNDS[precision]
-    if not (median <= median_bound and tail <= tail_bound):  # NaN fails, too
-        raise VerificationError(
-            f"its depth differs from the reference by {median:.1e} in the median, {tail:.1e} in the 99th "
-            f"percentile (relative); allowed are {median_bound:.0e} and {tail_bound:.0e}"
-        )
+def _check_output(output: FrameOutput, expected: FrameOutput, precision: str) -> None:
+    """Raise VerificationError unless depth and confidence are those of `expected` up to `CHECK_BOUNDS`, and points are the
+    unprojection of depth with `_CHECK_K`."""
+    depth, points, confidence = output
+    _check_map("depth", depth, expected.depth, precision)
+    if expected.confidence is not None:
+        if confidence is None:
+            raise VerificationError("it gives no confidence")
+        _check_map("confidence", confidence, expected.confidence, precision)
     if points is None or not np.allclose(
         points, unproject(depth, _CHECK_K), rtol=1e-3, atol=1e-3 * float(np.median(depth))
     ):
         raise VerificationError("its points do not lie on the rays of its depth")
+
+
+def _check_map(name: str, found: np.ndarray, expected: np.ndarray, precision: str) -> None:
+    """Raise VerificationError unless a map [h, w] of positive numbers is `expected` up to `CHECK_BOUNDS`."""
+    median, tail = np.quantile(np.abs(found - expected) / expected, (0.5, 0.99))
+    median_bound, tail_bound = CHECK_BOUNDS[precision]
+    if not (median <= median_bound and tail <= tail_bound):  # NaN fails, too
+        raise VerificationError(
+            f"its {name} differs from the reference by {median:.1e} in the median, {tail:.1e} in the 99th "
+            f"percentile (relative); allowed are {median_bound:.0e} and {tail_bound:.0e}"
+        )

@@ -54,14 +54,18 @@ class CompiledBackend(Backend):
         self._size, self._graph = spec.framing.camera_size, torch_backend.reference_graph(spec, spec.framing)
 
     def infer(self, frame: FrameInput) -> FrameOutput:
-        image, intrinsics, scale, limits = frame
+        image, intrinsics, scale, limits, with_confidence = frame
         assert image.shape[:2] == self._size
         k = torch.eye(3) if intrinsics is None else torch.from_numpy(np.asarray(intrinsics)).float()
         with torch.inference_mode():
-            depth, points = self._graph(
+            depth, points, *confidence = self._graph(
                 torch.from_numpy(image), k, torch.tensor([scale]).float(), torch.tensor(limits).float()
             )
-        return FrameOutput(depth.numpy(), None if intrinsics is None else points.numpy())
+        return FrameOutput(
+            depth.numpy(),
+            None if intrinsics is None else points.numpy(),
+            confidence[0].numpy() if with_confidence else None,
+        )
 
 
 def fails_to_start(error):

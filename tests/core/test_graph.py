@@ -13,7 +13,7 @@ from fadepth_core.runtime.graph import DepthGraph, ShapeCarriedGraph, resize_to_
 class FixedDisparity(nn.Module):
     """Stands in for a network: the disparity of a given depth for every image."""
 
-    min_depth, max_depth = 0.1, 100.0
+    min_depth, max_depth, confidence = 0.1, 100.0, None
 
     def __init__(self, depth):
         super().__init__()
@@ -25,7 +25,7 @@ class FixedDisparity(nn.Module):
 
 def run(graph, image, k, scale=1.0, limits=(0.0, np.inf)):
     with torch.no_grad():
-        depth, points = graph(
+        depth, points, *_ = graph(
             torch.from_numpy(image),
             torch.as_tensor(k, dtype=torch.float32),
             torch.tensor([scale]),
@@ -94,7 +94,7 @@ def test_exported_file_equals_pytorch_at_every_size(checkpoint, network, size, o
     k = np.array([[210.0, 0, 0.5 * output[1]], [0, 200, 0.5 * output[0]], [0, 0, 1]], np.float32)
     inputs = [image, k, np.array([1.3], np.float32), np.array([0.2, 40.0], np.float32), np.zeros(output, np.uint8)]
     with torch.no_grad():
-        depth, points = ShapeCarriedGraph(network)(*map(torch.from_numpy, inputs))
+        depth, points, *_ = ShapeCarriedGraph(network)(*map(torch.from_numpy, inputs))
         framing = Framing(size, (0, 0, *size), size, output)
         static = DepthGraph(network, framing)(*map(torch.from_numpy, inputs[:4]))
     assert torch.equal(depth, static[0]), "both forms of the graph compute the same"

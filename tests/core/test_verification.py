@@ -12,10 +12,13 @@ from fake_backends import ChangedOutput, CompiledBackend, fake_type, replace_bac
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        (lambda depth, points: (depth * 1.01, points), "its depth differs from the reference by 1.0e-02 in the median"),
-        (lambda depth, points: (depth * np.nan, points), "its depth differs from the reference by nan"),
-        (lambda depth, points: (depth[::-1], points), "its depth differs"),
-        (lambda depth, points: (depth, points[:, ::-1]), "its points do not lie on the rays"),
+        (
+            lambda depth, points, c: (depth * 1.01, points, c),
+            "its depth differs from the reference by 1.0e-02 in the median",
+        ),
+        (lambda depth, points, c: (depth * np.nan, points, c), "its depth differs from the reference by nan"),
+        (lambda depth, points, c: (depth[::-1], points, c), "its depth differs"),
+        (lambda depth, points, c: (depth, points[:, ::-1], c), "its points do not lie on the rays"),
     ],
 )
 def test_results_that_differ_from_the_golden_output_are_rejected(monkeypatch, change, reason):
@@ -45,7 +48,7 @@ class WrongBatch(CompiledBackend):
     supports_batch = True
 
     def infer_batch(self, frames):
-        return [FrameOutput(1.1 * depth, 1.1 * points) for depth, points in super().infer_batch(frames)]
+        return [FrameOutput(1.1 * depth, 1.1 * points, c) for depth, points, c in super().infer_batch(frames)]
 
 
 def test_a_batch_is_compared_with_single_frames_and_a_wrong_one_is_deleted(monkeypatch):

@@ -39,24 +39,27 @@ class FrameInput(NamedTuple):
         intrinsics: [3, 3] K of the published depth, pixels; None computes no points.
         scale: factor on depth.
         limits: nearest and farthest depth that count as measured, metres.
+        confidence: whether to compute confidence; only for a network with a confidence head.
     """
 
     image: np.ndarray
     intrinsics: np.ndarray | None = None
     scale: float = 1.0
     limits: tuple[float, float] = (0.0, np.inf)
+    confidence: bool = False
 
 
 class FrameOutput(NamedTuple):
-    """Depth [h, w] and points [h, w, 3] of one frame, float32, metres; points are None when the input has no
-    intrinsics."""
+    """Depth [h, w] and points [h, w, 3] in metres, and confidence [h, w] in (0, 1) of one frame, float32. Points are None
+    when the input has no intrinsics, confidence is None when it does not ask for it."""
 
     depth: np.ndarray
     points: np.ndarray | None
+    confidence: np.ndarray | None = None
 
     def copy(self) -> FrameOutput:
         """The same result in arrays of its own."""
-        return FrameOutput(self.depth.copy(), None if self.points is None else self.points.copy())
+        return FrameOutput(*(None if array is None else array.copy() for array in self))  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)

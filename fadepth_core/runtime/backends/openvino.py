@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -45,8 +45,24 @@ def create(spec: BackendSpec) -> OpenVINOBackend:
     return OpenVINOBackend(spec)
 
 
+class _Outputs(NamedTuple):
+    """What a graph computes besides depth."""
+
+    points: bool
+    confidence: bool
+
+    @classmethod
+    def of(cls, frame: FrameInput) -> _Outputs:
+        return cls(frame.intrinsics is not None, frame.confidence)
+
+    def names(self) -> list[str]:
+        """Names of the ONNX file's outputs."""
+        return ["depth", *(["points"] if self.points else []), *(["confidence"] if self.confidence else [])]
+
+
 class OpenVINOBackend(Backend):
-    """See `Backend`. Two graphs are compiled, with and without points, so that a frame without points takes less time."""
+    """See `Backend`. Two graphs are compiled, with and without points, so that a frame without points takes less time.
+    Those with confidence are compiled when a frame first needs them."""
 
     takes_network_size = True
 
@@ -57,22 +73,28 @@ class OpenVINOBackend(Backend):
         if spec.precision == "bf16" and "BF16" not in self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
             raise RuntimeError("this processor has no bfloat16 arithmetic")
         self._graph_file = int8_file(spec.checkpoint) if spec.precision == "int8" else onnx_file(spec.checkpoint)
-        self._with_points, self._depth_only = (
-            _InferRequest(self._compile(points, "LATENCY"), spec.framing) for points in (True, False)
-        )
-        #: Requests for streams, with and without points; made when a stream first needs them.
-        self._pools: dict[bool, list[_InferRequest]] = {}
+        self._requests: dict[_Outputs, _InferRequest] = {}
+        for points in (True, False):
+            self._request(_Outputs(points, False))
+        #: Requests for streams; made when a stream first needs them.
+        self._pools: dict[_Outputs, list[_InferRequest]] = {}
         self.device = self._core.get_property("CPU", "FULL_DEVICE_NAME").strip()
 
-    def _compile(self, points: bool, hint: str) -> Any:
+    def _request(self, outputs: _Outputs) -> _InferRequest:
+        if outputs not in self._requests:
+            self._requests[outputs] = _InferRequest(self._compile(outputs, "LATENCY"), self._spec.framing, outputs)
+        return self._requests[outputs]
+
+    def _compile(self, outputs: _Outputs, hint: str) -> Any:
         (h, w), output_size = self._spec.framing.network_size, self._spec.framing.output_size
         model = self._core.read_model(self._graph_file)
         model.reshape(
             {"image": [h, w, 3], "intrinsics": [3, 3], "scale": [1], "limits": [2], "output_grid": list(output_size)}
         )
-        if not points:
-            depth = model.output("depth").get_node().input_value(0)
-            model = self._ov.Model([depth], model.get_parameters())
+        # Without the outputs that nobody needs, OpenVINO removes the operations before them.
+        results = [model.output(name).get_node().input_value(0) for name in outputs.names()]
+        if len(results) < len(model.outputs):
+            model = self._ov.Model(results, model.get_parameters())
         properties = {
             "PERFORMANCE_HINT": hint,
             "INFERENCE_PRECISION_HINT": _HINTS[self._spec.precision],
@@ -96,52 +118,52 @@ class OpenVINOBackend(Backend):
         return compiled.result()
 
     def infer(self, frame: FrameInput) -> FrameOutput:
-        request = self._depth_only if frame.intrinsics is None else self._with_points
+        request = self._request(_Outputs.of(frame))
         request.fill(frame)
         request.infer()
         return request.output()
 
     def stream(self, frames: Iterable[FrameInput]) -> Iterator[FrameOutput]:
         """See `Backend`. Several frames are computed at a time, each by a few threads, so that threads wait less."""
-        free = {points: deque(pool) for points, pool in self._pools.items()}
-        in_flight: deque[tuple[bool, _InferRequest]] = deque()
+        free = {outputs: deque(pool) for outputs, pool in self._pools.items()}
+        in_flight: deque[tuple[_Outputs, _InferRequest]] = deque()
 
         def finish_oldest() -> FrameOutput:
-            points, request = in_flight.popleft()
-            free[points].append(request)
+            outputs, request = in_flight.popleft()
+            free[outputs].append(request)
             request.wait()
             return request.output().copy()
 
         try:
             for frame in frames:
-                points = frame.intrinsics is not None
-                if points not in free:
-                    free[points] = deque(self._pool(points))
-                while not free[points]:
+                outputs = _Outputs.of(frame)
+                if outputs not in free:
+                    free[outputs] = deque(self._pool(outputs))
+                while not free[outputs]:
                     yield finish_oldest()
-                request = free[points].popleft()
+                request = free[outputs].popleft()
                 request.fill(frame)
                 request.start()
-                in_flight.append((points, request))
+                in_flight.append((outputs, request))
             while in_flight:
                 yield finish_oldest()
         finally:
             for _, request in in_flight:  # the stream was closed before its end
                 request.wait()
 
-    def _pool(self, points: bool) -> list[_InferRequest]:
-        if points not in self._pools:
-            compiled = self._compile(points, "THROUGHPUT")
+    def _pool(self, outputs: _Outputs) -> list[_InferRequest]:
+        if outputs not in self._pools:
+            compiled = self._compile(outputs, "THROUGHPUT")
             # Twice as many as OpenVINO computes at a time, so that the next frames are copied meanwhile.
             count = 2 * compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS")
-            self._pools[points] = [_InferRequest(compiled, self._spec.framing) for _ in range(count)]
-        return self._pools[points]
+            self._pools[outputs] = [_InferRequest(compiled, self._spec.framing, outputs) for _ in range(count)]
+        return self._pools[outputs]
 
 
 class _InferRequest:
     """An inference request of a compiled graph, with the arrays it reads its inputs from."""
 
-    def __init__(self, compiled: Any, framing: Framing):
+    def __init__(self, compiled: Any, framing: Framing, outputs: _Outputs):
         import openvino as ov
 
         self._request = compiled.create_infer_request()
@@ -154,7 +176,7 @@ class _InferRequest:
         }
         for name, array in self._inputs.items():
             self._request.set_tensor(name, ov.Tensor(array, shared_memory=True))
-        self._has_points = len(compiled.outputs) == 2
+        self._outputs = outputs
         self.infer, self.start, self.wait = self._request.infer, self._request.start_async, self._request.wait
 
     def fill(self, frame: FrameInput) -> None:
@@ -166,8 +188,8 @@ class _InferRequest:
 
     def output(self) -> FrameOutput:
         """Views of the request's memory."""
-        depth = self._request.get_output_tensor(0).data
-        return FrameOutput(depth, self._request.get_output_tensor(1).data if self._has_points else None)
+        maps = {name: self._request.get_output_tensor(i).data for i, name in enumerate(self._outputs.names())}
+        return FrameOutput(maps["depth"], maps.get("points"), maps.get("confidence"))
 
 
 def int8_file(checkpoint: Checkpoint) -> Path:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -19,8 +20,9 @@ from fadepth_core.common.framing import Framing
 from fadepth_core.runtime.backends import Backend, BackendSpec, FrameInput, FrameOutput
 
 #: (image [B, H, W, 3] uint8, intrinsics [B, 3, 3], scale [B, 1], limits [B, 2]) -> depth [B, h, w], points [B, h, w,
-#: 3], on one device. Called on the current stream; may return the same tensors every time.
-Compute = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+#: 3] and, if the network has a confidence head, confidence [B, h, w], on one device. Called on the current stream; may
+#: return the same tensors every time.
+Compute = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, ...]]
 
 #: How many numbers K, scale and limits of a frame have. They are in one buffer, so that one upload is enough. Each kind
 #: starts at a multiple of 256 bytes, the alignment that TensorRT requires of its inputs.
@@ -28,6 +30,13 @@ _PARAMETERS = (9, 1, 2)
 _ALIGNMENT = 64  # floats
 #: Runs before a graph is captured: libraries choose algorithms and allocate in the first ones.
 _WARM_UP = 3
+
+
+class _Wanted(NamedTuple):
+    """Which results of a run are downloaded besides depth."""
+
+    points: bool
+    confidence: bool
 
 
 class InferenceBuffers:
@@ -38,9 +47,12 @@ class InferenceBuffers:
         framing: sizes of the frames and of the published depth.
         batch: frames in a run.
         device: "cuda" or "cpu".
+        has_confidence: whether `compute` returns confidence.
     """
 
-    def __init__(self, compute: Compute, framing: Framing, batch: int, device: torch.device):
+    def __init__(
+        self, compute: Compute, framing: Framing, batch: int, device: torch.device, has_confidence: bool = False
+    ):
         self._compute, self._cuda, self._batch = compute, device.type == "cuda", batch
         (height, width), (h, w) = framing.camera_size, framing.output_size
 
@@ -48,55 +60,65 @@ class InferenceBuffers:
             return torch.zeros(shape, dtype=dtype, pin_memory=self._cuda)
 
         self._host_in = host(batch, height, width, 3, dtype=torch.uint8), host(_parameter_floats(batch))
-        self._host_out = host(batch, h, w), host(batch, h, w, 3)
+        self._host_out = (host(batch, h, w), host(batch, h, w, 3), *([host(batch, h, w)] if has_confidence else []))
         self._device_in = tuple(x.to(device) for x in self._host_in)  # on a CPU, the same tensors
         # Views of the host buffers, which each run writes and reads.
         self._images = self._host_in[0].numpy()
         self._intrinsics, self._scales, self._limits = (x.numpy() for x in _parameter_views(self._host_in[1], batch))
         self._out = tuple(x.numpy() for x in self._host_out)
-        # Whether a run computes points, and of how many frames.
-        self._with_points, self._count = False, batch
+        # Which results a run downloads, and of how many frames.
+        self._wanted, self._count = _Wanted(False, False), batch
         # Valid values for the runs before the capture.
         self._intrinsics[:], self._scales[:], self._limits[:] = np.eye(3).ravel(), 1.0, (0.0, np.inf)
         if self._cuda:
             self.cuda_stream, self._done = torch.cuda.Stream(device), torch.cuda.Event()
-            self._graphs = {points: self._captured(points) for points in (False, True)}
+            self._graphs = {
+                wanted: self._captured(wanted)
+                for wanted in (_Wanted(p, c) for p in (False, True) for c in (False, True)[: 1 + has_confidence])
+            }
 
     def submit(self, frames: Sequence[FrameInput]) -> None:
         """Copy up to `batch` frames and begin to compute them. A captured graph always runs `batch` frames; where there is no
         new frame, it computes the previous one again."""
-        self._with_points = False
+        points = confidence = False
         self._count = self._batch if self._cuda else len(frames)
-        for i, (image, intrinsics, scale, limits) in enumerate(frames):
+        for i, (image, intrinsics, scale, limits, wants_confidence) in enumerate(frames):
             self._images[i] = image
             if intrinsics is not None:
                 self._intrinsics[i] = intrinsics.ravel()
-                self._with_points = True
+                points = True
+            confidence = confidence or wants_confidence
             self._scales[i] = scale
             self._limits[i] = limits
+        self._wanted = _Wanted(points, confidence)
         if self._cuda:
             with torch.cuda.stream(self.cuda_stream):
-                self._graphs[self._with_points].replay()
+                self._graphs[self._wanted].replay()
                 self._done.record()
         else:
             with torch.inference_mode():
-                self._run(self._with_points)
+                self._run(self._wanted)
 
     def collect(self, frames: Sequence[FrameInput]) -> list[FrameOutput]:
         """Wait for the frames that were submitted; their results are views, valid until the next `submit`."""
         if self._cuda:
             self._done.synchronize()
-        depth, points = self._out
-        return [FrameOutput(depth[i], None if f.intrinsics is None else points[i]) for i, f in enumerate(frames)]
+        depth, points, *confidence = self._out
+        return [
+            FrameOutput(
+                depth[i], None if f.intrinsics is None else points[i], confidence[0][i] if f.confidence else None
+            )
+            for i, f in enumerate(frames)
+        ]
 
     def run(self, frames: Sequence[FrameInput]) -> list[FrameOutput]:
         """`submit` and `collect`."""
         self.submit(frames)
         return self.collect(frames)
 
-    def _run(self, with_points: bool) -> None:
+    def _run(self, wanted: _Wanted) -> None:
         self.upload()
-        self.download(self.compute(), with_points)
+        self.download(self.compute(), *wanted)
 
     # The three parts of a run; on CUDA they are enqueued on the current stream.
 
@@ -105,28 +127,30 @@ class InferenceBuffers:
             for on_device, on_host in zip(self._device_in, self._host_in, strict=True):
                 on_device.copy_(on_host, non_blocking=True)
 
-    def compute(self) -> tuple[Tensor, Tensor]:
+    def compute(self) -> tuple[Tensor, ...]:
         image, parameters = self._device_in
         intrinsics, scales, limits = (x[: self._count] for x in _parameter_views(parameters, len(image)))
         return self._compute(image[: self._count], intrinsics.view(-1, 3, 3), scales, limits)
 
-    def download(self, results: tuple[Tensor, Tensor], with_points: bool) -> None:
-        for on_host, on_device in list(zip(self._host_out, results, strict=True))[: 2 if with_points else 1]:
-            on_host[: self._count].copy_(on_device, non_blocking=self._cuda)
+    def download(self, results: tuple[Tensor, ...], with_points: bool, with_confidence: bool = False) -> None:
+        wanted = (True, with_points, with_confidence)[: len(results)]
+        for on_host, on_device, copy in zip(self._host_out, results, wanted, strict=True):
+            if copy:
+                on_host[: self._count].copy_(on_device, non_blocking=self._cuda)
 
     @torch.inference_mode()
-    def _captured(self, with_points: bool) -> torch.cuda.CUDAGraph:
+    def _captured(self, wanted: _Wanted) -> torch.cuda.CUDAGraph:
         self.cuda_stream.wait_stream(torch.cuda.current_stream())
         graph = torch.cuda.CUDAGraph()
         # cuDNN tries its algorithms in the warm-up. TF32 is off: it is another precision than the requested one.
         with torch.backends.cudnn.flags(enabled=True, benchmark=True, allow_tf32=False):
             with torch.cuda.stream(self.cuda_stream):
                 for _ in range(_WARM_UP):
-                    self._run(with_points)
+                    self._run(wanted)
             self.cuda_stream.synchronize()
             # thread_local, because another thread may use the device for the backend that serves during this build.
             with torch.cuda.graph(graph, stream=self.cuda_stream, capture_error_mode="thread_local"):
-                self._run(with_points)
+                self._run(wanted)
         return graph
 
 
@@ -165,7 +189,8 @@ class StaticBackend(Backend):
         self.takes_network_size = not cuda
         self.supports_batch = spec.batch > 1
         framing = spec.framing if cuda else spec.framing.at_network()
-        self._make_buffers = lambda batch: InferenceBuffers(make_compute(batch), framing, batch, device)
+        has_confidence = spec.checkpoint.description.has_confidence
+        self._make_buffers = lambda batch: InferenceBuffers(make_compute(batch), framing, batch, device, has_confidence)
         self.single = self._make_buffers(1)
         self._batch = spec.batch
         self._several = self._make_buffers(spec.batch) if self.supports_batch else None

@@ -128,13 +128,12 @@ class PlanRunner:
             self._context.set_tensor_address(name, result.data_ptr())
             self._results.append(result)
 
-    def __call__(self, *arguments: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def __call__(self, *arguments: torch.Tensor) -> tuple[torch.Tensor, ...]:
         for name, tensor in zip(self._inputs, arguments, strict=True):
             self._context.set_tensor_address(name, tensor.data_ptr())
         if not self._context.execute_async_v3(self._torch.cuda.current_stream().cuda_stream):
             raise RuntimeError("TensorRT could not run the engine; its messages are above")
-        depth, points = self._results
-        return depth, points
+        return tuple(self._results)
 
 
 def import_tensorrt() -> ModuleType:
@@ -192,7 +191,8 @@ def plan_identity(spec: BackendSpec, batch: int) -> dict[str, str]:
     return {
         "builder": str(BUILDER),
         "weights": spec.checkpoint.weights_sha256,
-        "network": f"{spec.checkpoint.description.model} {spec.checkpoint.description.depth_range}",
+        "network": f"{spec.checkpoint.description.model} {spec.checkpoint.description.depth_range}"
+        f"{' with confidence' if spec.checkpoint.description.has_confidence else ''}",
         "framing": str(spec.framing),
         "batch": str(batch),
         "precision": spec.precision,

@@ -13,7 +13,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fadepth_core.common.framing import Framing
-from fadepth_core.runtime.backends import Backend, BackendSpec, BackendType, default_threads
+from fadepth_core.runtime.backends import (
+    Backend,
+    BackendSpec,
+    BackendType,
+    FrameInput,
+    FrameOutput,
+    default_threads,
+)
 
 if TYPE_CHECKING:
     from fadepth_core.runtime.graph import DepthGraph
@@ -72,13 +79,20 @@ def reference_graph(spec: BackendSpec, framing: Framing) -> DepthGraph:
 
 
 def reference_depth(spec: BackendSpec, image: np.ndarray) -> np.ndarray:
-    """Depth [h, w] in metres of a frame [H, W, 3] at the camera's size, computed by `reference_graph`."""
+    """Depth [h, w] in metres of an image [H, W, 3] at the camera's size, computed by `reference_graph`."""
+    return reference_output(spec, FrameInput(image)).depth
+
+
+def reference_output(spec: BackendSpec, frame: FrameInput) -> FrameOutput:
+    """Depth, and confidence if the network has it, of a frame at the camera's size, computed by `reference_graph`. Its
+    scale, limits and intrinsics are not used."""
     import torch
 
     with torch.inference_mode():
         limits = torch.tensor([0.0, torch.inf])
         graph = reference_graph(spec, spec.framing)
-        return graph(torch.from_numpy(image), torch.eye(3), torch.ones(1), limits)[0].numpy()
+        depth, _, *confidence = graph(torch.from_numpy(frame.image), torch.eye(3), torch.ones(1), limits)
+        return FrameOutput(depth.numpy(), None, confidence[0].numpy() if confidence else None)
 
 
 BACKEND = BackendType(unavailable_reason, precisions, create, compiled_per_size=False)
