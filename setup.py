@@ -64,6 +64,7 @@ setup(
         (f"share/{NAME}", ["package.xml"]),
         (f"share/{NAME}/launch", glob("launch/*.launch.py")),
         (f"share/{NAME}/config", glob("config/*.*")),
+        (f"share/{NAME}/config/recipes", glob("config/recipes/*.*")),
         (f"share/{NAME}/config/training", glob("config/training/*.yaml")),
         (f"share/{NAME}/config/training/shipped", glob("config/training/shipped/*.yaml")),
         (f"share/{NAME}/config/training/tables", glob("config/training/tables/*.yaml")),

@@ -26,7 +26,11 @@ def _depth_node(context) -> list[Node]:
         # launch_ros only warns, and the node would run with its defaults.
         raise FileNotFoundError(f"params_file: {params_file} is not a file")
     # A parameter given here overrides the parameter file. So only arguments that are set are given.
-    given = {name: value(name) for name in ("checkpoint", "image_transport") if value(name)}
+    given: dict[str, object] = {name: value(name) for name in ("checkpoint", "image_transport") if value(name)}
+    if value("camera_height"):
+        given["camera_height"] = float(value("camera_height"))
+    if value("use_sim_time").lower() in ("true", "1"):
+        given["use_sim_time"] = True
     cameras = [name.strip(" '\"") for name in value("cameras").strip("[]").split(",")]
     if cameras != [""]:
         given["cameras"] = cameras
@@ -72,6 +76,16 @@ def generate_launch_description() -> LaunchDescription:
                 description="Namespaces of several cameras, for example front,rear; empty: as in params_file.",
             ),
             DeclareLaunchArgument(
+                "camera_height",
+                default_value="",
+                description="Metres of the camera above the ground, for the scale of depth; empty: as in params_file.",
+            ),
+            DeclareLaunchArgument(
+                "use_sim_time",
+                default_value="false",
+                description="true: the clock is the topic /clock (simulation, ros2 bag play --clock).",
+            ),
+            DeclareLaunchArgument(
                 "rviz",
                 default_value="false",
                 description="Show image, depth and points in RViz (package rviz2). Its fixed frame is "
@@ -83,6 +97,7 @@ def generate_launch_description() -> LaunchDescription:
                 executable="rviz2",
                 namespace=LaunchConfiguration("namespace"),
                 arguments=["-d", PathJoinSubstitution([config, "depth.rviz"])],
+                parameters=[{"use_sim_time": LaunchConfiguration("use_sim_time")}],
                 # The RViz configuration has absolute topic names; they are remapped to the node's topics.
                 remappings=[
                     ("/image", LaunchConfiguration("image")),
