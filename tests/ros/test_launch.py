@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip("launch_ros", reason="ros2 launch is not installed")
-LAUNCH = Path(__file__).resolve().parents[2] / "launch"
+ROOT = Path(__file__).resolve().parents[2]
+LAUNCH, RECIPES = ROOT / "launch", ROOT / "config" / "recipes"
 
 
-def description_of(name):
-    spec = importlib.util.spec_from_file_location(name, LAUNCH / f"{name}.launch.py")
+def description_of(name, folder=LAUNCH):
+    spec = importlib.util.spec_from_file_location(name, folder / f"{name}.launch.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module.generate_launch_description()
@@ -31,6 +32,8 @@ def description_of(name):
                 "checkpoint",
                 "image_transport",
                 "cameras",
+                "camera_height",
+                "use_sim_time",
                 "rviz",
             },
         ),
@@ -70,3 +73,43 @@ def test_a_parameter_file_that_does_not_exist_is_an_error(tmp_path):
             argument.visit(context)
     with pytest.raises(FileNotFoundError, match=r"params_file: .*missing\.yaml is not a file"):
         node.execute(context)
+
+
+def depth_node(**arguments):
+    """The depth node of depth.launch.py with these arguments, and the context."""
+    from launch.actions import DeclareLaunchArgument, OpaqueFunction
+
+    from launch import LaunchContext
+
+    context = LaunchContext()
+    context.launch_configurations.update(params_file=str(ROOT / "config" / "depth.yaml"), **arguments)
+    entities = description_of("depth").entities
+    for argument in entities:
+        if isinstance(argument, DeclareLaunchArgument) and argument.name != "params_file":
+            argument.visit(context)
+    (function,) = (e for e in entities if isinstance(e, OpaqueFunction))
+    return function.execute(context)[0], context
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ({}, None),
+        ({"use_sim_time": "true", "camera_height": "0.4"}, {"use_sim_time": True, "camera_height": 0.4}),
+        ({"use_sim_time": "false", "checkpoint": "smalldepth_nc"}, {"checkpoint": "smalldepth_nc"}),
+    ],
+)
+def test_only_arguments_that_are_given_override_the_parameter_file(arguments, expected):
+    from launch_ros.utilities import evaluate_parameters
+
+    node, context = depth_node(**arguments)
+    _, *given = evaluate_parameters(context, node._Node__parameters)
+    assert given == ([] if expected is None else [expected])
+
+
+@pytest.mark.parametrize("name", ["nav2", "laserscan", "rtabmap", "image_pipeline"])
+def test_the_launch_files_of_the_recipes_can_be_read(name):
+    from launch.actions import DeclareLaunchArgument
+
+    entities = description_of(name, RECIPES).entities
+    assert "params_file" in {e.name for e in entities if isinstance(e, DeclareLaunchArgument)}
