@@ -22,6 +22,7 @@ from fadepth_core.labels.extract import LONGEST_SIDE, Extraction
 from fadepth_core.labels.extract import extract as run_extraction
 from fadepth_core.runtime.checkpoint import Checkpoint
 from fadepth_core.runtime.engine import EngineError
+from fadepth_core.runtime.rectifier import MODES
 
 _SOURCES = {
     "image": "topic of the pictures, raw or compressed; default: the camera with the most pictures",
@@ -40,6 +41,7 @@ _PREDICT_DEFAULTS: dict[str, Any] = {
     "depth_encoding": None,
     "full_resolution": False,
     "copy": False,
+    "rectify": "auto",
     "storage": None,
     "overwrite": False,
 }
@@ -109,6 +111,12 @@ def add_predict_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--camera-info", metavar="TOPIC", help="topic of its camera_info; default: the one beside the pictures"
     )
+    group.add_argument(
+        "--rectify",
+        choices=MODES,
+        default="auto",
+        help="auto, the default: rectify if D of camera_info is not 0 and the topic is not named image_rect",
+    )
     group.add_argument("--points", action=argparse.BooleanOptionalAction, help="write clouds; default: yes")
     group.add_argument(
         "--depth-encoding", choices=("32FC1", "16UC1"), help="32FC1: metres, the default; 16UC1: millimetres"
@@ -158,6 +166,7 @@ def predict_bag(args: argparse.Namespace, intrinsics: np.ndarray | None, backend
         args.copy,
         backend,
         precision,
+        args.rectify,
     )
     report = BagReport()
     failure: EngineError | DataError | None = None

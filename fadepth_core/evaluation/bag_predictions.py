@@ -15,7 +15,6 @@ import numpy as np
 
 from fadepth_core.common.camera import PinholeCamera
 from fadepth_core.common.framing import FramingError
-from fadepth_core.common.rectification import named_rectified
 from fadepth_core.data.bag import Message, Recording, Topic
 from fadepth_core.data.bag_topics import CAMERA_INFO, CLOUD, COMPRESSED, IMAGE, CameraTopics
 from fadepth_core.data.bag_writer import RecordingWriter
@@ -28,6 +27,7 @@ from fadepth_core.messages.images import Frame, read_compressed, read_image
 from fadepth_core.runtime.camera_messages import OutputWriters, rgb_for
 from fadepth_core.runtime.checkpoint import Checkpoint
 from fadepth_core.runtime.engine import DepthEngine, FrameRequest
+from fadepth_core.runtime.rectifier import RectifiedCamera, Rectifier
 
 DEPTH, INFO, POINTS = "/depth/image", "/depth/camera_info", "/depth/points"
 OUTPUTS = {
@@ -49,6 +49,7 @@ class BagPrediction:
         full_resolution: depth at the size of the images instead of the network's.
         copy: whether to copy all other messages of the recording.
         backend, precision: as for `DepthEngine.load`.
+        rectify: mode of `Rectifier`.
     """
 
     checkpoint: Checkpoint
@@ -60,6 +61,7 @@ class BagPrediction:
     copy: bool = False
     backend: str = "auto"
     precision: str = "auto"
+    rectify: str = "auto"
 
 
 class BagReport:
@@ -150,6 +152,9 @@ class _FramePredictor:
     def __init__(self, path: Path, topics: CameraTopics, options: BagPrediction, report: BagReport):
         self._path, self._topics, self._options, self._report = path, topics, options, report
         self._cameras, self._bit_depth, self._writers = CameraTracker(), BitDepth(), OutputWriters()
+        self._rectifier = Rectifier(
+            options.rectify, topics.image.name, topics.info.name if topics.info else "camera_info"
+        )
         self._engine: DepthEngine | None = None
         self._given: Camera | None = None  # made of what the user gives
 
@@ -167,15 +172,22 @@ class _FramePredictor:
             return
         camera = self._match(frame, engine)
         known = camera or self._cameras.last_match(frame)  # one unusable CameraInfo does not make the scale jump
+        rectified = None
+        if known is not None:
+            prepared = self._rectified(known, engine)
+            camera = None if camera is None else prepared.camera
+            known, rectified = prepared.camera, prepared.framing
         points = self._options.points and camera is not None
-        request = FrameRequest(rgb_for(engine, frame), None if known is None else known.matrix, points)
+        request = FrameRequest(rgb_for(engine, frame, rectified), None if known is None else known.matrix, points)
         result = engine.infer(request)
+        if rectified is not None and rectified.outside is not None:
+            result = result.without(rectified.outside)
         writer.write(DEPTH, message.time, self._writers.depth(frame, result.depth, self._options.encoding))
         if camera is not None:
             self._report.with_camera += 1
             writer.write(INFO, message.time, self._writers.camera_info(frame, camera, engine.framing))
         if result.points is not None:
-            cloud = self._writers.points(frame, result.points, request.image, engine.framing)
+            cloud = self._writers.points(frame, result.points, request.image, engine.framing, rectified=rectified)
             writer.write(POINTS, message.time, cloud)
         self._report.frames += 1
 
@@ -209,16 +221,20 @@ class _FramePredictor:
         if camera is not None:
             for text in unusual(camera, frame):
                 self._report.note(f"camera_info: {text}")
-            if np.any(camera.info.d) and not named_rectified(self._topics.image.name):
-                self._report.note(
-                    f"{self._topics.image.name}: the images seem not to be rectified, since D is not 0; straight lines are bent in "
-                    "the clouds"
-                )
             return camera
         metres = " and depth is not in metres of this camera" if engine.follows_camera else ""
         reason = str(problem) if self._topics.info else f"no camera_info of {self._topics.image.name}"
         self._report.note(f"{reason}: {INFO} and {POINTS} are left out{metres}", getattr(problem, "cause", None))
         return None
+
+    def _rectified(self, camera: Camera, engine: DepthEngine) -> RectifiedCamera:
+        """The camera as the engine sees it, with a note of what is done."""
+        prepared, name = self._rectifier.prepare(camera, engine.framing), self._topics.image.name
+        if prepared.problem is not None:
+            self._report.note(f"{name}: {prepared.problem}; straight lines are bent in the clouds", "rectification")
+        elif prepared.framing is not None:
+            self._report.note(f"{name}: images are rectified here ({prepared.status})", "rectification")
+        return prepared
 
     def _given_camera(self, size: tuple[int, int]) -> Camera:
         if self._given is None or self._given.size != size:

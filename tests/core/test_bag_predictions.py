@@ -223,6 +223,23 @@ def test_a_camera_with_camera_info_comes_before_one_without(one_engine, tmp_path
     assert len(read_bag(out)[POINTS]) == 3
 
 
+@pytest.mark.parametrize(("options", "rectified"), [([], True), (["--rectify", "off"], False)])
+def test_images_of_a_lens_with_distortion_are_rectified(one_engine, tmp_path, capsys, options, rectified):
+    bag, out = tmp_path / "drive.mcap", tmp_path / "out.mcap"
+    p = np.array([[30.0, 0, 63.5, 0], [0, 30.0, 47.5, 0], [0, 0, 1, 0]])
+    with BagWriter(bag) as writer:
+        writer.image("/camera/image_raw", START, FRAMES[0])
+        writer.camera_info("/camera/camera_info", START, K, SIZE, [-0.2, 0.03, 0, 0, 0], p=p)
+    assert main(["predict", str(bag), "--out", str(out), *options]) == 0
+    assert ("images are rectified here (plumb_bob; P of camera_info; " in capsys.readouterr().err) == rectified
+    found = read_bag(out)
+    ((_, info, _),), ((_, depth, _),), ((_, cloud, _),) = found[INFO], found[DEPTH], found[POINTS]
+    assert np.array_equal(info.k, info.p[[0, 1, 2, 4, 5, 6, 8, 9, 10]]) == rectified
+    unknown = np.isnan(depth.data.view(np.float32))
+    assert unknown[0] == rectified
+    assert np.array_equal(np.isnan(cloud.data.view(np.float32)[::4]), unknown)
+
+
 @pytest.mark.parametrize(
     ("options", "text"),
     [
