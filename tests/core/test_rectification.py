@@ -57,6 +57,7 @@ def test_without_p_all_pixels_are_valid_and_few_are_lost(model):
     lens = Rectification(calibration(model, MODELS[model]))
     assert lens.chosen
     assert lens.inside == 1.0
+    assert RectifiedFraming(lens, Framing.plan(SIZE)).outside is None
     assert lens.matrix[0, 0] == lens.matrix[1, 1] < 1.35 * K[0, 0]
 
 
@@ -136,7 +137,16 @@ def test_what_the_lens_does_not_show_is_marked(model, coefficients, full_resolut
         expected |= np.hypot(rays[..., 0], rays[..., 1]) > np.sqrt(1 / 0.9)
     assert 0.1 < expected.mean() < 0.9
     assert (outside != expected).mean() < 0.03  # along the border
-    assert RectifiedFraming(Rectification(calibration(model, coefficients)), framing).outside is None
+
+
+def test_rays_lead_back_to_their_pixels():
+    """Also in the corners. The last lens shows nothing there: its polynomial leads no ray to them."""
+    pixels = np.array([[0.0, 0.0], [319, 0], [160, 239], [161, 118]])
+    for model, coefficients in MODELS.items():
+        rays = np.column_stack([calibration(model, coefficients).normalise(pixels), np.ones(len(pixels))])
+        np.testing.assert_allclose(distorted_pixels(model, coefficients, rays), pixels, atol=1e-3)
+    found = calibration("plumb_bob", [-0.3, 0, 0, 0]).normalise(pixels)
+    assert np.isnan(found).any(axis=1).tolist() == [True, True, False, False]
 
 
 def test_names_of_rectified_topics():
