@@ -1,14 +1,21 @@
-"""The topics of one camera: its subscriptions, its publishers, and the pipeline between them while the node is active."""
+"""The topics of one camera: its subscriptions, its publishers, and the pipeline between them while the node is active.
+
+While no output has subscribers, the camera is not subscribed to, so that it sends nothing over the network, and drivers and
+image_proc, which are lazy as well, do not work for nobody. What is kept then: the pipeline with its engine, and camera_info
+until one has arrived, because the engine is built for its size before the first image is there.
+"""
 
 from __future__ import annotations
 
 import functools
 import logging
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 from rclpy.callback_groups import CallbackGroup, ReentrantCallbackGroup
+from rclpy.event_handler import PublisherEventCallbacks, UnsupportedEventTypeError
 from rclpy.lifecycle import LifecycleNode
 from rclpy.qos import DurabilityPolicy, QoSPolicyKind, QoSProfile, ReliabilityPolicy
 from rclpy.qos_overriding_options import QoSOverridingOptions
@@ -24,6 +31,9 @@ _OUTPUT_TYPES = {DEPTH: Image, INFO: CameraInfo, POINTS: PointCloud2, COLOR: Ima
 
 #: At most this many messages are taken from a queue before the newest of them is processed: a publisher may fill it as fast.
 _MOST_TAKEN = 64
+#: Seconds without subscribers after which the camera is unsubscribed. Matching with the camera's publisher takes tens of
+#: milliseconds, too long for a listener that comes back at once.
+LINGER = 1.0
 #: Transports of image_transport that the node cannot decode.
 _OTHER_TRANSPORTS = ("compressedDepth", "theora", "ffmpeg", "zstd")
 #: A subscription that receives what a latching publisher (transient local) has published before. One that does so does not
@@ -75,20 +85,28 @@ class CameraTopics:
 
     Attributes:
         pipeline: None while the node is not active.
+        image: the subscription of the images; None while the node is not active or idle.
+        reports_subscribers: whether the middleware reports when a subscriber of an output comes. Otherwise `refresh` must be
+            called often.
     """
 
     def __init__(self, node: LifecycleNode, name: str):
         self.name = name
         self.pipeline: Pipeline | None = None
+        self.image: Subscription | None = None
+        self.reports_subscribers = True
         self._node = node
         self._publishers: dict[str, Any] = {}
         self._polled = _Polled()
-        self._inputs: list[Subscription] = []
+        self._infos: list[Subscription] = []
+        self._subscribe_image: Callable[[], Subscription] | None = None  # while active
+        self._subscribe_infos: Callable[[], None] | None = None
+        self._wanted_at = 0.0  # monotonic clock, when the images were last needed
 
     @property
-    def image(self) -> Subscription:
-        """The subscription of the images, while the node is active."""
-        return self._inputs[0]
+    def idle(self) -> bool:
+        """Whether the node is active and not subscribed to the camera, because no output has subscribers."""
+        return self.pipeline is not None and self.image is None
 
     @property
     def active_pipeline(self) -> Pipeline:
@@ -96,16 +114,24 @@ class CameraTopics:
         assert self.pipeline is not None
         return self.pipeline
 
-    def advertise(self, settings: Settings) -> None:
-        """Create the publishers."""
+    def advertise(self, settings: Settings, on_subscribers: Callable[[], None]) -> None:
+        """Create the publishers. `on_subscribers` is called when subscribers of an output come or go, if the middleware
+        reports that."""
         for output, kind in _OUTPUT_TYPES.items():
             topic = camera_topic(self.name, output)
-            self._publishers[output] = self._node.create_lifecycle_publisher(
+            create = functools.partial(
+                self._node.create_lifecycle_publisher,
                 kind,
                 topic,
                 _profile(settings.qos[output]),
                 qos_overriding_options=_overriding(self._node, self._node.resolve_topic_name(topic), "publisher"),
             )
+            try:
+                events = PublisherEventCallbacks(matched=lambda status: on_subscribers())
+                self._publishers[output] = create(event_callbacks=events)
+            except (TypeError, UnsupportedEventTypeError):  # rclpy of Humble, or the middleware, has no such event
+                self.reports_subscribers = False
+                self._publishers[output] = create()
 
     def start(self, settings: Settings, engines: EnginePool, logger: logging.Logger, on_image: Callable) -> None:
         """Subscribe; `on_image` is called with this object and the serialized image."""
@@ -113,14 +139,61 @@ class CameraTopics:
         info = self._node.resolve_topic_name(camera_topic(self.name, "camera_info"))
         transport = "compressed" if compressed else "raw"
         self.pipeline = Pipeline(replace(settings, image_transport=transport), self, logger, image, info, engines)
-        self._subscribe(
-            CompressedImage if compressed else Image, image, functools.partial(on_image, self), settings.qos["image"]
-        )
         on_info = self.pipeline.offer_camera_info
-        self._subscribe(CameraInfo, info, on_info, settings.qos["camera_info"], self._polled)
-        if self._inputs[-1].qos_profile.durability != DurabilityPolicy.TRANSIENT_LOCAL:
-            self._subscribe(CameraInfo, info, on_info, _LATCHED, self._polled, overridable=False)
+
+        def subscribe_infos() -> None:
+            # Appended one by one, so that `stop` destroys the first one if the other cannot be created.
+            self._infos.append(self._subscribe(CameraInfo, info, on_info, settings.qos["camera_info"], self._polled))
+            if self._infos[0].qos_profile.durability != DurabilityPolicy.TRANSIENT_LOCAL:
+                latched = self._subscribe(CameraInfo, info, on_info, _LATCHED, self._polled, overridable=False)
+                self._infos.append(latched)
+
+        self._subscribe_infos = subscribe_infos
+        self._subscribe_image = functools.partial(
+            self._subscribe,
+            CompressedImage if compressed else Image,
+            image,
+            functools.partial(on_image, self),
+            settings.qos["image"],
+        )
+        # Also without subscribers: so a quality of service that cannot be used is refused now.
+        self._listen()
         logger.info(f"waiting for images on {image} and intrinsics on {info}")
+
+    def refresh(self, lazy: bool) -> bool:
+        """Subscribe to the camera if an output has subscribers, and unsubscribe if none has had any for `LINGER` seconds.
+
+        Args:
+            lazy: whether to unsubscribe at all.
+
+        Returns:
+            Whether `image` has changed.
+        """
+        if self.pipeline is None:
+            return False
+        now, before = time.monotonic(), self.image
+        if not lazy or self.subscribed():
+            self._wanted_at = now
+            if self.image is None:
+                self._listen()
+        elif self.image is not None and now - self._wanted_at >= LINGER:
+            self._node.destroy_subscription(self.image)
+            self.image = None
+            self.pipeline.statistics.pause()
+        if self.image is None and self._infos:
+            self._take_infos()
+            if self.pipeline.prepare_engine():
+                self._destroy_infos()
+        return self.image is not before
+
+    def _listen(self) -> None:
+        """Subscribe to the images, and to camera_info unless this was kept."""
+        assert self._subscribe_image is not None  # see `start`
+        assert self._subscribe_infos is not None
+        self._wanted_at = time.monotonic()
+        self.image = self._subscribe_image()
+        if not self._infos:
+            self._subscribe_infos()
 
     def _image_topic(self, transport: str, logger: logging.Logger) -> tuple[str, bool]:
         """The resolved name of the image topic, and whether it carries CompressedImage."""
@@ -149,26 +222,27 @@ class CameraTopics:
         qos: TopicQos,
         group: CallbackGroup | None = None,
         overridable: bool = True,
-    ) -> None:
-        # Appended one by one, so that `stop` destroys the first ones if a later one cannot be created.
-        self._inputs.append(
-            self._node.create_subscription(
-                kind,
-                topic,
-                callback,
-                _profile(qos),
-                callback_group=group,
-                raw=True,
-                qos_overriding_options=_overriding(self._node, topic, "subscription") if overridable else None,
-            )
+    ) -> Subscription:
+        return self._node.create_subscription(
+            kind,
+            topic,
+            callback,
+            _profile(qos),
+            callback_group=group,
+            raw=True,
+            qos_overriding_options=_overriding(self._node, topic, "subscription") if overridable else None,
         )
 
     def stop(self) -> None:
         """Unsubscribe and release the pipeline."""
-        for subscription in self._inputs:
-            self._node.destroy_subscription(subscription)
-        self._inputs = []
-        self.pipeline = None
+        if self.image is not None:
+            self._node.destroy_subscription(self.image)
+        self._destroy_infos()
+        self.image = self.pipeline = self._subscribe_image = self._subscribe_infos = None
+
+    def _destroy_infos(self) -> None:
+        while self._infos:
+            self._node.destroy_subscription(self._infos.pop())
 
     def destroy(self) -> None:
         """Remove subscriptions and publishers."""
@@ -182,19 +256,24 @@ class CameraTopics:
 
         Before, passes the newest CameraInfo in the queue to the pipeline: it may belong to this image.
         """
-        image, *infos = self._inputs
-        newest, superseded = _take_newest(image)
+        if self.image is None:
+            return None
+        newest, superseded = _take_newest(self.image)
         if newest is None:
             newest = delivered
         elif delivered is not None:
             superseded += 1
         if newest is None:
             return None
-        for info in reversed(infos):  # the latched one first: what it received may be old
+        self._take_infos()
+        return newest, superseded
+
+    def _take_infos(self) -> None:
+        """Pass the newest CameraInfo in the queues to the pipeline."""
+        for info in reversed(self._infos):  # the latched one first: what it received may be old
             message, _ = _take_newest(info)
             if message is not None:
                 self.active_pipeline.offer_camera_info(message)
-        return newest, superseded
 
     # ------------------------------------------------------------------------------------------- the pipeline's Outputs
 

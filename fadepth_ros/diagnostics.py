@@ -6,6 +6,8 @@ other problems with frames or a fallback backend runs, STALE if no images arrive
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from diagnostic_msgs.msg import DiagnosticStatus, KeyValue
 
 from fadepth_ros.pipeline import DEPTH, Pipeline
@@ -15,12 +17,21 @@ from fadepth_ros.statistics import Report
 _SERIOUS = ("engine", "internal")
 
 
-def camera_status(name: str, pipeline: Pipeline | None) -> DiagnosticStatus:
-    """The status of one camera since the previous call; `pipeline` is None while the node is not active."""
+def camera_status(name: str, pipeline: Pipeline | None, idle: bool = False) -> DiagnosticStatus:
+    """The status of one camera since the previous call.
+
+    Args:
+        pipeline: None while the node is not active.
+        idle: whether the camera is unsubscribed because no output has subscribers.
+    """
     if pipeline is None:
         return DiagnosticStatus(name=name, level=DiagnosticStatus.OK, message="not active")
     report = pipeline.statistics.report()
+    if idle:
+        report = replace(report, silent=False)
     level, text = summary(report, pipeline.engine.status.degraded, pipeline.engine.rejection)
+    if idle and level == DiagnosticStatus.OK:
+        text = "no subscribers, the camera is unsubscribed"
     values = [KeyValue(key=key, value=value) for key, value in status_values(report, pipeline).items()]
     return DiagnosticStatus(
         name=name, level=level, message=text, hardware_id=pipeline.engine.status.description, values=values
@@ -47,7 +58,7 @@ def summary(report: Report, degraded: bool, rejection: str = "") -> tuple[bytes,
     if degraded:
         return DiagnosticStatus.WARN, "running on a fallback backend, see 'passed over'"
     if report.dropped.get("no_subscriber"):
-        return DiagnosticStatus.OK, "idle, no output has subscribers"
+        return DiagnosticStatus.OK, "no subscribers"
     return DiagnosticStatus.OK, f"{report.published.get(DEPTH, 0) / report.seconds:.1f} depth images per second"
 
 

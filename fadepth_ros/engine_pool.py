@@ -172,6 +172,13 @@ class EnginePool:
                 raise EngineUnavailableError("shut down while its engine is being built")
         return self._finish(key)
 
+    def prepare(self, key: EngineKey, logger: logging.Logger) -> None:
+        """Begin to build the engine for `key`, unless there is one or an attempt has just failed. Does not wait for it."""
+        failure = self._failed.get(key)
+        if key in self._shared or key in self._builds or (failure and time.monotonic() < failure.next_attempt):
+            return
+        self._start(key, logger)
+
     def share_beside(self, key: EngineKey, logger: logging.Logger) -> SharedEngine:
         """The engine for `key`, for a camera that has an engine of another size. Its build is started and not waited for.
 
@@ -418,6 +425,10 @@ class EngineLease:
         if held.key[1] == camera_size:
             return self._change_settings(held, key)
         return self._change_size(held, key)
+
+    def prepare(self, settings: EngineSettings, camera_size: tuple[int, int]) -> None:
+        """Begin to build the engine that `acquire` with these arguments returns, without waiting for it."""
+        self._pool.prepare((self._replaced.get(settings, settings), camera_size), self._logger)
 
     def _change_settings(self, held: SharedEngine, key: EngineKey) -> DepthEngine:
         """The engine for `key` if it is ready, otherwise the one that is held, of the same size."""

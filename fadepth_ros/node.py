@@ -20,6 +20,7 @@ from diagnostic_msgs.msg import DiagnosticArray
 from rclpy.clock import Clock, ClockType, ROSClock
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
+from rclpy.timer import Timer
 
 from fadepth_core.common.memory import keep_freed_memory
 from fadepth_core.runtime.checkpoint import Checkpoint, CheckpointError
@@ -35,6 +36,11 @@ from fadepth_ros.process import one_line, program, serve
 #: After an image the node waits for nothing but images for this time, seconds. Requests and timers may have to wait twice as
 #: long: when both are ready, the executor delivers the next image first.
 IMAGES_ONLY = 0.1
+#: The same while another camera is idle: a subscriber of its outputs is noticed by the executor, and is to wait for less than
+#: 0.1 s.
+IMAGES_ONLY_BESIDE_IDLE = 0.04
+#: Seconds between two counts of subscribers if the middleware does not report them.
+POLL_PERIOD = 0.05
 
 
 def _log_exceptions(transition: Callable) -> Callable:
@@ -66,13 +72,15 @@ class DepthNode(LifecycleNode):
         self._cameras: list[CameraTopics] = []
         self._advertised: Settings | None = None  # what the publishers were created with
         self._active = False
-        self._images: ImageWaiter | None = None  # while active
+        self._listening: list[CameraTopics] = []  # the active cameras that are subscribed to
+        self._images: ImageWaiter | None = None  # waits for their images
+        self._polling: Timer | None = None  # while active, if the middleware does not report subscribers
         self._logging = _ros_logger(self)
         self._declared = Parameters(self, lambda: self._active, self._refusal, self._on_parameters)
         self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", 10)
         # A steady clock: diagnostics are needed most while a simulated clock stands still.
-        steady = Clock(clock_type=ClockType.STEADY_TIME)
-        self._timer = self.create_timer(1.0, self._publish_diagnostics, clock=steady)
+        self._steady = Clock(clock_type=ClockType.STEADY_TIME)
+        self._timer = self.create_timer(1.0, self._every_second, clock=self._steady)
         _answer_all_requests(self)
         warn_of_unknown_parameters(self)
 
@@ -118,7 +126,9 @@ class DepthNode(LifecycleNode):
         engines = EnginePool(self._engine_loader)
         for camera in self._cameras:
             camera.start(settings, engines, self._logging, self._on_image)
-        self._images = ImageWaiter(self.context, [camera.image for camera in self._cameras])
+        self._wait_for_images()
+        if not all(camera.reports_subscribers for camera in self._cameras):
+            self._polling = self.create_timer(POLL_PERIOD, self._refresh_inputs, clock=self._steady)
         warn_of_unused_qos_overrides(self)
         self._active = True
         return super().on_activate(state)
@@ -162,11 +172,14 @@ class DepthNode(LifecycleNode):
         for name in settings.cameras:
             camera = CameraTopics(self, name)
             self._cameras.append(camera)  # before `advertise`, so that its publishers are destroyed if that fails
-            camera.advertise(settings)
+            camera.advertise(settings, self._refresh_inputs)
 
     def _stop(self) -> None:
         self._active = False
-        self._images = None
+        self._listening, self._images = [], None
+        if self._polling is not None:
+            self.destroy_timer(self._polling)
+            self._polling = None
         for camera in self._cameras:
             camera.stop()
 
@@ -175,7 +188,9 @@ class DepthNode(LifecycleNode):
     def _on_image(self, camera: CameraTopics, raw: bytes) -> None:
         """Process an image from the executor, and images that arrive within `IMAGES_ONLY` seconds: waiting for them in
         `ImageWaiter` takes much less processor time than in the executor."""
-        end = time.monotonic() + IMAGES_ONLY
+        end = time.monotonic() + (
+            IMAGES_ONLY if len(self._listening) == len(self._cameras) else IMAGES_ONLY_BESIDE_IDLE
+        )
         self._process_newest(camera, raw)
         # The executor must take every message of /clock, or a simulated clock would be late.
         clock = self.get_clock()
@@ -183,7 +198,7 @@ class DepthNode(LifecycleNode):
             return
         while (left := end - time.monotonic()) > 0 and self.context.ok():
             for index in self._images.wait(left):
-                self._process_newest(self._cameras[index])
+                self._process_newest(self._listening[index])
 
     def _process_newest(self, camera: CameraTopics, raw: bytes | None = None) -> None:
         """Process only the newest frame of `camera`: `raw`, or one in its queue. Waiting frames of other cameras run in one
@@ -192,7 +207,7 @@ class DepthNode(LifecycleNode):
         if newest is None:  # it was in the batch of another camera
             return
         images = [(camera.active_pipeline, *newest)]
-        for other in self._cameras:
+        for other in self._listening:
             if other is not camera and camera.active_pipeline.batches_with(other.active_pipeline):
                 newest = other.take_newest()
                 if newest is not None:
@@ -218,16 +233,32 @@ class DepthNode(LifecycleNode):
         if self._active:
             for camera in self._cameras:
                 camera.active_pipeline.configure(settings)
+            self._refresh_inputs()
+
+    def _refresh_inputs(self) -> None:
+        """Subscribe to cameras whose outputs have subscribers, and unsubscribe from the others."""
+        if self._active:
+            lazy = self._declared.settings.lazy
+            if any([camera.refresh(lazy) for camera in self._cameras]):
+                self._wait_for_images()
+
+    def _wait_for_images(self) -> None:
+        self._listening = [camera for camera in self._cameras if camera.image is not None]
+        images = [camera.image for camera in self._listening if camera.image is not None]
+        self._images = ImageWaiter(self.context, images) if images else None
+
+    def _every_second(self) -> None:
+        self._refresh_inputs()
+        self._publish_diagnostics()
 
     def _publish_diagnostics(self) -> None:
         node = self.get_fully_qualified_name()
-        pipelines: dict[str, Pipeline | None] = {name: None for name in self._declared.settings.cameras}
-        pipelines |= {camera.name: camera.pipeline for camera in self._cameras if self._active}
+        cameras: dict[str, tuple[Pipeline | None, bool]] = {
+            name: (None, False) for name in self._declared.settings.cameras
+        }
+        cameras |= {camera.name: (camera.pipeline, camera.idle) for camera in self._cameras if self._active}
         message = DiagnosticArray(
-            status=[
-                camera_status(f"{node}: {camera_topic(name, 'depth')}", pipeline)
-                for name, pipeline in pipelines.items()
-            ]
+            status=[camera_status(f"{node}: {camera_topic(name, 'depth')}", *state) for name, state in cameras.items()]
         )
         message.header.stamp = self.get_clock().now().to_msg()
         self._diagnostics.publish(message)

@@ -224,6 +224,11 @@ SPECS: tuple[Spec, ...] = (
     ),
     Spec("color.near", 2.0, "Depth drawn in red on depth/color, metres.", limits=(0.01, 1000.0)),
     Spec("color.far", 80.0, "Depth drawn in blue on depth/color, metres.", limits=(0.01, 1000.0)),
+    Spec(
+        "lazy",
+        True,
+        "Unsubscribe from the camera while no output has subscribers; false: stay subscribed.",
+    ),
     Spec("autostart", True, "Configure and activate the node when it starts.", live=False),
     *(spec for topic, qos in QOS.items() for spec in _qos_specs(topic, qos)),
 )
@@ -277,6 +282,7 @@ class Settings:
     points_stride: int
     points_z_range: tuple[float, float] | None
     points_period: float
+    lazy: bool
     color_range: tuple[float, float]
     qos: dict[str, TopicQos]
 
@@ -310,6 +316,7 @@ class Settings:
             points_stride=values["points.stride"],
             points_z_range=None if (min_z, max_z) == (0.0, float("inf")) else (min_z, max_z),
             points_period=1.0 / rate if rate > 0 else 0.0,
+            lazy=values["lazy"],
             color_range=(values["color.near"], values["color.far"]),
             qos={
                 topic: TopicQos(*(values[f"qos.{topic}.{policy}"] for policy in ("reliability", "durability", "depth")))

@@ -203,6 +203,15 @@ class Pipeline:
         """Use a serialized CameraInfo for the next frames."""
         self._cameras.update(raw)
 
+    def prepare_engine(self) -> bool:
+        """Begin to build the engine for the size in camera_info, if there is none, without waiting for it: the first image
+        then finds it. False as long as the size is not known."""
+        if self.engine.key is None:
+            if (size := self._cameras.size) is None:
+                return False
+            self.engine.prepare(self._settings.engine, size)
+        return True
+
     def batches_with(self, other: Pipeline) -> bool:
         """Whether frames of both cameras can run in one batch: whether their last frames used one engine that batches."""
         return self.engine.batches_with(other.engine)

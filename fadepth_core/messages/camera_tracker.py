@@ -35,6 +35,12 @@ class CameraTracker:
         self._read(None)
 
     @property
+    def size(self) -> tuple[int, int] | None:
+        """(height, width) of the images according to the newest CameraInfo; None if it does not say."""
+        camera = self._camera
+        return None if camera is None or 0 in camera.size else camera.size
+
+    @property
     def max_pixels(self) -> int:
         """The largest compressed image to decode: a damaged header may claim any size."""
         camera = self._camera or self._last_match

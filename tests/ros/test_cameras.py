@@ -330,6 +330,7 @@ def test_an_empty_list_of_cameras_in_a_file_is_one_camera_without_namespace(star
     parameters = tmp_path / "depth.yaml"
     parameters.write_text("/**:\n  ros__parameters:\n    cameras: []\n")
     robot = start_robot("--params-file", str(parameters))
+    robot.subscribe("depth/image")
     robot.wait_for_node()
 
 

@@ -339,6 +339,7 @@ def test_an_invalid_transition_does_not_affect_the_node(robot, transition):
 
 
 def test_without_subscribers_nothing_is_computed(robot):
+    assert set_parameter(robot, "lazy", False)[0]
     robot.unsubscribe()
     before = robot.dropped("no_subscriber")
 
@@ -349,6 +350,7 @@ def test_without_subscribers_nothing_is_computed(robot):
     robot.wait_for(counted)
     robot.subscribe(*ALL)
     show(robot, 401 * SECOND)
+    assert set_parameter(robot, "lazy", True)[0]
 
 
 def test_only_subscribed_outputs_are_published(robot):
@@ -386,6 +388,7 @@ def test_compressed_transport(start_robot):
 
 def test_quality_of_service_can_be_overridden(start_robot):
     robot = start_robot(
+        "-p", "lazy:=false",
         "-p", "qos_overrides.NS/image.subscription.reliability:=reliable",
         "-p", "qos_overrides.NS/depth/image.publisher.reliability:=best_effort",
     )  # fmt: skip
