@@ -376,6 +376,11 @@ class EngineLease:
         self._replaced: dict[EngineSettings, EngineSettings] = {}  # by rejected settings: those used instead
 
     @property
+    def shared(self) -> SharedEngine | None:
+        """The present engine; None without one."""
+        return self._shared
+
+    @property
     def key(self) -> EngineKey | None:
         """What the present engine was built for; None without one."""
         return None if self._shared is None else self._shared.key

@@ -22,12 +22,14 @@ from rclpy.executors import SingleThreadedExecutor
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.timer import Timer
 
+from fadepth_core.common.framing import FramingError
 from fadepth_core.common.memory import keep_freed_memory
 from fadepth_core.runtime.checkpoint import Checkpoint, CheckpointError
 from fadepth_core.runtime.engine import DepthEngine, EngineError
 from fadepth_ros.camera_topics import CameraTopics, camera_topic
 from fadepth_ros.diagnostics import camera_status
-from fadepth_ros.engine_pool import EnginePool, check_engine, load_engine
+from fadepth_ros.engine_pool import EnginePool, SharedEngine, check_engine, load_engine
+from fadepth_ros.heartbeat import BondMissingError, Heartbeat
 from fadepth_ros.image_waiter import ImageWaiter
 from fadepth_ros.parameters import Parameters, Settings, warn_of_unknown_parameters, warn_of_unused_qos_overrides
 from fadepth_ros.pipeline import Pipeline, offer_images
@@ -39,6 +41,8 @@ IMAGES_ONLY = 0.1
 #: The same while another camera is idle: a subscriber of its outputs is noticed by the executor, and is to wait for less than
 #: 0.1 s.
 IMAGES_ONLY_BESIDE_IDLE = 0.04
+#: Why the node cannot be configured or activated.
+_UNUSABLE = (CheckpointError, EngineError, FramingError, BondMissingError)
 #: Seconds between two counts of subscribers if the middleware does not report them.
 POLL_PERIOD = 0.05
 
@@ -69,6 +73,10 @@ class DepthNode(LifecycleNode):
     def __init__(self, engine_loader: Callable[..., DepthEngine] = load_engine, **options: Any):
         super().__init__("depth", **options)
         self._engine_loader = engine_loader
+        self._engines = EnginePool(engine_loader)
+        self._held_engines: list[SharedEngine] = []  # for cameras that have none yet
+        self._heartbeat: Heartbeat | None = None  # while configured, if it is wanted
+        self._last_action = 0.0  # of the executor, monotonic clock
         self._cameras: list[CameraTopics] = []
         self._advertised: Settings | None = None  # what the publishers were created with
         self._active = False
@@ -95,12 +103,13 @@ class DepthNode(LifecycleNode):
 
     @_log_exceptions
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """Create the publishers. FAILURE if the checkpoint cannot be used or no engine can be built."""
+        """Create the publishers, and load the engine if `camera_size` is given. FAILURE if the checkpoint cannot be used, no
+        engine can be built, or a heartbeat is wanted and cannot be sent."""
         settings = self._declared.settings
         try:
             description = Checkpoint(settings.engine.checkpoint or None).description
-            check_engine(settings.engine, self._logging)
-        except (CheckpointError, EngineError) as error:
+            self._prepare(settings)
+        except _UNUSABLE as error:
             return self._failure(f"cannot configure: {error}")
         if not description.trained:
             self.get_logger().warning(
@@ -114,36 +123,42 @@ class DepthNode(LifecycleNode):
 
     @_log_exceptions
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """Subscribe to the cameras. Engines are built when the first images arrive. FAILURE if none can be built."""
+        """Subscribe to the cameras. Engines that are not loaded are built when the size of the images is known. FAILURE as in
+        `on_configure`."""
         settings = self._declared.settings
         try:
-            check_engine(settings.engine, self._logging)  # settings and files may have changed since on_configure
-        except EngineError as error:
+            self._prepare(settings)  # settings and files may have changed since on_configure
+        except _UNUSABLE as error:
             return self._failure(f"cannot activate: {error}")
         made = self._advertised
         if made is None or (made.cameras, made.qos) != (settings.cameras, settings.qos):  # changed since on_configure
             self._make_topics(settings)
-        engines = EnginePool(self._engine_loader)
         for camera in self._cameras:
-            camera.start(settings, engines, self._logging, self._on_image)
+            camera.start(settings, self._engines, self._logging, self._on_image)
         self._wait_for_images()
         if not all(camera.reports_subscribers for camera in self._cameras):
             self._polling = self.create_timer(POLL_PERIOD, self._refresh_inputs, clock=self._steady)
         warn_of_unused_qos_overrides(self)
+        self._last_action = time.monotonic()
+        if self._heartbeat is not None:
+            self._heartbeat.start()
         self._active = True
         return super().on_activate(state)
 
     @_log_exceptions
     def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """Unsubscribe and release the engines."""
+        """Unsubscribe. The engines stay loaded."""
+        self._held_engines += [shared for camera in self._cameras if (shared := camera.active_pipeline.engine.shared)]
         self._stop()
         return super().on_deactivate(state)
 
     @_log_exceptions
     def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """Remove the publishers."""
+        """Remove the publishers and release the engines."""
         self._stop()
         self._make_topics(None)
+        self._make_heartbeat(0.0)
+        self._held_engines, self._engines = [], EnginePool(self._engine_loader)
         return TransitionCallbackReturn.SUCCESS
 
     @_log_exceptions
@@ -161,6 +176,38 @@ class DepthNode(LifecycleNode):
     def _failure(self, reason: str) -> TransitionCallbackReturn:
         self.get_logger().error(reason)
         return TransitionCallbackReturn.FAILURE
+
+    def _prepare(self, settings: Settings) -> None:
+        """Load the engine if the size of the images is known; if not, find out whether one can be built.
+
+        Raises:
+            EngineError, FramingError: there is no engine for these settings; the message is the reason.
+            BondMissingError: see `Heartbeat`.
+        """
+        self._make_heartbeat(settings.bond_heartbeat_period)
+        size = settings.camera_size
+        for held in self._held_engines:
+            if held.engine is not None and held.key[0] == settings.engine and size in (None, held.key[1]):
+                return
+        self._held_engines = []
+        self._engines.retry()
+        if size is None:
+            check_engine(settings.engine, self._logging)
+        else:
+            self._held_engines = [self._engines.share((settings.engine, size), self._logging, self._is_shut_down)]
+
+    def _make_heartbeat(self, period: float) -> None:
+        """Replace the heartbeat by one with this period, seconds; 0 for none. Raises BondMissingError."""
+        if self._heartbeat is not None:
+            if self._heartbeat.period == period:
+                return
+            self._heartbeat.destroy()
+            self._heartbeat = None
+        if period:
+            self._heartbeat = Heartbeat(self, period, lambda: self._last_action)
+
+    def _is_shut_down(self) -> bool:
+        return not self.context.ok()
 
     def _make_topics(self, settings: Settings | None) -> None:
         """Replace the publishers by those of `settings`; None for none."""
@@ -180,6 +227,8 @@ class DepthNode(LifecycleNode):
         if self._polling is not None:
             self.destroy_timer(self._polling)
             self._polling = None
+        if self._heartbeat is not None:
+            self._heartbeat.stop()
         for camera in self._cameras:
             camera.stop()
 
@@ -248,6 +297,9 @@ class DepthNode(LifecycleNode):
         self._images = ImageWaiter(self.context, images) if images else None
 
     def _every_second(self) -> None:
+        self._last_action = time.monotonic()
+        if self._active and all(camera.active_pipeline.engine.key for camera in self._cameras):
+            self._held_engines = []
         self._refresh_inputs()
         self._publish_diagnostics()
 

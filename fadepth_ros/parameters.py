@@ -22,7 +22,7 @@ from rclpy.exceptions import ParameterUninitializedException
 from rclpy.node import Node
 from rclpy.parameter import Parameter
 
-from fadepth_core.common.framing import STRIDE
+from fadepth_core.common.framing import MAX_SIDE, MIN_SIDE, STRIDE
 from fadepth_core.runtime import backends
 from fadepth_core.runtime.checkpoint import Checkpoint, CheckpointError, find_checkpoint
 from fadepth_core.runtime.rectifier import MODES as RECTIFY_MODES
@@ -73,6 +73,14 @@ def _check_network_size(value: Sequence[int]) -> str | None:
         return f"takes two numbers, height and width, got {len(value)}"
     if list(value) != [0, 0] and any(side <= 0 or side % STRIDE or side > 4096 for side in value):
         return f"height and width must be multiples of {STRIDE} up to 4096, or both 0 for automatic, got {list(value)}"
+    return None
+
+
+def _check_camera_size(value: Sequence[int]) -> str | None:
+    if len(value) != 2:
+        return f"takes two numbers, height and width, got {len(value)}"
+    if list(value) != [0, 0] and not all(MIN_SIDE <= side <= MAX_SIDE for side in value):
+        return f"height and width must be {MIN_SIDE} to {MAX_SIDE}, or both 0 if unknown, got {list(value)}"
     return None
 
 
@@ -230,6 +238,21 @@ SPECS: tuple[Spec, ...] = (
         "Unsubscribe from the camera while no output has subscribers; false: stay subscribed.",
     ),
     Spec("autostart", True, "Configure and activate the node when it starts.", live=False),
+    Spec(
+        "camera_size",
+        [0, 0],
+        "Height and width of the images, if known: the engine is then loaded when the node is configured; [0, 0]: when their "
+        "size is known.",
+        check=_check_camera_size,
+        live=False,
+    ),
+    Spec(
+        "bond_heartbeat_period",
+        0.0,
+        "Seconds between two heartbeats for Nav2's lifecycle manager while the node is active (its nodes have 0.1); 0: none.",
+        limits=(0.0, 2.0),
+        live=False,
+    ),
     *(spec for topic, qos in QOS.items() for spec in _qos_specs(topic, qos)),
 )
 _BY_NAME = {spec.name: spec for spec in SPECS}
@@ -283,13 +306,15 @@ class Settings:
     points_z_range: tuple[float, float] | None
     points_period: float
     lazy: bool
+    camera_size: tuple[int, int] | None
+    bond_heartbeat_period: float
     color_range: tuple[float, float]
     qos: dict[str, TopicQos]
 
     @classmethod
     def from_values(cls, values: dict[str, Any], file_state: tuple[int, ...] = ()) -> Settings:
         """The settings that the parameter values, by name, stand for; `file_state` is that of `EngineSettings`."""
-        size = tuple(values["network_size"])
+        size, camera_size = tuple(values["network_size"]), tuple(values["camera_size"])
         min_z, max_z = values["points.min_z"], values["points.max_z"] or float("inf")
         rate = values["points.max_rate"]
         cameras = tuple(values["cameras"] or NO_NAMESPACES)
@@ -317,6 +342,8 @@ class Settings:
             points_z_range=None if (min_z, max_z) == (0.0, float("inf")) else (min_z, max_z),
             points_period=1.0 / rate if rate > 0 else 0.0,
             lazy=values["lazy"],
+            camera_size=None if camera_size == (0, 0) else camera_size,
+            bond_heartbeat_period=values["bond_heartbeat_period"],
             color_range=(values["color.near"], values["color.far"]),
             qos={
                 topic: TopicQos(*(values[f"qos.{topic}.{policy}"] for policy in ("reliability", "durability", "depth")))

@@ -123,6 +123,10 @@ class CdrWriter:
     def uint32(self, *values: int) -> None:
         self._pack("I", 4, *values)
 
+    def floats(self, *values: float) -> None:
+        """32-bit numbers."""
+        self._pack("f", 4, *values)
+
     def doubles(self, values: Iterable[float]) -> None:
         """An array of fixed length, of 64-bit numbers."""
         self._pack("d", 8, *values)
