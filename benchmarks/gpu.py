@@ -160,7 +160,7 @@ def _backend(name: str, precision: str, network: nn.Module, framing: Framing, ba
         return graph
 
     spec = BackendSpec(None, framing, precision, default_threads(), batch)
-    return StaticBackend(make, spec, DEVICE, "" if CUDA else "CPU")
+    return StaticBackend(make, spec, DEVICE, "" if CUDA else "CPU", has_confidence=False)
 
 
 @functools.cache  # compiled once for all sections

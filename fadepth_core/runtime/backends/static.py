@@ -180,16 +180,25 @@ class StaticBackend(Backend):
             on CUDA a run of fewer takes as long.
         device: where `Compute` runs.
         name: of the device, for logs; the GPU's name by default.
+        has_confidence: whether the `Compute`s return confidence; by default, whether the checkpoint of `spec` has a head for it.
     """
 
-    def __init__(self, make_compute: Callable[[int], Compute], spec: BackendSpec, device: torch.device, name: str = ""):
+    def __init__(
+        self,
+        make_compute: Callable[[int], Compute],
+        spec: BackendSpec,
+        device: torch.device,
+        name: str = "",
+        has_confidence: bool | None = None,
+    ):
         cuda = device.type == "cuda"
         self.device = name or torch.cuda.get_device_name()
         # On a GPU the resize is cheaper after the upload.
         self.takes_network_size = not cuda
         self.supports_batch = spec.batch > 1
         framing = spec.framing if cuda else spec.framing.at_network()
-        has_confidence = spec.checkpoint.description.has_confidence
+        if has_confidence is None:
+            has_confidence = spec.checkpoint.description.has_confidence
         self._make_buffers = lambda batch: InferenceBuffers(make_compute(batch), framing, batch, device, has_confidence)
         self.single = self._make_buffers(1)
         self._batch = spec.batch

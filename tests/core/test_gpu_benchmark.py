@@ -1,0 +1,20 @@
+"""benchmarks/gpu.py runs with the present engine; on a CPU with fewer candidates. No figure is tested."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+BENCHMARK = Path(__file__).resolve().parents[2] / "benchmarks" / "gpu.py"
+
+
+def test_the_gpu_benchmark_measures_without_a_failure(tmp_path):
+    report = tmp_path / "gpu.md"
+    options = ["--sections", "machine", "engine", "stream", "shares", "--frames", "2", "--out", report]
+    subprocess.run([sys.executable, BENCHMARK, *options], check=True, stdout=subprocess.DEVNULL)
+    text = report.read_text(encoding="utf-8")
+    assert "Failed" not in text
+    assert "not measured" not in text
+    assert text.count("| 128x416 | 1 | torch fp32, ") == 2  # SmallDepth and ResNet-18
+    assert "Skipped: no CUDA device." in text or "microseconds" in text
