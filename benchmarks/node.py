@@ -7,12 +7,17 @@ node's own cost.
 
     python benchmarks/node.py                      the four rows of docs/speed.md
     python benchmarks/node.py --engine real --size 720x1280 --rate 60 --seconds 10
+    python benchmarks/node.py --idle               what a node costs that nobody listens to, with `lazy` off and on
 
 The second table has the steps of one frame, each timed alone in this process. The age in the first table is larger than the
 sum of the steps: the middleware, the executor, and three processes that share the machine take the rest.
 
 Figures: depth images and clouds per second at the listener, age of the depth (stamp to arrival), and processor time per
 depth image of each process (on a shared machine it varies less than frames per second).
+
+`--idle` uses UDP alone, as between two computers, and counts the bytes of the loopback interface (Linux). Listeners come and
+go: the table has the times from the creation of a listener until the node has subscribed to the camera, as the listener's
+process sees it, and until its first depth image.
 """
 
 from __future__ import annotations
@@ -39,6 +44,37 @@ ROWS = (
     ("pass-through", "720x1280", 60),
     ("real", "720x1280", 60),
 )
+#: Fast DDS profile of `--idle`: UDP on this machine, without shared memory.
+UDP_ALONE = """<?xml version="1.0" encoding="UTF-8"?>
+<dds xmlns="http://www.eprosima.com/XMLSchemas/fastRTPS_Profiles">
+  <profiles>
+    <transport_descriptors>
+      <transport_descriptor>
+        <transport_id>udp</transport_id>
+        <type>UDPv4</type>
+        <interfaceWhiteList><address>127.0.0.1</address></interfaceWhiteList>
+        <sendBufferSize>4194304</sendBufferSize>
+        <receiveBufferSize>4194304</receiveBufferSize>
+      </transport_descriptor>
+    </transport_descriptors>
+    <participant profile_name="udp" is_default_profile="true">
+      <rtps>
+        <builtin>
+          <initialPeersList>
+            <locator><udpv4><address>127.0.0.1</address></udpv4></locator>
+          </initialPeersList>
+        </builtin>
+        <userTransports><transport_id>udp</transport_id></userTransports>
+        <useBuiltinTransports>false</useBuiltinTransports>
+      </rtps>
+    </participant>
+  </profiles>
+</dds>
+"""
+#: Listeners that come and go in each run of `--idle`.
+LISTENERS = 5
+#: Seconds after which a lazy node has unsubscribed from the camera and built its engine, with a margin.
+IDLE_AFTER = 4.0
 COLUMNS = ("fps", "clouds", "age p50", "age p99", "cpu camera", "cpu node", "cpu listener")
 
 
@@ -67,11 +103,12 @@ class PassThroughEngine:
         return DepthResult(self._depth, self._points if request.points else None, request.intrinsics)
 
 
-def serve_node(engine: str) -> None:
+def serve_node(engine: str, lazy: bool) -> None:
     from fadepth_ros.engine_pool import load_engine
     from fadepth_ros.node import run
 
-    run(PassThroughEngine if engine == "pass-through" else load_engine, args=[])
+    arguments = ["--ros-args", "-p", f"lazy:={str(lazy).lower()}"]
+    run(PassThroughEngine if engine == "pass-through" else load_engine, args=arguments)
 
 
 def serve_camera(size: tuple[int, int], rate: float) -> None:
@@ -161,6 +198,68 @@ def listen(seconds: float, warmup: float, pids: dict[str, int]) -> dict[str, flo
     }
 
 
+def watch(seconds: float, warmup: float, listeners: int, pids: dict[str, int]) -> dict[str, float | list[float]]:
+    """Figures of a node without listeners for `seconds`, after `warmup` seconds, and then the times of `listeners` that come
+    one after the other.
+
+    Raises:
+        RuntimeError: the node does not start, or a listener gets no depth within `_PATIENCE` seconds.
+    """
+    import rclpy
+    from diagnostic_msgs.msg import DiagnosticArray
+    from rclpy.qos import QoSProfile
+    from sensor_msgs.msg import Image
+
+    rclpy.init()
+    node = rclpy.create_node("listener")
+    statuses: list[str] = []
+    node.create_subscription(
+        DiagnosticArray, "/diagnostics", lambda m: statuses.extend(s.message for s in m.status if "depth" in s.name), 10
+    )
+
+    def spin(condition, what: str) -> float:
+        """Milliseconds until `condition()` is true."""
+        start = time.monotonic()
+        while not condition():
+            if time.monotonic() > start + _PATIENCE:
+                raise RuntimeError(f"{what} within {_PATIENCE} s; the node's status: {statuses[-1:]}")
+            rclpy.spin_once(node, timeout_sec=0.002)
+        return 1e3 * (time.monotonic() - start)
+
+    def wait(duration: float) -> None:
+        end = time.monotonic() + duration
+        spin(lambda: time.monotonic() >= end, "not over")
+
+    spin(lambda: statuses and statuses[-1] not in ("not active", "no images arrive"), "the node is not active")
+    wait(warmup)
+    before, start = {name: _cpu_seconds(pid) for name, pid in pids.items()}, time.monotonic()
+    received = _loopback_bytes()
+    wait(seconds)
+    wall, received = time.monotonic() - start, _loopback_bytes() - received
+    figures: dict[str, float | list[float]] = {
+        f"cpu {name}": 100 * (_cpu_seconds(pid) - before[name]) / wall for name, pid in pids.items()
+    }
+    subscribed, first = [], []
+    for _ in range(listeners):
+        depth: list[bytes] = []
+        begin = time.monotonic()
+        subscription = node.create_subscription(Image, "depth/image", depth.append, QoSProfile(depth=2), raw=True)
+        spin(lambda: node.count_subscribers("image") > 0, "not subscribed to the camera")
+        subscribed.append(1e3 * (time.monotonic() - begin))
+        spin(lambda depth=depth: bool(depth), "no depth")
+        first.append(1e3 * (time.monotonic() - begin))
+        node.destroy_subscription(subscription)
+        wait(IDLE_AFTER)
+    rclpy.shutdown()
+    return {**figures, "MB/s": 1e-6 * received / wall, "subscribed": subscribed, "first depth": first}
+
+
+def _loopback_bytes() -> int:
+    """Bytes that the loopback interface has received."""
+    (line,) = [line for line in Path("/proc/net/dev").read_text().splitlines() if line.split(":")[0].strip() == "lo"]
+    return int(line.split(":")[1].split()[0])
+
+
 def _cpu_seconds(pid: int) -> float:
     fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
@@ -172,33 +271,62 @@ def measure(engine: str, size: str, rate: float, seconds: float, domain: int, wa
     Raises:
         RuntimeError: the listener failed; with the last lines that the three printed.
     """
+    transport = {"FASTRTPS_DEFAULT_PROFILES_FILE": str(ROOT / "config" / "fastdds.xml")}
+    listener = ["listener", "--seconds", str(seconds), "--warmup", str(warmup)]
+    return _run(engine, size, rate, domain, transport, True, listener)
+
+
+def measure_idle(
+    size: str,
+    rate: float,
+    seconds: float,
+    domain: int,
+    lazy: bool,
+    warmup: float = IDLE_AFTER,
+    listeners: int = LISTENERS,
+) -> dict[str, float | list[float]]:
+    """Start camera and node, run `watch`, and stop them. Raises RuntimeError as `measure`."""
+    with tempfile.NamedTemporaryFile("w", suffix=".xml") as profile:
+        profile.write(UDP_ALONE)
+        profile.flush()
+        # The middleware would add shared memory if it had to limit discovery to this machine; the profile does that instead.
+        transport = {"FASTRTPS_DEFAULT_PROFILES_FILE": profile.name, "ROS_AUTOMATIC_DISCOVERY_RANGE": "SYSTEM_DEFAULT"}
+        watcher = ["watch", "--seconds", str(seconds), "--warmup", str(warmup), "--listeners", str(listeners)]
+        return _run("real", size, rate, domain, transport, lazy, watcher)
+
+
+def _run(
+    engine: str, size: str, rate: float, domain: int, transport: dict[str, str], lazy: bool, listener: list[str]
+) -> dict:
+    """Start camera and node, run the listener with these arguments, and stop them; what the listener printed."""
     environment = {
         "ROS_DOMAIN_ID": str(domain),
         "ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST",
-        "FASTRTPS_DEFAULT_PROFILES_FILE": str(ROOT / "config" / "fastdds.xml"),
         **os.environ,
+        **transport,
     }
     me = [sys.executable, __file__, "--serve"]
+    laziness = ["--lazy"] if lazy else ["--no-lazy"]
     with tempfile.TemporaryFile("w+") as log:
         children = {
-            "node": subprocess.Popen([*me, "node", "--engine", engine], env=environment, stderr=log),
+            "node": subprocess.Popen([*me, "node", "--engine", engine, *laziness], env=environment, stderr=log),
             "camera": subprocess.Popen(
                 [*me, "camera", "--size", size, "--rate", str(rate)], env=environment, stderr=log
             ),
         }
         try:
             pids = json.dumps({name: child.pid for name, child in children.items()})
-            listener = subprocess.run(
-                [*me, "listener", "--seconds", str(seconds), "--warmup", str(warmup), "--pids", pids],
+            ended = subprocess.run(
+                [*me, *listener, "--pids", pids],
                 env=environment,
                 stdout=subprocess.PIPE,
                 stderr=log,
                 text=True,
             )
-            if listener.returncode != 0:
+            if ended.returncode != 0:
                 log.seek(0)
                 raise RuntimeError(f"{engine}, {size}: the listener failed\n{log.read()[-3000:]}")
-            return json.loads(listener.stdout)
+            return json.loads(ended.stdout)
         finally:
             for child in children.values():
                 child.send_signal(signal.SIGINT)
@@ -251,16 +379,23 @@ def main() -> int:
     parser.add_argument(
         "--rounds", type=int, default=3, help="how often all rows are measured; the table shows medians"
     )
-    parser.add_argument("--serve", choices=("node", "camera", "listener"), help=argparse.SUPPRESS)
+    parser.add_argument("--idle", action="store_true", help="measure a node without listeners, 720x1280 at 30 Hz")
+    parser.add_argument("--serve", choices=("node", "camera", "listener", "watch"), help=argparse.SUPPRESS)
+    parser.add_argument("--lazy", action=argparse.BooleanOptionalAction, default=True, help=argparse.SUPPRESS)
     parser.add_argument("--warmup", type=float, default=2.0, help=argparse.SUPPRESS)
+    parser.add_argument("--listeners", type=int, default=LISTENERS, help=argparse.SUPPRESS)
     parser.add_argument("--pids", default="{}", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.serve == "node":
-        serve_node(args.engine)
+        serve_node(args.engine, args.lazy)
     elif args.serve == "camera":
         serve_camera(_size(args.size), args.rate)
     elif args.serve == "listener":
         print(json.dumps(listen(args.seconds, args.warmup, json.loads(args.pids))))
+    elif args.serve == "watch":
+        print(json.dumps(watch(args.seconds, args.warmup, args.listeners, json.loads(args.pids))))
+    elif args.idle:
+        report_idle(args)
     else:
         report(args)
     return 0
@@ -269,6 +404,25 @@ def main() -> int:
 def _size(text: str) -> tuple[int, int]:
     height, width = text.split("x")
     return int(height), int(width)
+
+
+def report_idle(args: argparse.Namespace) -> None:
+    """Measure a node without listeners, `lazy` off and on in turn, and print the table."""
+    results: dict[bool, list[dict]] = {False: [], True: []}
+    for turn in range(args.rounds):
+        for lazy, runs in results.items():
+            runs.append(measure_idle("720x1280", 30.0, args.seconds, domain=100 + 2 * turn + lazy, lazy=lazy))
+    print(
+        f"720x1280 at 30 Hz by UDP, {args.rounds} rounds of {args.seconds:.0f} s without listeners, medians; then times"
+    )
+    print(f"of {args.rounds * LISTENERS} listeners, median and longest, ms")
+    print(f"{'lazy':<8}{'cpu node %':>12}{'cpu camera %':>14}{'MB/s':>8}{'subscribed':>18}{'first depth':>18}")
+    for lazy, runs in results.items():
+        cells = [sorted(run[c] for run in runs)[len(runs) // 2] for c in ("cpu node", "cpu camera", "MB/s")]
+        times = [sorted(ms for run in runs for ms in run[c]) for c in ("subscribed", "first depth")]
+        middle = [f"{values[len(values) // 2]:.0f} / {values[-1]:.0f}" for values in times]
+        row = f"{cells[0]:>12.1f}{cells[1]:>14.1f}{cells[2]:>8.1f}{middle[0]:>18}{middle[1]:>18}"
+        print(f"{str(lazy).lower():<8}{row}")
 
 
 def report(args: argparse.Namespace) -> None:
