@@ -161,7 +161,8 @@ class CameraTopics:
         logger.info(f"waiting for images on {image} and intrinsics on {info}")
 
     def refresh(self, lazy: bool) -> bool:
-        """Subscribe to the camera if an output has subscribers, and unsubscribe if none has had any for `LINGER` seconds.
+        """Subscribe to the camera if an output has subscribers or a frame is to be saved, and unsubscribe if that has not been
+        so for `LINGER` seconds.
 
         Args:
             lazy: whether to unsubscribe at all.
@@ -172,7 +173,7 @@ class CameraTopics:
         if self.pipeline is None:
             return False
         now, before = time.monotonic(), self.image
-        if not lazy or self.subscribed():
+        if not lazy or self.subscribed() or self.pipeline.saving:
             self._wanted_at = now
             if self.image is None:
                 self._listen()

@@ -34,6 +34,7 @@ from fadepth_ros.image_waiter import ImageWaiter
 from fadepth_ros.parameters import Parameters, Settings, warn_of_unknown_parameters, warn_of_unused_qos_overrides
 from fadepth_ros.pipeline import Pipeline, offer_images
 from fadepth_ros.process import one_line, program, serve
+from fadepth_ros.saving import SaveService
 
 #: After an image the node waits for nothing but images for this time, seconds. Requests and timers may have to wait twice as
 #: long: when both are ready, the executor delivers the next image first.
@@ -89,6 +90,12 @@ class DepthNode(LifecycleNode):
         # A steady clock: diagnostics are needed most while a simulated clock stands still.
         self._steady = Clock(clock_type=ClockType.STEADY_TIME)
         self._timer = self.create_timer(1.0, self._every_second, clock=self._steady)
+        self._saving = SaveService(
+            self,
+            lambda: self._cameras if self._active else [],
+            self._refresh_inputs,
+            lambda: self._declared.settings.save_folder,
+        )
         _answer_all_requests(self)
         warn_of_unknown_parameters(self)
 

@@ -7,9 +7,7 @@ from __future__ import annotations
 import os
 import re
 import sys
-import threading
-from collections.abc import Callable, Generator, Iterable, Sequence
-from concurrent.futures import Future
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
@@ -27,6 +25,7 @@ from fadepth_core.runtime import backends
 from fadepth_core.runtime.checkpoint import Checkpoint, CheckpointError, find_checkpoint
 from fadepth_core.runtime.rectifier import MODES as RECTIFY_MODES
 from fadepth_core.runtime.verification import CHECK_BOUNDS
+from fadepth_ros.awaiting import InThread
 
 
 @dataclass(frozen=True)
@@ -237,6 +236,7 @@ SPECS: tuple[Spec, ...] = (
         True,
         "Unsubscribe from the camera while no output has subscribers; false: stay subscribed.",
     ),
+    Spec("save_folder", "~/fadepth", "Folder for the files of the service `~/save`."),
     Spec("autostart", True, "Configure and activate the node when it starts.", live=False),
     Spec(
         "camera_size",
@@ -306,6 +306,7 @@ class Settings:
     points_z_range: tuple[float, float] | None
     points_period: float
     lazy: bool
+    save_folder: str
     camera_size: tuple[int, int] | None
     bond_heartbeat_period: float
     color_range: tuple[float, float]
@@ -342,6 +343,7 @@ class Settings:
             points_z_range=None if (min_z, max_z) == (0.0, float("inf")) else (min_z, max_z),
             points_period=1.0 / rate if rate > 0 else 0.0,
             lazy=values["lazy"],
+            save_folder=values["save_folder"],
             camera_size=None if camera_size == (0, 0) else camera_size,
             bond_heartbeat_period=values["bond_heartbeat_period"],
             color_range=(values["color.near"], values["color.far"]),
@@ -457,7 +459,7 @@ class Parameters:
         if any(type(value) is not type(self._values[name]) for name, value in ours.items()):
             return
         if "checkpoint" in ours or self._changed(ours).engine != self.settings.engine:
-            self._checked = await _InThread(lambda: self._check(ours), self._check_done.trigger)
+            self._checked = await InThread(lambda: self._check(ours), self._check_done.trigger, "checking parameters")
 
     def _check(self, ours: dict[str, Any]) -> _Checked:
         """Whether these changes are accepted, whatever the state of the node."""
@@ -493,28 +495,6 @@ class Parameters:
             self._values = self._values | ours
             self._on_change(self.settings)
         return SetParametersResult(successful=True)
-
-
-class _InThread:
-    """The result of `function`, which runs in a thread, for a coroutine that awaits it. `wake` is called at its end."""
-
-    def __init__(self, function: Callable[[], _Checked], wake: Callable[[], None]):
-        self._future: Future[_Checked] = Future()
-        self._function, self._wake = function, wake
-
-    def __await__(self) -> Generator[None, None, _Checked]:
-        # Not a daemon thread: a process that ends while such a thread is in native code is aborted.
-        threading.Thread(target=self._run, name="checking parameters").start()
-        while not self._future.done():  # rclpy's executor resumes the coroutine whenever it is woken
-            yield
-        return self._future.result()
-
-    def _run(self) -> None:
-        try:
-            self._future.set_result(self._function())
-        except BaseException as error:
-            self._future.set_exception(error)
-        self._wake()
 
 
 def _ours(changes: list[Parameter]) -> dict[str, Any]:

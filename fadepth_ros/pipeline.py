@@ -13,6 +13,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -81,6 +82,22 @@ class FrameJob:
     measure_ground: bool
 
 
+@dataclass(frozen=True)
+class SavedFrame:
+    """What `~/save` saves of a frame.
+
+    Attributes:
+        picture: [H, W, 3] uint8 RGB at the camera's size, rectified if the depth is.
+        depth: [h, w] float32, metres.
+        cloud: serialized PointCloud2; None without a usable CameraInfo.
+    """
+
+    stamp: Stamp
+    picture: np.ndarray
+    depth: np.ndarray
+    cloud: bytes | None
+
+
 class Pipeline:
     """Turns serialized images of one camera into serialized depth.
 
@@ -118,6 +135,7 @@ class Pipeline:
         self._last_stamp: int | None = None
         self._late_stamp: int | None = None  # of the last frame, if it was dropped because it was late
         self._cloud_due = 0.0
+        self._saves: list[Future[SavedFrame]] = []
 
     # --------------------------------------------------------------------------------------------------------- one frame
 
@@ -146,6 +164,8 @@ class Pipeline:
     def prepare(self, raw: bytes, arrival: float) -> FrameJob | None:
         """Decode and check a serialized image; None if no output has subscribers. Raises as `process`."""
         subscribed = self._outputs.subscribed()
+        if self._saves:
+            subscribed = subscribed | {DEPTH, POINTS}
         if not subscribed:
             self.statistics.dropped("no_subscriber")
             return None
@@ -165,12 +185,18 @@ class Pipeline:
             if job.measure_ground:
                 self.ground.measure(result, job.arrival)
                 result = result.limited(job.settings.limits)
+        cloud = None
         for output in job.outputs:
-            self._outputs.publish(output, self._message(output, job, result))
+            message = self._message(output, job, result)
+            self._outputs.publish(output, message)
+            if output == POINTS:
+                cloud = message
         if job.outputs:
             now = time.monotonic()
             age = 1e-9 * (self._outputs.now() - job.frame.stamp.nanoseconds)
             self.statistics.finished(job.outputs, now - job.arrival, age)
+        if self._saves and result is not None:
+            self._save(job, result.depth, cloud)
 
     # --------------------------------------------------------------------------------------------------- other input
 
@@ -202,6 +228,21 @@ class Pipeline:
     def offer_camera_info(self, raw: bytes) -> None:
         """Use a serialized CameraInfo for the next frames."""
         self._cameras.update(raw)
+
+    @property
+    def saving(self) -> bool:
+        """Whether the next frame is to be saved."""
+        return bool(self._saves)
+
+    def save_next(self) -> Future[SavedFrame]:
+        """The next frame that has depth. Its depth and cloud are computed even if they have no subscribers."""
+        self._saves.append(Future())
+        return self._saves[-1]
+
+    def cancel_save(self, frame: Future[SavedFrame]) -> None:
+        """A frame is not wanted any more; no error if it has arrived."""
+        if frame in self._saves:
+            self._saves.remove(frame)
 
     def prepare_engine(self) -> bool:
         """Begin to build the engine for the size in camera_info, if there is none, without waiting for it: the first image
@@ -279,7 +320,7 @@ class Pipeline:
         measure_ground = scale_camera is not None and self.ground.is_due(arrival)
 
         outputs = [output for output in (DEPTH, COLOR) if output in subscribed]
-        points = POINTS in subscribed and camera is not None and self._cloud_is_due(arrival)
+        points = POINTS in subscribed and camera is not None and (self._cloud_is_due(arrival) or self.saving)
         if points:
             outputs.append(POINTS)
         request = None
@@ -334,6 +375,16 @@ class Pipeline:
         # Counted from the time the cloud was due, not from the frame's arrival: 10 Hz of a 25 Hz camera would become 8 Hz.
         self._cloud_due = max(self._cloud_due + self._settings.points_period, arrival)
         return True
+
+    def _save(self, job: FrameJob, depth: np.ndarray, cloud: bytes | None) -> None:
+        """Hand the frame over to those who wait for it."""
+        picture = job.frame.encoding.to_rgb(job.frame.pixels)
+        if job.rectified is not None:
+            picture = job.rectified.to_camera(picture)
+        # Copies: the engine may use the memory of its results again.
+        saved = SavedFrame(job.frame.stamp, picture.copy(), depth.copy(), cloud)
+        while self._saves:
+            self._saves.pop().set_result(saved)
 
     def _message(self, output: str, job: FrameJob, result: DepthResult | None) -> bytes:
         settings, frame = job.settings, job.frame
