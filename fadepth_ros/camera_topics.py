@@ -15,12 +15,20 @@ from dataclasses import replace
 from typing import Any
 
 from rclpy.callback_groups import CallbackGroup, ReentrantCallbackGroup
-from rclpy.event_handler import PublisherEventCallbacks, UnsupportedEventTypeError
 from rclpy.lifecycle import LifecycleNode
 from rclpy.qos import DurabilityPolicy, QoSPolicyKind, QoSProfile, ReliabilityPolicy
 from rclpy.qos_overriding_options import QoSOverridingOptions
 from rclpy.subscription import Subscription
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image, PointCloud2
+
+try:
+    from rclpy.event_handler import PublisherEventCallbacks, SubscriptionEventCallbacks, UnsupportedEventTypeError
+except ImportError:  # Humble
+    from rclpy.qos_event import (
+        PublisherEventCallbacks,
+        SubscriptionEventCallbacks,
+        UnsupportedEventTypeError,
+    )
 
 from fadepth_ros.engine_pool import EnginePool
 from fadepth_ros.parameters import Settings, TopicQos, qos_override_policies
@@ -145,8 +153,7 @@ class CameraTopics:
             # Appended one by one, so that `stop` destroys the first one if the other cannot be created.
             self._infos.append(self._subscribe(CameraInfo, info, on_info, settings.qos["camera_info"], self._polled))
             if self._infos[0].qos_profile.durability != DurabilityPolicy.TRANSIENT_LOCAL:
-                latched = self._subscribe(CameraInfo, info, on_info, _LATCHED, self._polled, overridable=False)
-                self._infos.append(latched)
+                self._infos.append(self._subscribe(CameraInfo, info, on_info, _LATCHED, self._polled, beside=True))
 
         self._subscribe_infos = subscribe_infos
         self._subscribe_image = functools.partial(
@@ -222,8 +229,14 @@ class CameraTopics:
         callback: Callable,
         qos: TopicQos,
         group: CallbackGroup | None = None,
-        overridable: bool = True,
+        beside: bool = False,
     ) -> Subscription:
+        """Subscribe to a topic.
+
+        Args:
+            beside: whether this is a second subscription of the topic. It has no overrides, and no warning of publishers that
+                do not fit: they are for the first one.
+        """
         return self._node.create_subscription(
             kind,
             topic,
@@ -231,7 +244,8 @@ class CameraTopics:
             _profile(qos),
             callback_group=group,
             raw=True,
-            qos_overriding_options=_overriding(self._node, topic, "subscription") if overridable else None,
+            qos_overriding_options=None if beside else _overriding(self._node, topic, "subscription"),
+            event_callbacks=SubscriptionEventCallbacks(use_default_callbacks=not beside),
         )
 
     def stop(self) -> None:

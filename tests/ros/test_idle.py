@@ -93,7 +93,7 @@ def start(request, monkeypatch):
 
 
 @pytest.mark.parametrize("events", [True, False])
-def test_the_camera_is_subscribed_while_depth_has_a_subscriber(start, monkeypatch, events):
+def test_the_camera_is_subscribed_while_depth_has_a_subscriber(start, monkeypatch, capfd, events):
     """Also if the middleware or rclpy (Humble) does not report subscribers."""
     if not events:
         monkeypatch.setattr("fadepth_ros.camera_topics.PublisherEventCallbacks", lambda: None)
@@ -104,6 +104,7 @@ def test_the_camera_is_subscribed_while_depth_has_a_subscriber(start, monkeypatc
         robot.listen()
         robot.wait_for(lambda: robot.depth, robot.publish)
         robot.leave()
+    assert "incompatible QoS" not in capfd.readouterr().err, "the latched subscription is not for this camera"
 
 
 def test_diagnostics_say_that_there_are_no_subscribers(start):

@@ -14,10 +14,20 @@ from rclpy.qos import QoSProfile
 from std_msgs.msg import Header
 
 from cards import PATIENCE, SIZE
-from fadepth_core.messages.cdr import CdrReader
 from fadepth_core.runtime.engine import EngineError
 from fadepth_ros.node import DepthNode
 from fakes import EngineLoader, FakeEngine
+
+typesys = pytest.importorskip("rosbags.typesys")
+#: Reads messages of the package bond.
+BOND = typesys.get_typestore(typesys.Stores.ROS2_JAZZY)
+BOND.register(
+    typesys.get_types_from_msg(
+        "std_msgs/Header header\nstring id\nstring instance_id\nbool active\n"
+        "float32 heartbeat_timeout\nfloat32 heartbeat_period\n",
+        "bond/msg/Status",
+    )
+)
 
 CONFIGURE, ACTIVATE = Transition.TRANSITION_CONFIGURE, Transition.TRANSITION_ACTIVATE
 DEACTIVATE, CLEANUP = Transition.TRANSITION_DEACTIVATE, Transition.TRANSITION_CLEANUP
@@ -42,10 +52,9 @@ class Manager:
         robot.node.create_subscription(Header, "bond", self._on_beat, QoSProfile(depth=100), raw=True)
 
     def _on_beat(self, raw):
-        reader = CdrReader(raw)
-        reader.stamp()
-        assert reader.string() == ""  # frame_id
-        self.beats.append((reader.string(), reader.string(), bool(reader.uint8())))
+        status = BOND.deserialize_cdr(raw, "bond/msg/Status")
+        assert status.heartbeat_period == pytest.approx(0.05)
+        self.beats.append((status.id, status.instance_id, status.active))
 
     def _call(self, client, request):
         future = client.call_async(request)
