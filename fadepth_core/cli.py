@@ -31,6 +31,7 @@ from fadepth_core.cli_bags import (
     extract_arguments,
     predict_bag,
 )
+from fadepth_core.cli_confidence import confidence_arguments, run_confidence
 from fadepth_core.cli_jobs import add_job_arguments, bags_below, expand, run_each
 from fadepth_core.common.color import PIXEL_MEAN, PIXEL_STD, to_picture
 from fadepth_core.common.documents import parse_yaml, shown
@@ -51,14 +52,20 @@ from fadepth_core.evaluation import (
     EnginePredictor,
     NetworkPredictor,
     Predictor,
+    Protocol,
+    calibration,
     choose_evenly,
     compare_evenly,
+    evaluate_uncertainty,
     evaluate_video,
+    flip_difference,
     picture_sheet,
     prediction_sheet,
     print_table,
+    print_uncertainty_table,
     print_video_table,
     published_rows,
+    uncertainty_values,
     write_json,
     write_predictions,
     write_sheet,
@@ -75,6 +82,7 @@ from fadepth_core.evaluation.odometry import (
     write_trajectory,
 )
 from fadepth_core.evaluation.predictions import FORMATS, FPS
+from fadepth_core.evaluation.uncertainty import Uncertainty
 from fadepth_core.geometry import MAX_DEPTH, MIN_DEPTH
 from fadepth_core.models import MODELS, DepthNetwork, build_model
 from fadepth_core.models.complexity import PRINTED, complexity
@@ -221,6 +229,11 @@ def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--untrained", action="store_true", help="also measure the same network with random weights")
     parser.add_argument(
+        "--confidence",
+        action="store_true",
+        help="also measure how well confidence ranks the errors (AUSE, AURG), beside the difference to the mirrored picture",
+    )
+    parser.add_argument(
         "--frames", type=whole(1, 10_000), default=16, metavar="N", help="video: frames of each clip, evenly spread"
     )
     _add_engine(parser, "plain PyTorch; the fastest backend if --precision is given")
@@ -252,9 +265,30 @@ def evaluate(args: argparse.Namespace) -> None:
     write_json(result, args.out / f"{args.protocol}.json")
     published = [] if args.entries else published_rows(protocol, network_size)  # of the published list of frames only
     print_table(result, published, _label(args, checkpoint), getattr(images, "groups", ()), baselines)
+    if args.confidence:
+        _evaluate_confidence(args, checkpoint, predictor, images, protocol)
     sheet = args.out / f"{args.protocol}.png"
-    write_sheet(sheet, lambda: picture_sheet(compare_evenly(predictor, images, protocol), sheet))
+    expected_error = predictor.expected_error if args.confidence and checkpoint.description.has_confidence else None
+    write_sheet(sheet, lambda: picture_sheet(compare_evenly(predictor, images, protocol), sheet, expected_error))
     print(f"wrote {args.out / args.protocol}.json and .png")
+
+
+def _evaluate_confidence(
+    args: argparse.Namespace,
+    checkpoint: Checkpoint,
+    predictor: NetworkPredictor | EnginePredictor,
+    images: Sequence[LabelledImage],
+    protocol: Protocol,
+) -> None:
+    """Print and write how well uncertainties rank the errors of depth."""
+    measures: dict[str, Uncertainty | None] = {"flip difference": flip_difference(predictor), "none (random)": None}
+    calibrated = None
+    if checkpoint.description.has_confidence:
+        measures = {"confidence": predictor.expected_error, **measures}
+        calibrated = calibration(predictor, predictor.expected_error, images, protocol)
+    figures = evaluate_uncertainty(predictor, measures, tqdm(images, unit="image", total=len(images)), protocol)
+    write_values(uncertainty_values(figures, calibrated), args.out / f"{args.protocol}.confidence.json")
+    print_uncertainty_table(figures, calibrated)
 
 
 def _test_set(args: argparse.Namespace) -> Sequence[LabelledImage]:
@@ -722,7 +756,7 @@ def _engine(args: argparse.Namespace) -> tuple[str, str]:
 
 def _predictor(
     args: argparse.Namespace, checkpoint: Checkpoint, network_size: tuple[int, int] | None = None
-) -> Predictor:
+) -> NetworkPredictor | EnginePredictor:
     """The checkpoint's network in the requested engine; in PyTorch if none was requested."""
     if args.backend or args.precision:
         return EnginePredictor(checkpoint, network_size, args.flip, *_engine(args))
@@ -782,6 +816,9 @@ _COMMANDS = {
         distill,
         _distill_arguments,
         "--config config/training/distill.yaml --teacher runs/hqdecv2/best.safetensors",
+    ),
+    "confidence": _Command(
+        run_confidence, confidence_arguments, "runs/kitti/depth.safetensors --data labels/drive --out robot.safetensors"
     ),
     "ablate": _Command(ablate, _ablate_arguments, "--config config/training/ablation.yaml --jobs 2"),
     "evaluate": _Command(

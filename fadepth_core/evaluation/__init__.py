@@ -27,6 +27,13 @@ from fadepth_core.evaluation.report import (
     write_values,
 )
 from fadepth_core.evaluation.tiles import map_from_above
+from fadepth_core.evaluation.uncertainty import (
+    calibration,
+    evaluate_uncertainty,
+    flip_difference,
+    print_uncertainty_table,
+    uncertainty_values,
+)
 from fadepth_core.evaluation.video import FrameResult, VideoEvaluation, VideoFigures, choose_evenly, evaluate_video
 
 __all__ = [
@@ -43,12 +50,15 @@ __all__ = [
     "PublishedRow",
     "VideoEvaluation",
     "VideoFigures",
+    "calibration",
     "choose_evenly",
     "compare",
     "compare_evenly",
     "depth_metrics",
     "evaluate",
+    "evaluate_uncertainty",
     "evaluate_video",
+    "flip_difference",
     "garg_crop",
     "map_from_above",
     "mean_metrics",
@@ -56,8 +66,10 @@ __all__ = [
     "predict",
     "prediction_sheet",
     "print_table",
+    "print_uncertainty_table",
     "print_video_table",
     "published_rows",
+    "uncertainty_values",
     "write_json",
     "write_predictions",
     "write_sheet",

@@ -265,13 +265,10 @@ class NetworkPredictor:
             RuntimeError: the network is in training mode.
             FramingError: invalid image or network size.
         """
-        if self.network.training:
-            raise RuntimeError("the network is in training mode; call its eval() first")
-        size = self.size or choose_network_size(image.shape[:2], self.pixels)
-        frames, matrix = frames_and_intrinsics([image], intrinsics, size, crop_to_aspect=False)
+        frames, matrix = self._input(image, intrinsics)
         if self.flip:
             frames = torch.cat([frames, frames.flip(-1)])
-        output = self.network(normalise(frames.to(next(self.network.parameters()).device)))
+        output = self.network(frames)
         x = (output if isinstance(output, torch.Tensor) else output.disparities[0]).float()
         inverse_depth = 1 / disparity_to_depth(x, self.network.min_depth, self.network.max_depth)
         if self.flip:
@@ -280,6 +277,28 @@ class NetworkPredictor:
         if self.focal is not None:
             inverse_depth *= self.focal / focal_length(matrix)
         return inverse_depth[0, 0].cpu().numpy()
+
+    @torch.inference_mode()
+    def expected_error(self, image: np.ndarray, intrinsics: np.ndarray) -> np.ndarray:
+        """Expected relative error of depth [h, w], from the confidence head of a deployed network. Flip has no effect.
+
+        Raises: as `__call__`; ValueError: the network has no confidence head.
+        """
+        frames, _ = self._input(image, intrinsics)
+        return error_of_confidence(self.network(frames, True)[1][0, 0].float().cpu().numpy())
+
+    def _input(self, image: np.ndarray, intrinsics: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+        """The normalised image [1, 3, h, w] on the network's device, and its K."""
+        if self.network.training:
+            raise RuntimeError("the network is in training mode; call its eval() first")
+        size = self.size or choose_network_size(image.shape[:2], self.pixels)
+        frames, matrix = frames_and_intrinsics([image], intrinsics, size, crop_to_aspect=False)
+        return normalise(frames.to(next(self.network.parameters()).device)), matrix
+
+
+def error_of_confidence(confidence: np.ndarray) -> np.ndarray:
+    """The expected relative error u that a confidence 1 / (1 + u) stands for."""
+    return 1 / np.maximum(confidence, np.float32(1e-6)) - 1
 
 
 class EnginePredictor:
@@ -319,12 +338,27 @@ class EnginePredictor:
             mirrored_image = np.ascontiguousarray(image[:, ::-1])
             mirrored = engine.infer(FrameRequest(mirrored_image, intrinsics, points=False)).depth
             inverse_depth = (inverse_depth + 1 / mirrored[:, ::-1]) / 2
+        self._check_backend(engine)
+        return inverse_depth
+
+    def expected_error(self, image: np.ndarray, intrinsics: np.ndarray) -> np.ndarray:
+        """Expected relative error of depth [h, w], from the confidence head. Flip has no effect.
+
+        Raises: as `__call__`; ValueError: the checkpoint has no confidence head.
+        """
+        engine = self._engine_for(image.shape[:2])
+        confidence = engine.infer(FrameRequest(image, intrinsics, points=False, confidence=True)).confidence
+        self._check_backend(engine)
+        if confidence is None:
+            raise ValueError("this checkpoint has no confidence head")
+        return error_of_confidence(confidence)
+
+    def _check_backend(self, engine: DepthEngine) -> None:
         if self.backend not in ("auto", engine.backend_name) or self.precision not in ("auto", engine.precision):
             raise EngineError(
                 f"requested {self.backend} {self.precision}, got {engine.description}"
                 + "".join(f"\n  {failure}" for failure in engine.failures)
             )
-        return inverse_depth
 
     def _engine_for(self, size: tuple[int, int]) -> DepthEngine:
         """The engine for images of `size` (height, width)."""

@@ -19,7 +19,14 @@ from fadepth_core.common.sample import LabelledImage, evenly_spread
 from fadepth_core.evaluation.metrics import DepthMetrics, mean_metrics
 from fadepth_core.evaluation.protocols import Comparison, Evaluation, Predictor, Protocol, compare
 from fadepth_core.evaluation.published import PublishedRow
-from fadepth_core.evaluation.tiles import depth_picture, depth_range, error_picture, map_from_above, photo
+from fadepth_core.evaluation.tiles import (
+    depth_picture,
+    depth_range,
+    error_picture,
+    expected_error_picture,
+    map_from_above,
+    photo,
+)
 from fadepth_core.evaluation.video import VideoEvaluation, VideoFigures
 from fadepth_core.runtime.pictures import write_png
 
@@ -119,12 +126,17 @@ def compare_evenly(
     return [compare(predict, images[index], protocol) for index in evenly_spread(len(images), count)]
 
 
-def picture_sheet(comparisons: Sequence[Comparison], path: str | os.PathLike) -> None:
+def picture_sheet(
+    comparisons: Sequence[Comparison], path: str | os.PathLike, expected_error: Predictor | None = None
+) -> None:
     """Write a PNG with one row per comparison: image, predicted depth, error, and predicted points from above.
 
     Near depth is bright (log scale, with a range for each image). The error is |d - d*| / d*, from blue (0) to red (0.5
     and more); pixels without valid ground truth are black. For the points see `map_from_above`. The name and AbsRel are
     above each row.
+
+    Args:
+        expected_error: relative error that the network expects, as map [h, w]; drawn beside the error in the same colours.
 
     Raises:
         ValueError: there is nothing to show.
@@ -132,7 +144,7 @@ def picture_sheet(comparisons: Sequence[Comparison], path: str | os.PathLike) ->
     """
     if not comparisons:
         raise ValueError("a picture sheet needs at least one comparison")
-    write_png(path, np.concatenate([_row(comparison) for comparison in comparisons]))
+    write_png(path, np.concatenate([_row(comparison, expected_error) for comparison in comparisons]))
 
 
 def write_sheet(path: Path, write: Callable[[], object]) -> None:
@@ -169,15 +181,18 @@ def prediction_sheet(
     write_png(path, np.concatenate(rows))
 
 
-def _row(comparison: Comparison) -> np.ndarray:
-    """One row of the sheet, BGR uint8 [h, 3 * TILE_WIDTH + MAP_SIZE[1], 3]."""
+def _row(comparison: Comparison, expected_error: Predictor | None) -> np.ndarray:
+    """One row of the sheet, BGR uint8 [h, n * TILE_WIDTH + MAP_SIZE[1], 3]."""
     size = _tile_size(comparison.depth)
     tiles = [
         photo(comparison.image.image, size),
         depth_picture(comparison.depth, depth_range(comparison.depth), size),
         error_picture(comparison, size),
-        map_from_above(comparison.image.image, comparison.depth, comparison.image.intrinsics),
     ]
+    image = comparison.image
+    if expected_error is not None:
+        tiles.append(expected_error_picture(expected_error(image.image, image.intrinsics), size))
+    tiles.append(map_from_above(image.image, comparison.depth, image.intrinsics))
     return _captioned(f"{comparison.image.name}   AbsRel {comparison.metrics.abs_rel:.3f}", tiles)
 
 

@@ -80,6 +80,12 @@ def error_picture(comparison: Comparison, size: tuple[int, int], background: np.
     return _pixels_of_truth(level, comparison.valid, size, ERROR_COLORS, black if background is None else background)
 
 
+def expected_error_picture(error: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """An expected relative error [h, w] at the given (height, width), in the colours of `error_picture`."""
+    level = (cv2.resize(error, size[::-1], interpolation=cv2.INTER_LINEAR) / WORST_ERROR).clip(0, 1)
+    return cv2.applyColorMap(_bytes(level), ERROR_COLORS)
+
+
 def _nearness(depth: np.ndarray, limits: tuple[float, float]) -> np.ndarray:
     """0 at the far limit and beyond to 1 at the near one."""
     near, far = np.log(limits)

@@ -2,6 +2,7 @@
 
 from fadepth_core.losses.apx import ApxLoss, ApxOptions, ApxWeights, Signals
 from fadepth_core.losses.base import BaseLoss, BaseWeights, Motions, Views, base_loss
+from fadepth_core.losses.confidence import error_likelihood
 from fadepth_core.losses.pyramid import (
     PAPER_LEVELS,
     LevelReport,
@@ -28,6 +29,7 @@ __all__ = [
     "Views",
     "base_loss",
     "depth_loss",
+    "error_likelihood",
     "predict_motions",
     "speed_loss",
 ]

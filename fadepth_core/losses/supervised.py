@@ -52,9 +52,9 @@ def depth_loss(
     known = truth > 0
     total = truth.new_zeros(())
     for disparity in disparities:
-        difference = _log_error(disparity, truth, min_depth, max_depth)
+        difference = log_error(disparity, truth, min_depth, max_depth)
         cost = difference.abs() if error == "log" else _asymmetric(difference)
-        total = total + _mean_of_images(cost, known)
+        total = total + mean_of_images(cost, known)
     return total / len(disparities)
 
 
@@ -74,9 +74,9 @@ def shape_loss(disparity: Tensor, truth: Tensor, min_depth: float, max_depth: fl
         The loss, [].
     """
     known = truth > 0
-    difference = _log_error(disparity, truth, min_depth, max_depth) * known
+    difference = log_error(disparity, truth, min_depth, max_depth) * known
     mean = difference.sum((1, 2)) / known.sum((1, 2)).clamp(min=1)
-    total = _mean_of_images((difference - mean[:, None, None]).abs(), known)
+    total = mean_of_images((difference - mean[:, None, None]).abs(), known)
     for scale in range(scales):
         d, m = (x[:, :: 2**scale, :: 2**scale] for x in (difference, known))
         for axis in (1, 2):
@@ -84,19 +84,24 @@ def shape_loss(disparity: Tensor, truth: Tensor, min_depth: float, max_depth: fl
             if n < 1:
                 continue
             both = m.narrow(axis, 0, n) & m.narrow(axis, 1, n)
-            total = total + _mean_of_images((d.narrow(axis, 1, n) - d.narrow(axis, 0, n)).abs(), both)
+            total = total + mean_of_images((d.narrow(axis, 1, n) - d.narrow(axis, 0, n)).abs(), both)
     return total
 
 
-def _log_error(disparity: Tensor, truth: Tensor, min_depth: float, max_depth: float) -> Tensor:
+def resized(x: Tensor, truth: Tensor) -> Tensor:
+    """A map [B, 1, h, w], interpolated to the size of `truth` [B, H, W]."""
+    return F.interpolate(x.to(truth.dtype), size=truth.shape[-2:], mode="bilinear", align_corners=False)
+
+
+def log_error(disparity: Tensor, truth: Tensor, min_depth: float, max_depth: float) -> Tensor:
     """log D - log D_true [B, H, W] at the truth's size, from x in (0, 1) [B, 1, h, w]."""
     # As in the published evaluation protocols, disparity is interpolated, not depth.
-    x = F.interpolate(disparity.to(truth.dtype), size=truth.shape[-2:], mode="bilinear", align_corners=False)
+    x = resized(disparity, truth)
     depth = disparity_to_depth(x, min_depth, max_depth).squeeze(1)
     return depth.log() - truth.clamp(min_depth, max_depth).log()
 
 
-def _mean_of_images(cost: Tensor, known: Tensor) -> Tensor:
+def mean_of_images(cost: Tensor, known: Tensor) -> Tensor:
     """Mean over the known pixels of each image, then over the images; images without known pixels do not count."""
     count = known.sum((1, 2))
     means = (cost * known).sum((1, 2)) / count.clamp(min=1)

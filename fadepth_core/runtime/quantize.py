@@ -37,10 +37,10 @@ nncf.set_log_level(logging.WARNING)  # at INFO it logs every node that stays in 
 #: Default number of frames. With 200, depth differs from float32 as much as with 64.
 FRAMES = 64
 MIN_FRAMES = 24
-#: Nodes that stay in float: preprocessing, disparity to depth and points, and the network's head. Depth is steepest
+#: Nodes that stay in float: preprocessing, disparity to depth and points, and the network's heads. Depth is steepest
 #: where disparity is small: the median error is 3.5 % with the head in 8 bits, 1.8 % with it in float. The first
 #: convolution is quantized: in float it takes 6 % more time and reduces the error by 0.1 %.
-_FLOAT = [r"/(?!network/).*", r"/network/(.*/)?heads?[./].*"]
+_FLOAT = [r"/(?!network/).*", r"/network/(.*/)?(heads?|confidence)[./].*"]
 
 
 def quantize_checkpoint(path: str | os.PathLike, images: Sequence[np.ndarray]) -> tuple[float, float]:

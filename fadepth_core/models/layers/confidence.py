@@ -6,6 +6,7 @@ The head is not in the paper. It is trained with the log-likelihood of the netwo
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -36,6 +37,13 @@ class ConfidenceHead(nn.Module):
 
     def forward(self, decoder: Sequence[Tensor]) -> Tensor:
         return torch.sigmoid(-self.log_uncertainty(decoder))
+
+    @torch.no_grad()
+    def set_start(self, error: float) -> None:
+        """Let an untrained head expect about this relative error everywhere."""
+        assert self.sum.bias is not None
+        self.sum.bias.fill_(math.log(error))
+        self.sum.weight.mul_(0.1)
 
     def log_uncertainty(self, decoder: Sequence[Tensor]) -> Tensor:
         """s = ln u [B, 1, H, W]."""
