@@ -82,7 +82,7 @@ class PassThroughEngine:
     """Returns the plane z = 5 m, computed once, for every frame."""
 
     description = "pass-through"
-    takes_network_size, follows_camera, batches = True, False, False
+    takes_network_size, follows_camera, batches, has_confidence = True, False, False, False
     failures, degraded, building = (), False, False
 
     def __init__(self, _settings, camera_size, _logger):

@@ -12,7 +12,6 @@ from tqdm import tqdm
 from fadepth_core.cli_arguments import number, whole
 from fadepth_core.common.files import user_path
 from fadepth_core.common.memory import keep_freed_memory
-from fadepth_core.runtime.backends import default_threads
 from fadepth_core.runtime.checkpoint import Checkpoint, CheckpointError
 from fadepth_core.runtime.export import export_checkpoint
 from fadepth_core.training.confidence import ConfidenceOptions, ConfidenceStep, train_confidence
@@ -60,7 +59,8 @@ def run_confidence(args: argparse.Namespace) -> None:
     checkpoint = Checkpoint(args.checkpoint)
     args.out.parent.mkdir(parents=True, exist_ok=True)
     options = ConfidenceOptions(args.iterations, args.minutes, args.batch_size, args.scaling == "median", args.seed)
-    torch.set_num_threads(default_threads())
+    # The pictures are small: on a busy machine, several threads would mostly wait for each other.
+    torch.set_num_threads(1)
     last: deque[ConfidenceStep] = deque(maxlen=100)
     with tqdm(total=options.iterations, unit="batch") as bar:
 

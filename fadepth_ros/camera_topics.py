@@ -32,9 +32,9 @@ except ImportError:  # Humble
 
 from fadepth_ros.engine_pool import EnginePool
 from fadepth_ros.parameters import Settings, TopicQos, qos_override_policies
-from fadepth_ros.pipeline import COLOR, DEPTH, INFO, POINTS, Pipeline
+from fadepth_ros.pipeline import COLOR, CONFIDENCE, DEPTH, INFO, POINTS, Pipeline
 
-_OUTPUT_TYPES = {DEPTH: Image, INFO: CameraInfo, POINTS: PointCloud2, COLOR: Image}
+_OUTPUT_TYPES = {DEPTH: Image, INFO: CameraInfo, POINTS: PointCloud2, COLOR: Image, CONFIDENCE: Image}
 
 
 #: At most this many messages are taken from a queue before the newest of them is processed: a publisher may fill it as fast.

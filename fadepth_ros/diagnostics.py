@@ -81,6 +81,8 @@ def status_values(report: Report, pipeline: Pipeline) -> dict[str, str]:
     if scale is not None:
         seen = "" if scale.seen else ", no ground in view"
         values["scale from camera height"] = f"{scale.factor:.3f}{seen}"
+    if pipeline.confidence.share is not None:
+        values["pixels below min_confidence (%)"] = f"{100 * pipeline.confidence.share:.1f}"
     values |= {f"passed over {i}": text for i, text in enumerate(engine.failures, 1)}
     if report.last_error is not None:
         values["last error"] = f"{report.last_error[0]} ({report.last_error[1]:.0f} s ago)"

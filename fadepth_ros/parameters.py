@@ -129,6 +129,7 @@ QOS: dict[str, TopicQos] = {
     "depth/camera_info": TopicQos("reliable", "volatile", 2),
     "depth/points": TopicQos("reliable", "volatile", 2),
     "depth/color": TopicQos("reliable", "volatile", 2),
+    "depth/confidence": TopicQos("reliable", "volatile", 2),
 }
 
 
@@ -213,6 +214,14 @@ SPECS: tuple[Spec, ...] = (
     ),
     Spec("min_depth", 0.1, "Depth below this is published as -Inf (REP-117), metres.", limits=_METRES),
     Spec("max_depth", 100.0, "Depth above this is published as +Inf (REP-117), metres.", limits=_METRES),
+    Spec(
+        "min_confidence",
+        0.0,
+        "Depth and points of pixels with less confidence are NaN; 0 keeps all. Confidence is 1 / (1 + u), where u is the "
+        "expected relative error: 0.8 removes pixels that are expected to be off by more than 25 %. Needs a checkpoint with a "
+        "confidence head.",
+        limits=(0.0, 1.0),
+    ),
     Spec(
         "depth_encoding",
         "32FC1",
@@ -300,6 +309,7 @@ class Settings:
     depth_scale: float
     camera_height: float
     limits: tuple[float, float]
+    min_confidence: float
     depth_encoding: str
     points_rgb: bool
     points_stride: int
@@ -337,6 +347,7 @@ class Settings:
             depth_scale=values["depth_scale"],
             camera_height=values["camera_height"],
             limits=(values["min_depth"], values["max_depth"]),
+            min_confidence=values["min_confidence"],
             depth_encoding=values["depth_encoding"],
             points_rgb=values["points.rgb"],
             points_stride=values["points.stride"],

@@ -29,6 +29,7 @@ from fadepth_core.messages.images import Frame, read_compressed
 from fadepth_core.runtime.camera_messages import OutputWriters, rgb_for
 from fadepth_core.runtime.engine import DepthEngine, DepthResult, EngineError, FrameRequest
 from fadepth_core.runtime.rectifier import RectifiedCamera, Rectifier
+from fadepth_ros.confidence_filter import ConfidenceFilter
 from fadepth_ros.engine_pool import EngineLease, EnginePool, EngineUnavailableError, check_trained
 from fadepth_ros.ground_correction import GroundCorrection
 from fadepth_ros.messages import read_image
@@ -36,6 +37,7 @@ from fadepth_ros.parameters import Settings
 from fadepth_ros.statistics import Statistics
 
 DEPTH, INFO, POINTS, COLOR = "depth/image", "depth/camera_info", "depth/points", "depth/color"
+CONFIDENCE = "depth/confidence"
 
 #: A stamp at least this much older than the last one (ns) means that the clock was set back or a bag started again. A
 #: smaller step back may also mean that a newer frame has arrived before this one; then only one frame is late.
@@ -109,7 +111,7 @@ class Pipeline:
         engines: shared with the other cameras of the node.
 
     Attributes:
-        statistics, engine, ground, rectifier: for /diagnostics.
+        statistics, engine, ground, rectifier, confidence: for /diagnostics.
     """
 
     def __init__(
@@ -124,6 +126,7 @@ class Pipeline:
         self.statistics = Statistics(logger)
         self.engine = EngineLease(engines or EnginePool(), logger)
         self.ground = GroundCorrection()
+        self.confidence = ConfidenceFilter()
         self._settings, self._outputs = settings, outputs
         self._image_topic, self._info_topic = image_topic, info_topic
         self.rectifier = Rectifier(settings.rectify, image_topic, info_topic)
@@ -185,6 +188,7 @@ class Pipeline:
             if job.measure_ground:
                 self.ground.measure(result, job.arrival)
                 result = result.limited(job.settings.limits)
+            result = self.confidence.apply(result, job.settings.min_confidence)
         cloud = None
         for output in job.outputs:
             message = self._message(output, job, result)
@@ -320,6 +324,9 @@ class Pipeline:
         measure_ground = scale_camera is not None and self.ground.is_due(arrival)
 
         outputs = [output for output in (DEPTH, COLOR) if output in subscribed]
+        confidence = self._needs_confidence(engine, subscribed)
+        if confidence and CONFIDENCE in subscribed:
+            outputs.append(CONFIDENCE)
         points = POINTS in subscribed and camera is not None and (self._cloud_is_due(arrival) or self.saving)
         if points:
             outputs.append(POINTS)
@@ -332,10 +339,21 @@ class Pipeline:
                 scale=settings.depth_scale * self.ground.factor,
                 # Limits could remove the ground, in which the scale is measured. They are then applied later, in `publish`.
                 limits=(0.0, np.inf) if measure_ground else settings.limits,
+                confidence=confidence,
             )
         if INFO in subscribed and camera is not None:
             outputs.append(INFO)
         return FrameJob(frame, arrival, settings, tuple(outputs), camera, rectified, engine, request, measure_ground)
+
+    def _needs_confidence(self, engine: DepthEngine, subscribed: set[str]) -> bool:
+        """Whether to compute confidence; a warning if it is needed and the checkpoint has none."""
+        filters = self._settings.min_confidence > 0
+        if not filters and CONFIDENCE not in subscribed:
+            return False
+        if not engine.has_confidence:
+            effect = "min_confidence has no effect" if filters else f"{CONFIDENCE} is not published"
+            self.report_problem(f"the checkpoint has no confidence head; {effect}", "confidence")
+        return engine.has_confidence
 
     def _rectified(self, camera: Camera, engine: DepthEngine) -> RectifiedCamera:
         """The camera as the engine sees it. Logs what is new: it may be wrong for a driver that rectifies its images."""
@@ -395,6 +413,9 @@ class Pipeline:
         assert result is not None
         if output == DEPTH:
             return self._writers.depth(frame, result.depth, settings.depth_encoding)
+        if output == CONFIDENCE:
+            assert result.confidence is not None  # see `_plan`
+            return self._writers.confidence(frame, result.confidence)
         if output == COLOR:
             return self._writers.color(frame, result.depth, settings.color_range)
         assert result.points is not None

@@ -50,6 +50,11 @@ class OutputWriters:
         key = (frame.frame_id, depth.shape, encoding)
         return self._writer("depth", key, lambda: ImageWriter(*key)).write(frame.stamp, pixels)
 
+    def confidence(self, frame: Frame, confidence: np.ndarray) -> bytes:
+        """Image of `confidence` [h, w] float32, 0 to 1."""
+        key = (frame.frame_id, confidence.shape, "32FC1")
+        return self._writer("confidence", key, lambda: ImageWriter(*key)).write(frame.stamp, confidence)
+
     def color(self, frame: Frame, depth: np.ndarray, color_range: tuple[float, float]) -> bytes:
         """Colour-mapped image of `depth` [h, w]; `color_range`: nearest and farthest depth, metres."""
         key = (frame.frame_id, depth.shape, "rgb8")

@@ -85,18 +85,13 @@ class DepthResult:
         result."""
         if self.confidence is None:
             return self
-        unsure = self.confidence < np.float32(least)
-        depth = np.where(unsure, np.float32(np.nan), self.depth)
-        points = self.points
-        if points is not None:
-            points = np.where(unsure[..., None], np.float32(np.nan), points)
-        return replace(self, depth=depth, points=points)
+        return self.without(self.confidence < np.float32(least))
 
     def without(self, pixels: np.ndarray) -> DepthResult:
-        """The same result with NaN where `pixels` [h, w] bool is true."""
+        """The same result with depth and points NaN where `pixels` [h, w] bool is true."""
         nan = np.float32(np.nan)
         points = None if self.points is None else np.where(pixels[..., None], nan, self.points)
-        return DepthResult(np.where(pixels, nan, self.depth), points, self.intrinsics)
+        return replace(self, depth=np.where(pixels, nan, self.depth), points=points)
 
 
 class _PreparedRequest(NamedTuple):

@@ -7,10 +7,13 @@ small batches are enough.
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,6 +36,8 @@ from fadepth_core.runtime.network import load_network
 
 LEARNING_RATE = 5e-3
 _WARM_UP = 30
+#: Threads that read and augment pictures. The network computes in one thread.
+_LOADERS = 1
 _LARGEST_GRADIENT = 1.0
 _LEAST_START = 0.01
 #: Changes of the pictures, so that the network makes other errors on those it was trained on.
@@ -142,11 +147,12 @@ def train_confidence(
     network = load_network(checkpoint).to(device)
     head = add_confidence(network).to(device).requires_grad_(True)
     optimizer = torch.optim.AdamW(head.parameters(), lr=LEARNING_RATE, weight_decay=1e-3)
+    batches = _prefetched(lambda number: data.batch(options.batch_size, options.seed * 1_000_003 + number))
     start, iteration, share = time.monotonic(), 0, 0.0
     while share < 1:
         warm = min(1.0, (iteration + 1) / _WARM_UP)
         optimizer.param_groups[0]["lr"] = LEARNING_RATE * warm * 0.5 * (1 + math.cos(math.pi * share))
-        batch = data.batch(options.batch_size, options.seed * 1_000_003 + iteration).to(device)
+        batch = next(batches).to(device)
         assert batch.depth is not None  # see `LabelledFolders`
         with torch.no_grad():
             disparity, decoder = network.maps(normalise(batch.frames[:, 0]))
@@ -165,6 +171,20 @@ def train_confidence(
         if on_step is not None:
             on_step(ConfidenceStep(iteration, float(loss.detach()), float(error), _mean_error(s)))
     return network.cpu().requires_grad_(False), iteration
+
+
+def _prefetched(load: Callable[[int], Sample]) -> Iterator[Sample]:
+    """The batches of the numbers 0, 1, ..., loaded by threads while the network computes."""
+    with ThreadPoolExecutor(_LOADERS) as threads:
+        pending = deque(threads.submit(load, number) for number in range(2 * _LOADERS))
+        try:
+            for number in itertools.count(len(pending)):
+                batch = pending.popleft().result()
+                pending.append(threads.submit(load, number))
+                yield batch
+        finally:
+            for future in pending:
+                future.cancel()
 
 
 def _mean_error(log_uncertainty: Tensor) -> float:

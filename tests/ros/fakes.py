@@ -67,7 +67,7 @@ class FakeEngine:
         requests: all requests, in order.
     """
 
-    takes_network_size, follows_camera, batches = True, False, False
+    takes_network_size, follows_camera, batches, has_confidence = True, False, False, False
     backend_name, precision, description = "fake", "fp32", "fake fp32"
     failures, degraded, building = (), False, False
 
