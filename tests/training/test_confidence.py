@@ -56,10 +56,10 @@ def test_the_head_learns_where_depth_is_wrong(start, frames, tmp_path, capsys):
     before = DepthEngine.load(start, SIZE, SIZE)
     write_pictures(tmp_path / "pictures", before, frames[:-1])
     out = tmp_path / "net.safetensors"
-    options = ["--out", str(out), "--iterations", "60", "--batch-size", "2"]
+    options = ["--out", str(out), "--iterations", "100", "--batch-size", "2"]
     assert main(["confidence", str(start), "--data", str(tmp_path / "pictures"), *options]) == 0
     assert "the head expected" in capsys.readouterr().out
-    assert "60 batches of 2 pictures" in Checkpoint(out).description.provenance["confidence"]
+    assert "100 batches of 2 pictures" in Checkpoint(out).description.provenance["confidence"]
     for name, value in Checkpoint(start).weights.items():
         assert np.array_equal(Checkpoint(out).weights[name], value), "the network is frozen"
     request = FrameRequest(frames[-1], K, confidence=True)
