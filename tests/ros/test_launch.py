@@ -75,36 +75,34 @@ def test_a_parameter_file_that_does_not_exist_is_an_error(tmp_path):
         node.execute(context)
 
 
-def depth_node(**arguments):
-    """The depth node of depth.launch.py with these arguments, and the context."""
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ({}, []),
+        ({"use_sim_time": "true", "camera_height": "0.4"}, [{"use_sim_time": True, "camera_height": 0.4}]),
+        ({"use_sim_time": "false", "checkpoint": "smalldepth_nc"}, [{"checkpoint": "smalldepth_nc"}]),
+    ],
+)
+def test_only_arguments_that_are_given_override_the_parameter_file(arguments, expected, monkeypatch):
+    import launch_ros.actions
     from launch.actions import DeclareLaunchArgument, OpaqueFunction
 
     from launch import LaunchContext
 
+    started = []
+    monkeypatch.setattr(launch_ros.actions, "Node", lambda **options: started.append(options))
     context = LaunchContext()
-    context.launch_configurations.update(params_file=str(ROOT / "config" / "depth.yaml"), **arguments)
-    entities = description_of("depth").entities
+    params_file = str(ROOT / "config" / "depth.yaml")
+    context.launch_configurations.update(params_file=params_file, **arguments)
+    entities = [e for e in description_of("depth").entities if e is not None]
     for argument in entities:
         if isinstance(argument, DeclareLaunchArgument) and argument.name != "params_file":
             argument.visit(context)
+    started.clear()  # RViz
     (function,) = (e for e in entities if isinstance(e, OpaqueFunction))
-    return function.execute(context)[0], context
-
-
-@pytest.mark.parametrize(
-    ("arguments", "expected"),
-    [
-        ({}, None),
-        ({"use_sim_time": "true", "camera_height": "0.4"}, {"use_sim_time": True, "camera_height": 0.4}),
-        ({"use_sim_time": "false", "checkpoint": "smalldepth_nc"}, {"checkpoint": "smalldepth_nc"}),
-    ],
-)
-def test_only_arguments_that_are_given_override_the_parameter_file(arguments, expected):
-    from launch_ros.utilities import evaluate_parameters
-
-    node, context = depth_node(**arguments)
-    _, *given = evaluate_parameters(context, node._Node__parameters)
-    assert given == ([] if expected is None else [expected])
+    function.execute(context)
+    ((_, *given),) = (options["parameters"] for options in started)
+    assert given == expected
 
 
 @pytest.mark.parametrize("name", ["nav2", "laserscan", "rtabmap", "image_pipeline"])

@@ -27,6 +27,8 @@ from fakes import SECOND, FakeEngine, RecordedOutputs, make_pipeline, settings
 
 RECIPES = Path(__file__).resolve().parents[2] / "config" / "recipes"
 NAMES = ("nav2_voxel_layer", "nav2_stvl", "laserscan", "rtabmap", "image_pipeline")
+#: Parameters that each node of ROS has.
+ROS_OWN = ("use_sim_time", "start_type_description_service")
 #: Size and focal length of the camera, pixels, and its height above the floor, metres.
 SIZE, FOCAL, HEIGHT = (240, 320), 280.0, 0.45
 #: Front of the box, its half width, its height; distance of the wall. Metres.
@@ -37,13 +39,13 @@ class Scene(FakeEngine):
     """Answers with the depth of the scene."""
 
     follows_camera = True  # each request has intrinsics
-    box = True
+    box, wall = True, WALL
 
     def _run(self, request):
         k = self.framing.output_intrinsics(request.intrinsics)
         h, w = self.framing.output_size
         x, y = (np.arange(w) - k[0, 2]) / k[0, 0], ((np.arange(h) - k[1, 2]) / k[1, 1])[:, None]
-        depth = np.full((h, w), WALL)
+        depth = np.full((h, w), self.wall)
         if self.box:
             depth[(np.abs(x * BOX) <= HALF) & (y * BOX >= HEIGHT - TOP)] = BOX
         with np.errstate(divide="ignore"):
@@ -57,25 +59,24 @@ class EmptyScene(Scene):
     box = False
 
 
+class OpenScene(EmptyScene):
+    wall = 50.0
+
+
 def recipe(name):
     return yaml.safe_load((RECIPES / f"{name}.yaml").read_text())
 
 
-def flat(parameters, prefix=""):
-    """Nested parameters by their dotted names."""
-    found = {}
-    for key, value in parameters.items():
-        found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return found
-
-
 def node_parameters(name):
-    """The recipe's parameters of the depth node, read by ROS."""
-    node = rclpy.create_node("depth", cli_args=["--ros-args", "--params-file", str(RECIPES / f"{name}.yaml")])
-    try:
-        return {key: parameter.value for key, parameter in node._parameter_overrides.items()}
-    finally:
-        node.destroy_node()
+    """The recipe's parameters of the depth node, read by ROS, for a node in any namespace."""
+    node = rclpy.create_node(
+        "depth",
+        cli_args=["--ros-args", "-r", "__ns:=/robot/front", "--params-file", str(RECIPES / f"{name}.yaml")],
+        automatically_declare_parameters_from_overrides=True,
+    )
+    given = {key: parameter.value for key, parameter in node.get_parameters_by_prefix("").items()}
+    node.destroy_node()
+    return {key: value for key, value in given.items() if key not in ROS_OWN}
 
 
 def published(name, outputs, scene=Scene):
@@ -95,14 +96,14 @@ def layer_of(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_node_accepts_the_parameters_of_a_recipe(name):
-    """Read by ROS from the file, in any namespace; a name that the node does not have would change nothing."""
-    arguments = ["--ros-args", "-r", "__ns:=/robot/front", "--params-file", str(RECIPES / f"{name}.yaml")]
-    node = rclpy.create_node("depth", cli_args=arguments)
-    given = node._parameter_overrides
+    """A name that the node does not have would change nothing."""
+    given = node_parameters(name)
     assert given
     assert set(given) <= {spec.name for spec in SPECS}
-    Parameters(node, lambda: False, lambda _: None, lambda _: None)
+    node = rclpy.create_node("depth", cli_args=["--ros-args", "--params-file", str(RECIPES / f"{name}.yaml")])
+    settings = Parameters(node, lambda: False, lambda _: None, lambda _: None).settings
     node.destroy_node()
+    assert settings.depth_encoding == given.get("depth_encoding", "32FC1")
 
 
 @pytest.mark.parametrize(
@@ -165,16 +166,6 @@ def test_the_laser_scan_has_the_box_and_no_floor():
     on_box = np.abs(across * BOX) < HALF
     np.testing.assert_allclose(ranges[on_box], (BOX * np.hypot(1, across))[on_box], rtol=1e-3)
     np.testing.assert_allclose(ranges[~on_box], (WALL * np.hypot(1, across))[~on_box], rtol=1e-3)
-
-
-class OpenScene(EmptyScene):
-    """A wall behind the farthest depth."""
-
-    def _run(self, request):
-        result = super()._run(request)
-        return DepthResult(np.where(result.depth >= WALL, 50.0, result.depth), None, result.intrinsics).limited(
-            request.limits
-        )
 
 
 def test_far_space_is_infinite_in_the_laser_scan():
