@@ -16,6 +16,7 @@ RUFF = "ruff==0.17.6"  # the version of .pre-commit-config.yaml, as codespell's
 ROS = ["ros-jazzy-rclpy[fastrtps]==7.1.6", "ros-jazzy-common-interfaces==5.3.6"]  # PyPI wheels of ROS 2, x86-64 Linux
 CPU = ["openvino>=2024.4"]  # runs the network without torch
 VIEW = ["viser>=1.0"]  # the demo's page
+FOXGLOVE = ["foxglove-sdk>=0.30"]  # the demo in Foxglove, and MCAP of what it shows
 GPU = ["torch>=2.6"]
 TENSORRT = ["torch-tensorrt>=2.11"]  # or torch-tensorrt-rtx, for GeForce RTX cards; brings its own torch
 TRAIN = [
@@ -80,6 +81,7 @@ setup(
         "adapt": ADAPT,
         "quantize": QUANTIZE,
         "view": VIEW,
+        "foxglove": FOXGLOVE,
         "cluster": CLUSTER,
         "odometry": ODOMETRY,
         "assets": ASSETS,

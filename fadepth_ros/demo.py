@@ -86,13 +86,21 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--clip", help="video file with a JSON of intrinsics beside it; default: the bundled clip")
     parser.add_argument("--checkpoint", help="checkpoint to run; default: the shipped one")
     parser.add_argument(
-        "--view", choices=("auto", "page", "files"), default="auto", help="auto: page if there is a screen, else files"
+        "--view",
+        choices=("auto", "page", "foxglove", "files"),
+        default="auto",
+        help="auto: page if there is a screen, else files",
     )
     parser.add_argument(
-        "--host", default="localhost", help="address the page is served on; 0.0.0.0 for the whole network"
+        "--record", help="with --view foxglove: MCAP file to write what is shown to; plays the clip once"
     )
-    parser.add_argument("--port", type=int, default=8080, help="port of the page")
-    parser.add_argument("--once", action="store_true", help="play the clip once; the default with --view files")
+    parser.add_argument(
+        "--host", default="localhost", help="address that page or Foxglove's connection is served on; 0.0.0.0: all"
+    )
+    parser.add_argument("--port", type=int, default=0, help="its port; default: 8080 for the page, 8765 for Foxglove")
+    parser.add_argument(
+        "--once", action="store_true", help="play the clip once; the default with --view files and --record"
+    )
     return parser.parse_args()
 
 
@@ -100,10 +108,11 @@ def main() -> int:
     print_any_character()
     args = _arguments()
     view = ("page" if has_screen() else "files") if args.view == "auto" else args.view
-    loop = not (args.once or view == "files")
+    loop = not (args.once or args.record or view == "files")
     demo = _Demo()
     try:
-        demo.start("viewer", "fadepth_ros.viewer", mode=view, host=args.host, port=args.port)
+        record = {"record": args.record} if args.record else {}
+        demo.start("viewer", "fadepth_ros.viewer", mode=view, host=args.host, port=args.port, **record)
         demo.start("depth node", "fadepth_ros.node", **({"checkpoint": args.checkpoint} if args.checkpoint else {}))
         demo.start(
             "camera",

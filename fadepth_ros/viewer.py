@@ -1,4 +1,4 @@
-"""Shows the depth node's outputs: as a page in a browser or, without a screen, as a video and a contact sheet.
+"""Shows the depth node's outputs: as a page in a browser, in Foxglove or, without a screen, as a video and a contact sheet.
 
 Subscribes to `image` or `image/compressed`, `depth/points` and `/diagnostics`, and prints a status line with frames per
 second, latency and drops. Part of the demo. It also shows recordings of `fadepth predict` that are played.
@@ -6,15 +6,12 @@ second, latency and drops. Part of the demo. It also shows recordings of `fadept
 
 from __future__ import annotations
 
-import errno
 import functools
-import socket
 import sys
 import time
 from collections import deque
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import cv2
 import numpy as np
@@ -31,19 +28,32 @@ from fadepth_core.messages.cdr import read_stamp
 from fadepth_core.messages.encodings import BitDepth
 from fadepth_core.messages.images import read_compressed
 from fadepth_core.runtime.pictures import depth_to_color
+from fadepth_ros.foxglove_view import LAYOUT, FoxgloveView
 from fadepth_ros.messages import read_image
+from fadepth_ros.page_view import PageView
 from fadepth_ros.parameters import Spec, declare, warn_of_unknown_parameters
 from fadepth_ros.process import has_screen, one_line, program, say
+from fadepth_ros.scene import Scene, View, cloud_arrays, status_line
 
 SPECS = (
-    Spec("mode", "auto", "auto: page if there is a screen, else files.", choices=("auto", "page", "files")),
-    # By default only this machine can open the page, because camera images are private.
-    Spec("host", "localhost", "Address that the page is served on; 0.0.0.0 for the whole network."),
-    Spec("port", 8080, "Port of the page; if it is in use, the next free one.", limits=(1, 65535)),
+    Spec("mode", "auto", "auto: page if there is a screen, else files.", choices=("auto", "page", "foxglove", "files")),
+    # By default only this machine can look, because camera images are private.
+    Spec(
+        "host", "localhost", "Address that page or Foxglove's connection is served on; 0.0.0.0 for the whole network."
+    ),
+    Spec(
+        "port",
+        0,
+        "Port of the page (0: 8080; if it is in use, the next free one) or of Foxglove's connection (0: 8765).",
+        limits=(0, 65535),
+    ),
+    Spec("record", "", "With mode foxglove: MCAP file to write what is shown to; it must not exist."),
     Spec("image_transport", "raw", "Topic type of the images, as in the node.", choices=("raw", "compressed")),
     Spec("directory", "demo_output", "Folder of the files."),
     Spec("fps", 25.0, "Frames per second of the video.", limits=(0.1, 1000.0)),
 )
+#: Ports by default: Viser's and Foxglove's own.
+_PAGE_PORT, _FOXGLOVE_PORT = 8080, 8765
 #: Frames whose other messages may still arrive. More would hold much memory: one of a 4K camera is 25 MB.
 _MOST_WAITING = 8
 #: Of them, those kept when depth arrives.
@@ -56,89 +66,6 @@ _MOST_LATENCY = 60.0
 _COMPLAINT_PERIOD = 5.0
 #: Seconds for finishing the video and the contact sheet after a signal.
 _REACTION, _CLEANUP = 8.0, 20.0
-
-
-@dataclass(frozen=True)
-class Scene:
-    """One frame with its depth.
-
-    Attributes:
-        image: [H, W, 3] uint8 RGB, from the camera.
-        depth: [h, w, 3] uint8 RGB, colour-mapped depth.
-        points: [N, 3] float32 metres, optical frame.
-        colors: [N, 3] uint8 RGB.
-        status: one line of text.
-        warning: one line of text; empty without a warning.
-    """
-
-    image: np.ndarray
-    depth: np.ndarray
-    points: np.ndarray
-    colors: np.ndarray
-    status: str
-    warning: str
-
-
-class View(Protocol):
-    """Shows scenes one after the other: `PageView` or `FileView`."""
-
-    def show(self, scene: Scene) -> None: ...
-
-    def close(self) -> None: ...
-
-
-class PageView:
-    """A page served by this process (Viser): the cloud, and camera image and depth beside it."""
-
-    def __init__(self, host: str, port: int):
-        import viser
-
-        _check_address(host, port)  # Viser would wait for ever
-        self._server = viser.ViserServer(host=host, port=port, label="fadepth", verbose=False)
-        self._server.gui.configure_theme(
-            control_layout="fixed", control_width="large", dark_mode=True, show_logo=False, show_share_button=False
-        )
-        self._server.scene.set_up_direction("-y")  # optical frame: y points down
-        camera = self._server.initial_camera
-        camera.position, camera.look_at, camera.up = (0.0, -4.0, -8.0), (0.0, 0.0, 15.0), (0.0, -1.0, 0.0)
-        self._warning = self._server.gui.add_markdown("")
-        self._status = self._server.gui.add_markdown("waiting for depth")
-        blank = np.zeros((32, 104, 3), np.uint8)
-        self._image = self._server.gui.add_image(blank, label="camera", format="jpeg")
-        self._depth = self._server.gui.add_image(blank, label="depth", format="jpeg")
-        self._server.scene.add_frame("/camera", axes_length=1.0, axes_radius=0.03)
-        self.url = f"http://{host}:{self._server.get_port()}"
-
-    def show(self, scene: Scene) -> None:
-        with self._server.atomic():
-            self._server.scene.add_point_cloud("/camera/points", scene.points, scene.colors, point_size=0.05)
-            self._image.image = scene.image
-            self._depth.image = scene.depth
-            self._status.content = scene.status
-            self._warning.content = f"**{scene.warning}**" if scene.warning else ""
-
-    def close(self) -> None:
-        self._server.stop()
-
-
-def _check_address(host: str, port: int) -> None:
-    """Raise OSError if this machine cannot serve on the address. A port in use is no error: Viser takes the next one."""
-    problem: OSError | None = None
-    try:
-        for family, kind, protocol, _, address in socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM):
-            with socket.socket(family, kind, protocol) as probe:
-                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                try:
-                    probe.bind(address)
-                    return
-                except OSError as error:
-                    if error.errno == errno.EADDRINUSE:
-                        return
-                    problem = error
-    except (OSError, UnicodeError) as error:
-        raise OSError(f"cannot serve a page on '{host}': {error}") from error
-    if problem is not None:
-        raise OSError(f"cannot serve a page on {host}:{port}: {problem}")
 
 
 class FileView:
@@ -201,11 +128,12 @@ class FileView:
         width = self._WIDTH
         if not self._heights:
             self._heights = [self._panel_height(scene.image), self._panel_height(scene.depth)]
-        cloud = draw_points(scene.points, scene.colors, (width * 7 // 16, width))
+        color = depth_to_color(scene.depth, *_COLOR_RANGE)
+        cloud = draw_points(scene.points[scene.finite], scene.colors[scene.finite], (width * 7 // 16, width))
         panels = []
         for title, rgb, height in zip(
             ("camera", "depth", "points, from behind and above the camera"),
-            (scene.image, scene.depth, cloud),
+            (scene.image, color, cloud),
             (*self._heights, cloud.shape[0]),
             strict=True,
         ):
@@ -272,22 +200,6 @@ def draw_points(points: np.ndarray, colors: np.ndarray, size: tuple[int, int]) -
     return picture
 
 
-def cloud_arrays(cloud: PointCloud2) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The depth node's cloud as arrays.
-
-    Returns:
-        The finite points [N, 3] float32, their colours [N, 3] uint8 (grey without rgb), and the depth image [h, w] float32.
-    """
-    floats = np.frombuffer(cloud.data, np.float32).reshape(-1, cloud.point_step // 4)
-    points = floats[:, :3]
-    depth = points[:, 2].reshape(cloud.height, cloud.width)
-    colors = (
-        floats[:, 3:4].view(np.uint8)[:, 2::-1] if floats.shape[1] > 3 else np.full((len(points), 3), 200, np.uint8)
-    )
-    finite = np.isfinite(points).all(1)
-    return points[finite], colors[finite], depth
-
-
 class Viewer(Node):
     """Collects image and points of one stamp and shows them. Its parameters are `SPECS`.
 
@@ -304,14 +216,20 @@ class Viewer(Node):
         mode = values["mode"]
         if mode == "auto":
             mode = "page" if has_screen() else "files"
+        if values["record"] and mode != "foxglove":
+            raise ValueError(f"record: {values['record']}: only with mode foxglove")
         if mode == "page":
-            self._view: View = PageView(values["host"], values["port"])
+            self._view: View = PageView(values["host"], values["port"] or _PAGE_PORT)
             say(f"\n  Look at {self._view.url}   (Ctrl-C ends)\n")
             open_browser(self._view.url)
+        elif mode == "foxglove":
+            record = user_path(values["record"]) if values["record"] else None
+            self._view = FoxgloveView(values["host"], values["port"] or _FOXGLOVE_PORT, record)
+            say(f"\n  Open {self._view.url} in Foxglove, with the layout {LAYOUT}   (Ctrl-C ends)\n")
         else:
             self._view = FileView(user_path(values["directory"]), values["fps"])
             say(f"\n  Writing {self._view.video_path} and {self._view.sheet_path}\n")
-        # Seconds between two scenes. The page is limited, because a browser cannot show more; a video gets every frame.
+        # Seconds between two scenes. The page is limited, because a browser cannot show more; files get every frame.
         self._period = 1.0 / 12.0 if mode == "page" else 0.0
         self._last_shown = 0.0
         self._waiting: dict[tuple[int, int], dict[str, bytes]] = {}
@@ -376,33 +294,45 @@ class Viewer(Node):
 
     def _show(self, parts: dict[str, bytes]) -> None:
         frame = (read_compressed if self._compressed else read_image)(parts["image"], self._bit_depth)
-        points, colors, depth = cloud_arrays(deserialize_message(parts["depth/points"], PointCloud2))
-        image, color = frame.encoding.to_rgb(frame.pixels), depth_to_color(depth, *_COLOR_RANGE)
-        self._view.show(Scene(image, color, points, colors, self._status(), self._warning()))
+        points, colors = cloud_arrays(deserialize_message(parts["depth/points"], PointCloud2))
+        self._view.show(
+            Scene(
+                frame.encoding.to_rgb(frame.pixels),
+                points,
+                colors,
+                frame.frame_id,
+                frame.stamp.nanoseconds,
+                self._figures(),
+                self._warning(),
+            )
+        )
 
     def _on_diagnostics(self, message: DiagnosticArray) -> None:
         for status in message.status:
             if status.name.endswith(": depth"):
                 self._diagnostics = {value.key: value.value for value in status.values}
 
-    def _status(self) -> str:
+    def _figures(self) -> dict[str, float | str]:
+        """Frames per second, latency (ms) unless the stamps are old, and, if a node computes depth, drops and its engine."""
         now = time.monotonic()
         recent = [(t, age) for t, age in self._arrivals if now - t <= 2.0]
         if not recent:
-            return "waiting for depth"
-        span = max(now - recent[0][0], 0.5)
-        texts = [f"{len(recent) / span:5.1f} frames/s"]
+            return {}
+        figures: dict[str, float | str] = {"frames_per_second": len(recent) / max(now - recent[0][0], 0.5)}
         latency = float(np.median([age for _, age in recent]))
         if abs(latency) < _MOST_LATENCY:
-            texts.append(f"latency {1e3 * latency:5.1f} ms")
-        if not self._diagnostics:  # nothing computes depth: it was recorded
-            return "   ".join(texts)
-        dropped = sum(
-            int(n)
-            for key, n in self._diagnostics.items()
-            if key.startswith("dropped:") and "no_subscriber" not in key and n.isdecimal()
-        )
-        return "   ".join([*texts, f"dropped {dropped}", self._diagnostics.get("engine", "engine starting")])
+            figures["latency_ms"] = 1e3 * latency
+        if self._diagnostics:  # else nothing computes depth: it was recorded
+            figures["dropped"] = sum(
+                int(n)
+                for key, n in self._diagnostics.items()
+                if key.startswith("dropped:") and "no_subscriber" not in key and n.isdecimal()
+            )
+            figures["engine"] = self._diagnostics.get("engine", "engine starting")
+        return figures
+
+    def _status(self) -> str:
+        return status_line(self._figures())
 
     def _warning(self) -> str:
         untrained = self._diagnostics.get("checkpoint", "").endswith("(untrained)")

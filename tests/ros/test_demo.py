@@ -23,9 +23,9 @@ from sensor_msgs.msg import CompressedImage, Image, PointCloud2
 from cards import PATIENCE, SIZE, image_message, noise
 from fadepth_core.common.errors import DataError
 from fadepth_core.common.folders import visible
-from fadepth_core.runtime.pictures import depth_to_color
 from fadepth_ros.clip_publisher import DEMO_CLIP, ClipError, ClipPublisher, read_camera_info, read_frames
-from fadepth_ros.viewer import FileView, Scene, Viewer, draw_points
+from fadepth_ros.scene import Scene
+from fadepth_ros.viewer import FileView, Viewer, draw_points
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -177,8 +177,9 @@ def frames_of(path):
 
 def scene(height, width):
     rng = np.random.default_rng(0)
-    image, depth = (rng.integers(0, 256, (*size, 3), dtype=np.uint8) for size in ((height, width), (32, 64)))
-    return Scene(image, depth, rng.random((50, 3), np.float32) + 1, np.zeros((50, 3), np.uint8), "status", "warning")
+    image, colors = (rng.integers(0, 256, (*size, 3), dtype=np.uint8) for size in ((height, width), (32, 64)))
+    points = rng.random((32, 64, 3), np.float32) + 1
+    return Scene(image, points, colors, "camera_optical_frame", 10**9, {"frames_per_second": 9.0}, "warning")
 
 
 @pytest.mark.parametrize(
@@ -293,8 +294,8 @@ def test_recorded_depth_is_shown_beside_compressed_images(tmp_path, monkeypatch)
         return shown
 
     wait_for(played)
-    np.testing.assert_array_equal(shown[0].depth, depth_to_color(points[..., 2], 2.0, 80.0))
-    assert shown[0].points.shape == (11, 3)
+    np.testing.assert_array_equal(shown[0].depth, points[..., 2])
+    assert (shown[0].points.shape, shown[0].finite.sum()) == ((3, 4, 3), 11)
     assert "latency" not in shown[0].status
     viewer.destroy_node()
     player.destroy_node()
