@@ -45,9 +45,7 @@ class FoxgloveView:
             import foxglove
             from foxglove import channels, messages
         except ImportError as error:
-            raise ImportError(
-                f"Foxglove needs the package foxglove-sdk (pip install 'fadepth_ros[foxglove]'): {error}"
-            ) from None
+            raise ImportError(f"Foxglove needs the package foxglove-sdk (pip install foxglove-sdk): {error}") from None
         self._messages = messages
         self._context = context = foxglove.Context()  # its channels are closed with it
         self._recording = None
