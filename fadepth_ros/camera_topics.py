@@ -152,7 +152,7 @@ class CameraTopics:
         def subscribe_infos() -> None:
             # Appended one by one, so that `stop` destroys the first one if the other cannot be created.
             self._infos.append(self._subscribe(CameraInfo, info, on_info, settings.qos["camera_info"], self._polled))
-            if self._infos[0].qos_profile.durability != DurabilityPolicy.TRANSIENT_LOCAL:
+            if self._infos[0].qos_profile.durability != DurabilityPolicy.TRANSIENT_LOCAL and self._may_be_latched(info):
                 self._infos.append(self._subscribe(CameraInfo, info, on_info, _LATCHED, self._polled, beside=True))
 
         self._subscribe_infos = subscribe_infos
@@ -193,6 +193,15 @@ class CameraTopics:
             if self.pipeline.prepare_engine():
                 self._destroy_infos()
         return self.image is not before
+
+    def _may_be_latched(self, topic: str) -> bool:
+        """Whether a publisher of the topic latches its messages, or none is known yet.
+
+        A camera that does not latch logs a warning of a subscription that wants it, and the node subscribes often.
+        """
+        publishers = self._node.get_publishers_info_by_topic(topic)
+        latched = (p.qos_profile.durability == DurabilityPolicy.TRANSIENT_LOCAL for p in publishers)
+        return not publishers or any(latched)
 
     def _listen(self) -> None:
         """Subscribe to the images, and to camera_info unless this was kept."""
