@@ -21,7 +21,7 @@ from rclpy.node import Node
 from rclpy.parameter import Parameter
 
 from fadepth_core.common.framing import MAX_SIDE, MIN_SIDE, STRIDE
-from fadepth_core.runtime import backends
+from fadepth_core.runtime import backends, temporal
 from fadepth_core.runtime.checkpoint import Checkpoint, CheckpointError, find_checkpoint
 from fadepth_core.runtime.rectifier import MODES as RECTIFY_MODES
 from fadepth_core.runtime.verification import CHECK_BOUNDS
@@ -212,6 +212,12 @@ SPECS: tuple[Spec, ...] = (
         "scaling. The camera must look ahead, pitched less than 25 degrees.",
         limits=(0.0, 100.0),
     ),
+    Spec(
+        "temporal",
+        "off",
+        "Removes jitter of depth between frames: scale corrects each frame by one factor, full also parts of the picture.",
+        choices=temporal.MODES,
+    ),
     Spec("min_depth", 0.1, "Depth below this is published as -Inf (REP-117), metres.", limits=_METRES),
     Spec("max_depth", 100.0, "Depth above this is published as +Inf (REP-117), metres.", limits=_METRES),
     Spec(
@@ -308,6 +314,7 @@ class Settings:
     rectify: str
     depth_scale: float
     camera_height: float
+    temporal: str
     limits: tuple[float, float]
     min_confidence: float
     depth_encoding: str
@@ -346,6 +353,7 @@ class Settings:
             rectify=values["rectify"],
             depth_scale=values["depth_scale"],
             camera_height=values["camera_height"],
+            temporal=values["temporal"],
             limits=(values["min_depth"], values["max_depth"]),
             min_confidence=values["min_confidence"],
             depth_encoding=values["depth_encoding"],

@@ -29,6 +29,7 @@ from fadepth_core.messages.images import Frame, read_compressed
 from fadepth_core.runtime.camera_messages import OutputWriters, rgb_for
 from fadepth_core.runtime.engine import DepthEngine, DepthResult, EngineError, FrameRequest
 from fadepth_core.runtime.rectifier import RectifiedCamera, Rectifier
+from fadepth_core.runtime.temporal import TemporalFilter
 from fadepth_ros.confidence_filter import ConfidenceFilter
 from fadepth_ros.engine_pool import EngineLease, EnginePool, EngineUnavailableError, check_trained
 from fadepth_ros.ground_correction import GroundCorrection
@@ -139,6 +140,7 @@ class Pipeline:
         self._late_stamp: int | None = None  # of the last frame, if it was dropped because it was late
         self._cloud_due = 0.0
         self._saves: list[Future[SavedFrame]] = []
+        self._temporal = TemporalFilter()
 
     # --------------------------------------------------------------------------------------------------------- one frame
 
@@ -187,6 +189,10 @@ class Pipeline:
                 result = result.without(job.rectified.outside)
             if job.measure_ground:
                 self.ground.measure(result, job.arrival)
+            assert job.request is not None  # see `infer`
+            image, seconds = job.engine.framing.cropped(job.request.image), 1e-9 * job.frame.stamp.nanoseconds
+            result = self._temporal.apply(result, image, seconds, job.request.scale)
+            if job.request.limits != job.settings.limits:
                 result = result.limited(job.settings.limits)
             result = self.confidence.apply(result, job.settings.min_confidence)
         cloud = None
@@ -322,6 +328,7 @@ class Pipeline:
 
         self.ground.configure(settings.camera_height, settings.depth_scale, self.engine.key)
         measure_ground = scale_camera is not None and self.ground.is_due(arrival)
+        self._temporal.configure(settings.temporal, self.engine.key)
 
         outputs = [output for output in (DEPTH, COLOR) if output in subscribed]
         confidence = self._needs_confidence(engine, subscribed)
@@ -337,8 +344,9 @@ class Pipeline:
                 None if scale_camera is None else scale_camera.matrix,
                 points,
                 scale=settings.depth_scale * self.ground.factor,
-                # Limits could remove the ground, in which the scale is measured. They are then applied later, in `publish`.
-                limits=(0.0, np.inf) if measure_ground else settings.limits,
+                # Limits could remove the ground, in which the scale is measured, and what the temporal filter compares. They are
+                # then applied later, in `publish`.
+                limits=(0.0, np.inf) if measure_ground or settings.temporal != "off" else settings.limits,
                 confidence=confidence,
             )
         if INFO in subscribed and camera is not None:

@@ -149,6 +149,13 @@ class Framing:
         out[np.isinf(out)] = 0
         return out
 
+    def cropped(self, image: np.ndarray) -> np.ndarray:
+        """The part of an image [H, W, ...] that depth shows, as a view; an image of the network's size shows just that."""
+        if image.shape[:2] != self.camera_size:
+            return image
+        top, left, height, width = self.crop
+        return image[top : top + height, left : left + width]
+
     def output_intrinsics(self, matrix: np.ndarray) -> np.ndarray:
         """K [3, 3] or P [3, 4] of the camera -> that of the published depth image (float64), pixels."""
         return self._pixel_map(self.output_size) @ np.asarray(matrix, np.float64)

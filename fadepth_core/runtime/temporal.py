@@ -41,11 +41,12 @@ _MAX_INTERVAL = 1.0
 _CELLS = 3_300
 #: Smallest side of the grid, cells: optical flow needs a few patches of 8 pixels.
 _MIN_SIDE = 24
-#: Brightness difference up to which a cell shows the same surface as the one that the flow leads to (8 bits).
-_SAME = 12.0
+#: A cell shows the same surface as the one that the flow leads to if brightness differs by at most this share of the picture's
+#: standard deviation, or by the noise of a dark picture (8 bits).
+_SAME, _NOISE = 0.2, 4.0
 #: If a smaller share of the cells does, the frames do not show the same scene. 99 % of the consecutive frames of four clips have
-#: 0.13 or more, and random pairs of frames of rooms 0.14 in the median.
-_MIN_SHARE = 0.15
+#: 0.34 or more, and random pairs of frames 0.15 to 0.29 in the median (0.7 on a motorway, where all frames are alike).
+_MIN_SHARE = 0.3
 #: Number of cells from which motion and scale are estimated.
 _SAMPLES = 400
 #: Change of log scale that is not jitter. The largest one in four clips was 0.34.
@@ -117,19 +118,26 @@ class TemporalFilter:
         ValueError: unknown mode.
     """
 
-    def __init__(self, mode: str):
-        if mode not in MODES:
-            raise ValueError(f"unknown temporal filter '{mode}'; known: {', '.join(MODES)}")
-        self.mode = mode
+    def __init__(self, mode: str = "off"):
+        self.mode = "off"
+        self._conditions: tuple = ()
         self._flow = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_ULTRAFAST)
         self._flow.setFinestScale(0)  # the grid is small
         self._last: _View | None = None
         self._start_again()
+        self.configure(mode)
 
-    def reset(self) -> None:
-        """Forget all frames."""
-        self._last = None
-        self._start_again()
+    def configure(self, mode: str, *conditions: object) -> None:
+        """Set the mode. The filter starts again when it changes, or one of the other conditions of depth, e.g. the engine.
+
+        Raises:
+            ValueError: unknown mode.
+        """
+        if mode not in MODES:
+            raise ValueError(f"unknown temporal filter '{mode}'; known: {', '.join(MODES)}")
+        if (mode, conditions) != (self.mode, self._conditions):
+            self.mode, self._conditions, self._last = mode, conditions, None
+            self._start_again()
 
     def _start_again(self) -> None:
         self._scale = 0.0  # correction of log depth of the whole frame
@@ -141,7 +149,7 @@ class TemporalFilter:
 
         Args:
             result: computed without limits, because depth that is cut off cannot be compared.
-            image: [H, W, 3] uint8 RGB of any size, the picture that depth was computed from.
+            image: [H, W, 3] uint8 RGB of any size, of which depth was computed (`Framing.cropped`).
             time: of the frame, seconds.
             scale: factor that depth was multiplied with (`FrameRequest.scale`); changes of it are no jitter.
         """
@@ -151,14 +159,18 @@ class TemporalFilter:
         points = None if result.points is None else result.points * factor[..., None]
         return replace(result, depth=result.depth * factor, points=points)
 
-    def correction(self, image: np.ndarray, depth: np.ndarray, intrinsics: np.ndarray | None, time: float) -> np.ndarray:
-        """The factor on the depth of the next frame: float32, [] in the mode "scale" and [h, w] in the mode "full".
+    def correction(
+        self, image: np.ndarray, depth: np.ndarray, intrinsics: np.ndarray | None, time: float
+    ) -> np.ndarray:
+        """The factor on the depth of the next frame, float32: [], or [h, w] in the mode "full".
 
         Args:
             image, time: as for `apply`.
             depth: [h, w] float32, metres; not finite where unknown.
             intrinsics: K [3, 3] of `depth`, pixels; None if unknown.
         """
+        if self.mode == "off":
+            return np.ones((), np.float32)
         view, last = _view(image, depth, intrinsics, time), self._last
         self._last = view
         comparison = None if last is None or not view.follows(last) else _compare(view, last, self._flow)
@@ -172,12 +184,12 @@ class TemporalFilter:
             self._rate += (1 - kept) ** 2 / interval * innovation
             if self.mode == "full":
                 self._own = self._next_own(comparison, kept)
-        log_factor = np.float32(self._scale)
+        log_factor = np.asarray(self._scale, np.float32)
         if self.mode == "full":
             own = np.zeros_like(view.inverse_depth) if self._own is None else self._own
             smooth = cv2.blur(own, (_SMOOTHING, _SMOOTHING))
             log_factor = log_factor + cv2.resize(smooth, view.size[::-1], interpolation=cv2.INTER_LINEAR)
-        return np.exp(log_factor)
+        return np.asarray(np.exp(log_factor))  # numpy makes a scalar of []
 
     def _next_own(self, comparison: _Comparison, kept: float) -> np.ndarray:
         """The correction of each cell relative to the frame's, from that of the place which the flow leads to."""
@@ -214,7 +226,7 @@ def _compare(view: _View, last: _View, finder: cv2.DISOpticalFlow) -> _Compariso
     difference = _at(last.grey, source).astype(np.float32) - view.grey
     difference = np.abs(difference - np.median(difference[usable]))  # without a change of exposure
     difference[~usable] = np.inf
-    same = np.flatnonzero(difference < _SAME)
+    same = np.flatnonzero(difference < max(_NOISE, _SAME * float(view.grey.std())))
     if len(same) < max(6, _MIN_SHARE * h * w):
         return None
     # Slopes of the viewing rays in the frame before, and how far they move to the present one.
@@ -224,8 +236,9 @@ def _compare(view: _View, last: _View, finder: cv2.DISOpticalFlow) -> _Compariso
     y = (scale_y * (source[1] + 0.5) - 0.5 - cy) / fy
     inverse = before / np.median(before.flat[same])  # translations are then in units of the median depth
     chosen = same[:: max(1, len(same) // _SAMPLES)]
-    rays = (x, y, (-scale_x / fx) * flow[..., 0], (-scale_y / fy) * flow[..., 1], inverse)
-    motion, static = _camera_motion(*(a.flat[chosen].astype(np.float64) for a in rays), scale_x / fx)
+    maps = (x, y, (-scale_x / fx) * flow[..., 0], (-scale_y / fy) * flow[..., 1], inverse)
+    rays = np.stack([values.flat[chosen] for values in maps]).astype(np.float64)
+    motion, static = _camera_motion(rays, scale_x / fx)
     # Z' = Z + t_z + (ω × X)_z, relative to Z. The bound excludes points that the motion moves behind the camera.
     growth = np.maximum(1 + motion[3] * y - motion[4] * x + motion[2] * inverse, 0.2)
     ratio = np.log(np.where(usable, before, 1) / np.where(usable, view.inverse_depth * growth, 1))
@@ -233,9 +246,7 @@ def _compare(view: _View, last: _View, finder: cv2.DISOpticalFlow) -> _Compariso
     return None if abs(step) > _MAX_STEP else _Comparison(step, ratio, difference, source)
 
 
-def _camera_motion(
-    x: np.ndarray, y: np.ndarray, dx: np.ndarray, dy: np.ndarray, inverse: np.ndarray, pixel: float
-) -> tuple[np.ndarray, np.ndarray]:
+def _camera_motion(rays: np.ndarray, pixel: float) -> tuple[np.ndarray, np.ndarray]:
     """The camera's motion that explains the image motion of points with known depth, and the points that it explains.
 
     A small rigid motion X' = X + ω × X + t moves the slopes (x, y) of a point at depth Z by
@@ -246,12 +257,13 @@ def _camera_motion(
     (Longuet-Higgins and Prazdny, 1980). It is found by least squares with Cauchy weights.
 
     Args:
-        x, y, dx, dy, inverse: of N points [N]; inverse is 1/Z.
+        rays: x, y, dx, dy and 1/Z of N points, [5, N].
         pixel: one cell of the grid as a slope.
 
     Returns:
         (t, ω) float32 [6], bool [N].
     """
+    x, y, dx, dy, inverse = rays
     zero = np.zeros_like(x)
     matrix = np.concatenate(
         [

@@ -128,6 +128,35 @@ def test_limits_do_not_hide_the_ground_from_its_measurement(ground_in_every_fram
     assert np.array_equal(np.isnan(depths_of(outputs.last[POINTS])), ~np.isfinite(depth))
 
 
+class Jittering(FakeEngine):
+    """Depth that is alternately a tenth larger and as it should be."""
+
+    def depth_rows(self):
+        return super().depth_rows() * (1.1 if len(self.requests) % 2 else 1.0)
+
+
+@pytest.mark.parametrize("mode", ["off", "scale", "full"])
+def test_temporal_removes_jitter_before_the_limits(mode):
+    """Depth of a camera at rest, 10 m in the top row. A change of the parameter counts from the next frame on."""
+    outputs = RecordedOutputs(DEPTH, POINTS)
+    pipeline = make_pipeline(outputs, Jittering, temporal=mode, max_depth=8.0)
+    raw = [
+        serialize_message(image_message(noise(), "rgb8", 10 * SECOND + number * SECOND // 10)) for number in range(11)
+    ]
+    nearest = []
+    for image in raw[:-1]:
+        pipeline.offer_image(image)
+        depth = outputs.depth
+        nearest.append(depth[-1, -1])
+        assert depth[np.isfinite(depth)].max() <= np.float32(8.0) < depth[0, 0] == np.inf
+        np.testing.assert_array_equal(depths_of(outputs.last[POINTS]), np.where(depth < np.inf, depth, np.nan).ravel())
+    jitter = np.ptp(np.log(nearest[4:]))
+    assert jitter == pytest.approx(np.log(1.1), abs=1e-4) if mode == "off" else jitter < 0.6 * np.log(1.1)
+    pipeline.configure(settings(temporal="off"))
+    pipeline.offer_image(raw[-1])
+    assert outputs.depth[-1, -1] == pytest.approx(nearest[0], rel=1e-3)
+
+
 def test_points_and_colours_follow_their_ranges():
     def published(**changes):
         outputs = RecordedOutputs(POINTS, COLOR)
