@@ -18,6 +18,12 @@ def generate_launch_description() -> LaunchDescription:
     return LaunchDescription(
         [
             DeclareLaunchArgument("loop", default_value="true", description="Play the clip again when it ends."),
+            DeclareLaunchArgument(
+                "view",
+                default_value="auto",
+                choices=["auto", "page", "foxglove", "files"],
+                description="How it is shown; auto: page if there is a screen, else files.",
+            ),
             IncludeLaunchDescription(PythonLaunchDescriptionSource(depth)),
             Node(
                 package="fadepth_ros",
@@ -25,6 +31,12 @@ def generate_launch_description() -> LaunchDescription:
                 parameters=[{"loop": LaunchConfiguration("loop")}],
                 on_exit=Shutdown(),
             ),
-            Node(package="fadepth_ros", executable="viewer", output="screen", on_exit=Shutdown()),
+            Node(
+                package="fadepth_ros",
+                executable="viewer",
+                parameters=[{"mode": LaunchConfiguration("view")}],
+                output="screen",
+                on_exit=Shutdown(),
+            ),
         ]
     )

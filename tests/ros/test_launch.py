@@ -37,7 +37,7 @@ def description_of(name, folder=LAUNCH):
                 "rviz",
             },
         ),
-        ("demo", {"loop"}),
+        ("demo", {"loop", "view"}),
     ],
 )
 def test_launch_files_declare_their_arguments(name, expected):
