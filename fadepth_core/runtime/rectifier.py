@@ -68,7 +68,10 @@ class Rectifier:
         if self.mode == "auto" and not camera.info.d.any():
             return RectifiedCamera(camera, None, "not needed: D is 0")
         if self.mode == "auto" and self._named_rectified:
-            return RectifiedCamera(camera, None, "not needed: the topic's name says that the images are rectified")
+            # The camera_info of rectified images is by convention that of the lens. A consumer of depth that knows only the
+            # depth image would apply D a second time.
+            status = "not needed: the topic's name says that the images are rectified"
+            return RectifiedCamera(camera.rectified(camera.matrix), None, status)
         try:
             calibration = camera.calibration(self._info_topic)
             lens = Rectification(calibration)
