@@ -82,8 +82,7 @@ class Heartbeat:
         self._stopped.set()
         self._thread.join()
         self._thread = None
-        if self._node.context.ok():
-            self._publish(active=False)
+        self._publish(active=False)
 
     def destroy(self) -> None:
         """Stop and remove the publisher."""
@@ -104,4 +103,8 @@ class Heartbeat:
         writer.string(self._instance)
         writer.uint8(active)
         writer.floats(_TIMEOUT, self.period)
-        self._publisher.publish(bytes(writer.raw))
+        try:
+            self._publisher.publish(bytes(writer.raw))
+        except Exception:
+            if self._node.context.ok():  # else a signal has shut it down meanwhile
+                raise

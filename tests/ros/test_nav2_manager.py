@@ -5,6 +5,10 @@ The package bond has no wheel. A stand-in has another type in the place of bond/
 
 from __future__ import annotations
 
+import sys
+import time
+from types import ModuleType, SimpleNamespace
+
 import pytest
 from lifecycle_msgs.msg import State, Transition
 from lifecycle_msgs.srv import ChangeState, GetState
@@ -15,6 +19,7 @@ from std_msgs.msg import Header
 
 from cards import PATIENCE, SIZE
 from fadepth_core.runtime.engine import EngineError
+from fadepth_ros.heartbeat import LONGEST_STALL, Heartbeat
 from fadepth_ros.node import DepthNode
 from fakes import EngineLoader, FakeEngine
 
@@ -116,6 +121,38 @@ def test_without_the_package_bond_a_wanted_heartbeat_fails_to_configure(start_ro
     assert not manager.change(CONFIGURE)
     assert manager.state == UNCONFIGURED
     robot.wait_for(lambda: "cannot configure: bond_heartbeat_period needs the ROS package bond" in robot.process.log)
+
+
+class FakeNode:
+    """A node, its context and its publisher in one."""
+
+    context = property(lambda self: self)
+    ok = staticmethod(lambda: True)
+
+    def __init__(self):
+        self.published = []
+
+    def create_publisher(self, *arguments):
+        return self
+
+    def get_name(self):
+        return "depth"
+
+    def publish(self, raw):
+        self.published.append(BOND.deserialize_cdr(raw, "bond/msg/Status").active)
+
+
+@pytest.mark.parametrize(("stall", "beats"), [(LONGEST_STALL / 2, True), (2 * LONGEST_STALL, False)])
+def test_the_heartbeat_goes_on_while_an_engine_is_built_and_stops_if_the_node_hangs(monkeypatch, stall, beats):
+    monkeypatch.setitem(sys.modules, "bond", ModuleType("bond"))
+    monkeypatch.setitem(sys.modules, "bond.msg", SimpleNamespace(Status=Header))
+    node = FakeNode()
+    heartbeat = Heartbeat(node, 0.01, lambda: time.monotonic() - stall)
+    heartbeat.start()
+    time.sleep(0.1)
+    heartbeat.stop()
+    assert node.published[-1] is False
+    assert (True in node.published) == beats
 
 
 @pytest.fixture
