@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import socket
 import zipfile
 from collections import defaultdict
 from pathlib import Path
@@ -17,8 +18,9 @@ from fadepth_core.common.pinhole import unproject
 from fadepth_core.data.bag_scan import scan
 from fadepth_core.runtime.pictures import depth_to_color
 from fadepth_ros.foxglove_view import BODY_FRAME, OPTICAL_TO_BODY, FoxgloveView
-from fadepth_ros.page_view import draw_legend, fit_view, pack_snapshot, split_by_depth
+from fadepth_ros.page_view import PageView, draw_legend, fit_view, pack_snapshot, split_by_depth
 from fadepth_ros.scene import Scene, cloud_arrays, status_line
+from fadepth_ros.viewer import Viewer
 
 LAYOUT = Path(__file__).resolve().parents[2] / "config" / "foxglove.json"
 SIZE, FOCAL = (48, 96), 60.0
@@ -125,6 +127,26 @@ def test_the_saved_frame_holds_picture_depth_and_cloud():
     archive = zipfile.ZipFile(io.BytesIO(pack_snapshot(shown, "frame")))
     assert sorted(archive.namelist()) == ["frame.npy", "frame.ply", "frame.png"]
     np.testing.assert_array_equal(np.load(io.BytesIO(archive.read("frame.npy"))), shown.depth)
+
+
+def test_the_page_shows_any_scene():
+    pytest.importorskip("viser", reason="viser is not installed")
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        port = probe.getsockname()[1]
+    view = PageView("localhost", port)
+    assert view.url == f"http://localhost:{port}"
+    nothing = np.full((4, 6, 3), np.nan, np.float32)
+    flat = road_and_wall()[10:].reshape(1, -1, 3)
+    for points in (road_and_wall(), nothing, flat, road_and_wall()):
+        view.show(scene(points))
+    view.close()
+
+
+def test_only_foxglove_records(tmp_path):
+    arguments = ["--ros-args", "-r", "__ns:=/views", "-p", "mode:=files", "-p", f"directory:={tmp_path}"]
+    with pytest.raises(ValueError, match=r"record: shown\.mcap: only with mode foxglove"):
+        Viewer(cli_args=[*arguments, "-p", "record:=shown.mcap"])
 
 
 class TestFoxglove:
