@@ -147,6 +147,15 @@ def _read_good_compressed():
 
 
 NUMBERS = (np.nan, np.inf, -np.inf, 1e308, -1e308, 1e12, 1e9, 1e6, 1e-300, 5e-324, 0.0, -0.0, 1.0, -1.0, 40.0)
+#: Distortion models, each with a number of coefficients; the last are not known, or do not fit.
+LENSES = (
+    ("plumb_bob", 5),
+    ("rational_polynomial", 8),
+    ("equidistant", 4),
+    ("thin_prism", 14),
+    ("omni", 1),
+    ("plumb_bob", 3),
+)
 _frame = read_image(_raw_image("rgb8"))
 _tracker = CameraTracker()
 _good_info = serialize_message(info_message(SIZE, focal=40.0))
@@ -156,6 +165,9 @@ def _make_info(rng):
     if rng.integers(0, 3) == 0:
         return damage(_good_info, rng, header=len(_good_info))
     info = info_message(SIZE, focal=40.0)
+    if rng.integers(0, 2):
+        info.distortion_model, count = LENSES[rng.integers(0, len(LENSES))]
+        info.d = rng.normal(0, rng.choice([0.1, 1.0, 100.0]), count)
     for _ in range(rng.integers(1, 4)):
         kind = rng.integers(0, 6)
         if kind < 3:
