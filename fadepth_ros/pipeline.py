@@ -186,7 +186,7 @@ class Pipeline:
         if result is not None:
             self.engine.refresh_status(job.engine)
             if job.rectified is not None and job.rectified.outside is not None:
-                result = result.without(job.rectified.outside)
+                result = result.unseen(job.rectified.outside)
             if job.measure_ground:
                 self.ground.measure(result, job.arrival)
             assert job.request is not None  # see `infer`

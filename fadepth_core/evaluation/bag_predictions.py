@@ -181,7 +181,7 @@ class _FramePredictor:
         request = FrameRequest(rgb_for(engine, frame, rectified), None if known is None else known.matrix, points)
         result = engine.infer(request)
         if rectified is not None and rectified.outside is not None:
-            result = result.without(rectified.outside)
+            result = result.unseen(rectified.outside)
         writer.write(DEPTH, message.time, self._writers.depth(frame, result.depth, self._options.encoding))
         if camera is not None:
             self._report.with_camera += 1

@@ -93,6 +93,11 @@ class DepthResult:
         points = None if self.points is None else np.where(pixels[..., None], nan, self.points)
         return replace(self, depth=np.where(pixels, nan, self.depth), points=points)
 
+    def unseen(self, pixels: np.ndarray) -> DepthResult:
+        """The same result where the camera shows nothing at `pixels` [h, w] bool: depth and points NaN, confidence 0."""
+        confidence = None if self.confidence is None else np.where(pixels, np.float32(0), self.confidence)
+        return replace(self.without(pixels), confidence=confidence)
+
 
 class _PreparedRequest(NamedTuple):
     """A validated request.

@@ -12,13 +12,13 @@ import cv2
 import numpy as np
 import pytest
 from rclpy.serialization import deserialize_message, serialize_message
-from sensor_msgs.msg import CameraInfo, PointCloud2
+from sensor_msgs.msg import CameraInfo, Image, PointCloud2
 
 from cards import SIZE, image_message, info_message
 from fadepth_core.common.pinhole import unproject
 from fadepth_core.runtime.engine import DepthResult
 from fadepth_ros.diagnostics import status_values, summary
-from fadepth_ros.pipeline import DEPTH, INFO, POINTS
+from fadepth_ros.pipeline import CONFIDENCE, DEPTH, INFO, POINTS
 from fakes import SECOND, EngineLoader, FakeEngine, RecordedOutputs, make_pipeline, settings
 
 K = np.array([[70.0, 0, 79], [0, 72, 61], [0, 0, 1]])
@@ -48,6 +48,14 @@ class ReadsDepth(FakeEngine):
 
 class AtCameraSize(ReadsDepth):
     takes_network_size = False
+
+
+class Certain(ReadsDepth):
+    has_confidence = True
+
+    def _run(self, request):
+        result = super()._run(request)
+        return replace(result, confidence=np.ones_like(result.depth))
 
 
 def metres(levels):
@@ -136,11 +144,14 @@ def test_the_published_camera_is_the_rectified_one():
 
 def test_no_depth_where_the_camera_shows_nothing():
     p = K * np.array([[0.4, 1, 1], [1, 0.4, 1], [1, 1, 1]])
-    pipeline, outputs = publish(image_of_the_ball("plumb_bob"), info_of("plumb_bob", p), DEPTH, POINTS)
+    image, info = image_of_the_ball("plumb_bob"), info_of("plumb_bob", p)
+    pipeline, outputs = publish(image, info, DEPTH, POINTS, CONFIDENCE, engine=Certain)
     unknown = np.isnan(outputs.depth)
     assert unknown[0, 0]
     assert not unknown[unknown.shape[0] // 2, unknown.shape[1] // 2]
     assert len(cloud(outputs)[0]) == (~unknown).sum()
+    confidence = np.frombuffer(deserialize_message(outputs.last[CONFIDENCE], Image).data, np.float32)
+    np.testing.assert_array_equal(confidence, 1 - unknown.ravel())
     share = status_values(pipeline.statistics.report(), pipeline)["rectification"]
     assert f"the camera covers {100 * (1 - unknown.mean()):.0f} % of it" in share
 
