@@ -21,6 +21,8 @@ LAYOUT = "config/foxglove.json"
 BODY_FRAME = "camera_link"
 #: Rotation from the optical frame (x right, y down, z forward) to the body frame (REP-103), a quaternion x y z w.
 OPTICAL_TO_BODY = (-0.5, 0.5, -0.5, 0.5)
+#: Messages that wait for a slow connection; then the oldest are dropped. Foxglove's default is gigabytes of clouds.
+_BACKLOG = 64
 #: Nearest (red) and farthest (blue) depth of the colours, metres: the node's defaults.
 _COLOR_RANGE = (2.0, 80.0)
 
@@ -55,7 +57,9 @@ class FoxgloveView:
             except OSError as error:  # the message lacks the file
                 raise OSError(f"{record}: cannot be recorded: {error}") from None
         try:
-            self._server = foxglove.start_server(name="fadepth", host=host, port=port, context=context)
+            self._server = foxglove.start_server(
+                name="fadepth", host=host, port=port, context=context, message_backlog_size=_BACKLOG
+            )
         except RuntimeError as error:
             if self._recording is not None:
                 self._recording.close()
