@@ -351,14 +351,14 @@ def steps(size: tuple[int, int], frames: int = 200) -> dict[str, float]:
     depth_only, with_points = FrameRequest(rgb, k, points=False), FrameRequest(rgb, k)
     result = engine.infer(with_points)
     image_writer = ImageWriter("camera", engine.framing.output_size, "32FC1")
-    cloud_writer = CloudWriter("camera", engine.framing.output_size, coloured=True)
+    cloud_writer = CloudWriter("camera", engine.framing.output_size, "xyzrgb")
     tasks = {
         "read the message": lambda: read_image(raw),
         "crop and resize": lambda: engine.framing.to_network(pixels),
         "network, depth": lambda: engine.infer(depth_only),
         "network, depth and points": lambda: engine.infer(with_points),
         "write depth/image": lambda: image_writer.write(Stamp(0, 0), result.depth),
-        "write depth/points": lambda: cloud_writer.write(Stamp(0, 0), result.points, rgb, None),
+        "write depth/points": lambda: cloud_writer.write(Stamp(0, 0), result.points, rgb),
     }
     times: dict[str, list[float]] = {name: [] for name in tasks}
     for turn in range(frames + 20):

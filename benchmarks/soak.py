@@ -57,7 +57,7 @@ GOOD_VALUES = (
     ("depth_scale", (0.5, 1.0, 2.0)),
     ("max_depth", (20.0, 100.0)),
     ("points.stride", (1, 2)),
-    ("points.rgb", (True, False)),
+    ("points.fields", ("xyz", "xyzrgb", "xyzi")),
     ("depth_encoding", ("32FC1", "16UC1")),
     ("full_resolution", (True, False)),
     ("network_size", ([0, 0], [64, 96])),

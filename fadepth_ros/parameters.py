@@ -21,8 +21,10 @@ from rclpy.node import Node
 from rclpy.parameter import Parameter
 
 from fadepth_core.common.framing import MAX_SIDE, MIN_SIDE, STRIDE
+from fadepth_core.messages.outgoing import CLOUD_FIELDS
 from fadepth_core.runtime import backends, temporal
 from fadepth_core.runtime.checkpoint import Checkpoint, CheckpointError, find_checkpoint
+from fadepth_core.runtime.cloud import CloudOptions
 from fadepth_core.runtime.rectifier import MODES as RECTIFY_MODES
 from fadepth_core.runtime.verification import CHECK_BOUNDS
 from fadepth_ros.awaiting import InThread
@@ -234,10 +236,32 @@ SPECS: tuple[Spec, ...] = (
         "32FC1 in metres, or 16UC1 in millimetres with 0 for unknown (REP-118).",
         choices=("32FC1", "16UC1"),
     ),
-    Spec("points.rgb", True, "Colour the points (16 bytes a point instead of 12)."),
+    Spec(
+        "points.fields",
+        "xyzrgb",
+        "Fields of a point: xyz (12 bytes), xyzrgb with the image's colour, or xyzi with its brightness from 0 to 255 (16 bytes).",
+        choices=tuple(CLOUD_FIELDS),
+    ),
     Spec("points.stride", 1, "Keep every n-th row and column of points.", limits=(1, 64)),
     Spec("points.min_z", 0.0, "Drop points nearer than this, metres.", limits=_METRES),
     Spec("points.max_z", 0.0, "Drop points farther than this, metres; 0 keeps all.", limits=_METRES),
+    Spec(
+        "points.max_range", 0.0, "Drop points farther from the camera than this, metres; 0 keeps all.", limits=_METRES
+    ),
+    Spec(
+        "points.edge_threshold",
+        0.0,
+        "Drop points that float between a near and a far surface: where depth changes by more than this share from one pixel of "
+        "the network to the next, more steeply than around it. 0.02 to 0.05 are useful values; 0 keeps all.",
+        limits=(0.0, 10.0),
+    ),
+    Spec(
+        "points.voxel_size",
+        0.0,
+        "Keep one point, the mean, in each cube of this side, metres, from 0.01. The cloud is then not organised; 0 keeps all.",
+        limits=(0.0, 100.0),
+        check=lambda value: f"must be 0 or at least 0.01, got {value:g}" if 0 < value < 0.01 else None,
+    ),
     Spec(
         "points.max_rate",
         0.0,
@@ -318,9 +342,7 @@ class Settings:
     limits: tuple[float, float]
     min_confidence: float
     depth_encoding: str
-    points_rgb: bool
-    points_stride: int
-    points_z_range: tuple[float, float] | None
+    cloud: CloudOptions
     points_period: float
     lazy: bool
     save_folder: str
@@ -333,7 +355,6 @@ class Settings:
     def from_values(cls, values: dict[str, Any], file_state: tuple[int, ...] = ()) -> Settings:
         """The settings that the parameter values, by name, stand for; `file_state` is that of `EngineSettings`."""
         size, camera_size = tuple(values["network_size"]), tuple(values["camera_size"])
-        min_z, max_z = values["points.min_z"], values["points.max_z"] or float("inf")
         rate = values["points.max_rate"]
         cameras = tuple(values["cameras"] or NO_NAMESPACES)
         return cls(
@@ -357,9 +378,14 @@ class Settings:
             limits=(values["min_depth"], values["max_depth"]),
             min_confidence=values["min_confidence"],
             depth_encoding=values["depth_encoding"],
-            points_rgb=values["points.rgb"],
-            points_stride=values["points.stride"],
-            points_z_range=None if (min_z, max_z) == (0.0, float("inf")) else (min_z, max_z),
+            cloud=CloudOptions(
+                fields=values["points.fields"],
+                stride=values["points.stride"],
+                z_range=(values["points.min_z"], values["points.max_z"] or float("inf")),
+                max_range=values["points.max_range"] or float("inf"),
+                edge_threshold=values["points.edge_threshold"],
+                voxel_size=values["points.voxel_size"],
+            ),
             points_period=1.0 / rate if rate > 0 else 0.0,
             lazy=values["lazy"],
             save_folder=values["save_folder"],

@@ -432,9 +432,7 @@ class Pipeline:
             result.points,
             job.request.image,
             job.engine.framing,
-            settings.points_stride,
-            settings.points_rgb,
-            settings.points_z_range,
+            settings.cloud,
             job.rectified,
         )
 

@@ -62,13 +62,23 @@ class ImageWriter:
         return self._template.render(stamp, pixels)
 
 
+#: Fields of a cloud, each a float32; rgb holds three bytes, intensity is brightness from 0 to 255.
+CLOUD_FIELDS = {"xyz": ("x", "y", "z"), "xyzrgb": ("x", "y", "z", "rgb"), "xyzi": ("x", "y", "z", "intensity")}
+
+
 class CloudWriter:
-    """Writes organised sensor_msgs/PointCloud2: float32 x y z, and packed rgb at offset 12 when coloured."""
+    """Writes sensor_msgs/PointCloud2 with float32 x, y, z and, at offset 12, packed rgb or intensity.
+
+    Args:
+        size: rows and columns; (1, N) for a cloud that is not organised.
+        fields: a key of `CLOUD_FIELDS`.
+        dense: whether all points are finite.
+    """
 
     _WITHOUT_ALPHA = np.array([255, 255, 255, 0], np.uint8).view(np.uint32)[0]
 
-    def __init__(self, frame_id: str, size: tuple[int, int], coloured: bool):
-        names = ("x", "y", "z", "rgb") if coloured else ("x", "y", "z")
+    def __init__(self, frame_id: str, size: tuple[int, int], fields: str, dense: bool = False):
+        names = CLOUD_FIELDS[fields]
         head = CdrWriter()
         head.header(_NO_STAMP, frame_id)
         head.uint32(*size, len(names))
@@ -80,32 +90,37 @@ class CloudWriter:
         head.uint8(False)  # is_bigendian
         step = 4 * len(names)
         head.uint32(step, step * size[1], 0)  # point_step, row_step, length of data
-        self._template = _Template(head, tail=b"\0")  # is_dense: false
+        self._template = _Template(head, tail=bytes([dense]))
+        self._fields = fields
         self._points = np.empty((*size, len(names)), np.float32)
-        if coloured:
+        if fields == "xyzrgb":
             self._packed = np.empty((*size, 4), np.uint8)
             self._colors = self._points.view(np.uint32)[..., 3]
 
     def write(
-        self, stamp: Stamp, points: np.ndarray, rgb: np.ndarray | None, z_range: tuple[float, float] | None
+        self, stamp: Stamp, points: np.ndarray, rgb: np.ndarray | None = None, dropped: np.ndarray | None = None
     ) -> bytes:
         """Serialize a cloud.
 
         Args:
             points: [h, w, 3] float32 of this writer's size.
-            rgb: [h, w, 3] uint8 of the same size if coloured, else None.
-            z_range: nearest and farthest z to keep, metres; None keeps all.
+            rgb: [h, w, 3] uint8 of the same size, from which rgb or intensity is written; not used for "xyz".
+            dropped: [h, w] bool, points that become NaN; None for none.
         """
-        if rgb is None:
+        if self._fields == "xyz":
             self._points[:] = points
         else:
+            assert rgb is not None
+            rgb = np.ascontiguousarray(rgb)
             # OpenCV's conversion from three to four channels is several times faster than numpy's strided copy.
             cv2.cvtColor(np.ascontiguousarray(points), cv2.COLOR_RGB2RGBA, dst=self._points)
-            cv2.cvtColor(np.ascontiguousarray(rgb), cv2.COLOR_RGB2BGRA, dst=self._packed)
-            np.bitwise_and(self._packed.view(np.uint32)[..., 0], self._WITHOUT_ALPHA, out=self._colors)
-        if z_range is not None:
-            z = points[..., 2]
-            self._points[(z < z_range[0]) | (z > z_range[1]), :3] = np.nan
+            if self._fields == "xyzi":
+                self._points[..., 3] = cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY)
+            else:
+                cv2.cvtColor(rgb, cv2.COLOR_RGB2BGRA, dst=self._packed)
+                np.bitwise_and(self._packed.view(np.uint32)[..., 0], self._WITHOUT_ALPHA, out=self._colors)
+        if dropped is not None:
+            self._points[dropped, :3] = np.nan
         return self._template.render(stamp, self._points)
 
 

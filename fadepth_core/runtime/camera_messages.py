@@ -16,10 +16,12 @@ from fadepth_core.common.rectification import RectifiedFraming
 from fadepth_core.messages.camera_info import Camera
 from fadepth_core.messages.images import Frame
 from fadepth_core.messages.outgoing import CameraInfoWriter, CloudWriter, ImageWriter
+from fadepth_core.runtime.cloud import CloudOptions, downsample
 from fadepth_core.runtime.engine import DepthEngine
 from fadepth_core.runtime.pictures import depth_to_color, depth_to_millimetres
 
 _Writer = TypeVar("_Writer")
+_DEFAULT_CLOUD = CloudOptions()
 
 
 def rgb_for(engine: DepthEngine, frame: Frame, rectified: RectifiedFraming | None = None) -> np.ndarray:
@@ -67,31 +69,29 @@ class OutputWriters:
         points: np.ndarray,
         rgb: np.ndarray,
         framing: Framing,
-        stride: int = 1,
-        coloured: bool = True,
-        z_range: tuple[float, float] | None = None,
+        options: CloudOptions = _DEFAULT_CLOUD,
         rectified: RectifiedFraming | None = None,
     ) -> bytes:
-        """Cloud of `points` [h, w, 3], metres.
+        """Cloud of `points` [h, w, 3], metres: organised, or with a voxel size the points that are left.
 
         Args:
             rgb: [H, W, 3] uint8, the image that the engine got: at the network's size or the camera's.
-            stride: keep every n-th point of every n-th row.
-            coloured: whether the points get the image's colours.
-            z_range: nearest and farthest z to keep, metres; None keeps all.
             rectified: as for `rgb_for`.
         """
-        every = slice(None, None, stride)
+        every = slice(None, None, options.stride)
+        dropped = options.dropped(points, max(1, round(framing.output_size[0] / framing.network_size[0])))
         points = points[every, every]
         color = None
-        if coloured:
+        if options.fields != "xyz":
             if rgb.shape[:2] != framing.output_size:
                 whole = frame.encoding.to_rgb(frame.pixels)
                 rgb = framing.output_pixels(whole if rectified is None else rectified.to_camera(whole))
             color = rgb[every, every]
-        key = (frame.frame_id, points.shape[:2], coloured)
+        if options.voxel_size > 0:
+            return _downsampled(frame, points, color, dropped, options)
+        key = (frame.frame_id, points.shape[:2], options.fields)
         writer = self._writer("points", key, lambda: CloudWriter(*key))
-        return writer.write(frame.stamp, points, color, z_range)
+        return writer.write(frame.stamp, points, color, dropped)
 
     def camera_info(self, frame: Frame, camera: Camera, framing: Framing) -> bytes:
         """CameraInfo of the depth image."""
@@ -110,3 +110,16 @@ class OutputWriters:
             known = (key, make())
             self._writers[output] = known
         return known[1]
+
+
+def _downsampled(
+    frame: Frame, points: np.ndarray, color: np.ndarray | None, dropped: np.ndarray | None, options: CloudOptions
+) -> bytes:
+    """The cloud with one point in each voxel."""
+    kept = np.isfinite(points[..., 2])
+    if dropped is not None:
+        kept &= ~dropped
+    values = np.empty((np.count_nonzero(kept), 0), np.float32) if color is None else color[kept].astype(np.float32)
+    means, colors = downsample(points[kept], values, options.voxel_size)
+    writer = CloudWriter(frame.frame_id, (1, len(means)), options.fields, dense=True)
+    return writer.write(frame.stamp, means[None], None if color is None else np.rint(colors[None]).astype(np.uint8))

@@ -12,7 +12,7 @@ import pytest
 from fadepth_core.messages.camera_info import read_camera_info
 from fadepth_core.messages.cdr import MessageError, Stamp
 from fadepth_core.messages.images import read_compressed, read_image
-from fadepth_core.messages.outgoing import CameraInfoWriter, CloudWriter, ImageWriter
+from fadepth_core.messages.outgoing import CLOUD_FIELDS, CameraInfoWriter, CloudWriter, ImageWriter
 
 typesys = pytest.importorskip("rosbags.typesys")
 STORE = typesys.get_typestore(typesys.Stores.ROS2_JAZZY)
@@ -78,17 +78,14 @@ def test_written_messages_have_the_bytes_of_another_implementation(frame_id):
     for pixels, encoding in ((depth, "32FC1"), (depth.astype(np.uint16), "16UC1"), (PIXELS, "rgb8")):
         raw = ImageWriter(frame_id, (20, 30), encoding).write(stamp, pixels)
         assert raw == serialized(image(pixels, encoding, frame_id))
-    for coloured in (False, True):
-        names = ("x", "y", "z", "rgb")[: 3 + coloured]
+    for fields, names in CLOUD_FIELDS.items():
         field = TYPES["sensor_msgs/msg/PointField"]
-        fields = [field(name, 4 * index, field.FLOAT32, 1) for index, name in enumerate(names)]
+        point_fields = [field(name, 4 * index, field.FLOAT32, 1) for index, name in enumerate(names)]
         points = np.zeros((20, 30, len(names)), np.float32)
         points[..., :3] = np.dstack([depth] * 3)
-        cloud = (header(frame_id), 20, 30, fields, False, 4 * len(names), 120 * len(names))
+        cloud = (header(frame_id), 20, 30, point_fields, False, 4 * len(names), 120 * len(names))
         expected = TYPES["sensor_msgs/msg/PointCloud2"](*cloud, points.ravel().view(np.uint8), False)
-        raw = CloudWriter(frame_id, (20, 30), coloured).write(
-            stamp, points[..., :3], 0 * PIXELS if coloured else None, None
-        )
+        raw = CloudWriter(frame_id, (20, 30), fields).write(stamp, points[..., :3], 0 * PIXELS)
         assert raw == serialized(expected)
 
 

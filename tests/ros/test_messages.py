@@ -477,41 +477,42 @@ def test_written_images_have_the_middlewares_bytes(frame_id, encoding, dtype, ch
     assert_same_bytes(raw, expected)
 
 
-@pytest.mark.parametrize("coloured", [False, True])
-def test_written_clouds_are_organised(coloured):
+@pytest.mark.parametrize(("fields", "last"), [("xyz", None), ("xyzrgb", "rgb"), ("xyzi", "intensity")])
+def test_written_clouds_are_organised(fields, last):
     points = np.arange(4 * 6 * 3, dtype=np.float32).reshape(4, 6, 3)
     points[0, 0] = np.nan
     rgb = np.arange(4 * 6 * 3, dtype=np.uint8).reshape(4, 6, 3)
-    raw = CloudWriter("cam", (4, 6), coloured).write(Stamp(3, 4), points, rgb if coloured else None, None)
+    raw = CloudWriter("cam", (4, 6), fields).write(Stamp(3, 4), points, rgb)
     cloud = deserialize_message(raw, PointCloud2)
     assert_same_bytes(raw, cloud)
     assert (cloud.height, cloud.width, cloud.is_dense, cloud.is_bigendian) == (4, 6, False, False)
-    assert [f.name for f in cloud.fields] == ["x", "y", "z"] + ["rgb"] * coloured
-    assert [f.offset for f in cloud.fields] == [0, 4, 8, 12][: 3 + coloured]
-    assert (cloud.point_step, cloud.row_step) == (16, 96) if coloured else (12, 72)
+    assert [f.name for f in cloud.fields] == ["x", "y", "z"] + ([last] if last else [])
+    assert [f.offset for f in cloud.fields] == [0, 4, 8, 12][: 4 if last else 3]
+    assert (cloud.point_step, cloud.row_step) == ((16, 96) if last else (12, 72))
     floats = np.frombuffer(cloud.data, np.float32).reshape(4, 6, -1)
     np.testing.assert_array_equal(floats[..., :3], points)
-    if coloured:
+    if last == "rgb":
         packed = floats[..., 3].copy().view(np.uint32)
         np.testing.assert_array_equal(np.stack([packed >> 16 & 255, packed >> 8 & 255, packed & 255], -1), rgb)
         assert (packed >> 24 == 0).all()
+    if last == "intensity":
+        np.testing.assert_allclose(floats[..., 3], rgb @ [0.299, 0.587, 0.114], atol=0.51)
 
 
-def test_points_outside_the_range_are_dropped():
-    points = np.zeros((1, 4, 3), np.float32)
-    points[0, :, 2] = [0.5, 1.0, 3.0, 9.0]
+def test_dropped_points_are_not_numbers():
+    points, dropped = np.ones((1, 4, 3), np.float32), np.array([[True, False, False, True]])
     cloud = deserialize_message(
-        CloudWriter("cam", (1, 4), False).write(Stamp(0, 0), points, None, (1.0, 5.0)), PointCloud2
+        CloudWriter("cam", (1, 4), "xyz").write(Stamp(0, 0), points, None, dropped), PointCloud2
     )
     z = np.frombuffer(cloud.data, np.float32).reshape(-1, 3)[:, 2]
-    np.testing.assert_array_equal(z, [np.nan, 1.0, 3.0, np.nan])
+    np.testing.assert_array_equal(z, [np.nan, 1.0, 1.0, np.nan])
 
 
 def test_a_writer_keeps_nothing_of_the_previous_frame():
-    writer = CloudWriter("cam", (1, 2), True)
+    writer = CloudWriter("cam", (1, 2), "xyzrgb")
     ones, rgb = np.ones((1, 2, 3), np.float32), np.full((1, 2, 3), 255, np.uint8)
-    writer.write(Stamp(0, 0), ones * np.nan, rgb, (0.5, 2.0))
-    cloud = deserialize_message(writer.write(Stamp(1, 0), ones, 0 * rgb, None), PointCloud2)
+    writer.write(Stamp(0, 0), ones * np.nan, rgb, np.ones((1, 2), bool))
+    cloud = deserialize_message(writer.write(Stamp(1, 0), ones, 0 * rgb), PointCloud2)
     np.testing.assert_array_equal(np.frombuffer(cloud.data, np.float32).reshape(2, 4), [[1, 1, 1, 0]] * 2)
 
 

@@ -227,7 +227,7 @@ def robot(start_robot):
 
 
 def test_parameters_change_outputs_while_running(robot):
-    changes = {"depth_encoding": "16UC1", "points.rgb": False, "points.stride": 2, "depth_scale": 2.0}
+    changes = {"depth_encoding": "16UC1", "points.fields": "xyzi", "points.stride": 2, "depth_scale": 2.0}
     before = show(robot, 10 * SECOND)
     for name, value in changes.items():
         assert set_parameter(robot, name, value) == (True, "")
@@ -242,7 +242,7 @@ def test_parameters_change_outputs_while_running(robot):
     assert points.point_step == 12
     assert (points.height, points.width) == (-(-depth.height // 2), -(-depth.width // 2))
     for name in changes:
-        default = {"depth_encoding": "32FC1", "points.rgb": True, "points.stride": 1, "depth_scale": 1.0}[name]
+        default = {"depth_encoding": "32FC1", "points.fields": "xyzrgb", "points.stride": 1, "depth_scale": 1.0}[name]
         assert set_parameter(robot, name, default)[0]
 
 

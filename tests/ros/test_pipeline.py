@@ -174,6 +174,38 @@ def test_points_and_colours_follow_their_ranges():
     assert (color != other).mean() > 0.2
 
 
+class Step(FakeEngine):
+    """10 m in the upper half, 2 m in the lower half."""
+
+    def depth_rows(self):
+        rows = super().depth_rows()
+        return np.where(np.arange(len(rows)) < len(rows) // 2, 10.0, 2.0)
+
+
+def test_the_cloud_follows_its_parameters():
+    def cloud(engine=FakeEngine, **changes):
+        outputs = RecordedOutputs(POINTS)
+        make_pipeline(outputs, engine, **changes).offer_image(frame(1))
+        message = deserialize_message(outputs.last[POINTS], PointCloud2)
+        return message, np.frombuffer(message.data, np.float32).reshape(-1, message.point_step // 4)
+
+    whole, points = cloud(**{"points.fields": "xyz"})
+    distances = np.linalg.norm(points, axis=1)
+    limit = float(np.nanmedian(distances))
+    message, near = cloud(**{"points.fields": "xyzi", "points.max_range": limit})
+    assert [field.name for field in message.fields] == ["x", "y", "z", "intensity"]
+    assert (message.height, message.width) == (whole.height, whole.width)
+    np.testing.assert_array_equal(np.isnan(near[:, 2]), ~(distances <= np.float32(limit)))
+    message, means = cloud(**{"points.voxel_size": 0.05, "points.max_range": limit})
+    assert (message.height, message.width, message.is_dense) == (1, len(means), True)
+    assert 1 < len(means) < (distances <= limit).sum()
+    assert len(np.unique(np.floor(means[:, :3] / 0.05), axis=0)) > 0.95 * len(means), "rounding of the mean aside"
+    message, edges = cloud(Step, **{"points.fields": "xyz", "points.edge_threshold": 0.1})
+    rows = np.isnan(edges[:, 2]).reshape(message.height, message.width)
+    assert (rows == rows[:, :1]).all()
+    assert rows[:, 0].nonzero()[0].tolist() == [message.height // 2 - 1, message.height // 2]
+
+
 def test_published_intrinsics_follow_region_and_binning():
     """Sides, offsets and binning all differ, so that the test notices if two of them are exchanged."""
     info = info_message((500, 700), focal=600.0)

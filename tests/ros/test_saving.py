@@ -126,7 +126,9 @@ def test_a_cloud_is_read_as_it_was_written(coloured):
     random = np.random.default_rng(0)
     points = random.normal(size=(3, 4, 3)).astype(np.float32)
     rgb = random.integers(0, 256, (3, 4, 3), dtype=np.uint8)
-    raw = CloudWriter("camera", (3, 4), coloured).write(Stamp(1, 2), points, rgb if coloured else None, None)
+    raw = CloudWriter("camera", (3, 4), ("xyz", "xyzrgb")[coloured]).write(
+        Stamp(1, 2), points, rgb if coloured else None
+    )
     arrays = read_cloud(raw)
     np.testing.assert_array_equal(arrays["points"], points)
     if coloured:
