@@ -184,10 +184,10 @@ class CameraTopics:
             self._wanted_at = now
             if self.image is None:
                 self._listen()
+                self.pipeline.statistics.resume()
         elif self.image is not None and now - self._wanted_at >= LINGER:
             self._node.destroy_subscription(self.image)
             self.image = None
-            self.pipeline.statistics.pause()
         if self.image is None and self._infos:
             self._take_infos()
             if self.pipeline.prepare_engine():

@@ -147,9 +147,9 @@ class Statistics:
         self._window.received += frames
         self._log.flush(now)
 
-    def pause(self) -> None:
-        """No frames are expected from now on: the time until the next one is no interval between frames."""
-        self._last_arrival = None
+    def resume(self) -> None:
+        """Frames are expected again from now on: the time before is no interval between frames."""
+        self._last_arrival = time.monotonic()
 
     def dropped(self, cause: str, frames: int = 1) -> None:
         """Count frames that were dropped for a cause."""

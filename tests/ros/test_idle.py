@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import time
 
 import pytest
@@ -15,6 +16,7 @@ from sensor_msgs.msg import CameraInfo, Image
 
 from cards import PATIENCE, image_message, info_message, noise
 from fadepth_ros.node import DepthNode
+from fadepth_ros.statistics import Statistics
 from fakes import SECOND, EngineLoader
 
 
@@ -117,6 +119,13 @@ def test_diagnostics_say_that_there_are_no_subscribers(start):
     assert robot.status.level == DiagnosticStatus.OK
     robot.listen()
     robot.wait_for(lambda: "per second" in robot.status.message, robot.publish)
+
+
+def test_a_camera_is_not_silent_when_it_is_needed_again():
+    statistics = Statistics(logging.getLogger("test"))
+    assert statistics.report().silent
+    statistics.resume()
+    assert not statistics.report().silent
 
 
 def test_the_engine_is_built_for_the_size_in_camera_info_before_there_is_a_subscriber(start):
