@@ -109,7 +109,7 @@ class CameraTopics:
         self._infos: list[Subscription] = []
         self._subscribe_image: Callable[[], Subscription] | None = None  # while active
         self._subscribe_infos: Callable[[], None] | None = None
-        self._wanted_at = 0.0  # monotonic clock, when the images were last needed
+        self._unwanted_since: float | None = None  # monotonic clock; None while the images are needed
 
     @property
     def idle(self) -> bool:
@@ -181,11 +181,13 @@ class CameraTopics:
             return False
         now, before = time.monotonic(), self.image
         if not lazy or self.subscribed() or self.pipeline.saving:
-            self._wanted_at = now
+            self._unwanted_since = None
             if self.image is None:
                 self._listen()
                 self.pipeline.statistics.resume()
-        elif self.image is not None and now - self._wanted_at >= LINGER:
+        elif self._unwanted_since is None:
+            self._unwanted_since = now
+        elif self.image is not None and now - self._unwanted_since >= LINGER:
             self._node.destroy_subscription(self.image)
             self.image = None
         if self.image is None and self._infos:
@@ -207,7 +209,7 @@ class CameraTopics:
         """Subscribe to the images, and to camera_info unless this was kept."""
         assert self._subscribe_image is not None  # see `start`
         assert self._subscribe_infos is not None
-        self._wanted_at = time.monotonic()
+        self._unwanted_since = None
         self.image = self._subscribe_image()
         if not self._infos:
             self._subscribe_infos()
