@@ -75,11 +75,17 @@ def status_line(figures: Mapping[str, float | str]) -> str:
 
 
 def cloud_arrays(cloud: PointCloud2) -> tuple[np.ndarray, np.ndarray]:
-    """The depth node's cloud as arrays: points [h, w, 3] float32, and their colours [h, w, 3] uint8 RGB (grey without rgb)."""
+    """The depth node's cloud as arrays.
+
+    Returns:
+        Points [h, w, 3] float32, and their colours [h, w, 3] uint8 RGB: grey if the cloud has only brightness or nothing.
+    """
     floats = np.frombuffer(cloud.data, np.float32).reshape(cloud.height, cloud.width, cloud.point_step // 4)
-    offsets = {field.name: field.offset for field in cloud.fields if field.datatype == PointField.FLOAT32}
+    columns = {field.name: field.offset // 4 for field in cloud.fields if field.datatype == PointField.FLOAT32}
     points = floats[..., :3]
-    if "rgb" not in offsets:
-        return points, np.full(points.shape, 200, np.uint8)
-    rgb = floats[..., offsets["rgb"] // 4, None].view(np.uint8)
-    return points, rgb[..., 2::-1]
+    if "rgb" in columns:
+        return points, floats[..., columns["rgb"], None].view(np.uint8)[..., 2::-1]
+    if "intensity" in columns:
+        brightness = np.nan_to_num(floats[..., columns["intensity"]]).clip(0, 255).astype(np.uint8)
+        return points, brightness[..., None].repeat(3, -1)
+    return points, np.full(points.shape, 200, np.uint8)
