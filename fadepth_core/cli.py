@@ -56,6 +56,7 @@ from fadepth_core.evaluation import (
     calibration,
     choose_evenly,
     compare_evenly,
+    evaluate_steady_video,
     evaluate_uncertainty,
     evaluate_video,
     flip_difference,
@@ -87,7 +88,7 @@ from fadepth_core.geometry import MAX_DEPTH, MIN_DEPTH
 from fadepth_core.models import MODELS, DepthNetwork, build_model
 from fadepth_core.models.complexity import PRINTED, complexity
 from fadepth_core.models.depth_network import DeployedNetwork
-from fadepth_core.runtime import backends
+from fadepth_core.runtime import backends, temporal
 from fadepth_core.runtime.checkpoint import Checkpoint, CheckpointError, Description
 from fadepth_core.runtime.engine import EngineError
 from fadepth_core.runtime.export import export_checkpoint
@@ -236,6 +237,9 @@ def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--frames", type=whole(1, 10_000), default=16, metavar="N", help="video: frames of each clip, evenly spread"
     )
+    parser.add_argument(
+        "--temporal", nargs="+", choices=temporal.MODES, default=["off"], help="video: temporal filters of the node"
+    )
     _add_engine(parser, "plain PyTorch; the fastest backend if --precision is given")
     parser.add_argument("--out", type=user_path, default=Path("evaluation"), help="folder for figures and pictures")
 
@@ -309,13 +313,18 @@ def _evaluate_video(args: argparse.Namespace) -> None:
     clips = [dataset.clips[index] for index in chosen]
     predictor = _predictor(args, checkpoint, size)
     predictors = _baselines(args, checkpoint, size, ConstantDepth() if args.baselines else None)
-    predictors[_label(args, checkpoint)] = predictor
+    label = _label(args, checkpoint)
+    if "off" in args.temporal:
+        predictors[label] = predictor
     scaling = args.scaling or "median"
     results = {}
-    for label, measured in predictors.items():
-        samples = tqdm((dataset[index] for index in chosen), label, len(chosen), unit="frame")
-        results[label] = evaluate_video(measured, samples, clips, scaling)
-    write_values({label: result.to_dict() for label, result in results.items()}, args.out / f"{VIDEO}.json")
+    for name, measured in predictors.items():
+        samples = tqdm((dataset[index] for index in chosen), name, len(chosen), unit="frame")
+        results[name] = evaluate_video(measured, samples, clips, scaling)
+    for mode in dict.fromkeys(args.temporal):
+        if mode != "off":
+            results[f"{label}, temporal {mode}"] = evaluate_steady_video(predictor, mode, dataset, chosen, scaling)
+    write_values({name: result.to_dict() for name, result in results.items()}, args.out / f"{VIDEO}.json")
     print_video_table(results, scaling)
     samples_shown = (dataset[chosen[place]] for place in choose_evenly(["all"] * len(chosen), _SHEET_ROWS))
     images = {str(sample.name): (to_picture(sample.middle), sample.intrinsics.numpy()) for sample in samples_shown}

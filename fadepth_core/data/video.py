@@ -133,12 +133,17 @@ class VideoDataset(Dataset[Sample]):
     def clips(self) -> list[str]:
         return [self._clips[number].name for number, _ in self._entries]
 
+    def place(self, index: int) -> tuple[Clip, int]:
+        """The clip of a sample, and the number of its middle frame there."""
+        number, centre = self._entries[index]
+        return self._clips[number], centre
+
     def __len__(self) -> int:
         return len(self._entries)
 
     def __getitem__(self, index: int) -> Sample:
-        number, centre = self._entries[index]
-        return self._clips[number].sample(centre)
+        clip, centre = self.place(index)
+        return clip.sample(centre)
 
 
 def open_clips(
@@ -259,13 +264,17 @@ class Clip:
         if self.speeds is None:
             self.speeds = np.full(self.source.count, np.nan)
 
+    def numbers(self, centre: int) -> list[int]:
+        """Numbers of the three frames of the sample whose middle frame is `centre`."""
+        return [centre - self.stride, centre, centre + self.stride]
+
     def sample(self, centre: int) -> Sample:
         """The sample whose middle frame is `centre`.
 
         Raises:
             DataError: a frame or depth file is invalid.
         """
-        numbers = [centre - self.stride, centre, centre + self.stride]
+        numbers = self.numbers(centre)
         frames = torch.from_numpy(np.stack([self.source.frame(n) for n in numbers])).permute(0, 3, 1, 2)
         poses = None
         if self.poses is not None:

@@ -34,7 +34,14 @@ from fadepth_core.evaluation.uncertainty import (
     print_uncertainty_table,
     uncertainty_values,
 )
-from fadepth_core.evaluation.video import FrameResult, VideoEvaluation, VideoFigures, choose_evenly, evaluate_video
+from fadepth_core.evaluation.video import (
+    FrameResult,
+    VideoEvaluation,
+    VideoFigures,
+    choose_evenly,
+    evaluate_steady_video,
+    evaluate_video,
+)
 
 __all__ = [
     "PROTOCOLS",
@@ -56,6 +63,7 @@ __all__ = [
     "compare_evenly",
     "depth_metrics",
     "evaluate",
+    "evaluate_steady_video",
     "evaluate_uncertainty",
     "evaluate_video",
     "flip_difference",

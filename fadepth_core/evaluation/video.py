@@ -16,6 +16,7 @@ How to read the figures:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 
@@ -23,15 +24,19 @@ import cv2
 import numpy as np
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from fadepth_core.common.color import to_picture
 from fadepth_core.common.errors import DataError
 from fadepth_core.common.sample import Sample, evenly_spread
+from fadepth_core.data.video import Clip, VideoDataset
 from fadepth_core.evaluation.alignment import DepthPairs, fit_length, fit_motion
+from fadepth_core.evaluation.metrics import depth_metrics
 from fadepth_core.evaluation.protocols import SCALINGS, Predictor
 from fadepth_core.geometry import reproject, sample
 from fadepth_core.losses import Motions
 from fadepth_core.losses.geometric import depth_difference
+from fadepth_core.runtime.temporal import TemporalFilter
 
 
 @dataclass(frozen=True)
@@ -45,12 +50,14 @@ class FrameResult:
             frames (c) and their own depth sampled there (s).
         steps: ln of the change of depth scale from the first to the middle frame and from the middle to the last, as
             the ratio of median depths after warping.
+        abs_rel: mean relative error of the middle frame's depth; NaN if its true depth is not known.
     """
 
     name: str
     photometric: float
     temporal: float
     steps: tuple[float, float]
+    abs_rel: float = math.nan
 
 
 @dataclass(frozen=True)
@@ -60,11 +67,13 @@ class VideoFigures:
     Attributes:
         photometric, temporal: means over the clip's `FrameResult`s.
         jitter: standard deviation of their `steps`.
+        abs_rel: mean over those with true depth; NaN if there are none.
     """
 
     photometric: float
     temporal: float
     jitter: float
+    abs_rel: float
 
 
 @dataclass(frozen=True)
@@ -80,21 +89,22 @@ class VideoEvaluation:
             float(np.mean([frame.photometric for frame in frames])),
             float(np.mean([frame.temporal for frame in frames])),
             float(np.std([frame.steps for frame in frames])),
+            _mean_of_known([frame.abs_rel for frame in frames]),
         )
 
     @property
     def figures(self) -> VideoFigures:
         """The mean over the clips; all clips have the same weight."""
-        rows = [list(asdict(self.of_clip(clip)).values()) for clip in self.clips]
-        return VideoFigures(*np.mean(rows, axis=0).tolist())
+        rows = [asdict(self.of_clip(clip)).values() for clip in self.clips]
+        return VideoFigures(*(_mean_of_known(column) for column in zip(*rows, strict=True)))
 
     def to_dict(self) -> dict:
-        """All results as numbers, strings, lists and dicts for JSON."""
+        """All results as numbers, strings, lists and dicts for JSON; null where unknown."""
         clips = {
-            clip: {"figures": asdict(self.of_clip(clip)), "frames": [asdict(frame) for frame in frames]}
+            clip: {"figures": _values(self.of_clip(clip)), "frames": [_values(frame) for frame in frames]}
             for clip, frames in self.clips.items()
         }
-        return {"figures": asdict(self.figures), "clips": clips}
+        return {"figures": _values(self.figures), "clips": clips}
 
 
 def evaluate_video(
@@ -114,6 +124,41 @@ def evaluate_video(
     for clip, triplet in zip(clips, samples, strict=True):
         depths = torch.stack([_depth(predict, frame, triplet.intrinsics) for frame in triplet.frames])
         results.setdefault(clip, []).append(measure(triplet, depths, scaling))
+    if not results:
+        raise DataError("no frames to evaluate 'video' on")
+    return VideoEvaluation({clip: tuple(frames) for clip, frames in results.items()})
+
+
+def evaluate_steady_video(
+    predict: Predictor, mode: str, dataset: VideoDataset, chosen: Sequence[int], scaling: str = "median"
+) -> VideoEvaluation:
+    """Measure `predict` with the temporal filter of the node (`runtime.temporal`), which gets every frame of the clips.
+
+    Args:
+        mode: "scale" or "full".
+        chosen: indices of the measured samples of the data set, ascending.
+        scaling: see `measure`.
+
+    Raises: as `evaluate_video`.
+    """
+    results: dict[str, list[FrameResult]] = {}
+    places: dict[Clip, list[int]] = {}
+    for index in chosen:
+        places.setdefault(dataset.place(index)[0], []).append(index)
+    for clip, indices in places.items():
+        numbers = {index: clip.numbers(dataset.place(index)[1]) for index in indices}
+        needed = {number for three in numbers.values() for number in three}
+        steady, kept = TemporalFilter(mode), {}
+        for number in tqdm(range(max(needed) + 1), f"{clip.name}, temporal {mode}", unit="frame"):
+            image = np.ascontiguousarray(clip.source.frame(number))
+            depth = _full_size(predict(image, clip.intrinsics), image.shape[:2])
+            factor = steady.correction(image, depth, clip.intrinsics, float(clip.times[number]))
+            if number in needed:
+                kept[number] = torch.from_numpy(depth * factor)
+        results[clip.name] = [
+            measure(dataset[index], torch.stack([kept[number] for number in numbers[index]]), scaling)
+            for index in indices
+        ]
     if not results:
         raise DataError("no frames to evaluate 'video' on")
     return VideoEvaluation({clip: tuple(frames) for clip, frames in results.items()})
@@ -157,6 +202,7 @@ def measure(triplet: Sample, depths: Tensor, scaling: str = "median") -> FrameRe
         float(pairs.unexplained(motions).mean()),
         float(np.mean(differences)),
         (-ratios[0], ratios[1]),
+        _abs_rel(depths[1].numpy(), triplet.depth, scaling),
     )
 
 
@@ -171,5 +217,32 @@ def choose_evenly(clips: Sequence[str], count: int) -> list[int]:
 def _depth(predict: Predictor, frame: Tensor, intrinsics: Tensor) -> Tensor:
     """Predicted depth [H, W] at the frame's size."""
     inverse_depth = predict(to_picture(frame), intrinsics.double().numpy())
-    size = frame.shape[:0:-1]
-    return 1 / torch.from_numpy(cv2.resize(inverse_depth, size, interpolation=cv2.INTER_LINEAR))
+    return torch.from_numpy(_full_size(inverse_depth, (frame.shape[1], frame.shape[2])))
+
+
+def _full_size(inverse_depth: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Depth at `size` (height, width) from inverse depth [h, w], in which planes are linear."""
+    return 1 / cv2.resize(inverse_depth, size[::-1], interpolation=cv2.INTER_LINEAR)
+
+
+def _abs_rel(depth: np.ndarray, truth: Tensor | None, scaling: str) -> float:
+    """Mean relative error of depth [H, W] against true depth [h, w], 0 where unknown; NaN if it is nowhere known."""
+    if truth is None or not (truth > 0).any():
+        return math.nan
+    known = truth.numpy() > 0
+    predicted, true = _full_size(1 / depth, known.shape)[known], truth.numpy()[known]
+    if scaling == "median":
+        predicted = predicted * (np.median(true) / np.median(predicted))
+    return depth_metrics(predicted, true).abs_rel
+
+
+def _mean_of_known(values: Iterable[float]) -> float:
+    """The mean of the numbers that are not NaN; NaN if there are none."""
+    known = [value for value in values if not math.isnan(value)]
+    return float(np.mean(known)) if known else math.nan
+
+
+def _values(result: FrameResult | VideoFigures) -> dict:
+    """The attributes for JSON, which has no NaN."""
+    values = asdict(result)
+    return {name: None if value != value else value for name, value in values.items()}

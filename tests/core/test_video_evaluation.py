@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import replace
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -12,7 +14,14 @@ from test_geometry import POSES, Scene, camera
 
 from fadepth_core.common.color import to_picture
 from fadepth_core.data import DataError, Sample
-from fadepth_core.evaluation import choose_evenly, evaluate_video, print_video_table
+from fadepth_core.data.video import VideoDataset
+from fadepth_core.evaluation import (
+    VideoEvaluation,
+    choose_evenly,
+    evaluate_steady_video,
+    evaluate_video,
+    print_video_table,
+)
 from fadepth_core.evaluation.alignment import DepthPairs, fit_length, fit_motion
 from fadepth_core.evaluation.baselines import ConstantDepth
 from fadepth_core.evaluation.video import measure
@@ -110,9 +119,23 @@ def test_results_are_grouped_by_clip_and_printed(wall, capsys):
     print_video_table({"constant": flat, "net": truth}, "none")
     title, header, *rows = capsys.readouterr().out.splitlines()
     assert title == "video: 2 clips, 3 frames, scaling: none"
-    assert header.split() == ["photometric", "temporal", "jitter"]
+    assert header.split() == ["photometric", "temporal", "jitter", "abs_rel"]
     assert [row.split("  0.")[0].strip() for row in rows] == ["constant", "a (2)", "b (1)", "net", "a (2)", "b (1)"]
     assert float(rows[3].split()[1]) == pytest.approx(truth.figures.photometric, abs=1e-3)
+
+
+def test_relative_error_where_true_depth_is_known(wall):
+    """Scaled by the medians it is 0 for depth of another scale. Half of the true depth is unknown."""
+    triplet, depths = wall
+    assert math.isnan(measure(triplet, depths, "none").abs_rel)
+    truth = depths[1].clone()
+    truth[:, ::2] = 0
+    known = replace(triplet, depth=truth)
+    assert measure(known, 1.2 * depths, "none").abs_rel == pytest.approx(0.2, abs=1e-4)
+    assert measure(known, 1.2 * depths).abs_rel == pytest.approx(0, abs=1e-4)
+    values = VideoEvaluation({"a": (measure(known, depths, "none"), measure(triplet, depths, "none"))}).to_dict()
+    assert values["figures"]["abs_rel"] == pytest.approx(0, abs=1e-4)
+    assert [frame["abs_rel"] is None for frame in values["clips"]["a"]["frames"]] == [False, True]
 
 
 def test_metric_evaluation_needs_poses(wall):
@@ -126,3 +149,34 @@ def test_metric_evaluation_needs_poses(wall):
 def test_chosen_frames_are_spread_over_every_clip():
     assert choose_evenly(["a"] * 9 + ["b"] * 2, 3) == [0, 4, 8, 9, 10]
     assert np.diff(choose_evenly(["a"] * 100, 10)).min() >= 10
+
+
+def test_the_temporal_filter_gets_every_frame_of_a_clip(tmp_path):
+    """Depth jitters by 10 % from frame to frame; two samples of a clip with stride 2 are measured."""
+    drive = SyntheticDataset("driving", (64, 192), length=1, seed=3, moving=False)[0]
+    still = to_picture(drive.middle)
+    folder = tmp_path / "clip"
+    folder.mkdir()
+    for number in range(12):
+        cv2.imwrite(str(folder / f"{number:02d}.png"), still[..., ::-1])
+    fx, _, cx, _, fy, cy = drive.intrinsics[:2].flatten().tolist()
+    (folder / "camera.json").write_text(
+        json.dumps({"fx": fx, "fy": fy, "cx": cx, "cy": cy, "fps": 10, "stride": 2, "poses": "poses.txt"})
+    )
+    poses = np.tile(np.eye(4)[:3].ravel(), (12, 1))
+    poses[:, 11] = 0.05 * np.arange(12)
+    np.savetxt(folder / "poses.txt", poses)
+    dataset = VideoDataset(tmp_path, (64, 192))
+    seen = []
+
+    def jittering(image, intrinsics):
+        seen.append(image)
+        return (1 / drive.depth / (1.1 if len(seen) % 3 else 1)).numpy()
+
+    chosen = [len(dataset) - 2, len(dataset) - 1]
+    steady = evaluate_steady_video(jittering, "scale", dataset, chosen, "none")
+    assert len(seen) == 12
+    seen.clear()
+    raw = evaluate_video(jittering, [dataset[index] for index in chosen], ["clip"] * 2, "none")
+    assert steady.figures.jitter < 0.7 * raw.figures.jitter
+    assert list(steady.clips) == ["clip"]

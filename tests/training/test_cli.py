@@ -15,6 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from fadepth_core import cli
 from fadepth_core.common.color import to_picture
+from fadepth_core.data.images import write_depth
 from fadepth_core.evaluation.report import TILE_WIDTH
 from fadepth_core.evaluation.tiles import MAP_SIZE
 from fadepth_core.models import MODELS, SmallDepth
@@ -133,19 +134,23 @@ def test_a_network_and_baselines_are_measured_on_video(tmp_path):
     for number, frame in enumerate(drive.frames):
         cv2.imwrite(str(clip / f"{number}.png"), to_picture(frame)[..., ::-1])
     np.savetxt(clip / "poses.txt", drive.poses[:, :3].reshape(3, 12))
+    (clip / "depth").mkdir()
+    write_depth(clip / "depth" / "000001.png", drive.depth.numpy())
     fx, _, cx, _, fy, cy = drive.intrinsics[:2].flatten().tolist()
-    camera = {"fx": fx, "fy": fy, "cx": cx, "cy": cy, "fps": 10, "poses": "poses.txt"}
+    camera = {"fx": fx, "fy": fy, "cx": cx, "cy": cy, "fps": 10, "poses": "poses.txt", "depth": "depth"}
     (clip / "camera.json").write_text(json.dumps(camera))
     result = fadepth(
         "evaluate", Checkpoint().path, "--protocol", "video", "--root", tmp_path / "clips", "--size", 64, 192,
-        "--baselines", "--camera-height", 1.5, "--untrained", "--out", tmp_path / "out",
+        "--baselines", "--camera-height", 1.5, "--untrained", "--temporal", "off", "full", "--out", tmp_path / "out",
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     figures = json.loads((tmp_path / "out" / "video.json").read_text())
-    assert list(figures) == ["constant depth", "ground plane, camera 1.5 m above", "untrained", "smalldepth"]
+    baselines = ["constant depth", "ground plane, camera 1.5 m above", "untrained"]
+    assert list(figures) == [*baselines, "smalldepth", "smalldepth, temporal full"]
     for name, values in figures.items():
         assert name in result.stdout
         assert 0 < values["figures"]["photometric"] < 1
+        assert 0 < values["figures"]["abs_rel"] < 1
         assert list(values["clips"]) == ["drive"]
     assert cv2.imread(str(tmp_path / "out" / "video.png")).shape[1] == 2 * TILE_WIDTH + MAP_SIZE[1]
 
