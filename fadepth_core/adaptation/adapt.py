@@ -34,6 +34,7 @@ from fadepth_core.evaluation import (
 from fadepth_core.runtime.checkpoint import Checkpoint
 from fadepth_core.runtime.export import export_checkpoint
 from fadepth_core.runtime.network import load_network
+from fadepth_core.training.confidence import ConfidenceOptions, train_confidence
 from fadepth_core.training.run_folder import DEPLOYED
 
 TAUGHT = "taught"
@@ -71,6 +72,10 @@ class Adapted:
     report: Path
     figures: dict[str, dict[str, list[float]]]
     interrupted: bool
+
+
+#: Longest training of the confidence head, if the network before has one.
+_CONFIDENCE_MINUTES = 5.0
 
 
 def use_command(checkpoint: Path) -> str:
@@ -152,7 +157,11 @@ def adapt(
     write_values({"better": better, "verdict": verdict, "figures": figures, "minutes": minutes}, work / RESULT)
     if better:
         out.parent.mkdir(parents=True, exist_ok=True)
-        export_checkpoint(load_network(adapted), adapted.description, out)
+        network = load_network(adapted)
+        if start.description.has_confidence:  # the adapted network makes other errors
+            options = ConfidenceOptions(minutes=min(0.2 * minutes, _CONFIDENCE_MINUTES), scaled=not metric)
+            network, _ = train_confidence(adapted, [work / "teach", work / "validate"], options)
+        export_checkpoint(network, adapted.description, out)
     return Adapted(better, verdict, taught.checkpoint, work / REPORT, figures, taught.interrupted)
 
 

@@ -20,10 +20,15 @@ from fadepth_core.common.errors import DataError
 from fadepth_core.data.folder import read_index
 from fadepth_core.data.images import read_depth, write_depth
 from fadepth_core.data.pictures import PictureDataset
+from fadepth_core.models import add_confidence
 from fadepth_core.runtime.checkpoint import Checkpoint
+from fadepth_core.runtime.export import export_checkpoint
+from fadepth_core.runtime.network import load_network
+from fadepth_core.training.confidence import ConfidenceOptions
 from street_canyon import render_view, write_frames
 
 STEP = 0.1
+MATRIX = np.array([[210.0, 0, 142], [0, 210, 73], [0, 0, 1]])
 
 
 @pytest.fixture(autouse=True)
@@ -157,22 +162,8 @@ def test_ctrl_c_is_one_line_and_the_same_command_continues(recording, tmp_path, 
 def test_a_network_that_became_worse_is_not_written(better, tmp_path, monkeypatch):
     """The true depth is what the better one of two networks predicts."""
     start, taught = Checkpoint("smalldepth_nc"), Checkpoint("smalldepth")
-    right = taught if better else start
     work = tmp_path / "work"
-    for kind in ("teach", "validate", "judge"):
-        folder = work / kind / "drive"
-        folder.mkdir(parents=True)
-        picture = cv2.resize(cv2.cvtColor(render_view(0.0)[0], cv2.COLOR_GRAY2RGB), (288, 192))
-        matrix = np.array([[210.0, 0, 142], [0, 210, 73], [0, 0, 1]])
-        depth = 1 / predictor(right)(picture, matrix)
-        cv2.imwrite(str(folder / "0.png"), picture)
-        write_depth(folder / "0_depth.png", depth)
-        entry = {"id": "0", "rgb": "0.png", "depth": "0_depth.png", "fx": 210, "fy": 210, "cx": 142, "cy": 73}
-        (folder / "index.json").write_text(json.dumps([entry]))
-    counts = {"frames": 3, "teach": 1, "validate": 1, "judge": 1}
-    prepared = Prepared(
-        "drive", "drive.mcap", (192, 288), "stereo pairs", "measured depth", True, True, counts, (), {}, "", ()
-    )
+    prepared = labelled_by(taught if better else start, work)
 
     def teach(_config):
         return teaching.Taught(taught.path, 5, False, ((0.0, 0.3), (1.0, 0.2)))
@@ -188,8 +179,40 @@ def test_a_network_that_became_worse_is_not_written(better, tmp_path, monkeypatc
     if better:
         written, expected = Checkpoint(out), read_depth(work / "judge/drive/0_depth.png")
         picture = cv2.imread(str(work / "judge/drive/0.png"))
-        found = 1 / predictor(written)(picture, matrix)
+        found = 1 / predictor(written)(picture, MATRIX)
         assert np.abs(found / expected - 1).mean() < 0.01
+
+
+def labelled_by(right, work):
+    """A prepared recording of one picture, of which the depth is that of the checkpoint `right`."""
+    for kind in ("teach", "validate", "judge"):
+        folder = work / kind / "drive"
+        folder.mkdir(parents=True)
+        picture = cv2.resize(cv2.cvtColor(render_view(0.0)[0], cv2.COLOR_GRAY2RGB), (288, 192))
+        depth = 1 / predictor(right)(picture, MATRIX)
+        cv2.imwrite(str(folder / "0.png"), picture)
+        write_depth(folder / "0_depth.png", depth)
+        entry = {"id": "0", "rgb": "0.png", "depth": "0_depth.png", "fx": 210, "fy": 210, "cx": 142, "cy": 73}
+        (folder / "index.json").write_text(json.dumps([entry]))
+    counts = {"frames": 3, "teach": 1, "validate": 1, "judge": 1}
+    return Prepared(
+        "drive", "drive.mcap", (192, 288), "stereo pairs", "measured depth", True, True, counts, (), {}, "", ()
+    )
+
+
+def test_an_adapted_network_has_a_confidence_head_if_the_one_before_has(tmp_path, monkeypatch):
+    start, work, out = tmp_path / "start.safetensors", tmp_path / "work", tmp_path / "robot.safetensors"
+    network, shipped = load_network(Checkpoint("smalldepth_nc")), Checkpoint("smalldepth_nc").description
+    add_confidence(network)
+    export_checkpoint(network, shipped, start)
+    taught = Checkpoint("smalldepth")
+    prepared = labelled_by(taught, work)
+    monkeypatch.setattr(adapt_module, "teach", lambda _config: teaching.Taught(taught.path, 5, False, ()))
+    monkeypatch.setattr(
+        adapt_module, "ConfidenceOptions", lambda **options: ConfidenceOptions(2, batch_size=1, **options)
+    )
+    assert adapt([prepared], work, Checkpoint(start), out, minutes=1.0).better
+    assert Checkpoint(out).description.has_confidence
 
 
 def test_what_was_adapted_is_stated_in_the_checkpoint(tmp_path, recording):
