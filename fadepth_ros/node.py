@@ -1,8 +1,8 @@
 """The lifecycle node: connects topics, parameters and /diagnostics with a pipeline for each camera.
 
 Subscribes to `image` (or `image/compressed`) and `camera_info`, publishes `depth/image`, `depth/camera_info`,
-`depth/points`, `depth/color` and `/diagnostics`. All names are relative: remap them, or give the node a namespace. The
-parameter `cameras` lists namespaces, each with these topics.
+`depth/points`, `depth/color`, `depth/confidence` and `/diagnostics`. All names are relative: remap them, or give the node
+a namespace. The parameter `cameras` lists namespaces, each with these topics.
 """
 
 from __future__ import annotations
