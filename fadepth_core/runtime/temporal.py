@@ -68,7 +68,7 @@ class _View(NamedTuple):
 
     Attributes:
         grey: uint8 [h, w].
-        inverse_depth: float32 [h, w], in 1/metres; 0 where unknown.
+        inverse_depth: float32 [h, w], in 1/metres before the factor `scale`; 0 where unknown.
         intrinsics: K [3, 3] of the depth image.
         size: (height, width) of the depth image.
         time: seconds.
@@ -155,23 +155,23 @@ class TemporalFilter:
         """
         if self.mode == "off":
             return result
-        factor = self.correction(image, result.depth / np.float32(scale), result.intrinsics, time)
+        factor = self.correction(image, result.depth, result.intrinsics, time, scale)
         points = None if result.points is None else result.points * factor[..., None]
         return replace(result, depth=result.depth * factor, points=points)
 
     def correction(
-        self, image: np.ndarray, depth: np.ndarray, intrinsics: np.ndarray | None, time: float
+        self, image: np.ndarray, depth: np.ndarray, intrinsics: np.ndarray | None, time: float, scale: float = 1.0
     ) -> np.ndarray:
         """The factor on the depth of the next frame, float32: [], or [h, w] in the mode "full".
 
         Args:
-            image, time: as for `apply`.
+            image, time, scale: as for `apply`.
             depth: [h, w] float32, metres; not finite where unknown.
             intrinsics: K [3, 3] of `depth`, pixels; None if unknown.
         """
         if self.mode == "off":
             return np.ones((), np.float32)
-        view, last = _view(image, depth, intrinsics, time), self._last
+        view, last = _view(image, depth, intrinsics, time, scale), self._last
         self._last = view
         comparison = None if last is None or not view.follows(last) else _compare(view, last, self._flow)
         if last is None or comparison is None:
@@ -199,13 +199,15 @@ class TemporalFilter:
         return weight * np.clip(np.float32(kept) * (before - own), -_MAX_OWN, _MAX_OWN)
 
 
-def _view(image: np.ndarray, depth: np.ndarray, intrinsics: np.ndarray | None, time: float) -> _View:
+def _view(image: np.ndarray, depth: np.ndarray, intrinsics: np.ndarray | None, time: float, scale: float) -> _View:
     height, width = depth.shape
     factor = max(1.0, min(math.sqrt(height * width / _CELLS), min(height, width) / _MIN_SIDE))
     size = (round(width / factor), round(height / factor))
     grey = cv2.cvtColor(cv2.resize(image, size, interpolation=cv2.INTER_AREA), cv2.COLOR_RGB2GRAY)
-    inverse = np.zeros_like(depth)
-    np.divide(np.float32(1), depth, out=inverse, where=np.isfinite(depth) & (depth > 0))
+    step = max(1, int(factor / 2))  # at the camera's size, every cell has many more pixels than are needed
+    some = depth[step // 2 :: step, step // 2 :: step]
+    inverse = np.zeros(some.shape, np.float32)
+    np.divide(np.float32(scale), some, out=inverse, where=np.isfinite(some) & (some > 0))
     if intrinsics is None:
         # Those of a usual lens: depth after a forward motion does not depend on the focal length.
         intrinsics = np.array([[width, 0, (width - 1) / 2], [0, width, (height - 1) / 2], [0, 0, 1]], np.float64)
