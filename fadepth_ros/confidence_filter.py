@@ -26,6 +26,6 @@ class ConfidenceFilter:
         if not least or result.confidence is None:
             self.share = None
             return result
-        share = float(np.mean(result.confidence < np.float32(least)))
+        share = np.count_nonzero(result.confidence < np.float32(least)) / result.confidence.size
         self.share = share if self.share is None else self.share + _SMOOTHING * (share - self.share)
         return result.confident(least)

@@ -12,8 +12,10 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import NamedTuple
 
+import cv2
 import numpy as np
 
 from fadepth_core.common.framing import Framing, focal_length
@@ -89,14 +91,25 @@ class DepthResult:
 
     def without(self, pixels: np.ndarray) -> DepthResult:
         """The same result with depth and points NaN where `pixels` [h, w] bool is true."""
-        nan = np.float32(np.nan)
-        points = None if self.points is None else np.where(pixels[..., None], nan, self.points)
-        return replace(self, depth=np.where(pixels, nan, self.depth), points=points)
+        mask = np.ascontiguousarray(pixels).view(np.uint8)
+        points = None if self.points is None else _with_nan(self.points, mask)
+        return replace(self, depth=_with_nan(self.depth, mask), points=points)
 
     def unseen(self, pixels: np.ndarray) -> DepthResult:
         """The same result where the camera shows nothing at `pixels` [h, w] bool: depth and points NaN, confidence 0."""
         confidence = None if self.confidence is None else np.where(pixels, np.float32(0), self.confidence)
         return replace(self.without(pixels), confidence=confidence)
+
+
+def _with_nan(values: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """A copy of `values` [h, w] or [h, w, 3] float32 with NaN where `mask` [h, w] uint8 is not 0. It takes a fifth of the
+    time of `np.where`, which is slow for the three values of a point."""
+    return np.asarray(cv2.copyTo(_nan_array(values.shape), mask, values.copy()))
+
+
+@lru_cache(maxsize=8)
+def _nan_array(shape: tuple[int, ...]) -> np.ndarray:
+    return np.full(shape, np.nan, np.float32)
 
 
 class _PreparedRequest(NamedTuple):
