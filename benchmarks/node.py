@@ -23,6 +23,7 @@ process sees it, and until its first depth image.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import signal
@@ -340,7 +341,9 @@ def steps(size: tuple[int, int], frames: int = 200) -> dict[str, float]:
 
     from fadepth_core.messages.cdr import Stamp
     from fadepth_core.messages.outgoing import CloudWriter, ImageWriter
+    from fadepth_core.runtime.cloud import depth_edges, downsample
     from fadepth_core.runtime.engine import DepthEngine, FrameRequest
+    from fadepth_core.runtime.temporal import TemporalFilter
     from fadepth_ros.messages import read_image
 
     pixels = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
@@ -352,6 +355,7 @@ def steps(size: tuple[int, int], frames: int = 200) -> dict[str, float]:
     result = engine.infer(with_points)
     image_writer = ImageWriter("camera", engine.framing.output_size, "32FC1")
     cloud_writer = CloudWriter("camera", engine.framing.output_size, "xyzrgb")
+    filters, seconds = {mode: TemporalFilter(mode) for mode in ("scale", "full")}, itertools.count(1.0, 0.05)
     tasks = {
         "read the message": lambda: read_image(raw),
         "crop and resize": lambda: engine.framing.to_network(pixels),
@@ -359,6 +363,10 @@ def steps(size: tuple[int, int], frames: int = 200) -> dict[str, float]:
         "network, depth and points": lambda: engine.infer(with_points),
         "write depth/image": lambda: image_writer.write(Stamp(0, 0), result.depth),
         "write depth/points": lambda: cloud_writer.write(Stamp(0, 0), result.points, rgb),
+        "temporal: scale": lambda: filters["scale"].apply(result, rgb, next(seconds)),
+        "temporal: full": lambda: filters["full"].apply(result, rgb, next(seconds)),
+        "points.edge_threshold": lambda: depth_edges(result.depth, 0.03),
+        "points.voxel_size": lambda: downsample(result.points.reshape(-1, 3), rgb.reshape(-1, 3), 0.1),
     }
     times: dict[str, list[float]] = {name: [] for name in tasks}
     for turn in range(frames + 20):

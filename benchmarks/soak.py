@@ -58,6 +58,9 @@ GOOD_VALUES = (
     ("max_depth", (20.0, 100.0)),
     ("points.stride", (1, 2)),
     ("points.fields", ("xyz", "xyzrgb", "xyzi")),
+    ("points.voxel_size", (0.0, 0.1)),
+    ("points.edge_threshold", (0.0, 0.03)),
+    ("temporal", ("off", "scale", "full")),
     ("depth_encoding", ("32FC1", "16UC1")),
     ("full_resolution", (True, False)),
     ("network_size", ([0, 0], [64, 96])),
@@ -70,6 +73,8 @@ BAD_VALUES = (
     ("depth_scale", -1.0),
     ("depth_encoding", "mono8"),
     ("max_depth", 0.01),
+    ("temporal", "on"),
+    ("points.voxel_size", 0.001),
 )
 #: Transitions that follow one after the other; some do not fit the state and must be answered all the same.
 TRANSITIONS = (

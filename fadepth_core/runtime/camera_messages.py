@@ -119,7 +119,7 @@ def _downsampled(
     kept = np.isfinite(points[..., 2])
     if dropped is not None:
         kept &= ~dropped
-    values = np.empty((np.count_nonzero(kept), 0), np.float32) if color is None else color[kept].astype(np.float32)
+    values = np.empty((np.count_nonzero(kept), 0), np.uint8) if color is None else color[kept]
     means, colors = downsample(points[kept], values, options.voxel_size)
     writer = CloudWriter(frame.frame_id, (1, len(means)), options.fields, dense=True)
     return writer.write(frame.stamp, means[None], None if color is None else np.rint(colors[None]).astype(np.uint8))

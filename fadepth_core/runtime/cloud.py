@@ -91,14 +91,14 @@ def downsample(points: np.ndarray, values: np.ndarray, size: float) -> tuple[np.
 
     Args:
         points: [N, 3] float32, metres, finite.
-        values: [N, C] float32 that belong to the points, e.g. colours.
+        values: [N, C] of any type that belong to the points, e.g. colours.
         size: side of a cube, metres.
 
     Returns:
         [M, 3] and [M, C] float32, in the order of the cubes.
     """
     if not len(points):
-        return points, values
+        return points, values.astype(np.float32)
     # Column by column: numpy is several times slower along rows of three.
     keys = np.zeros(len(points), np.int64)
     for column in points.T:
@@ -111,5 +111,5 @@ def downsample(points: np.ndarray, values: np.ndarray, size: float) -> tuple[np.
     counts = np.diff(np.append(starts, len(keys))).astype(np.float32)
     means = np.empty((len(starts), 3 + values.shape[1]), np.float32)
     for index, column in enumerate([*points.T, *values.T]):
-        means[:, index] = np.add.reduceat(column[order], starts) / counts
+        means[:, index] = np.add.reduceat(column[order], starts, dtype=np.float32) / counts
     return means[:, :3], means[:, 3:]

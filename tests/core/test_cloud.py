@@ -60,10 +60,10 @@ def test_each_voxel_keeps_the_mean_of_its_points():
     corners = np.array([[0, 0, 1], [-0.5, 0, 1], [3, -2, 60]], np.float32)
     chosen = random.integers(0, 3, 300)
     points = corners[chosen] + random.uniform(0.01, 0.49, (300, 3)).astype(np.float32)
-    values = chosen[:, None].astype(np.float32)
+    values = (100 * chosen[:, None]).astype(np.uint8)
     means, numbers = downsample(points, values, 0.5)
     assert len(means) == 3
     for mean, number in zip(means, numbers[:, 0], strict=True):
-        np.testing.assert_allclose(mean, points[chosen == number].mean(0), atol=1e-4)
+        np.testing.assert_allclose(mean, points[100 * chosen == number].mean(0), atol=1e-4)
     empty, none = downsample(points[:0], values[:0], 0.5)
     assert (empty.shape, none.shape) == ((0, 3), (0, 1))

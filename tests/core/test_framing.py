@@ -73,6 +73,15 @@ def test_reduction_does_not_alias():
     assert np.abs(small[2:-2, 2:-2].astype(float) - 127.5).max() < 26
 
 
+def test_the_part_that_depth_shows():
+    framing = Framing.plan((480, 640), (128, 416), crop_to_aspect=True)
+    image = np.arange(480 * 640).reshape(480, 640)
+    top, left, height, width = framing.crop
+    np.testing.assert_array_equal(framing.cropped(image), image[top : top + height, left : left + width])
+    resized = np.zeros((128, 416), np.uint8)
+    assert framing.cropped(resized) is resized
+
+
 def test_crop_keeps_the_aspect_ratio():
     framing = Framing.plan((480, 640), (128, 416), crop_to_aspect=True)
     top, left, height, width = framing.crop
