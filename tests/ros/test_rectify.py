@@ -53,8 +53,8 @@ class AtCameraSize(ReadsDepth):
 class Certain(ReadsDepth):
     has_confidence = True
 
-    def _run(self, request):
-        result = super()._run(request)
+    def infer(self, request):
+        result = super().infer(request)
         return replace(result, confidence=np.ones_like(result.depth))
 
 
