@@ -17,8 +17,10 @@ from fadepth_core.runtime.pictures import depth_to_color
 from fadepth_core.runtime.snapshot import write_snapshot
 from fadepth_ros.scene import Scene
 
-#: Depth range at first, metres: the node's defaults of color.near and color.far; and what the slider can set.
+#: Depth range before the first scene, and what the slider can set, metres.
 _RANGE, _SLIDER = (2.0, 80.0), (0.1, 100.0)
+#: Points are this much larger than the distance of neighbours on a surface that faces the camera: others are farther apart.
+_OVERLAP = 1.4
 #: The cloud is drawn in this many parts from near to far, because Viser has one size for all points of a part.
 _PARTS = 8
 #: Vertical field of view, rad, and downward tilt, rad, of the viewpoint.
@@ -57,14 +59,14 @@ class PageView:
         self._image = gui.add_image(blank, label="camera", format="jpeg")
         self._depth = gui.add_image(blank, label="depth", format="jpeg")
         self._legend = gui.add_image(draw_legend(*_RANGE), label="metres", format="png")
-        self._range = gui.add_multi_slider(
+        self._range: Any = gui.add_multi_slider(
             "near, far (m)", min=_SLIDER[0], max=_SLIDER[1], step=0.1, initial_value=_RANGE, min_range=0.5
         )
         self._colors = gui.add_dropdown("points", ("camera's colours", "depth's colours"))
         whole, save = gui.add_button("Show the whole cloud"), gui.add_button("Save picture, depth and cloud")
         self._range.on_update(self._on_control)
         self._colors.on_update(self._on_control)
-        whole.on_click(lambda event: self._look(event.client))
+        whole.on_click(self._on_whole)
         save.on_click(lambda event: self._save(event.client))
         self._server.scene.add_frame("/camera", show_axes=False)
         self._parts: dict[int, Any] = {}  # drawn parts of the cloud, by their number
@@ -73,6 +75,8 @@ class PageView:
         self.url = f"http://{host}:{self._server.get_port()}"
 
     def show(self, scene: Scene) -> None:
+        if self._scene is None or not self._scene.finite.any():
+            self._set_range(scene)
         self._scene = scene
         with self._server.atomic():
             self._draw(scene)
@@ -102,6 +106,12 @@ class PageView:
             elif index in self._parts:  # Viser draws no empty cloud
                 self._parts.pop(index).remove()
 
+    def _set_range(self, scene: Scene) -> None:
+        """Let the slider begin with the range of a scene, and reach twice as far: a room and a road differ."""
+        near, far = depth_range(scene)
+        self._range.max = min(2 * far, _SLIDER[1])
+        self._range.value = (near, far)
+
     def _on_control(self, _event: Any) -> None:
         near, far = self._range.value
         self._legend.image = draw_legend(near, far)
@@ -109,6 +119,12 @@ class PageView:
         if scene is not None:
             with self._server.atomic():
                 self._draw(scene)
+
+    def _on_whole(self, event: Any) -> None:
+        if self._scene is not None:
+            self._set_range(self._scene)
+            self._on_control(event)
+        self._look(event.client)
 
     def _look(self, client: Any) -> None:
         """Set a client's viewpoint so that the cloud fills the view."""
@@ -145,6 +161,16 @@ def pack_snapshot(scene: Scene, name: str) -> bytes:
     return packed.getvalue()
 
 
+def depth_range(scene: Scene) -> tuple[float, float]:
+    """Nearest and farthest depth of a scene with a margin, metres, within what the slider can set."""
+    depth = scene.points[scene.finite][:, 2]
+    if not len(depth):
+        return _RANGE
+    near, far = np.quantile(depth, (_OUTSIDE / 2, 1 - _OUTSIDE / 2)) * (0.8, 1.25)
+    near = np.clip(round(float(near), 1), _SLIDER[0], _SLIDER[1] / 2)
+    return float(near), float(np.clip(round(float(far), 1), near + 0.5, _SLIDER[1]))
+
+
 def split_by_depth(
     points: np.ndarray, colors: np.ndarray, limits: tuple[float, float], parts: int
 ) -> list[tuple[np.ndarray, np.ndarray, float]]:
@@ -165,7 +191,7 @@ def split_by_depth(
     with np.errstate(invalid="ignore"):
         keep = np.isfinite(points).all(-1) & (z >= limits[0]) & (z <= limits[1])
     points, colors, depth = points[keep], colors[keep], z[keep]
-    angle = _pixel_angle(z, keep, points)
+    angle = _OVERLAP * _pixel_angle(z, keep, points)
     edges = np.geomspace(*limits, parts + 1)
     part = np.clip(np.searchsorted(edges, depth, side="right") - 1, 0, parts - 1)
     found = []

@@ -18,7 +18,7 @@ from fadepth_core.common.pinhole import unproject
 from fadepth_core.data.bag_scan import scan
 from fadepth_core.runtime.pictures import depth_to_color
 from fadepth_ros.foxglove_view import BODY_FRAME, OPTICAL_TO_BODY, FoxgloveView
-from fadepth_ros.page_view import PageView, draw_legend, fit_view, pack_snapshot, split_by_depth
+from fadepth_ros.page_view import PageView, depth_range, draw_legend, fit_view, pack_snapshot, split_by_depth
 from fadepth_ros.scene import Scene, cloud_arrays, status_line
 from fadepth_ros.viewer import Viewer
 
@@ -88,7 +88,17 @@ def test_points_are_as_large_as_their_distance_from_the_next():
     for own, colors, size in parts:
         assert own.shape == colors.shape
         if len(own):
-            assert size == pytest.approx(np.median(own[:, 2]) / FOCAL, rel=0.02)
+            assert 1.0 <= size / (np.median(own[:, 2]) / FOCAL) < 1.5
+
+
+def test_the_first_range_of_depth_is_that_of_the_scene():
+    near, far = depth_range(scene())  # a road from 4 m on, a wall at 20 m
+    assert 2.0 < near < 4.0
+    assert 20.0 < far < 30.0
+    near, far = depth_range(scene(0.1 * road_and_wall()))
+    assert near < 0.4
+    assert 2.0 < far < 3.0
+    assert depth_range(scene(np.full((4, 6, 3), np.nan, np.float32)))
 
 
 def test_points_without_an_image_of_them_have_a_size():
