@@ -54,6 +54,7 @@ class Spec:
         descriptor = ParameterDescriptor(name=self.name, description=self.description)
         if self.choices:
             descriptor.additional_constraints = "one of: " + ", ".join(self.choices)
+            descriptor.dynamic_typing = "off" in self.choices  # see `plain`
         if not self.live:
             descriptor.additional_constraints += " (not while the node is active)"
         if self.limits and isinstance(self.default, float):
@@ -61,6 +62,13 @@ class Spec:
         elif self.limits:
             descriptor.integer_range = [IntegerRange(from_value=int(self.limits[0]), to_value=int(self.limits[1]))]
         return descriptor
+
+    def plain(self, value: Any) -> Any:
+        """A value from rclpy as Python's: a list instead of an array; "on" and "off" instead of true and false, because in YAML,
+        which parameter files and `ros2 param set` are read as, these words without quotes are booleans."""
+        if isinstance(value, bool) and "off" in self.choices:
+            return "on" if value else "off"
+        return list(value) if hasattr(value, "tolist") else value
 
     def refusal_reason(self, value: Any) -> str | None:
         """Why `value` is refused; None if it is accepted. Type and range are checked by rclpy."""
@@ -543,7 +551,7 @@ class Parameters:
 
 
 def _ours(changes: list[Parameter]) -> dict[str, Any]:
-    return {p.name: _plain(p.value) for p in changes if p.name in _BY_NAME}
+    return {p.name: _BY_NAME[p.name].plain(p.value) for p in changes if p.name in _BY_NAME}
 
 
 def declare(node: Node, specs: Iterable[Spec]) -> dict[str, Any]:
@@ -630,15 +638,10 @@ def _declare(node: Node, spec: Spec) -> Any:
     """Declare a parameter and return its value."""
     try:
         node.declare_parameter(spec.name, spec.default, spec.descriptor())
-        return _plain(node.get_parameter(spec.name).value)
+        return spec.plain(node.get_parameter(spec.name).value)
     except ParameterUninitializedException:
         # `[]` in a parameter file has no type, and so no value: https://github.com/ros2/rclpy/issues/912
         if spec.default != NO_NAMESPACES:
             raise
         node.set_parameters([Parameter(spec.name, value=spec.default)])
         return spec.default
-
-
-def _plain(value: Any) -> Any:
-    """A list instead of the array that rclpy returns for list parameters."""
-    return list(value) if hasattr(value, "tolist") else value

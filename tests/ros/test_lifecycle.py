@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import rclpy
 from lifecycle_msgs.srv import ChangeState
 from rcl_interfaces.msg import SetParametersResult
 from rcl_interfaces.srv import SetParameters
@@ -254,3 +255,23 @@ def test_a_parameter_without_which_no_engine_can_be_built_is_refused_while_activ
     node.trigger_activate()
     assert load_parameters(node, precision="fp16") == [(False, "no backend works")]
     assert node.get_parameter("precision").value == "auto"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "used", "reason"),
+    [
+        ("rectify", False, "off", ""),
+        ("rectify", True, "on", ""),
+        ("rectify", "off", "off", ""),
+        ("rectify", 3, "auto", "rectify: '3' is not one of auto, on, off"),
+        ("temporal", False, "off", ""),
+        ("temporal", True, "off", "temporal: 'on' is not one of off, scale, full"),
+    ],
+)
+def test_on_and_off_without_quotes_are_the_words(name, value, used, reason):
+    """In YAML they are booleans, also in `ros2 param set /depth rectify off`."""
+    node = rclpy.create_node("words")
+    parameters = Parameters(node, lambda: False, lambda settings: None, lambda settings: None)
+    assert node.set_parameters([Parameter(name, value=value)])[0].reason == reason
+    assert getattr(parameters.settings, name) == used
+    node.destroy_node()
