@@ -40,7 +40,7 @@ class _Template:
         if data is None:
             return bytes(self._head)
         struct.pack_into("<I", self._head, len(self._head) - 4, data.nbytes)
-        return b"".join((self._head, data.data.cast("B"), self._tail))
+        return b"".join((self._head, data.data, self._tail))
 
 
 class ImageWriter:
@@ -107,8 +107,8 @@ class CloudWriter:
             rgb: [h, w, 3] uint8 of the same size, from which rgb or intensity is written; not used for "xyz".
             dropped: [h, w] bool, points that become NaN; None for none.
         """
-        if self._fields == "xyz":
-            self._points[:] = points
+        if self._fields == "xyz" or not points.size:  # OpenCV does not accept empty arrays
+            self._points[:, :, :3] = points
         else:
             assert rgb is not None
             rgb = np.ascontiguousarray(rgb)

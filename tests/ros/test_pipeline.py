@@ -15,6 +15,7 @@ from sensor_msgs.msg import CameraInfo, CompressedImage, Image, PointCloud2, Reg
 
 from cards import SIZE, image_message, info_message, noise
 from fadepth_core.common.framing import Framing, focal_length
+from fadepth_core.messages.outgoing import CLOUD_FIELDS
 from fadepth_core.messages.quiet_decoder import is_quiet
 from fadepth_core.runtime.checkpoint import Checkpoint
 from fadepth_core.runtime.engine import DepthEngine, EngineError
@@ -200,6 +201,9 @@ def test_the_cloud_follows_its_parameters():
     assert (message.height, message.width, message.is_dense) == (1, len(means), True)
     assert 1 < len(means) < (distances <= limit).sum()
     assert len(np.unique(np.floor(means[:, :3] / 0.05), axis=0)) > 0.95 * len(means), "rounding of the mean aside"
+    for fields in CLOUD_FIELDS:
+        message, _ = cloud(**{"points.fields": fields, "points.voxel_size": 0.05, "points.min_z": 1000.0})
+        assert (message.height, message.width, len(message.data)) == (1, 0, 0), "nothing is left"
     message, edges = cloud(Step, **{"points.fields": "xyz", "points.edge_threshold": 0.1})
     rows = np.isnan(edges[:, 2]).reshape(message.height, message.width)
     assert (rows == rows[:, :1]).all()
