@@ -282,8 +282,9 @@ class RectifiedFraming:
         return cv2.resize(picture, self._framing.network_size[::-1], interpolation=cv2.INTER_AREA)
 
     def to_camera(self, picture: np.ndarray) -> np.ndarray:
-        """The rectified picture at the camera's size, for engines that crop and resize it themselves."""
-        return self._rectification(picture)
+        """The rectified picture at the camera's size, for engines that crop and resize it themselves. Pixels outside the picture
+        are as those of `to_network`."""
+        return cv2.remap(picture, *self._rectification.maps, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
 
     def _positions(self, size: tuple[int, int]) -> np.ndarray:
         """`Rectification.positions` of the rectified picture's crop, resized to `size` (height, width)."""

@@ -139,6 +139,15 @@ def test_what_the_lens_does_not_show_is_marked(model, coefficients, full_resolut
     assert (outside != expected).mean() < 0.03  # along the border
 
 
+def test_the_network_sees_no_edge_where_the_lens_shows_nothing():
+    wide = np.array([[60.0, 0, 161, 0], [0, 60, 118, 0], [0, 0, 1, 0]])
+    lens = Rectification(calibration("plumb_bob", MODELS["plumb_bob"], projection=wide))
+    framing, white = RectifiedFraming(lens, Framing.plan(SIZE, (64, 96))), np.full((*SIZE, 3), 255, np.uint8)
+    assert framing.outside.any()
+    for picture in (framing.to_network(white), framing.to_camera(white)):
+        assert picture.min() == 255
+
+
 def test_rays_lead_back_to_their_pixels():
     """Also in the corners. The last lens shows nothing there: its polynomial leads no ray to them."""
     pixels = np.array([[0.0, 0.0], [319, 0], [160, 239], [161, 118]])
