@@ -18,7 +18,7 @@ from fadepth_core.common.errors import DataError
 from fadepth_core.common.framing import Framing
 
 #: Brown's polynomial with 4, 5, 8, 12 or 14 coefficients; with 8 and more it has a denominator.
-_POLYNOMIAL = {"plumb_bob", "rational_polynomial", "thin_prism", "brown_conrady", "radtan", "inverse_brown_conrady"}
+_POLYNOMIAL = {"plumb_bob", "rational_polynomial", "thin_prism", "brown_conrady", "radtan"}
 _POLYNOMIAL_COUNTS = (4, 5, 8, 12, 14)
 #: The angle of a viewing ray as an odd polynomial (Kannala and Brandt 2006), 4 coefficients.
 _FISHEYE = {"equidistant", "fisheye", "kannala_brandt4"}
