@@ -84,8 +84,10 @@ class OutputWriters:
         color = None
         if options.fields != "xyz":
             if rgb.shape[:2] != framing.output_size:
-                whole = frame.encoding.to_rgb(frame.pixels)
-                rgb = framing.output_pixels(whole if rectified is None else rectified.to_camera(whole))
+                if rgb.shape[:2] != framing.camera_size:
+                    whole = frame.encoding.to_rgb(frame.pixels)
+                    rgb = whole if rectified is None else rectified.to_camera(whole)
+                rgb = framing.output_pixels(rgb)
             color = rgb[every, every]
         if options.voxel_size > 0:
             return _downsampled(frame, points, color, dropped, options)
