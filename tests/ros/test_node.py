@@ -227,7 +227,7 @@ def robot(start_robot):
 
 
 def test_parameters_change_outputs_while_running(robot):
-    changes = {"depth_encoding": "16UC1", "points.fields": "xyzi", "points.stride": 2, "depth_scale": 2.0}
+    changes = {"depth_encoding": "16UC1", "points.fields": "xyz", "points.stride": 2, "depth_scale": 2.0}
     before = show(robot, 10 * SECOND)
     for name, value in changes.items():
         assert set_parameter(robot, name, value) == (True, "")
