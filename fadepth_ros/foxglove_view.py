@@ -12,7 +12,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from fadepth_core.runtime.pictures import depth_to_color
+from fadepth_core.runtime.pictures import COLOR_RANGE, depth_to_color
 from fadepth_ros.scene import Scene
 
 #: Layout to import into Foxglove.
@@ -23,8 +23,6 @@ BODY_FRAME = "camera_link"
 OPTICAL_TO_BODY = (-0.5, 0.5, -0.5, 0.5)
 #: Messages that wait for a slow connection; then the oldest are dropped. Foxglove's default is gigabytes of clouds.
 _BACKLOG = 64
-#: Nearest (red) and farthest (blue) depth of the colours, metres: the node's defaults.
-_COLOR_RANGE = (2.0, 80.0)
 
 
 class FoxgloveView:
@@ -89,7 +87,7 @@ class FoxgloveView:
         )
         self._transforms.log(messages.FrameTransforms(transforms=[transform]), log_time=time)
         self._image.log(messages.CompressedImage(format="jpeg", data=_jpeg(scene.image), **header), log_time=time)
-        color = depth_to_color(scene.depth, *_COLOR_RANGE)
+        color = depth_to_color(scene.depth, *COLOR_RANGE)
         self._color.log(messages.CompressedImage(format="jpeg", data=_jpeg(color), **header), log_time=time)
         height, width = scene.depth.shape
         depth = messages.RawImage(

@@ -13,12 +13,12 @@ from typing import Any
 import cv2
 import numpy as np
 
-from fadepth_core.runtime.pictures import depth_to_color
+from fadepth_core.runtime.pictures import COLOR_RANGE, depth_to_color
 from fadepth_core.runtime.snapshot import write_snapshot
 from fadepth_ros.scene import Scene
 
-#: Depth range before the first scene, and what the slider can set, metres.
-_RANGE, _SLIDER = (2.0, 80.0), (0.1, 100.0)
+#: What the slider can set, metres.
+_SLIDER = (0.1, 100.0)
 #: Points are this much larger than the distance of neighbours on a surface that faces the camera: others are farther apart.
 _OVERLAP = 1.4
 #: The cloud is drawn in this many parts from near to far, because Viser has one size for all points of a part.
@@ -58,9 +58,9 @@ class PageView:
         blank = np.zeros((32, 104, 3), np.uint8)
         self._image = gui.add_image(blank, label="camera", format="jpeg")
         self._depth = gui.add_image(blank, label="depth", format="jpeg")
-        self._legend = gui.add_image(draw_legend(*_RANGE), label="metres", format="png")
+        self._legend = gui.add_image(draw_legend(*COLOR_RANGE), label="metres", format="png")
         self._range: Any = gui.add_multi_slider(
-            "near, far (m)", min=_SLIDER[0], max=_SLIDER[1], step=0.1, initial_value=_RANGE, min_range=0.5
+            "near, far (m)", min=_SLIDER[0], max=_SLIDER[1], step=0.1, initial_value=COLOR_RANGE, min_range=0.5
         )
         self._colors = gui.add_dropdown("points", ("camera's colours", "depth's colours"))
         whole, save = gui.add_button("Show the whole cloud"), gui.add_button("Save picture, depth and cloud")
@@ -165,7 +165,7 @@ def depth_range(scene: Scene) -> tuple[float, float]:
     """Nearest and farthest depth of a scene with a margin, metres, within what the slider can set."""
     depth = scene.points[scene.finite][:, 2]
     if not len(depth):
-        return _RANGE
+        return COLOR_RANGE
     near, far = np.quantile(depth, (_OUTSIDE / 2, 1 - _OUTSIDE / 2)) * (0.8, 1.25)
     near = np.clip(round(float(near), 1), _SLIDER[0], _SLIDER[1] / 2)
     return float(near), float(np.clip(round(float(far), 1), near + 0.5, _SLIDER[1]))

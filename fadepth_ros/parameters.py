@@ -25,6 +25,7 @@ from fadepth_core.messages.outgoing import CLOUD_FIELDS
 from fadepth_core.runtime import backends, temporal
 from fadepth_core.runtime.checkpoint import Checkpoint, CheckpointError, find_checkpoint
 from fadepth_core.runtime.cloud import CloudOptions
+from fadepth_core.runtime.pictures import COLOR_RANGE
 from fadepth_core.runtime.rectifier import MODES as RECTIFY_MODES
 from fadepth_core.runtime.verification import CHECK_BOUNDS
 from fadepth_ros.awaiting import InThread
@@ -276,8 +277,8 @@ SPECS: tuple[Spec, ...] = (
         "Maximum number of clouds per second; 0: a cloud with every depth image.",
         limits=(0.0, 1000.0),
     ),
-    Spec("color.near", 2.0, "Depth drawn in red on depth/color, metres.", limits=(0.01, 1000.0)),
-    Spec("color.far", 80.0, "Depth drawn in blue on depth/color, metres.", limits=(0.01, 1000.0)),
+    Spec("color.near", COLOR_RANGE[0], "Depth drawn in red on depth/color, metres.", limits=(0.01, 1000.0)),
+    Spec("color.far", COLOR_RANGE[1], "Depth drawn in blue on depth/color, metres.", limits=(0.01, 1000.0)),
     Spec(
         "lazy",
         True,

@@ -27,7 +27,7 @@ from fadepth_core.common.folders import check_output, mark_output
 from fadepth_core.messages.cdr import read_stamp
 from fadepth_core.messages.encodings import BitDepth
 from fadepth_core.messages.images import read_compressed
-from fadepth_core.runtime.pictures import depth_to_color
+from fadepth_core.runtime.pictures import COLOR_RANGE, depth_to_color
 from fadepth_ros.foxglove_view import LAYOUT, FoxgloveView
 from fadepth_ros.messages import read_image
 from fadepth_ros.page_view import PageView
@@ -58,8 +58,6 @@ _PAGE_PORT, _FOXGLOVE_PORT = 8080, 8765
 _MOST_WAITING = 8
 #: Of them, those kept when depth arrives.
 _NEWEST = 4
-#: Nearest (red) and farthest (blue) depth of the colours, metres: the node's defaults.
-_COLOR_RANGE = (2.0, 80.0)
 #: Larger latencies are those of a recording that is played: its stamps are old. Seconds.
 _MOST_LATENCY = 60.0
 #: Seconds between two lines about messages that cannot be shown.
@@ -128,7 +126,7 @@ class FileView:
         width = self._WIDTH
         if not self._heights:
             self._heights = [self._panel_height(scene.image), self._panel_height(scene.depth)]
-        color = depth_to_color(scene.depth, *_COLOR_RANGE)
+        color = depth_to_color(scene.depth, *COLOR_RANGE)
         cloud = draw_points(scene.points[scene.finite], scene.colors[scene.finite], (width * 7 // 16, width))
         panels = []
         for title, rgb, height in zip(

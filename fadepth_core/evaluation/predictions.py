@@ -28,13 +28,11 @@ from fadepth_core.data.frames import Frames
 from fadepth_core.data.video import read_camera
 from fadepth_core.runtime.checkpoint import Checkpoint
 from fadepth_core.runtime.engine import DepthEngine, FrameRequest
-from fadepth_core.runtime.pictures import depth_to_color, depth_to_millimetres, write_png
+from fadepth_core.runtime.pictures import COLOR_RANGE, depth_to_color, depth_to_millimetres, write_png
 
 log = logging.getLogger(__name__)
 
 FORMATS = ("png", "npy")
-#: Depth of the first and last colour (red, blue), metres: the node's default.
-COLOR_RANGE = (2.0, 80.0)
 #: Frames per second of the coloured video if the source file states none.
 FPS = 25.0
 

@@ -8,6 +8,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+#: Default depth of the first and the last colour (red, blue), metres.
+COLOR_RANGE = (2.0, 80.0)
+
 
 def depth_to_millimetres(depth: np.ndarray) -> np.ndarray:
     """16-bit encoding of REP-118: metres float32 [h, w] -> millimetres uint16 [h, w], 0 if unknown or beyond 65.535 m."""
