@@ -6,19 +6,18 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 from rclpy.callback_groups import MutuallyExclusiveCallbackGroup
 from rclpy.lifecycle import LifecycleNode
 from rclpy.serialization import deserialize_message
-from sensor_msgs.msg import PointCloud2, PointField
+from sensor_msgs.msg import PointCloud2
 from std_srvs.srv import Trigger
 
 from fadepth_core.common.files import user_path
 from fadepth_core.runtime.snapshot import write_snapshot
 from fadepth_ros.awaiting import InThread, Until
 from fadepth_ros.camera_topics import CameraTopics
+from fadepth_ros.messages import read_cloud
 from fadepth_ros.pipeline import SavedFrame
 from fadepth_ros.process import one_line
 
@@ -88,28 +87,5 @@ def write_frame(folder: Path, camera: str, saved: SavedFrame) -> list[Path]:
     """Write a frame as `write_snapshot` does, named after the camera and the stamp; the files. Raises OSError."""
     stamp = saved.stamp
     name = f"{camera.replace('/', '_') or 'depth'}_{stamp.sec}_{stamp.nanosec:09d}"
-    points = {} if saved.cloud is None else read_cloud(saved.cloud)
+    points = {} if saved.cloud is None else read_cloud(deserialize_message(saved.cloud, PointCloud2))
     return write_snapshot(folder.absolute(), name, saved.picture, saved.depth, **points)
-
-
-def read_cloud(raw: bytes) -> dict[str, np.ndarray]:
-    """The arguments `points` [h, w, 3], `colors` and `intensity` of `write_snapshot` from a serialized PointCloud2."""
-    cloud: Any = deserialize_message(raw, PointCloud2)
-    fields = [field for field in cloud.fields if field.datatype == PointField.FLOAT32]
-    dtype = np.dtype(
-        {
-            "names": [field.name for field in fields],
-            "formats": ["<f4"] * len(fields),
-            "offsets": [field.offset for field in fields],
-            "itemsize": cloud.point_step,
-        }
-    )
-    values = np.frombuffer(cloud.data, dtype).reshape(cloud.height, cloud.width)
-    arrays = {"points": np.stack([values[axis] for axis in "xyz"], -1)}
-    names = [field.name for field in fields]
-    if "rgb" in names:
-        packed = np.ascontiguousarray(values["rgb"]).view(np.uint32)
-        arrays["colors"] = np.stack([packed >> shift & 255 for shift in (16, 8, 0)], -1).astype(np.uint8)
-    if "intensity" in names:
-        arrays["intensity"] = values["intensity"]
-    return arrays

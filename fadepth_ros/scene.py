@@ -8,7 +8,9 @@ from functools import cached_property
 from typing import Protocol
 
 import numpy as np
-from sensor_msgs.msg import PointCloud2, PointField
+from sensor_msgs.msg import PointCloud2
+
+from fadepth_ros.messages import read_cloud
 
 
 @dataclass(frozen=True)
@@ -80,12 +82,11 @@ def cloud_arrays(cloud: PointCloud2) -> tuple[np.ndarray, np.ndarray]:
     Returns:
         Points [h, w, 3] float32, and their colours [h, w, 3] uint8 RGB: grey if the cloud has only brightness or nothing.
     """
-    floats = np.frombuffer(cloud.data, np.float32).reshape(cloud.height, cloud.width, cloud.point_step // 4)
-    columns = {field.name: field.offset // 4 for field in cloud.fields if field.datatype == PointField.FLOAT32}
-    points = floats[..., :3]
-    if "rgb" in columns:
-        return points, floats[..., columns["rgb"], None].view(np.uint8)[..., 2::-1]
-    if "intensity" in columns:
-        brightness = np.nan_to_num(floats[..., columns["intensity"]]).clip(0, 255).astype(np.uint8)
+    arrays = read_cloud(cloud)
+    points = arrays["points"]
+    if "colors" in arrays:
+        return points, arrays["colors"]
+    if "intensity" in arrays:
+        brightness = np.nan_to_num(arrays["intensity"]).clip(0, 255).astype(np.uint8)
         return points, brightness[..., None].repeat(3, -1)
     return points, np.full(points.shape, 200, np.uint8)

@@ -11,14 +11,15 @@ import pytest
 import rclpy
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.parameter import Parameter
-from sensor_msgs.msg import CameraInfo, Image
+from rclpy.serialization import deserialize_message
+from sensor_msgs.msg import CameraInfo, Image, PointCloud2
 from std_srvs.srv import Trigger
 
 from cards import PATIENCE, image_message, info_message, noise
 from fadepth_core.messages.cdr import Stamp
 from fadepth_core.messages.outgoing import CloudWriter
+from fadepth_ros.messages import read_cloud
 from fadepth_ros.node import DepthNode
-from fadepth_ros.saving import read_cloud
 from fakes import SECOND, EngineLoader
 
 
@@ -127,7 +128,8 @@ def test_a_cloud_is_read_as_it_was_written(fields):
     points = random.normal(size=(3, 4, 3)).astype(np.float32)
     grey = random.integers(0, 256, (3, 4), dtype=np.uint8)
     rgb = np.stack([grey] * 3, -1)
-    arrays = read_cloud(CloudWriter("camera", (3, 4), fields).write(Stamp(1, 2), points, rgb))
+    raw = CloudWriter("camera", (3, 4), fields).write(Stamp(1, 2), points, rgb)
+    arrays = read_cloud(deserialize_message(raw, PointCloud2))
     expected = {"points": points} | {"xyz": {}, "xyzrgb": {"colors": rgb}, "xyzi": {"intensity": grey}}[fields]
     assert set(arrays) == set(expected)
     for name, values in expected.items():
