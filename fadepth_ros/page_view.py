@@ -6,6 +6,7 @@ import errno
 import io
 import socket
 import tempfile
+import threading
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -69,6 +70,7 @@ class PageView:
         whole.on_click(self._on_whole)
         save.on_click(lambda event: self._save(event.client))
         self._server.scene.add_frame("/camera", show_axes=False)
+        self._drawing = threading.Lock()  # Viser calls the functions of the controls in threads
         self._parts: dict[int, Any] = {}  # drawn parts of the cloud, by their number
         self._scene: Scene | None = None
         self._fitted: set[int] = set()  # clients whose viewpoint has been set
@@ -79,7 +81,7 @@ class PageView:
             self._set_range(scene)
         self._scene = scene
         with self._server.atomic():
-            self._draw(scene)
+            self._draw()
             self._image.image = scene.image
             self._status.content = scene.status
             self._warning.content = f"**{scene.warning}**" if scene.warning else ""
@@ -91,8 +93,13 @@ class PageView:
     def close(self) -> None:
         self._server.stop()
 
-    def _draw(self, scene: Scene) -> None:
+    def _draw(self) -> None:
         """Draw what depends on the controls."""
+        with self._drawing:
+            if self._scene is not None:
+                self._draw_scene(self._scene)
+
+    def _draw_scene(self, scene: Scene) -> None:
         near, far = self._range.value
         color = depth_to_color(scene.depth, near, far)
         self._depth.image = color
@@ -115,10 +122,8 @@ class PageView:
     def _on_control(self, _event: Any) -> None:
         near, far = self._range.value
         self._legend.image = draw_legend(near, far)
-        scene = self._scene
-        if scene is not None:
-            with self._server.atomic():
-                self._draw(scene)
+        with self._server.atomic():
+            self._draw()
 
     def _on_whole(self, event: Any) -> None:
         if self._scene is not None:
