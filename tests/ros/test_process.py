@@ -58,7 +58,7 @@ def test_a_shutdown_that_does_not_wake_the_executor_ends_spinning():
         ("clip_publisher", ["--ros-args", "-p", "rate:=30"], "'rate'"),
         ("clip_publisher", ["--ros-args", "-p", "rate:=-5.0"], "rate out of range"),
         ("viewer", ["--ros-args", "-p", "mode:=files", "-p", "fps:=30"], "'fps'"),
-        ("viewer", ["--ros-args", "-p", "mode:=video"], "'video' is not one of auto, page, files"),
+        ("viewer", ["--ros-args", "-p", "mode:=video"], "'video' is not one of auto, page, foxglove, files"),
         (
             "viewer",
             ["--ros-args", "-p", "mode:=page", "-p", "host:=192.0.2.1"],
