@@ -94,6 +94,10 @@ def _check_camera_size(value: Sequence[int]) -> str | None:
     return None
 
 
+def _check_zero_or_hundredth(value: float) -> str | None:
+    return f"must be 0 or at least 0.01, got {value:g}" if 0 < value < 0.01 else None
+
+
 def _check_checkpoint(value: str) -> str | None:
     try:
         Checkpoint(value or None)
@@ -269,7 +273,7 @@ SPECS: tuple[Spec, ...] = (
         0.0,
         "Keep one point, the mean, in each cube of this side, metres, from 0.01. The cloud is then not organised; 0 keeps all.",
         limits=(0.0, 100.0),
-        check=lambda value: f"must be 0 or at least 0.01, got {value:g}" if 0 < value < 0.01 else None,
+        check=_check_zero_or_hundredth,
     ),
     Spec(
         "points.max_rate",
@@ -297,8 +301,10 @@ SPECS: tuple[Spec, ...] = (
     Spec(
         "bond_heartbeat_period",
         0.0,
-        "Seconds between two heartbeats for Nav2's lifecycle manager while the node is active (its nodes have 0.1); 0: none.",
+        "Seconds between two heartbeats for Nav2's lifecycle manager while the node is active (its nodes have 0.1), from 0.01; "
+        "0: none.",
         limits=(0.0, 2.0),
+        check=_check_zero_or_hundredth,
         live=False,
     ),
     *(spec for topic, qos in QOS.items() for spec in _qos_specs(topic, qos)),

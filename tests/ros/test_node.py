@@ -296,6 +296,7 @@ def test_backend_changes_while_running(robot):
         ("min_depth", 200.0, "min_depth (200.0) must be below max_depth (100.0)"),
         ("points.min_z", 5.0, None),
         ("points.stride", 0, ""),
+        ("points.voxel_size", 0.001, "points.voxel_size: must be 0 or at least 0.01, got 0.001"),
         ("depth_scale", -1.0, ""),
         ("depth_scale", "big", ""),
         ("image_transport", "compressed", "image_transport cannot change while the node is active"),
@@ -432,6 +433,7 @@ def test_remapping_and_parameter_file(start_robot, tmp_path):
         ("backend:=tpu", "parameter backend: 'tpu' is not one of auto, tensorrt, inductor, openvino, torch"),
         ("depth_scale:=2", "depth_scale"),
         ("points.stride:=0", "points.stride"),
+        ("bond_heartbeat_period:=0.001", "bond_heartbeat_period: must be 0 or at least 0.01, got 0.001"),
     ],
 )
 def test_bad_parameters_at_start_end_the_node_with_a_reason(value, reason):
