@@ -1,8 +1,8 @@
 """The topics of one camera: its subscriptions, its publishers, and the pipeline between them while the node is active.
 
-While no output has subscribers, the camera is not subscribed to, so that it sends nothing over the network, and drivers and
-image_proc, which are lazy as well, do not work for nobody. What is kept then: the pipeline with its engine, and camera_info
-until one has arrived, because the engine is built for its size before the first image is there.
+While no output has subscribers, the node is not subscribed to the camera. The camera then sends nothing over the network, and
+lazy drivers and image_proc stop, too. The pipeline with its engine is kept. So is the subscription of camera_info until one has
+arrived, because the engine is built for its size before the first image arrives.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _OUTPUT_TYPES = {DEPTH: Image, INFO: CameraInfo, POINTS: PointCloud2, COLOR: Ima
 #: At most this many messages are taken from a queue before the newest of them is processed: a publisher may fill it as fast.
 _MOST_TAKEN = 64
 #: Seconds without subscribers after which the camera is unsubscribed. Matching with the camera's publisher takes tens of
-#: milliseconds, too long for a listener that comes back at once.
+#: milliseconds, too long for a subscriber that comes back at once.
 LINGER = 1.0
 #: Transports of image_transport that the node cannot decode.
 _OTHER_TRANSPORTS = ("compressedDepth", "theora", "ffmpeg", "zstd")
@@ -199,7 +199,7 @@ class CameraTopics:
     def _may_be_latched(self, topic: str) -> bool:
         """Whether a publisher of the topic latches its messages, or none is known yet.
 
-        A camera that does not latch logs a warning of a subscription that wants it, and the node subscribes often.
+        A camera that does not latch logs a warning of each subscription that requests it, and the node subscribes often.
         """
         publishers = self._node.get_publishers_info_by_topic(topic)
         latched = (p.qos_profile.durability == DurabilityPolicy.TRANSIENT_LOCAL for p in publishers)

@@ -1,6 +1,6 @@
 """The heartbeat that Nav2's lifecycle manager expects of an active node: messages bond/msg/Status on the topic `bond`.
 
-The manager takes a node for dead if none arrives for `bond_timeout` seconds (4 by default), and brings all nodes down. As
+The manager regards a node as failed if none arrives for `bond_timeout` seconds (4 by default), and brings all nodes down. As
 Nav2's own nodes, this one does not watch the manager's heartbeat.
 
 The messages are sent by a thread: the executor waits while an engine is built, which takes seconds and is no failure.
@@ -47,7 +47,7 @@ def status_type() -> type:
 
 
 class Heartbeat:
-    """Sends a heartbeat from `start` to `stop`. Create it long before `start`, so that the manager hears the first message.
+    """Sends a heartbeat from `start` to `stop`. Create it long before `start`, so that the manager receives the first message.
 
     Args:
         node: the heartbeat has its name and is published in its namespace, as the manager expects it.

@@ -250,7 +250,7 @@ class Pipeline:
         return self._saves[-1]
 
     def cancel_save(self, frame: Future[SavedFrame]) -> None:
-        """A frame is not wanted any more; no error if it has arrived."""
+        """Withdraw a request of `save_next`; no effect if its frame has arrived."""
         if frame in self._saves:
             self._saves.remove(frame)
 

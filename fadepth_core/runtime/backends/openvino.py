@@ -92,7 +92,7 @@ class OpenVINOBackend(Backend):
             {"image": [h, w, 3], "intrinsics": [3, 3], "scale": [1], "limits": [2], "output_grid": list(output_size)}
         )
         _remove_identity_resizes(model)
-        # Without the outputs that nobody needs, OpenVINO removes the operations before them.
+        # OpenVINO removes the operations that only the other outputs need.
         results = [model.output(name).get_node().input_value(0) for name in outputs.names()]
         if len(results) < len(model.outputs):
             model = self._ov.Model(results, model.get_parameters())
