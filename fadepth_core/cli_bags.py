@@ -20,9 +20,9 @@ from fadepth_core.data.bag_writer import STORAGES, RecordingWriter
 from fadepth_core.evaluation.bag_predictions import BagPrediction, BagReport, predict_recording
 from fadepth_core.labels.extract import LONGEST_SIDE, Extraction
 from fadepth_core.labels.extract import extract as run_extraction
+from fadepth_core.runtime import rectifier, temporal
 from fadepth_core.runtime.checkpoint import Checkpoint
 from fadepth_core.runtime.engine import EngineError
-from fadepth_core.runtime.rectifier import MODES
 
 _SOURCES = {
     "image": "topic of the pictures, raw or compressed; default: the camera with the most pictures",
@@ -42,6 +42,7 @@ _PREDICT_DEFAULTS: dict[str, Any] = {
     "full_resolution": False,
     "copy": False,
     "rectify": "auto",
+    "temporal": "off",
     "storage": None,
     "overwrite": False,
 }
@@ -113,9 +114,12 @@ def add_predict_arguments(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--rectify",
-        choices=MODES,
+        choices=rectifier.MODES,
         default="auto",
         help="auto, the default: rectify if D of camera_info is not 0 and the topic is not named image_rect",
+    )
+    group.add_argument(
+        "--temporal", choices=temporal.MODES, default="off", help="remove jitter of depth between frames; default: off"
     )
     group.add_argument("--points", action=argparse.BooleanOptionalAction, help="write clouds; default: yes")
     group.add_argument(
@@ -167,6 +171,7 @@ def predict_bag(args: argparse.Namespace, intrinsics: np.ndarray | None, backend
         backend,
         precision,
         args.rectify,
+        args.temporal,
     )
     report = BagReport()
     failure: EngineError | DataError | None = None

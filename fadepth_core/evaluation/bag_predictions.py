@@ -28,6 +28,7 @@ from fadepth_core.runtime.camera_messages import OutputWriters, rgb_for
 from fadepth_core.runtime.checkpoint import Checkpoint
 from fadepth_core.runtime.engine import DepthEngine, FrameRequest
 from fadepth_core.runtime.rectifier import RectifiedCamera, Rectifier
+from fadepth_core.runtime.temporal import TemporalFilter
 
 DEPTH, INFO, POINTS = "/depth/image", "/depth/camera_info", "/depth/points"
 OUTPUTS = {
@@ -50,6 +51,7 @@ class BagPrediction:
         copy: whether to copy all other messages of the recording.
         backend, precision: as for `DepthEngine.load`.
         rectify: mode of `Rectifier`.
+        temporal: mode of `TemporalFilter`.
     """
 
     checkpoint: Checkpoint
@@ -62,6 +64,7 @@ class BagPrediction:
     backend: str = "auto"
     precision: str = "auto"
     rectify: str = "auto"
+    temporal: str = "off"
 
 
 class BagReport:
@@ -155,6 +158,7 @@ class _FramePredictor:
         self._rectifier = Rectifier(
             options.rectify, topics.image.name, topics.info.name if topics.info else "camera_info"
         )
+        self._temporal = TemporalFilter(options.temporal)
         self._engine: DepthEngine | None = None
         self._given: Camera | None = None  # made of what the user gives
 
@@ -182,6 +186,8 @@ class _FramePredictor:
         result = engine.infer(request)
         if rectified is not None and rectified.outside is not None:
             result = result.unseen(rectified.outside)
+        image, seconds = engine.framing.cropped(request.image), 1e-9 * frame.stamp.nanoseconds
+        result = self._temporal.apply(result, image, seconds)
         writer.write(DEPTH, message.time, self._writers.depth(frame, result.depth, self._options.encoding))
         if camera is not None:
             self._report.with_camera += 1

@@ -7,6 +7,7 @@ import json
 import re
 from types import SimpleNamespace
 
+import cv2
 import numpy as np
 import pytest
 
@@ -238,6 +239,19 @@ def test_images_of_a_lens_with_distortion_are_rectified(one_engine, tmp_path, ca
     unknown = np.isnan(depth.data.view(np.float32))
     assert unknown[0] == rectified
     assert np.array_equal(np.isnan(cloud.data.view(np.float32)[::4]), unknown)
+
+
+def test_jitter_of_consecutive_frames_is_removed(one_engine, tmp_path):
+    still = cv2.resize(FRAMES[0][:12, :16], SIZE[::-1], interpolation=cv2.INTER_CUBIC)
+    frames = [still, np.clip(0.9 * still, 0, 255).astype(np.uint8), still]
+    bag, depth = record(tmp_path / "drive.mcap", frames=frames), {}
+    for mode in ("off", "scale"):
+        out = tmp_path / f"{mode}.mcap"
+        assert main(["predict", str(bag), "--out", str(out), "--temporal", mode, "--no-points"]) == 0
+        depth[mode] = [message.data.view(np.float32) for _, message, _ in read_bag(out)[DEPTH]]
+    np.testing.assert_array_equal(depth["scale"][0], depth["off"][0])
+    change = {mode: np.median(np.abs(np.log(second / first))) for mode, (first, second, _) in depth.items()}
+    assert 0 < change["scale"] < change["off"]
 
 
 @pytest.mark.parametrize(
