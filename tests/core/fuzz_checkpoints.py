@@ -45,6 +45,7 @@ def _base() -> tuple[dict[str, str], dict, bytes]:
     tensors = {
         "golden.image": np.zeros((32, 64, 3), np.uint8),
         "golden.depth": np.ones((32, 64), np.float32),
+        "golden.confidence": np.ones((32, 64), np.float32),
         "downs.0.0.weight": np.ones((4, 3, 3, 3), np.float16),
         "downs.0.0.bias": np.zeros(4, np.float16),
     }

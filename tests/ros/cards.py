@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from sensor_msgs.msg import CameraInfo, Image
+from sensor_msgs.msg import CameraInfo, Image, PointCloud2, PointField
 
 #: Seconds after which a test gives up waiting. Only failing tests wait so long, so it allows for a very busy machine.
 PATIENCE = 300.0
@@ -37,6 +38,18 @@ def info_message(size: tuple[int, int] = SIZE, frame_id: str = FRAME_ID, focal: 
     info.r = [1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0]
     info.header.frame_id = frame_id
     return info
+
+
+def cloud_message(points: np.ndarray, fields: Sequence[str] = ("x", "y", "z"), *columns: np.ndarray) -> PointCloud2:
+    """A cloud with the fields x, y, z of points [h, w, 3] and others, each [h, w]."""
+    values = np.stack([*np.moveaxis(points, -1, 0), *columns], -1).astype(np.float32)
+    message = PointCloud2(height=values.shape[0], width=values.shape[1], point_step=4 * values.shape[2])
+    message.row_step = message.width * message.point_step
+    message.fields = [
+        PointField(name=name, offset=4 * i, datatype=PointField.FLOAT32, count=1) for i, name in enumerate(fields)
+    ]
+    message.data = values.tobytes()
+    return message
 
 
 def noise(size: tuple[int, int] = SIZE, seed: int = 0) -> np.ndarray:

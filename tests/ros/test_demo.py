@@ -20,7 +20,7 @@ from rclpy.executors import SingleThreadedExecutor
 from rclpy.serialization import serialize_message
 from sensor_msgs.msg import CompressedImage, Image, PointCloud2
 
-from cards import PATIENCE, SIZE, image_message, noise
+from cards import PATIENCE, SIZE, cloud_message, image_message, noise
 from fadepth_core.common.errors import DataError
 from fadepth_core.common.folders import visible
 from fadepth_ros.clip_publisher import DEMO_CLIP, ClipError, ClipPublisher, read_camera_info, read_frames
@@ -231,7 +231,7 @@ def test_a_message_that_cannot_be_shown_does_not_end_the_viewer(tmp_path, monkey
     wait_for(lambda: all(publisher.get_subscription_count() for publisher in publishers.values()))
 
     def publish(second, encoding="rgb8", cut=None, size=SIZE):
-        cloud = PointCloud2(height=1, width=2, point_step=16, row_step=32, data=bytes(range(32)))
+        cloud = cloud_message(np.full((1, 2, 3), 2.0))
         cloud.header.stamp.sec = second
         for topic, message in (
             ("image", image_message(noise(size), "rgb8", second * 10**9)),
@@ -281,11 +281,11 @@ def test_recorded_depth_is_shown_beside_compressed_images(tmp_path, monkeypatch)
     executor.add_node(viewer)
     shown = []
     monkeypatch.setattr(FileView, "show", lambda view, scene: shown.append(scene))
-    points = np.full((3, 4, 4), 1, np.float32)
+    points = np.full((3, 4, 3), 1, np.float32)
     points[..., 2] = np.linspace(2, 80, 12).reshape(3, 4)
     points[0, 0, 2] = np.nan
     image = CompressedImage(format="png", data=cv2.imencode(".png", noise(SIZE))[1].tobytes())
-    cloud = PointCloud2(height=3, width=4, point_step=16, row_step=64, data=points.tobytes())
+    cloud = cloud_message(points)
 
     def played():
         for publisher, message in zip(publishers, (image, cloud), strict=True):

@@ -12,8 +12,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from sensor_msgs.msg import PointCloud2, PointField
 
+from cards import cloud_message
 from fadepth_core.common.pinhole import unproject
 from fadepth_core.data.bag_scan import scan
 from fadepth_core.runtime.pictures import depth_to_color
@@ -44,26 +44,16 @@ def scene(points=None, warning="") -> Scene:
     return Scene(image, points, colors, "front_optical", 12 * 10**9 + 5, figures, warning)
 
 
-def cloud(points, fields, *columns):
-    values = np.stack([*np.moveaxis(points, -1, 0), *columns], -1).astype(np.float32)
-    message = PointCloud2(height=values.shape[0], width=values.shape[1], point_step=4 * values.shape[2])
-    message.fields = [
-        PointField(name=name, offset=4 * i, datatype=PointField.FLOAT32, count=1) for i, name in enumerate(fields)
-    ]
-    message.data = values.tobytes()
-    return message
-
-
 def test_a_cloud_is_read_by_the_names_of_its_fields():
     points = road_and_wall()
     rgb = np.array([10, 20, 30, 0], np.uint8).view(np.float32)[0]  # blue, green, red
-    _, colors = cloud_arrays(cloud(points, ("x", "y", "z", "rgb"), np.full(SIZE, rgb)))
+    _, colors = cloud_arrays(cloud_message(points, ("x", "y", "z", "rgb"), np.full(SIZE, rgb)))
     assert (colors == (30, 20, 10)).all()
     for fields, columns, grey in (
         (("x", "y", "z"), (), 200),
         (("x", "y", "z", "intensity"), (np.full(SIZE, 77.0),), 77),
     ):
-        read, colors = cloud_arrays(cloud(points, fields, *columns))
+        read, colors = cloud_arrays(cloud_message(points, fields, *columns))
         np.testing.assert_array_equal(read, points)
         assert (colors == grey).all()
 

@@ -115,7 +115,7 @@ def test_export_does_not_overwrite_a_training_checkpoint(tmp_path):
     shipped = Checkpoint()
     run_path = tmp_path / "run.safetensors"
     weights = {name: value.numpy() for name, value in SmallDepth().state_dict().items()}
-    save_checkpoint(run_path, weights, replace(shipped.description, form="training", onnx_sha256=""))
+    save_checkpoint(run_path, weights, replace(shipped.description, form="training", options={}, onnx_sha256=""))
     before = run_path.read_bytes()
     result = fadepth("export", run_path)
     assert result.returncode == 1
