@@ -7,7 +7,7 @@ node's own cost.
 
     python benchmarks/node.py                      the four rows of docs/speed.md
     python benchmarks/node.py --engine real --size 720x1280 --rate 60 --seconds 10
-    python benchmarks/node.py --idle               what a node costs that nobody listens to, with `lazy` off and on
+    python benchmarks/node.py --idle               what a node without subscribers costs, with `lazy` off and on
 
 The second table has the steps of one frame, each timed alone in this process. The age in the first table is larger than the
 sum of the steps: the middleware, the executor, and three processes that share the machine take the rest.
@@ -72,7 +72,7 @@ UDP_ALONE = """<?xml version="1.0" encoding="UTF-8"?>
   </profiles>
 </dds>
 """
-#: Listeners that come and go in each run of `--idle`.
+#: Listeners that are created and destroyed one after the other in each run of `--idle`.
 LISTENERS = 5
 #: Seconds after which a lazy node has unsubscribed from the camera and built its engine, with a margin.
 IDLE_AFTER = 4.0

@@ -354,13 +354,16 @@ class Pipeline:
         return FrameJob(frame, arrival, settings, tuple(outputs), camera, rectified, engine, request, measure_ground)
 
     def _needs_confidence(self, engine: DepthEngine, subscribed: set[str]) -> bool:
-        """Whether to compute confidence; a warning if it is needed and the checkpoint has none."""
+        """Whether to compute confidence. If the checkpoint has none, that is logged; with `min_confidence` it is a problem."""
         filters = self._settings.min_confidence > 0
         if not filters and CONFIDENCE not in subscribed:
             return False
         if not engine.has_confidence:
-            effect = "min_confidence has no effect" if filters else f"{CONFIDENCE} is not published"
-            self.report_problem(f"the checkpoint has no confidence head; {effect}", "confidence")
+            reason = "the checkpoint has no confidence head"
+            if filters:
+                self.report_problem(f"{reason}; min_confidence has no effect", "confidence")
+            else:  # often a recorder of all topics
+                self.statistics.note(f"{reason}; {CONFIDENCE} is not published", "confidence")
         return engine.has_confidence
 
     def _rectified(self, camera: Camera, engine: DepthEngine) -> RectifiedCamera:
