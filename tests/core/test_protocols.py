@@ -388,7 +388,7 @@ def test_errors_name_what_is_missing_in_a_folder(folder):
         FolderTest(folder / "elsewhere")
 
 
-@pytest.mark.skipif(DATA is None, reason="FADEPTH_DATA, the folder of the development data, is not set")
+@pytest.mark.skipif(not DATA, reason="FADEPTH_DATA, the folder of the development data, is not set")
 def test_the_folder_protocol_on_real_images():
     """A constant depth is evaluated on street and indoor images of several cameras."""
     images = FolderTest(Path(DATA) / "eval")

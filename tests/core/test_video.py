@@ -438,7 +438,7 @@ def test_errors_name_a_cache_that_cannot_be_written(tmp_path):
         VideoDataset(tmp_path / "drive.mp4", SIZE, cache=tmp_path / "file" / "cache")
 
 
-@pytest.mark.skipif(DATA is None, reason="FADEPTH_DATA, the folder of the development data, is not set")
+@pytest.mark.skipif(not DATA, reason="FADEPTH_DATA, the folder of the development data, is not set")
 def test_a_real_sequence_with_poses(tmp_path, open_video):
     root = Path(DATA) / "sequences" / "kitti_odo00" / "kitti_odo00_416x128_10fps_NC.mp4"
     camera = tmp_path / "camera.json"
