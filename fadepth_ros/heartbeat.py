@@ -96,7 +96,7 @@ class Heartbeat:
             self._stopped.wait(self.period)
 
     def _publish(self, active: bool) -> None:
-        seconds, nanoseconds = divmod(time.monotonic_ns(), 10**9)
+        seconds, nanoseconds = divmod(self._node.get_clock().now().nanoseconds, 10**9)
         writer = CdrWriter()
         writer.header(Stamp(seconds, nanoseconds), "")
         writer.string(self._node.get_name())

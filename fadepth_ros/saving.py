@@ -86,6 +86,7 @@ class SaveService:
 def write_frame(folder: Path, camera: str, saved: SavedFrame) -> list[Path]:
     """Write a frame as `write_snapshot` does, named after the camera and the stamp; the files. Raises OSError."""
     stamp = saved.stamp
-    name = f"{camera.replace('/', '_') or 'depth'}_{stamp.sec}_{stamp.nanosec:09d}"
+    # No name of a camera has a dot, so no two cameras get one name.
+    name = f"{camera.replace('/', '.') or 'depth'}_{stamp.sec}_{stamp.nanosec:09d}"
     points = {} if saved.cloud is None else read_cloud(deserialize_message(saved.cloud, PointCloud2))
     return write_snapshot(folder.absolute(), name, saved.picture, saved.depth, **points)

@@ -12,6 +12,7 @@ from types import ModuleType, SimpleNamespace
 import pytest
 from lifecycle_msgs.msg import State, Transition
 from lifecycle_msgs.srv import ChangeState, GetState
+from rclpy.clock import Clock
 from rclpy.lifecycle import TransitionCallbackReturn
 from rclpy.parameter import Parameter
 from rclpy.qos import QoSProfile
@@ -138,6 +139,9 @@ class FakeNode:
     def get_name(self):
         return "depth"
 
+    def get_clock(self):
+        return Clock()
+
     def publish(self, raw):
         self.published.append(BOND.deserialize_cdr(raw, "bond/msg/Status").active)
 
@@ -149,7 +153,9 @@ def test_the_heartbeat_goes_on_while_an_engine_is_built_and_stops_if_the_node_ha
     node = FakeNode()
     heartbeat = Heartbeat(node, 0.01, lambda: time.monotonic() - stall)
     heartbeat.start()
-    time.sleep(0.1)
+    end = time.monotonic() + (PATIENCE if beats else 0.1)
+    while time.monotonic() < end and not node.published:
+        time.sleep(0.01)
     heartbeat.stop()
     assert node.published[-1] is False
     assert (True in node.published) == beats
