@@ -105,7 +105,7 @@ def test_the_frames_of_several_cameras_are_saved_under_their_names(start, tmp_pa
     assert success
     assert message.count("(no cloud: the frame has no usable camera_info)") == 2
     kinds = {path.name.split("_1_")[0] + path.suffix for path in (tmp_path / "new" / "folder").iterdir()}
-    assert kinds == {"front.png", "front.npy", "side_left.png", "side_left.npy"}
+    assert kinds == {"front.png", "front.npy", "side.left.png", "side.left.npy"}
 
 
 def test_why_nothing_is_saved_is_answered(start, tmp_path, monkeypatch):
