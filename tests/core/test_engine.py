@@ -306,13 +306,15 @@ def test_once_every_backend_has_failed_every_call_raises(monkeypatch, image):
         _ = engine.backend_name
 
 
-def test_signals_do_not_crash_a_process_that_has_released_engines():
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])  # bf16 also asks the processor what it can do
+def test_signals_do_not_crash_a_process_that_has_released_engines(precision):
     """In a process of its own, since a failure would end it. Engines are released in the order of their creation, which
-    leaves OpenVINO's compiling thread with a freed signal stack."""
-    program = """
+    leaves the thread that has used OpenVINO first with a freed signal stack."""
+    program = f"""
 import signal
 from fadepth_core.runtime.engine import DepthEngine
-engines = [DepthEngine.load(camera_size=(64, 96), input_size=(64, 96), backend="openvino") for _ in range(2)]
+sizes = dict(camera_size=(64, 96), input_size=(64, 96))
+engines = [DepthEngine.load(**sizes, backend="openvino", precision="{precision}") for _ in range(2)]
 while engines:
     del engines[0]
 signal.signal(signal.SIGINT, lambda *_: print("caught"))

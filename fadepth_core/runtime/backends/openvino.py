@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib.util
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -70,7 +70,10 @@ class OpenVINOBackend(Backend):
         import openvino as ov
 
         self._ov, self._core, self._spec = ov, ov.Core(), spec
-        if spec.precision == "bf16" and "BF16" not in self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        capabilities, name = _in_own_thread(
+            lambda: [self._core.get_property("CPU", key) for key in ("OPTIMIZATION_CAPABILITIES", "FULL_DEVICE_NAME")]
+        )
+        if spec.precision == "bf16" and "BF16" not in capabilities:
             raise RuntimeError("this processor has no bfloat16 arithmetic")
         self._graph_file = int8_file(spec.checkpoint) if spec.precision == "int8" else onnx_file(spec.checkpoint)
         self._requests: dict[_Outputs, _InferRequest] = {}
@@ -78,7 +81,7 @@ class OpenVINOBackend(Backend):
             self._request(_Outputs(points, False))
         #: Requests for streams; made when a stream first needs them.
         self._pools: dict[_Outputs, list[_InferRequest]] = {}
-        self.device = self._core.get_property("CPU", "FULL_DEVICE_NAME").strip()
+        self.device = name.strip()
 
     def _request(self, outputs: _Outputs) -> _InferRequest:
         if outputs not in self._requests:
@@ -101,22 +104,7 @@ class OpenVINOBackend(Backend):
             "INFERENCE_PRECISION_HINT": _HINTS[self._spec.precision],
             "INFERENCE_NUM_THREADS": self._spec.threads or default_threads(),
         }
-        # OpenVINO sets a signal stack for the thread that compiles and frees it with the graph. When graphs are freed
-        # in the order of their creation, the thread is left with a freed signal stack, and the next signal, e.g.
-        # Ctrl-C, crashes the process. So the compiling thread ends before that. A thread pool would refuse work while the
-        # interpreter waits for a build before it ends.
-        compiled: Future = Future()
-
-        def compile_graph() -> None:
-            try:
-                compiled.set_result(self._core.compile_model(model, "CPU", properties))
-            except BaseException as error:
-                compiled.set_exception(error)
-
-        thread = threading.Thread(target=compile_graph, name="compiling for OpenVINO")
-        thread.start()
-        thread.join()
-        return compiled.result()
+        return _in_own_thread(lambda: self._core.compile_model(model, "CPU", properties))
 
     def infer(self, frame: FrameInput) -> FrameOutput:
         request = self._request(_Outputs.of(frame))
@@ -159,6 +147,28 @@ class OpenVINOBackend(Backend):
             count = 2 * compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS")
             self._pools[outputs] = [_InferRequest(compiled, self._spec.framing, outputs) for _ in range(count)]
         return self._pools[outputs]
+
+
+def _in_own_thread(function: Callable[[], Any]) -> Any:
+    """The result of `function`, run in a thread that ends with it.
+
+    OpenVINO sets a signal stack for the thread that first uses a device, to compile or to ask for a property, and frees it
+    with the last graph. When graphs are freed in the order of their creation, the thread is left with a freed signal stack,
+    and the next signal, e.g. Ctrl-C, crashes the process. So that thread ends before. A thread pool would refuse work while
+    the interpreter waits for a build before it ends.
+    """
+    result: Future = Future()
+
+    def run() -> None:
+        try:
+            result.set_result(function())
+        except BaseException as error:
+            result.set_exception(error)
+
+    thread = threading.Thread(target=run, name="starting OpenVINO")
+    thread.start()
+    thread.join()
+    return result.result()
 
 
 class _InferRequest:
