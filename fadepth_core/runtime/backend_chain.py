@@ -281,7 +281,7 @@ def check_startable(spec: BackendSpec, order: Sequence[str]) -> None:
                 if spec.checkpoint.golden:
                     check_golden_frame(backend_type, candidate)
                 else:
-                    backend_type.create(candidate)
+                    backend_type.create(candidate).prepare()
                 return
             except Exception as error:
                 failures.append(f"{name}: failed to start: {error}")
@@ -303,6 +303,7 @@ def _run_build(build: _Build, backend_type: BackendType, spec: BackendSpec) -> N
 def _start(name: str, backend_type: BackendType, spec: BackendSpec) -> StartedBackend:
     """Create a backend, verify its results, and run one frame, since the first run allocates memory."""
     backend = _create_verified(backend_type, spec)
+    backend.prepare()
     size = spec.framing.network_size if backend.takes_network_size else spec.framing.camera_size
     backend.infer(FrameInput(np.zeros((*size, 3), np.uint8), np.eye(3)))
     return StartedBackend(name, spec.precision, backend, size)

@@ -99,6 +99,10 @@ class Backend(ABC):
     takes_network_size: bool
     supports_batch: bool = False
 
+    def prepare(self) -> None:  # noqa: B027  # most backends have nothing to do
+        """Do what would delay the first frame of each kind, with and without points. Called before the backend serves, and not
+        where it is only checked."""
+
     @abstractmethod
     def infer(self, frame: FrameInput) -> FrameOutput:
         """Run one frame. The arrays may be views of the backend's memory, valid until the next call."""

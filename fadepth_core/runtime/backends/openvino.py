@@ -61,8 +61,8 @@ class _Outputs(NamedTuple):
 
 
 class OpenVINOBackend(Backend):
-    """See `Backend`. Two graphs are compiled, with and without points, so that a frame without points takes less time.
-    Those with confidence are compiled when a frame first needs them."""
+    """See `Backend`. A graph is compiled for each combination of outputs, so that a frame without points takes less time, when a
+    frame first needs it; those without confidence before the backend serves."""
 
     takes_network_size = True
 
@@ -77,11 +77,13 @@ class OpenVINOBackend(Backend):
             raise RuntimeError("this processor has no bfloat16 arithmetic")
         self._graph_file = int8_file(spec.checkpoint) if spec.precision == "int8" else onnx_file(spec.checkpoint)
         self._requests: dict[_Outputs, _InferRequest] = {}
-        for points in (True, False):
-            self._request(_Outputs(points, False))
         #: Requests for streams; made when a stream first needs them.
         self._pools: dict[_Outputs, list[_InferRequest]] = {}
         self.device = name.strip()
+
+    def prepare(self) -> None:
+        for points in (True, False):
+            self._request(_Outputs(points, False))
 
     def _request(self, outputs: _Outputs) -> _InferRequest:
         if outputs not in self._requests:
