@@ -23,13 +23,11 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from fadepth_core.runtime.engine import DepthEngine, FrameRequest
-from fadepth_core.runtime.pictures import depth_to_color
+from fadepth_core.runtime.pictures import COLOR_RANGE, depth_to_color
 from fadepth_ros.clip_publisher import DEMO_CLIP, read_frames
 from fadepth_ros.viewer import draw_points
 
 WIDTH, GAP = 1200, 8
-#: The node's defaults of `color.near` and `color.far`, metres.
-COLOR_RANGE = (2.0, 80.0)
 #: Farther points are left out of the picture, metres: mostly sky.
 POINTS_RANGE = 45.0
 
