@@ -49,6 +49,18 @@ class FrameInput(NamedTuple):
     confidence: bool = False
 
 
+class OptionalOutputs(NamedTuple):
+    """Which results are computed besides depth."""
+
+    points: bool
+    confidence: bool
+
+    @classmethod
+    def of(cls, *frames: FrameInput) -> OptionalOutputs:
+        """Those that at least one of the frames needs."""
+        return cls(any(f.intrinsics is not None for f in frames), any(f.confidence for f in frames))
+
+
 class FrameOutput(NamedTuple):
     """Depth [h, w] and points [h, w, 3] in metres, and confidence [h, w] in (0, 1) of one frame, float32. Points are None
     when the input has no intrinsics, confidence is None when it does not ask for it."""

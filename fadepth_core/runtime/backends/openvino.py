@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -23,6 +23,7 @@ from fadepth_core.runtime.backends import (
     BackendType,
     FrameInput,
     FrameOutput,
+    OptionalOutputs,
     default_threads,
 )
 from fadepth_core.runtime.checkpoint import Checkpoint, CheckpointError
@@ -45,21 +46,6 @@ def create(spec: BackendSpec) -> OpenVINOBackend:
     return OpenVINOBackend(spec)
 
 
-class _Outputs(NamedTuple):
-    """What a graph computes besides depth."""
-
-    points: bool
-    confidence: bool
-
-    @classmethod
-    def of(cls, frame: FrameInput) -> _Outputs:
-        return cls(frame.intrinsics is not None, frame.confidence)
-
-    def names(self) -> list[str]:
-        """Names of the ONNX file's outputs."""
-        return ["depth", *(["points"] if self.points else []), *(["confidence"] if self.confidence else [])]
-
-
 class OpenVINOBackend(Backend):
     """See `Backend`. A graph is compiled for each combination of outputs, so that a frame without points takes less time, when a
     frame first needs it; those without confidence before the backend serves."""
@@ -76,21 +62,21 @@ class OpenVINOBackend(Backend):
         if spec.precision == "bf16" and "BF16" not in capabilities:
             raise RuntimeError("this processor has no bfloat16 arithmetic")
         self._graph_file = int8_file(spec.checkpoint) if spec.precision == "int8" else onnx_file(spec.checkpoint)
-        self._requests: dict[_Outputs, _InferRequest] = {}
+        self._requests: dict[OptionalOutputs, _InferRequest] = {}
         #: Requests for streams; made when a stream first needs them.
-        self._pools: dict[_Outputs, list[_InferRequest]] = {}
+        self._pools: dict[OptionalOutputs, list[_InferRequest]] = {}
         self.device = name.strip()
 
     def prepare(self) -> None:
         for points in (True, False):
-            self._request(_Outputs(points, False))
+            self._request(OptionalOutputs(points, False))
 
-    def _request(self, outputs: _Outputs) -> _InferRequest:
+    def _request(self, outputs: OptionalOutputs) -> _InferRequest:
         if outputs not in self._requests:
             self._requests[outputs] = _InferRequest(self._compile(outputs, "LATENCY"), self._spec.framing, outputs)
         return self._requests[outputs]
 
-    def _compile(self, outputs: _Outputs, hint: str) -> Any:
+    def _compile(self, outputs: OptionalOutputs, hint: str) -> Any:
         (h, w), output_size = self._spec.framing.network_size, self._spec.framing.output_size
         model = self._core.read_model(self._graph_file)
         model.reshape(
@@ -98,7 +84,7 @@ class OpenVINOBackend(Backend):
         )
         _remove_identity_resizes(model)
         # OpenVINO removes the operations that only the other outputs need.
-        results = [model.output(name).get_node().input_value(0) for name in outputs.names()]
+        results = [model.output(name).get_node().input_value(0) for name in _names(outputs)]
         if len(results) < len(model.outputs):
             model = self._ov.Model(results, model.get_parameters())
         properties = {
@@ -109,7 +95,7 @@ class OpenVINOBackend(Backend):
         return _in_own_thread(lambda: self._core.compile_model(model, "CPU", properties))
 
     def infer(self, frame: FrameInput) -> FrameOutput:
-        request = self._request(_Outputs.of(frame))
+        request = self._request(OptionalOutputs.of(frame))
         request.fill(frame)
         request.infer()
         return request.output()
@@ -117,7 +103,7 @@ class OpenVINOBackend(Backend):
     def stream(self, frames: Iterable[FrameInput]) -> Iterator[FrameOutput]:
         """See `Backend`. Several frames are computed at a time, each by a few threads, so that threads wait less."""
         free = {outputs: deque(pool) for outputs, pool in self._pools.items()}
-        in_flight: deque[tuple[_Outputs, _InferRequest]] = deque()
+        in_flight: deque[tuple[OptionalOutputs, _InferRequest]] = deque()
 
         def finish_oldest() -> FrameOutput:
             outputs, request = in_flight.popleft()
@@ -127,7 +113,7 @@ class OpenVINOBackend(Backend):
 
         try:
             for frame in frames:
-                outputs = _Outputs.of(frame)
+                outputs = OptionalOutputs.of(frame)
                 if outputs not in free:
                     free[outputs] = deque(self._pool(outputs))
                 while not free[outputs]:
@@ -142,7 +128,7 @@ class OpenVINOBackend(Backend):
             for _, request in in_flight:  # the stream was closed before its end
                 request.wait()
 
-    def _pool(self, outputs: _Outputs) -> list[_InferRequest]:
+    def _pool(self, outputs: OptionalOutputs) -> list[_InferRequest]:
         if outputs not in self._pools:
             compiled = self._compile(outputs, "THROUGHPUT")
             # Twice as many as OpenVINO computes at a time, so that the next frames are copied meanwhile.
@@ -176,7 +162,7 @@ def _in_own_thread(function: Callable[[], Any]) -> Any:
 class _InferRequest:
     """An inference request of a compiled graph, with the arrays it reads its inputs from."""
 
-    def __init__(self, compiled: Any, framing: Framing, outputs: _Outputs):
+    def __init__(self, compiled: Any, framing: Framing, outputs: OptionalOutputs):
         import openvino as ov
 
         self._request = compiled.create_infer_request()
@@ -201,8 +187,13 @@ class _InferRequest:
 
     def output(self) -> FrameOutput:
         """Views of the request's memory."""
-        maps = {name: self._request.get_output_tensor(i).data for i, name in enumerate(self._outputs.names())}
+        maps = {name: self._request.get_output_tensor(i).data for i, name in enumerate(_names(self._outputs))}
         return FrameOutput(maps["depth"], maps.get("points"), maps.get("confidence"))
+
+
+def _names(outputs: OptionalOutputs) -> list[str]:
+    """Names of the ONNX file's outputs."""
+    return ["depth", *(["points"] if outputs.points else []), *(["confidence"] if outputs.confidence else [])]
 
 
 def _remove_identity_resizes(model: Any) -> None:

@@ -10,14 +10,13 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from fadepth_core.common.framing import Framing
-from fadepth_core.runtime.backends import Backend, BackendSpec, FrameInput, FrameOutput
+from fadepth_core.runtime.backends import Backend, BackendSpec, FrameInput, FrameOutput, OptionalOutputs
 
 #: (image [B, H, W, 3] uint8, intrinsics [B, 3, 3], scale [B, 1], limits [B, 2]) -> depth [B, h, w], points [B, h, w,
 #: 3] and, if the network has a confidence head, confidence [B, h, w], on one device. Called on the current stream; may
@@ -30,13 +29,6 @@ _PARAMETERS = (9, 1, 2)
 _ALIGNMENT = 64  # floats
 #: Runs before a graph is captured: libraries choose algorithms and allocate in the first ones.
 _WARM_UP = 3
-
-
-class _Wanted(NamedTuple):
-    """Which results of a run are downloaded besides depth."""
-
-    points: bool
-    confidence: bool
 
 
 class InferenceBuffers:
@@ -67,30 +59,29 @@ class InferenceBuffers:
         self._intrinsics, self._scales, self._limits = (x.numpy() for x in _parameter_views(self._host_in[1], batch))
         self._out = tuple(x.numpy() for x in self._host_out)
         # Which results a run downloads, and of how many frames.
-        self._wanted, self._count = _Wanted(False, False), batch
+        self._wanted, self._count = OptionalOutputs(False, False), batch
         # Valid values for the runs before the capture.
         self._intrinsics[:], self._scales[:], self._limits[:] = np.eye(3).ravel(), 1.0, (0.0, np.inf)
         if self._cuda:
             self.cuda_stream, self._done = torch.cuda.Stream(device), torch.cuda.Event()
             self._graphs = {
                 wanted: self._captured(wanted)
-                for wanted in (_Wanted(p, c) for p in (False, True) for c in (False, True)[: 1 + has_confidence])
+                for wanted in (
+                    OptionalOutputs(p, c) for p in (False, True) for c in (False, True)[: 1 + has_confidence]
+                )
             }
 
     def submit(self, frames: Sequence[FrameInput]) -> None:
         """Copy up to `batch` frames and begin to compute them. A captured graph always runs `batch` frames; where there is no
         new frame, it computes the previous one again."""
-        points = confidence = False
         self._count = self._batch if self._cuda else len(frames)
-        for i, (image, intrinsics, scale, limits, wants_confidence) in enumerate(frames):
+        for i, (image, intrinsics, scale, limits, _) in enumerate(frames):
             self._images[i] = image
             if intrinsics is not None:
                 self._intrinsics[i] = intrinsics.ravel()
-                points = True
-            confidence = confidence or wants_confidence
             self._scales[i] = scale
             self._limits[i] = limits
-        self._wanted = _Wanted(points, confidence)
+        self._wanted = OptionalOutputs.of(*frames)
         if self._cuda:
             with torch.cuda.stream(self.cuda_stream):
                 self._graphs[self._wanted].replay()
@@ -116,7 +107,7 @@ class InferenceBuffers:
         self.submit(frames)
         return self.collect(frames)
 
-    def _run(self, wanted: _Wanted) -> None:
+    def _run(self, wanted: OptionalOutputs) -> None:
         self.upload()
         self.download(self.compute(), *wanted)
 
@@ -139,7 +130,7 @@ class InferenceBuffers:
                 on_host[: self._count].copy_(on_device, non_blocking=self._cuda)
 
     @torch.inference_mode()
-    def _captured(self, wanted: _Wanted) -> torch.cuda.CUDAGraph:
+    def _captured(self, wanted: OptionalOutputs) -> torch.cuda.CUDAGraph:
         self.cuda_stream.wait_stream(torch.cuda.current_stream())
         graph = torch.cuda.CUDAGraph()
         # cuDNN tries its algorithms in the warm-up. TF32 is off: it is another precision than the requested one.
