@@ -52,6 +52,7 @@ from fadepth_core.runtime.backends.torch import reference_depth
 from fadepth_core.runtime.checkpoint import Checkpoint
 from fadepth_core.runtime.engine import DepthEngine, FrameRequest
 from fadepth_core.runtime.graph import DepthGraph
+from fadepth_core.runtime.network import load_network
 
 CUDA = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if CUDA else "cpu")
@@ -60,6 +61,8 @@ K = np.array([[200.0, 0, 200], [0, 200, 60], [0, 0, 1]])
 LIMITS = (0.1, 100.0)
 PACKAGES = ("torch", "torch-tensorrt", "torch-tensorrt-rtx", "tensorrt", "tensorrt-rtx", "triton", "numpy")
 FIRST_SIZE = (128, 416)
+#: Name of ResNet-18's row beside those of `inductor.FORMS`.
+RESNET = "ResNet-18"
 CLIP = ROOT / "fadepth_core" / "assets" / "demo.mp4"
 #: Trainings to measure: name, batch, settings besides those of config/training/video.yaml.
 TRAININGS = (
@@ -312,6 +315,88 @@ def section_shares(args) -> Iterator[str]:
     yield _row("the whole frame, for the caller", f"{1e6 * np.median(whole):.1f}")
 
 
+def section_forms(args) -> Iterator[str]:
+    """The shipped network written for torch.compile in each of `inductor.FORMS`, and ResNet-18: 128x416, batch 1, fp16, one at a
+    time, each in a process. "Compute" is the captured graph without copies, "whole" a frame for the caller; "difference" is
+    that of depth from PyTorch in float32 on the CPU, relative, for a frame of the demo clip."""
+    heads = ("form", "kernels", "compute, microseconds", "whole, microseconds", "p99", "frames/s", "difference", "max")
+    yield from _table((*heads, "start s"), [])
+    problems = []
+    for form in (*inductor.FORMS, RESNET):
+        if args.time_is_up():
+            problems.append(f"- {form}: the time was up")
+            continue
+        command = [sys.executable, __file__, "--child-form", form, "--frames", str(args.frames)]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=300)
+            yield done.stdout.splitlines()[-1]
+        except subprocess.TimeoutExpired:
+            problems.append(f"- {form}: not measured within 300 s")
+        except subprocess.CalledProcessError as error:
+            problems.append(f"- {form}: {' '.join(error.stderr.split())[-500:]}")
+    yield from ["", *problems] if problems else []
+
+
+def measure_form(form: str, frames: int) -> tuple[object, ...]:
+    """A row of `section_forms`."""
+    framing = Framing.plan(FIRST_SIZE, FIRST_SIZE)
+    network = networks()["ResNet-18"] if form == RESNET else load_network(Checkpoint())
+    precision = "fp16" if CUDA else "fp32"
+    reference = DepthGraph(copy.deepcopy(network), framing).eval()
+    graph = DepthGraph(network, framing, DTYPES[precision]).to(DEVICE).eval().to(memory_format=torch.channels_last)
+    begin = time.perf_counter()
+    backend = StaticBackend(
+        lambda batch: inductor.compile_graph(graph, FIRST_SIZE, batch, "sums" if form == RESNET else form),
+        BackendSpec(None, framing, precision, default_threads()),
+        DEVICE,
+        "" if CUDA else "CPU",
+        has_confidence=network.confidence is not None,
+    )
+    image = next(iter(VideoFile(CLIP)))
+    image = Framing.plan(image.shape[:2], FIRST_SIZE).to_network(image)
+    frame = FrameInput(image, K, limits=LIMITS)
+    depth = backend.infer(frame).depth.copy()
+    start = time.perf_counter() - begin
+
+    whole = []
+    for _ in range(frames):
+        begin = time.perf_counter()
+        backend.infer(frame)
+        whole.append(time.perf_counter() - begin)
+    median = float(np.median(whole))
+    kernels, compute = _kernels_and_compute(backend, frame, frames) if CUDA else ("-", "-")
+    with torch.inference_mode():
+        expected = reference(torch.from_numpy(image), torch.from_numpy(K).float(), torch.ones(1), torch.tensor(LIMITS))[
+            0
+        ]
+    difference = np.abs(depth - expected.numpy()) / expected.numpy()
+    return (
+        form,
+        kernels,
+        compute,
+        f"{1e6 * median:.0f}",
+        f"{1e6 * np.quantile(whole, 0.99):.0f}",
+        f"{1 / median:.0f}",
+        f"{np.nanmedian(difference):.1e}",
+        f"{np.nanmax(difference):.1e}",
+        f"{start:.1f}",
+    )
+
+
+def _kernels_and_compute(backend: StaticBackend, frame: FrameInput, frames: int) -> tuple[str, str]:
+    """Kernels and copies of a frame, and microseconds of the captured graph without copies."""
+    buffers, runs = backend.single, 20
+    graph = torch.cuda.CUDAGraph()
+    with torch.inference_mode(), torch.cuda.graph(graph, stream=buffers.cuda_stream):
+        buffers.compute()
+    compute = 1e3 * _cuda_ms(graph.replay, buffers.cuda_stream, frames)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        for _ in range(runs):
+            backend.infer(frame)
+    count = sum(e.count for e in profile.key_averages() if e.device_time_total > 0) / runs
+    return f"{count:.0f}", f"{compute:.0f}"
+
+
 def section_kernels(args) -> Iterator[str]:
     """Kernels of one frame, by their share of the time: 128x416, batch 1."""
     _need_cuda()
@@ -561,6 +646,7 @@ SECTIONS: dict[str, tuple[str, Callable[[argparse.Namespace], Iterator[str]]]] =
     "machine": ("Machine", section_machine),
     "engine": ("Engine", section_engine),
     "shares": ("Shares of a frame", section_shares),
+    "forms": ("Forms of the graph", section_forms),
     "accuracy": ("Accuracy", section_accuracy),
     "node": ("Node", section_node),
     "training": ("Training", section_training),
@@ -669,7 +755,11 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=float("inf"), help="begins nothing new after this time")
     parser.add_argument("--out", type=Path, default=Path("gpu.md"))
     parser.add_argument("--child-start", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--child-form", help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if args.child_form:
+        print(_row(*measure_form(args.child_form, args.frames)))
+        return 0
     if args.child_start:
         start_under_load()
         return 0

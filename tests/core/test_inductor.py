@@ -11,7 +11,9 @@ from fadepth_core.models import build_model
 from fadepth_core.models.depth_network import DeployedNetwork
 from fadepth_core.models.layers.depthwise_sum import DepthwiseSum, with_depthwise_sums
 from fadepth_core.runtime.backends import inductor
+from fadepth_core.runtime.checkpoint import Checkpoint
 from fadepth_core.runtime.graph import DepthGraph
+from fadepth_core.runtime.network import load_network
 
 
 class SmallNetwork(DeployedNetwork):
@@ -23,6 +25,26 @@ class SmallNetwork(DeployedNetwork):
 
     def maps(self, image: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
         return torch.sigmoid(self.convs(image)), []
+
+
+@pytest.mark.parametrize("form", inductor.FORMS)
+def test_every_form_computes_the_same(monkeypatch, form):
+    monkeypatch.setattr(torch, "compile", lambda module, **_: module)
+    graph = DepthGraph(SmallNetwork()).eval()
+    inputs = graph.example_inputs((64, 96), 2)
+    with torch.inference_mode():
+        expected = graph(*inputs)[0]
+        depth = inductor.compile_graph(graph, (64, 96), 2, form)(*inputs)[0]
+    torch.testing.assert_close(depth, expected)
+
+
+def test_as_arithmetic_no_call_of_a_library_is_left(monkeypatch):
+    monkeypatch.setattr(torch, "compile", lambda module, **_: module)
+    graph = DepthGraph(load_network(Checkpoint()), dtype=torch.float16).eval()
+    compiled = inductor.compile_graph(graph, (64, 96), 1, "arithmetic")
+    targets = {str(node.target) for node in compiled.graph.nodes}
+    assert not [target for target in targets if "conv2d" in target or "upsample" in target]
+    assert any("matmul" in target or "mm" in target for target in targets)
 
 
 def test_a_process_compiles_any_number_of_graphs(monkeypatch):

@@ -1,0 +1,138 @@
+"""Operations of a depth network as simpler ones, for a compiler that merges arithmetic (`runtime.backends.inductor`).
+
+For such a compiler a convolution is a call of a library, with kernels of its own before and after it. A sum or a product of
+matrices is arithmetic like the ReLU, the addition and the interpolation around it, and becomes one kernel with them.
+
+`ARITHMETIC` is a table for `torch.export.ExportedProgram.run_decompositions`. Each function computes the same as the operation
+that it replaces, or returns NotImplemented and the operation stays. As in convolutions in half precision, sums are in float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+aten = torch.ops.aten
+
+#: Most input channels of a dense filter that is written as a sum. The first filter of a network has three.
+FEW_CHANNELS = 4
+
+
+class Geometry(NamedTuple):
+    """Stride, padding and dilation of a filter, vertical and horizontal."""
+
+    stride: tuple[int, int]
+    padding: tuple[int, int]
+    dilation: tuple[int, int]
+
+
+def convolution_as_arithmetic(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Sequence[int] = (1, 1),
+    padding: Sequence[int] = (0, 0),
+    dilation: Sequence[int] = (1, 1),
+    groups: int = 1,
+) -> Any:
+    """`aten.conv2d`, if it is depthwise, has few input channels, or is 1×1 in half precision.
+
+    Products of float32 matrices stay convolutions: as part of a merged kernel they would be computed without tensor cores.
+
+    Shapes: x [B, Ci, H, W], weight [Co, Ci / groups, kh, kw] -> [B, Co, h, w].
+    """
+    geometry = Geometry(*((v[0], v[-1]) for v in (stride, padding, dilation)))  # aten allows one number for both
+    offset: Any = 0.0 if bias is None else bias.float().view(-1, 1, 1)
+    channels, outputs = x.shape[1], weight.shape[0]
+    if channels == outputs == groups > 1:
+        return _sum_of_shifts(offset, x, weight[:, 0], geometry).to(x.dtype)
+    if groups > 1:
+        return NotImplemented
+    if weight.shape[-2:] == (1, 1) and geometry.padding == (0, 0):
+        if outputs == 1 and geometry.stride == (1, 1):
+            return ((x.float() * weight[0].float()).sum(1, keepdim=True) + offset).to(x.dtype)
+        return NotImplemented if x.dtype == torch.float32 else _product(x, weight[..., 0, 0], bias, geometry.stride)
+    if channels > FEW_CHANNELS:
+        return NotImplemented
+    for c in range(channels):
+        offset = _sum_of_shifts(offset, x[:, c : c + 1], weight[:, c], geometry)
+    return offset.to(x.dtype)
+
+
+def relu_in_channels_last(x: Tensor) -> Any:
+    """`aten.relu` of [B, C, H, W]. The compiler stores its result in the order in which it is computed here."""
+    if x.dim() != 4:
+        return NotImplemented
+    return x.permute(0, 2, 3, 1).clamp_min(0).permute(0, 3, 1, 2)
+
+
+def bilinear_as_gather(
+    x: Tensor, size: Sequence[int] | None, align_corners: bool, scale_factors: Sequence[float] | None = None
+) -> Any:
+    """`aten.upsample_bilinear2d` with half-pixel centres to `size` (height, width): [B, C, h, w] -> [B, C, *size]."""
+    if size is None or align_corners:
+        return NotImplemented
+    channels_last = x.permute(0, 2, 3, 1)
+    top, bottom, down = _neighbours(x.shape[-2], size[0], x.device)
+    left, right, across = _neighbours(x.shape[-1], size[1], x.device)
+
+    def pixels(rows: Tensor, columns: Tensor) -> Tensor:
+        return aten._unsafe_index(channels_last, [None, rows[:, None], columns]).float()
+
+    def between(a: Tensor, b: Tensor, part: Tensor) -> Tensor:
+        return a + (b - a) * part
+
+    upper = between(pixels(top, left), pixels(top, right), across[:, None])
+    lower = between(pixels(bottom, left), pixels(bottom, right), across[:, None])
+    return between(upper, lower, down[:, None, None]).to(x.dtype).permute(0, 3, 1, 2)
+
+
+ARITHMETIC: dict[Any, Callable[..., Any]] = {
+    aten.conv2d.default: convolution_as_arithmetic,
+    aten.relu.default: relu_in_channels_last,
+    aten.upsample_bilinear2d.vec: bilinear_as_gather,
+}
+
+
+def _sum_of_shifts(total: Any, x: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
+    """`total` plus a filter of each channel. Shapes: x [B, C or 1, H, W], weight [C, kh, kw] -> float32 [B, C, h, w]."""
+    (sy, sx), (py, px), (dy, dx) = geometry
+    rows, columns = weight.shape[-2:]
+    height = (x.shape[-2] + 2 * py - dy * (rows - 1) - 1) // sy + 1
+    width = (x.shape[-1] + 2 * px - dx * (columns - 1) - 1) // sx + 1
+    # One operation for each element of the filter, because the compiler needs time for each.
+    taps = iter(weight.float().flatten(1).T[..., None, None].unbind())
+    for i in range(rows):
+        top = i * dy - py
+        for j in range(columns):
+            left = j * dx - px
+            # A padded image for each element: one that all use would be stored before.
+            right, bottom = left + (width - 1) * sx + 1 - x.shape[-1], top + (height - 1) * sy + 1 - x.shape[-2]
+            part, tap = F.pad(x, (-left, right, -top, bottom)).float(), next(taps)
+            if (sy, sx) != (1, 1):
+                part = part[..., ::sy, ::sx]
+            total = torch.addcmul(total, part, tap) if isinstance(total, Tensor) else part * tap
+    return total
+
+
+def _product(x: Tensor, weight: Tensor, bias: Tensor | None, stride: tuple[int, int]) -> Tensor:
+    """A 1×1 filter: [pixels, Ci] times [Ci, Co]. Shapes: x [B, Ci, H, W], weight [Co, Ci] -> [B, Co, h, w]."""
+    x = x.permute(0, 2, 3, 1)[:, :: stride[0], :: stride[1]]
+    y = x.reshape(-1, x.shape[-1]) @ weight.T
+    if bias is not None:
+        y = (y.float() + bias.float()).to(x.dtype)
+    return y.view(*x.shape[:-1], -1).permute(0, 3, 1, 2)
+
+
+def _neighbours(count: int, target: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Of `target` positions on an axis with `count` pixels: the pixel before, the pixel after, and the part of the way from
+    one to the other."""
+    position = ((torch.arange(target, device=device, dtype=torch.float32) + 0.5) * (count / target) - 0.5).clamp_min(
+        0.0
+    )
+    before = position.to(torch.int64)
+    return before, (before + 1).clamp_max(count - 1), position - before
