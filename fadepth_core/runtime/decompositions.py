@@ -18,7 +18,7 @@ from torch import Tensor
 
 aten = torch.ops.aten
 
-#: Most input channels of a dense filter that is written as a sum. The first filter of a network has three.
+#: Most input channels of a filter larger than 1×1 that is written as a product. The first filter of a network has three.
 FEW_CHANNELS = 4
 
 
@@ -39,7 +39,7 @@ def convolution_as_arithmetic(
     dilation: Sequence[int] = (1, 1),
     groups: int = 1,
 ) -> Any:
-    """`aten.conv2d`, if it is depthwise, has few input channels, or is 1×1 in half precision.
+    """`aten.conv2d`, if it is depthwise or, in half precision, 1×1 or of few input channels.
 
     Products of float32 matrices stay convolutions: as part of a merged kernel they would be computed without tensor cores.
 
@@ -49,18 +49,13 @@ def convolution_as_arithmetic(
     offset: Any = 0.0 if bias is None else bias.float().view(-1, 1, 1)
     channels, outputs = x.shape[1], weight.shape[0]
     if channels == outputs == groups > 1:
-        return _sum_of_shifts(offset, x, weight[:, 0], geometry).to(x.dtype)
-    if groups > 1:
+        return _sum_of_shifts(x, weight[:, 0], offset, geometry).to(x.dtype)
+    pointwise = weight.shape[-2:] == (1, 1) and geometry.padding == (0, 0)
+    if groups > 1 or geometry.dilation != (1, 1) or not (pointwise or channels <= FEW_CHANNELS):
         return NotImplemented
-    if weight.shape[-2:] == (1, 1) and geometry.padding == (0, 0):
-        if outputs == 1 and geometry.stride == (1, 1):
-            return ((x.float() * weight[0].float()).sum(1, keepdim=True) + offset).to(x.dtype)
-        return NotImplemented if x.dtype == torch.float32 else _product(x, weight[..., 0, 0], bias, geometry.stride)
-    if channels > FEW_CHANNELS:
-        return NotImplemented
-    for c in range(channels):
-        offset = _sum_of_shifts(offset, x[:, c : c + 1], weight[:, c], geometry)
-    return offset.to(x.dtype)
+    if outputs == 1 and pointwise and geometry.stride == (1, 1):
+        return ((x.float() * weight[0].float()).sum(1, keepdim=True) + offset).to(x.dtype)
+    return NotImplemented if x.dtype == torch.float32 else _product(x, weight, bias, geometry)
 
 
 def relu_in_channels_last(x: Tensor) -> Any:
@@ -98,8 +93,8 @@ ARITHMETIC: dict[Any, Callable[..., Any]] = {
 }
 
 
-def _sum_of_shifts(total: Any, x: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
-    """`total` plus a filter of each channel. Shapes: x [B, C or 1, H, W], weight [C, kh, kw] -> float32 [B, C, h, w]."""
+def _sum_of_shifts(x: Tensor, weight: Tensor, total: Any, geometry: Geometry) -> Tensor:
+    """`total` plus a filter of each channel. Shapes: x [B, C, H, W], weight [C, kh, kw] -> float32 [B, C, h, w]."""
     (sy, sx), (py, px), (dy, dx) = geometry
     rows, columns = weight.shape[-2:]
     height = (x.shape[-2] + 2 * py - dy * (rows - 1) - 1) // sy + 1
@@ -119,13 +114,18 @@ def _sum_of_shifts(total: Any, x: Tensor, weight: Tensor, geometry: Geometry) ->
     return total
 
 
-def _product(x: Tensor, weight: Tensor, bias: Tensor | None, stride: tuple[int, int]) -> Tensor:
-    """A 1×1 filter: [pixels, Ci] times [Ci, Co]. Shapes: x [B, Ci, H, W], weight [Co, Ci] -> [B, Co, h, w]."""
-    x = x.permute(0, 2, 3, 1)[:, :: stride[0], :: stride[1]]
-    y = x.reshape(-1, x.shape[-1]) @ weight.T
+def _product(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
+    """A filter without dilation: [output pixels, Ci * kh * kw] times [Ci * kh * kw, Co]. Shapes: x [B, Ci, H, W], weight [Co,
+    Ci, kh, kw] -> [B, Co, h, w]."""
+    (sy, sx), (py, px), _ = geometry
+    rows, columns = weight.shape[-2:]
+    x = F.pad(x.permute(0, 2, 3, 1), (0, 0, px, px, py, py)) if px or py else x.permute(0, 2, 3, 1)
+    windows = x.unfold(1, rows, sy).unfold(2, columns, sx)  # [B, h, w, Ci, kh, kw]
+    flat = weight.flatten(1)
+    y = windows.reshape(-1, flat.shape[1]) @ flat.T
     if bias is not None:
         y = (y.float() + bias.float()).to(x.dtype)
-    return y.view(*x.shape[:-1], -1).permute(0, 3, 1, 2)
+    return y.view(*windows.shape[:3], -1).permute(0, 3, 1, 2)
 
 
 def _neighbours(count: int, target: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
