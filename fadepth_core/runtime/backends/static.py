@@ -23,8 +23,8 @@ from fadepth_core.runtime.backends import Backend, BackendSpec, FrameInput, Fram
 #: return the same tensors every time.
 Compute = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, ...]]
 
-#: How many numbers K, scale and limits of a frame have. They are in one buffer, so that one upload is enough. Each kind
-#: starts at a multiple of 256 bytes, the alignment that TensorRT requires of its inputs.
+#: How many numbers K, scale and limits of a frame have. Each kind starts at a multiple of 256 bytes, the alignment that TensorRT
+#: requires of its inputs.
 _PARAMETERS = (9, 1, 2)
 _ALIGNMENT = 64  # floats
 #: Runs before a graph is captured: libraries choose algorithms and allocate in the first ones.
@@ -51,12 +51,21 @@ class InferenceBuffers:
         def host(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
             return torch.zeros(shape, dtype=dtype, pin_memory=self._cuda)
 
-        self._host_in = host(batch, height, width, 3, dtype=torch.uint8), host(_parameter_floats(batch))
+        # One buffer for images and parameters, so that one upload is enough.
+        split = 4 * _parameter_floats(batch)
+        self._host_in = host(split + batch * height * width * 3, dtype=torch.uint8)
         self._host_out = (host(batch, h, w), host(batch, h, w, 3), *([host(batch, h, w)] if has_confidence else []))
-        self._device_in = tuple(x.to(device) for x in self._host_in)  # on a CPU, the same tensors
-        # Views of the host buffers, which each run writes and reads.
-        self._images = self._host_in[0].numpy()
-        self._intrinsics, self._scales, self._limits = (x.numpy() for x in _parameter_views(self._host_in[1], batch))
+        self._device_in = self._host_in.to(device)  # on a CPU, the same tensor
+
+        def views(buffer: Tensor) -> tuple[Tensor, list[Tensor]]:
+            images = buffer[split:].view(batch, height, width, 3)
+            return images, _parameter_views(buffer[:split].view(torch.float32), batch)
+
+        # Views of the buffers, which each run writes and reads.
+        self._inputs = views(self._device_in)
+        images, parameters = views(self._host_in)
+        self._images = images.numpy()
+        self._intrinsics, self._scales, self._limits = (x.numpy() for x in parameters)
         self._out = tuple(x.numpy() for x in self._host_out)
         # Which results a run downloads, and of how many frames.
         self._wanted, self._count = OptionalOutputs(False, False), batch
@@ -115,13 +124,12 @@ class InferenceBuffers:
 
     def upload(self) -> None:
         if self._cuda:
-            for on_device, on_host in zip(self._device_in, self._host_in, strict=True):
-                on_device.copy_(on_host, non_blocking=True)
+            self._device_in.copy_(self._host_in, non_blocking=True)
 
     def compute(self) -> tuple[Tensor, ...]:
-        image, parameters = self._device_in
-        intrinsics, scales, limits = (x[: self._count] for x in _parameter_views(parameters, len(image)))
-        return self._compute(image[: self._count], intrinsics.view(-1, 3, 3), scales, limits)
+        images, parameters = self._inputs
+        intrinsics, scales, limits = (x[: self._count] for x in parameters)
+        return self._compute(images[: self._count], intrinsics.view(-1, 3, 3), scales, limits)
 
     def download(self, results: tuple[Tensor, ...], with_points: bool, with_confidence: bool = False) -> None:
         wanted = (True, with_points, with_confidence)[: len(results)]
