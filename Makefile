@@ -59,7 +59,7 @@ $(VENV)/test.done: $(VENV)/demo.done
 	$(PIP) install --quiet '$(TORCH)' || \
 	  $(PIP) install --quiet '$(TORCH)' --extra-index-url https://download.pytorch.org/whl/cpu
 	$(PIP) install --quiet --no-deps '$(TORCHVISION)'
-	$(PIP) install --quiet --editable '.[ros,cpu,view,foxglove,train,adapt,assets,quantize,odometry,dev]'
+	$(PIP) install --quiet --editable '.[ros,cpu,view,foxglove,train,adapt,assets,quantize,odometry,cluster,dev]'
 	$(PIP) install --quiet --no-deps $(TENSORRT)
 	@touch $@
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import os
 import signal
 import subprocess
@@ -47,7 +46,7 @@ def test_a_failure_or_a_crash_does_not_end_the_others(tmp_path):
     assert outcomes[0].text == f"{max(1, usable_cpus() // 2)} processors"
 
 
-@pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="needs ray")
+@pytest.mark.slow  # a cluster takes several processors while it starts
 def test_a_ray_cluster_gives_the_same_outcomes(tmp_path, monkeypatch):
     """A cluster of one machine. Its workers import this file."""
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]))
