@@ -38,6 +38,16 @@ def test_every_form_computes_the_same(monkeypatch, form):
     torch.testing.assert_close(depth, expected)
 
 
+@pytest.mark.parametrize("form", ["sums", "arithmetic"])
+def test_neighbouring_channels_of_a_depthwise_filter_are_neighbours_in_memory(monkeypatch, form):
+    monkeypatch.setattr(torch, "compile", lambda module, **_: module)
+    graph = DepthGraph(SmallNetwork()).eval()
+    compiled = inductor.compile_graph(graph, (64, 96), 1, form)
+    depthwise = next(weight for weight in compiled.parameters() if weight.shape == (3, 1, 3, 3))
+    assert depthwise.permute(2, 3, 1, 0).is_contiguous()
+    assert graph.network.convs[0].weight.is_contiguous()  # that of the caller is as before
+
+
 def test_as_arithmetic_no_call_of_a_library_is_left(monkeypatch):
     monkeypatch.setattr(torch, "compile", lambda module, **_: module)
     graph = DepthGraph(load_network(Checkpoint()), dtype=torch.float16).eval()
