@@ -128,9 +128,11 @@ def _with_weights_by_tap(graph: DepthGraph) -> DepthGraph:
     """
     import torch
 
+    from fadepth_core.models.layers.depthwise_sum import DepthwiseSum
+
     graph = copy.deepcopy(graph)
     for module in graph.modules():
-        if isinstance(module, torch.nn.Conv2d) and module.groups > 1:
+        if isinstance(module, torch.nn.Conv2d) and DepthwiseSum.replaces(module):
             module.weight.data = module.weight.data.permute(2, 3, 1, 0).contiguous().permute(3, 2, 0, 1)
     return graph
 
