@@ -73,7 +73,8 @@ _MERGE = {
     # Makes the orders of a product, [pixels, C], and of an image, [h, w, C], comparable (61).
     "loop_ordering_after_fusion": False,
 }
-_OVERLAP = {"triton.enable_pdl": True}  # a kernel starts before the one before it has ended (compute capability 9.0)
+#: A kernel starts before the one before it has ended (compute capability 9.0).
+_OVERLAP = {"triton.enable_pdl": True}
 
 #: Only "sums" is used by the backend. Those below it have not run on a GPU yet: `benchmarks/gpu.py --sections forms` compares all.
 FORMS: Mapping[str, Form] = MappingProxyType(
@@ -81,10 +82,11 @@ FORMS: Mapping[str, Form] = MappingProxyType(
         "convolutions": Form(),
         "sums": Form(depthwise_sums=True),
         "arithmetic": Form(arithmetic=True, options=_MERGE),
-        "arithmetic, overlapped": Form(arithmetic=True, options={**_MERGE, **_OVERLAP}),
-        "arithmetic, overlapped and combined": Form(
-            arithmetic=True, options={**_MERGE, **_OVERLAP, "combo_kernels": True}
-        ),
+        "overlapped": Form(arithmetic=True, options={**_MERGE, **_OVERLAP}),
+        # Kernels that do not need each other become one.
+        "combined": Form(arithmetic=True, options={**_MERGE, **_OVERLAP, "combo_kernels": True}),
+        # Sizes of blocks are tried, which takes long.
+        "tuned": Form(arithmetic=True, options={**_MERGE, **_OVERLAP, "coordinate_descent_tuning": True}),
     }
 )
 
