@@ -49,13 +49,13 @@ $(VENV)/bin/python:
 	  { rm -rf $(VENV); echo "python3 -m venv failed; on Debian and Ubuntu: sudo apt install python3-venv"; exit 1; }
 
 # The depth node needs neither a ROS 2 installation nor torch: rclpy comes as wheels, the network runs in OpenVINO.
-$(VENV)/demo.done: $(VENV)/bin/python setup.py
+$(VENV)/demo.done: $(VENV)/bin/python setup.py Makefile
 	$(PIP) install --quiet --editable '.[ros,cpu,view]'
 	@touch $@
 
 # The CPU build of torch: PyPI's own for Linux brings gigabytes of CUDA. timm imports torchvision, of which it needs nothing
 # that the build for another torch lacks.
-$(VENV)/test.done: $(VENV)/demo.done
+$(VENV)/test.done: $(VENV)/demo.done Makefile
 	$(PIP) install --quiet '$(TORCH)' || \
 	  $(PIP) install --quiet '$(TORCH)' --extra-index-url https://download.pytorch.org/whl/cpu
 	$(PIP) install --quiet --no-deps '$(TORCHVISION)'
@@ -64,6 +64,6 @@ $(VENV)/test.done: $(VENV)/demo.done
 	@touch $@
 
 # rclpy, because the table of parameters is read from the node's own code.
-$(VENV)/docs.done: $(VENV)/bin/python setup.py
+$(VENV)/docs.done: $(VENV)/bin/python setup.py Makefile
 	$(PIP) install --quiet --editable '.[ros,docs]'
 	@touch $@
