@@ -148,8 +148,9 @@ class Statistics:
         self._log.flush(now)
 
     def resume(self) -> None:
-        """Frames are expected again from now on: the time before is no interval between frames."""
-        self._last_arrival = time.monotonic()
+        """Frames are expected again from now on: the time before is no interval between frames, and does not belong to a rate."""
+        self._last_arrival = self._window.start = time.monotonic()
+        self._previous.clear()
 
     def dropped(self, cause: str, frames: int = 1) -> None:
         """Count frames that were dropped for a cause."""

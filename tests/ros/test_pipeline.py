@@ -303,6 +303,20 @@ def test_a_camera_is_silent_only_if_it_misses_its_own_rate(monkeypatch, period):
     assert all(report.silent for report in stopped[limit:])
 
 
+def test_the_rate_after_an_idle_time_does_not_count_that_time(monkeypatch):
+    clock, statistics = Clock(monkeypatch), Statistics(logging.getLogger("test"))
+    clock.reports(statistics, 0.1, 5)
+    clock.reports(statistics, 1.0, 300, frames=False)
+    clock.now += 0.7  # within the time of a report
+    statistics.resume()
+    for _ in range(2):
+        clock.now += 0.1
+        statistics.received(1)
+        statistics.finished([DEPTH], 0.01, 0.02)
+    report = statistics.report()
+    assert report.published[DEPTH] / report.seconds == pytest.approx(10)
+
+
 @pytest.fixture
 def logged(monkeypatch, caplog):
     """A clock, and a function that returns the lines logged since its last call, with their levels."""
