@@ -55,7 +55,7 @@ $(VENV)/demo.done: $(VENV)/bin/python setup.py Makefile
 
 # The CPU build of torch: PyPI's own for Linux brings gigabytes of CUDA. timm imports torchvision, of which it needs nothing
 # that the build for another torch lacks.
-$(VENV)/test.done: $(VENV)/demo.done Makefile
+$(VENV)/test.done: $(VENV)/demo.done
 	$(PIP) install --quiet '$(TORCH)' || \
 	  $(PIP) install --quiet '$(TORCH)' --extra-index-url https://download.pytorch.org/whl/cpu
 	$(PIP) install --quiet --no-deps '$(TORCHVISION)'
