@@ -149,7 +149,9 @@ def candidates(
                 problems.setdefault(f"{title}, {size[0]}x{size[1]}, batch {batch}", _message(error))
 
 
-def _backend(name: str, precision: str, network: nn.Module, framing: Framing, batch: int) -> Backend:
+def _backend(
+    name: str, precision: str, network: nn.Module, framing: Framing, batch: int, form: str = "sums"
+) -> Backend:
     graph = DepthGraph(copy.deepcopy(network), framing, DTYPES[precision]).to(DEVICE).eval()
     graph = graph.to(memory_format=torch.channels_last)
     if name == "eager":
@@ -159,11 +161,11 @@ def _backend(name: str, precision: str, network: nn.Module, framing: Framing, ba
         if name == "tensorrt":
             return tensorrt.PlanRunner(tensorrt.compile_graph(graph, framing.camera_size, frames))
         if name == "inductor":
-            return inductor.compile_graph(graph, framing.camera_size, frames)
+            return inductor.compile_graph(graph, framing.camera_size, frames, form)
         return graph
 
     spec = BackendSpec(None, framing, precision, default_threads(), batch)
-    return StaticBackend(make, spec, DEVICE, "" if CUDA else "CPU", has_confidence=False)
+    return StaticBackend(make, spec, DEVICE, "" if CUDA else "CPU", has_confidence=network.confidence is not None)
 
 
 @functools.cache  # compiled once for all sections
@@ -299,10 +301,7 @@ def section_shares(args) -> Iterator[str]:
             "download": lambda: buffers.download(results, with_points=True),
         }
         for name, part in parts.items():
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, stream=buffers.cuda_stream):
-                part()
-            yield _row(name, f"{1e3 * _cuda_ms(graph.replay, buffers.cuda_stream, args.frames):.1f}")
+            yield _row(name, f"{_captured_microseconds(part, buffers.cuda_stream, args.frames):.1f}")
 
     launched, whole = [], []
     for _ in range(args.frames):
@@ -341,60 +340,36 @@ def measure_form(form: str, frames: int) -> tuple[object, ...]:
     """A row of `section_forms`."""
     framing = Framing.plan(FIRST_SIZE, FIRST_SIZE)
     network = networks()["ResNet-18"] if form == RESNET else load_network(Checkpoint())
-    precision = "fp16" if CUDA else "fp32"
-    reference = DepthGraph(copy.deepcopy(network), framing).eval()
-    graph = DepthGraph(network, framing, DTYPES[precision]).to(DEVICE).eval().to(memory_format=torch.channels_last)
-    begin = time.perf_counter()
-    backend = StaticBackend(
-        lambda batch: inductor.compile_graph(graph, FIRST_SIZE, batch, "sums" if form == RESNET else form),
-        BackendSpec(None, framing, precision, default_threads()),
-        DEVICE,
-        "" if CUDA else "CPU",
-        has_confidence=network.confidence is not None,
-    )
     image = next(iter(VideoFile(CLIP)))
     image = Framing.plan(image.shape[:2], FIRST_SIZE).to_network(image)
     frame = FrameInput(image, K, limits=LIMITS)
+    begin = time.perf_counter()
+    chosen = "sums" if form == RESNET else form
+    backend = _backend("inductor", "fp16" if CUDA else "fp32", network, framing, 1, chosen)
     depth = backend.infer(frame).depth.copy()
     start = time.perf_counter() - begin
 
-    whole = []
-    for _ in range(frames):
-        begin = time.perf_counter()
-        backend.infer(frame)
-        whole.append(time.perf_counter() - begin)
-    median = float(np.median(whole))
-    kernels, compute = _kernels_and_compute(backend, frame, frames) if CUDA else ("-", "-")
+    ms = engine_benchmark.measure({form: lambda _image: backend.infer(frame)}, image, frames)[form]
+    median = float(np.median(ms))
+    kernels = compute = "-"
+    if CUDA:
+        kernels = f"{sum(calls for _, calls, _ in _kernels(lambda: backend.infer(frame))):.0f}"
+        compute = f"{_captured_microseconds(backend.single.compute, backend.single.cuda_stream, frames):.0f}"
+    inputs = (torch.from_numpy(image), torch.from_numpy(K).float(), torch.ones(1), torch.tensor(LIMITS))
     with torch.inference_mode():
-        expected = reference(torch.from_numpy(image), torch.from_numpy(K).float(), torch.ones(1), torch.tensor(LIMITS))[
-            0
-        ]
-    difference = np.abs(depth - expected.numpy()) / expected.numpy()
+        expected = DepthGraph(network, framing).eval()(*inputs)[0].numpy()
+    difference = np.abs(depth - expected) / expected
     return (
         form,
         kernels,
         compute,
-        f"{1e6 * median:.0f}",
-        f"{1e6 * np.quantile(whole, 0.99):.0f}",
-        f"{1 / median:.0f}",
+        f"{1e3 * median:.0f}",
+        f"{1e3 * np.quantile(ms, 0.99):.0f}",
+        f"{1e3 / median:.0f}",
         f"{np.nanmedian(difference):.1e}",
         f"{np.nanmax(difference):.1e}",
         f"{start:.1f}",
     )
-
-
-def _kernels_and_compute(backend: StaticBackend, frame: FrameInput, frames: int) -> tuple[str, str]:
-    """Kernels and copies of a frame, and microseconds of the captured graph without copies."""
-    buffers, runs = backend.single, 20
-    graph = torch.cuda.CUDAGraph()
-    with torch.inference_mode(), torch.cuda.graph(graph, stream=buffers.cuda_stream):
-        buffers.compute()
-    compute = 1e3 * _cuda_ms(graph.replay, buffers.cuda_stream, frames)
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
-        for _ in range(runs):
-            backend.infer(frame)
-    count = sum(e.count for e in profile.key_averages() if e.device_time_total > 0) / runs
-    return f"{count:.0f}", f"{compute:.0f}"
 
 
 def section_kernels(args) -> Iterator[str]:
@@ -403,20 +378,13 @@ def section_kernels(args) -> Iterator[str]:
     plain = next(candidates(FIRST_SIZE, 1, [("torch", "fp16")], {}))
     for candidate in (fastest(), plain):
         image = np.zeros((*FIRST_SIZE, 3), np.uint8)
-        runs = 20
-        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
-            for _ in range(runs):
-                candidate.run(image)
-        events = [e for e in profile.key_averages() if e.device_time_total > 0]
-        events.sort(key=lambda event: -event.device_time_total)
-        total = sum(e.device_time_total for e in events) / runs
-        count = sum(e.count for e in events) / runs
+        kernels = _kernels(functools.partial(candidate.run, image))
+        count, total = (sum(kernel[i] for kernel in kernels) for i in (1, 2))
         yield f"{candidate.name}: {count:.0f} kernels and copies, {total:.0f} microseconds."
         yield ""
         yield from _table(("kernel", "count", "microseconds"), [])
-        for event in events[:15]:
-            key = event.key.replace("|", "/")[:100]
-            yield _row(f"`{key}`", f"{event.count / runs:.0f}", f"{event.device_time_total / runs:.1f}")
+        for key, calls, microseconds in kernels[:15]:
+            yield _row(f"`{key.replace('|', '/')[:100]}`", f"{calls:.0f}", f"{microseconds:.1f}")
         yield ""
 
 
@@ -687,6 +655,25 @@ def _cuda_ms(run: Callable[[], object], stream, count: int) -> float:
             end.synchronize()
             times.append(begin.elapsed_time(end))
     return float(np.median(times[3:]))
+
+
+@torch.inference_mode()
+def _captured_microseconds(part: Callable[[], object], stream, count: int) -> float:
+    """Microseconds of a part of a frame as a CUDA graph of its own, median of `count`."""
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, stream=stream):
+        part()
+    return 1e3 * _cuda_ms(graph.replay, stream, count)
+
+
+def _kernels(run: Callable[[], object], runs: int = 20) -> list[tuple[str, float, float]]:
+    """Kernels and copies of a run: name, calls and microseconds, those that take most time first."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        for _ in range(runs):
+            run()
+    events = [e for e in profile.key_averages() if e.device_time_total > 0]
+    events.sort(key=lambda event: -event.device_time_total)
+    return [(e.key, e.count / runs, e.device_time_total / runs) for e in events]
 
 
 def _activation_bytes(network: nn.Module, shape: tuple[int, ...], width: int) -> int:
