@@ -46,15 +46,14 @@ def convolution_as_arithmetic(
     Shapes: x [B, Ci, H, W], weight [Co, Ci / groups, kh, kw] -> [B, Co, h, w].
     """
     geometry = Geometry(*((v[0], v[-1]) for v in (stride, padding, dilation)))  # aten allows one number for both
-    offset: Any = 0.0 if bias is None else bias.float().view(-1, 1, 1)
     channels, outputs = x.shape[1], weight.shape[0]
     if channels == outputs == groups > 1:
-        return _sum_of_shifts(x, weight[:, 0], offset, geometry).to(x.dtype)
+        return _sum_of_shifts(x, weight[:, 0], bias, geometry)
     pointwise = weight.shape[-2:] == (1, 1) and geometry.padding == (0, 0)
     if groups > 1 or geometry.dilation != (1, 1) or not (pointwise or channels <= FEW_CHANNELS):
         return NotImplemented
     if outputs == 1 and pointwise and geometry.stride == (1, 1):
-        return ((x.float() * weight[0].float()).sum(1, keepdim=True) + offset).to(x.dtype)
+        return ((x.float() * weight[0].float()).sum(1, keepdim=True) + _offset(x, bias)).to(x.dtype)
     return NotImplemented if x.dtype == torch.float32 else _product(x, weight, bias, geometry)
 
 
@@ -93,12 +92,18 @@ ARITHMETIC: dict[Any, Callable[..., Any]] = {
 }
 
 
-def _sum_of_shifts(x: Tensor, weight: Tensor, total: Any, geometry: Geometry) -> Tensor:
-    """`total` plus a filter of each channel. Shapes: x [B, C, H, W], weight [C, kh, kw] -> float32 [B, C, h, w]."""
+def _offset(x: Tensor, bias: Tensor | None) -> Tensor:
+    """The bias as a float32 image, [C, 1, 1], or 0."""
+    return x.new_zeros((), dtype=torch.float32) if bias is None else bias.float().view(-1, 1, 1)
+
+
+def _sum_of_shifts(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
+    """A filter of each channel. Shapes: x [B, C, H, W], weight [C, kh, kw] -> [B, C, h, w]."""
     (sy, sx), (py, px), (dy, dx) = geometry
     rows, columns = weight.shape[-2:]
     height = (x.shape[-2] + 2 * py - dy * (rows - 1) - 1) // sy + 1
     width = (x.shape[-1] + 2 * px - dx * (columns - 1) - 1) // sx + 1
+    total = _offset(x, bias)
     # One operation for each element of the filter, because the compiler needs time for each.
     taps = iter(weight.float().flatten(1).T[..., None, None].unbind())
     for i in range(rows):
@@ -110,8 +115,8 @@ def _sum_of_shifts(x: Tensor, weight: Tensor, total: Any, geometry: Geometry) ->
             part, tap = F.pad(x, (-left, right, -top, bottom)).float(), next(taps)
             if (sy, sx) != (1, 1):
                 part = part[..., ::sy, ::sx]
-            total = torch.addcmul(total, part, tap) if isinstance(total, Tensor) else part * tap
-    return total
+            total = torch.addcmul(total, part, tap)
+    return total.to(x.dtype)
 
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import copy
 import importlib.util
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from types import MappingProxyType
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from fadepth_core.runtime.backends import Backend, BackendSpec, BackendType
@@ -52,12 +50,12 @@ class Form:
     Attributes:
         depthwise_sums: depthwise filters as sums of shifted images.
         arithmetic: nearly everything as sums and products (`runtime.decompositions`), so that no library is called.
-        options: options of torch.compile.
+        options: options of torch.compile; None for its defaults.
     """
 
     depthwise_sums: bool = False
     arithmetic: bool = False
-    options: Mapping[str, Any] = field(default_factory=dict)
+    options: dict[str, Any] | None = None
 
 
 #: Options with which Inductor merges `decompositions.ARITHMETIC` as intended. With all of them a frame of SmallDepth takes 57
@@ -77,18 +75,16 @@ _MERGE = {
 _OVERLAP = {"triton.enable_pdl": True}
 
 #: Only "sums" is used by the backend. Those below it have not run on a GPU yet: `benchmarks/gpu.py --sections forms` compares all.
-FORMS: Mapping[str, Form] = MappingProxyType(
-    {
-        "convolutions": Form(),
-        "sums": Form(depthwise_sums=True),
-        "arithmetic": Form(arithmetic=True, options=_MERGE),
-        "overlapped": Form(arithmetic=True, options={**_MERGE, **_OVERLAP}),
-        # Kernels that do not need each other become one.
-        "combined": Form(arithmetic=True, options={**_MERGE, **_OVERLAP, "combo_kernels": True}),
-        # Sizes of blocks are tried, which takes long.
-        "tuned": Form(arithmetic=True, options={**_MERGE, **_OVERLAP, "coordinate_descent_tuning": True}),
-    }
-)
+FORMS = {
+    "convolutions": Form(),
+    "sums": Form(depthwise_sums=True),
+    "arithmetic": Form(arithmetic=True, options=_MERGE),
+    "overlapped": Form(arithmetic=True, options={**_MERGE, **_OVERLAP}),
+    # Kernels that do not need each other become one.
+    "combined": Form(arithmetic=True, options={**_MERGE, **_OVERLAP, "combo_kernels": True}),
+    # Sizes of blocks are tried, which takes long.
+    "tuned": Form(arithmetic=True, options={**_MERGE, **_OVERLAP, "coordinate_descent_tuning": True}),
+}
 
 
 def compile_graph(graph: DepthGraph, camera_size: tuple[int, int], batch: int, form: str = "sums") -> Compute:
@@ -119,7 +115,7 @@ def compile_graph(graph: DepthGraph, camera_size: tuple[int, int], batch: int, f
         exported = torch.export.export(graph, graph.example_inputs(camera_size, batch))
         if how.arithmetic:
             exported = exported.run_decompositions(ARITHMETIC)
-    return torch.compile(exported.module(), fullgraph=True, dynamic=False, options=dict(how.options) or None)
+    return torch.compile(exported.module(), fullgraph=True, dynamic=False, options=how.options)
 
 
 def _with_weights_by_tap(graph: DepthGraph) -> DepthGraph:
